@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's configuration: one TOML file, each section the settings of one component.
+
+docs/configuration.md describes every setting. An unknown key, a value of a wrong type or one that contradicts
+another is refused with its path (`proxmox.vmid_range`) before anything is started.
+"""
+
+from __future__ import annotations
+
+import socket
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from pvecri.errors import PvecriError
+
+DEFAULT_PATH = Path("/etc/pvecri/config.toml")
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class ConfigError(PvecriError):
+    """The configuration cannot be used; the message names the file and the setting."""
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The base of every section: a key that is not declared is an error."""
+
+
+class VmidRange(Section):
+    """The VMIDs that pvecri may give to pods, both ends included."""
+
+    first: Annotated[int, msgspec.Meta(ge=100)] = 900_000
+    last: Annotated[int, msgspec.Meta(le=999_999_999)] = 999_999
+
+
+class ProxmoxConfig(Section):
+    """How to reach the Proxmox VE API, and what the pods' containers look like there.
+
+    Either an API token (`token_id`, `token_secret_file`) or a user's password (`username`, `password_file`).
+    The server's certificate is verified by `fingerprint` (SHA-256 of the certificate, hex with or without
+    colons) when set, else by `ca_file`, else by the system's authorities.
+    """
+
+    url: str = "https://127.0.0.1:8006"
+    node: str = ""
+    token_id: str = ""
+    token_secret_file: Path | None = None
+    username: str = ""
+    password_file: Path | None = None
+    fingerprint: str = ""
+    ca_file: Path | None = None
+    storage: str = "local"
+    template_storage: str = "local"
+    rootfs_size_gib: Annotated[int, msgspec.Meta(ge=0)] = 0
+    vmid_range: VmidRange = VmidRange()
+    pool: str = ""
+    tags: tuple[str, ...] = ("pvecri",)
+    unprivileged: bool = True
+    memory_overhead_mib: Annotated[int, msgspec.Meta(ge=0)] = 32
+    request_timeout: Positive = 30.0
+    task_timeout: Positive = 120.0
+
+    @property
+    def node_name(self) -> str:
+        """The node's name in Proxmox: as configured, else this host's short name, as Proxmox itself has it."""
+        return self.node or socket.gethostname().split(".")[0]
+
+
+class RuntimeConfig(Section):
+    """The daemon's own paths and the OCI programs.
+
+    `oci_runtime` is `auto` (crun on a pure cgroup v2 host that has it, else runc) or a program's path.
+    """
+
+    socket: Path = Path("/run/pvecri/pvecri.sock")
+    state_dir: Path = Path("/var/lib/pvecri")
+    run_dir: Path = Path("/run/pvecri")
+    oci_runtime: str = "auto"
+    conmon: str = "conmon"
+    lxc_path: Path = Path("/var/lib/lxc")
+    seccomp_profile: Path = Path("/usr/share/containers/seccomp.json")
+    start_timeout: Positive = 60.0
+    log_size_max: int = -1
+    pids_limit: int = 0
+
+
+class ImagesConfig(Section):
+    """The Image Manager: where images live and how they are fetched.
+
+    `root` empty means `images` below runtime.state_dir. `auth_file`, `registries_conf` and `policy` are the
+    containers-auth.json(5), containers-registries.conf(5) and containers-policy.json(5) files for skopeo.
+    """
+
+    root: Path | None = None
+    driver: str = "overlay"
+    skopeo: str = "skopeo"
+    auth_file: Path | None = None
+    registries_conf: Path | None = None
+    policy: Path | None = None
+    insecure_registries: tuple[str, ...] = ()
+    pinned: tuple[str, ...] = ()
+    pull_timeout: Positive = 1800.0
+    max_layer_size: Annotated[int, msgspec.Meta(gt=0)] = 64 << 30
+    max_layer_entries: Annotated[int, msgspec.Meta(gt=0)] = 5_000_000
+
+
+class NetworkConfig(Section):
+    """The Network Manager: CNI's directories (see the CNI specification, section 2 and 5)."""
+
+    conf_dir: Path = Path("/etc/cni/net.d")
+    bin_dirs: tuple[Path, ...] = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
+    cache_dir: Path = Path("/var/lib/pvecri/cni")
+    plugin_timeout: Positive = 60.0
+
+
+class LogConfig(Section):
+    """The daemon's own log, to standard error."""
+
+    level: str = "info"
+
+
+class Config(Section):
+    """The whole file."""
+
+    proxmox: ProxmoxConfig = ProxmoxConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    images: ImagesConfig = ImagesConfig()
+    network: NetworkConfig = NetworkConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def images_root(self) -> Path:
+        """Where the image store lives."""
+        return self.images.root or self.runtime.state_dir / "images"
+
+
+def parse(text: str, origin: str = "configuration") -> Config:
+    """Read a configuration from TOML text; `origin` names it in errors.
+
+    Raises ConfigError, whose message names the setting.
+    """
+    try:
+        config = msgspec.convert(tomllib.loads(text), Config, strict=True, dec_hook=_path)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{origin}: {str(error).replace('`$.', '`')}") from error
+    _check(config, origin)
+    return config
+
+
+def load(path: Path) -> Config:
+    """Read the configuration file; ConfigError when it is missing, unreadable or wrong."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    return parse(text, str(path))
+
+
+def read_secret(path: Path, setting: str) -> str:
+    """The secret that a file holds, without the line's end; `setting` names it in the ConfigError."""
+    try:
+        secret = path.read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"{setting}: {path}: {error.strerror}") from error
+    if not secret:
+        raise ConfigError(f"{setting}: {path} is empty")
+    return secret
+
+
+def _path(kind: type, value: object) -> object:
+    """Msgspec's hook for the one type here that TOML does not have."""
+    if kind is not Path or not isinstance(value, str):
+        raise msgspec.ValidationError(f"Expected `{kind.__name__}`, got {value!r}")
+    return Path(value)
+
+
+def _check(config: Config, origin: str) -> None:
+    """What the types cannot say."""
+    proxmox = config.proxmox
+    if proxmox.vmid_range.first > proxmox.vmid_range.last:
+        raise ConfigError(f"{origin}: proxmox.vmid_range: first is larger than last")
+    if bool(proxmox.token_id) != bool(proxmox.token_secret_file):
+        raise ConfigError(f"{origin}: proxmox.token_id and proxmox.token_secret_file go together")
+    if bool(proxmox.username) != bool(proxmox.password_file):
+        raise ConfigError(f"{origin}: proxmox.username and proxmox.password_file go together")
+    if proxmox.token_id and proxmox.username:
+        raise ConfigError(f"{origin}: set proxmox.token_id or proxmox.username, not both")
+    for name in ("socket", "state_dir", "run_dir", "lxc_path"):
+        if not getattr(config.runtime, name).is_absolute():
+            raise ConfigError(f"{origin}: runtime.{name}: must be an absolute path")

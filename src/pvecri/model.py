@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pods, containers and images as plain values: what the components say to each other.
+
+The vocabulary is the CRI's, without protobuf: `cri/` translates at the border. All values are frozen; a change
+makes a new value (`msgspec.structs.replace`). Sizes are bytes and times nanoseconds since the epoch unless the
+name says otherwise. The store writes them as JSON, so a field that is added needs a default.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NewType
+
+import msgspec
+
+SandboxId = NewType("SandboxId", str)
+"""64 lower-case hex digits."""
+ContainerId = NewType("ContainerId", str)
+"""64 lower-case hex digits."""
+ImageId = NewType("ImageId", str)
+"""`sha256:` and 64 hex digits: the digest of the image's config, as CRI clients know image ids."""
+Vmid = NewType("Vmid", int)
+"""A Proxmox guest's number, unique in the cluster: 100 to 999999999."""
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The base of every value here."""
+
+
+# -- namespaces and security ---------------------------------------------------------------------------------
+
+
+class NamespaceMode(Enum):
+    """Whose namespace a container uses (CRI NamespaceMode)."""
+
+    POD = "pod"
+    CONTAINER = "container"
+    NODE = "node"
+    TARGET = "target"
+
+
+class IdMapping(Value):
+    """`length` ids from `container_id` inside the user namespace are `host_id`… outside."""
+
+    container_id: int
+    host_id: int
+    length: int
+
+
+class UserNamespace(Value):
+    """The user namespace that the kubelet asks for: POD with mappings, or NODE for none."""
+
+    mode: NamespaceMode = NamespaceMode.NODE
+    uids: tuple[IdMapping, ...] = ()
+    gids: tuple[IdMapping, ...] = ()
+
+
+class NamespaceOptions(Value):
+    """CRI NamespaceOption. `target_id` is a container id when `pid` is TARGET."""
+
+    network: NamespaceMode = NamespaceMode.POD
+    pid: NamespaceMode = NamespaceMode.POD
+    ipc: NamespaceMode = NamespaceMode.POD
+    target_id: str = ""
+    user: UserNamespace | None = None
+
+    @property
+    def uses_host(self) -> bool:
+        """Whether any namespace is the node's own."""
+        return NamespaceMode.NODE in (self.network, self.pid, self.ipc)
+
+
+class ProfileKind(Enum):
+    """Where a seccomp or AppArmor profile comes from (CRI SecurityProfile.ProfileType)."""
+
+    RUNTIME_DEFAULT = "runtime/default"
+    UNCONFINED = "unconfined"
+    LOCALHOST = "localhost"
+
+
+class SecurityProfile(Value):
+    """A seccomp or AppArmor profile; `localhost_ref` is its path or name when the kind is LOCALHOST."""
+
+    kind: ProfileKind = ProfileKind.RUNTIME_DEFAULT
+    localhost_ref: str = ""
+
+
+class GroupsPolicy(Enum):
+    """Whether the image's /etc/group adds supplemental groups (MERGE) or not (STRICT)."""
+
+    MERGE = "merge"
+    STRICT = "strict"
+
+
+class SandboxSecurity(Value):
+    """CRI LinuxSandboxSecurityContext."""
+
+    namespaces: NamespaceOptions = NamespaceOptions()
+    privileged: bool = False
+    readonly_rootfs: bool = False
+    run_as_user: int | None = None
+    run_as_group: int | None = None
+    supplemental_groups: tuple[int, ...] = ()
+    groups_policy: GroupsPolicy = GroupsPolicy.MERGE
+    seccomp: SecurityProfile | None = None
+    apparmor: SecurityProfile | None = None
+
+
+class Capabilities(Value):
+    """Capability names without `CAP_`, upper case; `ALL` stands for every one."""
+
+    add: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    ambient: tuple[str, ...] = ()
+
+
+class ContainerSecurity(Value):
+    """CRI LinuxContainerSecurityContext."""
+
+    namespaces: NamespaceOptions = NamespaceOptions()
+    privileged: bool = False
+    capabilities: Capabilities = Capabilities()
+    run_as_user: int | None = None
+    run_as_group: int | None = None
+    run_as_username: str = ""
+    supplemental_groups: tuple[int, ...] = ()
+    groups_policy: GroupsPolicy = GroupsPolicy.MERGE
+    readonly_rootfs: bool = False
+    no_new_privs: bool = False
+    masked_paths: tuple[str, ...] = ()
+    readonly_paths: tuple[str, ...] = ()
+    seccomp: SecurityProfile | None = None
+    apparmor: SecurityProfile | None = None
+
+
+# -- resources -----------------------------------------------------------------------------------------------
+
+
+class HugepageLimit(Value):
+    """`page_size` as the kernel names it, such as `2MB`; `limit` in bytes."""
+
+    page_size: str
+    limit: int
+
+
+class Resources(Value):
+    """CRI LinuxContainerResources; 0 or empty means not said.
+
+    `cpu_period` and `cpu_quota` are microseconds; `cpu_shares` are cgroup v1 shares (2 to 262144).
+    """
+
+    cpu_period: int = 0
+    cpu_quota: int = 0
+    cpu_shares: int = 0
+    memory_limit: int = 0
+    memory_swap_limit: int = 0
+    oom_score_adj: int = 0
+    cpuset_cpus: str = ""
+    cpuset_mems: str = ""
+    hugepage_limits: tuple[HugepageLimit, ...] = ()
+    unified: dict[str, str] = {}
+
+
+# -- pod sandboxes -------------------------------------------------------------------------------------------
+
+
+class SandboxMetadata(Value):
+    """What the kubelet calls the pod; the four together are unique among the sandboxes."""
+
+    name: str
+    namespace: str
+    uid: str
+    attempt: int = 0
+
+
+class Protocol(Enum):
+    """The transport protocol of a port mapping."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    SCTP = "sctp"
+
+
+class PortMapping(Value):
+    """Traffic to `host_ip`:`host_port` of the node goes to `container_port` of the pod."""
+
+    protocol: Protocol
+    container_port: int
+    host_port: int
+    host_ip: str = ""
+
+
+class DnsConfig(Value):
+    """What the pod's resolv.conf says."""
+
+    servers: tuple[str, ...] = ()
+    searches: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+class SandboxConfig(Value):
+    """CRI PodSandboxConfig, validated."""
+
+    metadata: SandboxMetadata
+    hostname: str = ""
+    log_directory: str = ""
+    dns: DnsConfig | None = None
+    port_mappings: tuple[PortMapping, ...] = ()
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    cgroup_parent: str = ""
+    security: SandboxSecurity = SandboxSecurity()
+    sysctls: dict[str, str] = {}
+    overhead: Resources = Resources()
+    resources: Resources = Resources()
+
+
+class SandboxState(Enum):
+    """What clients see; a sandbox being made or removed is not seen at all."""
+
+    READY = "ready"
+    NOTREADY = "notready"
+
+
+# -- containers ----------------------------------------------------------------------------------------------
+
+
+class ContainerMetadata(Value):
+    """The container's name within its pod, and which try this is."""
+
+    name: str
+    attempt: int = 0
+
+
+class Propagation(Enum):
+    """Mount propagation, by the names that mount(8) and the OCI spec give it."""
+
+    PRIVATE = "rprivate"
+    HOST_TO_CONTAINER = "rslave"
+    BIDIRECTIONAL = "rshared"
+
+
+class Mount(Value):
+    """A directory or file of the node, or an image's content, at `container_path`."""
+
+    container_path: str
+    host_path: str = ""
+    readonly: bool = False
+    recursive_readonly: bool = False
+    selinux_relabel: bool = False
+    propagation: Propagation = Propagation.PRIVATE
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
+    image: str = ""
+    image_sub_path: str = ""
+
+
+class Device(Value):
+    """A device node of the node; `permissions` of the letters r, w and m."""
+
+    container_path: str
+    host_path: str
+    permissions: str
+
+
+class ContainerConfig(Value):
+    """CRI ContainerConfig, validated. `image` is the reference as the client gave it."""
+
+    metadata: ContainerMetadata
+    image: str
+    user_specified_image: str = ""
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    working_dir: str = ""
+    envs: tuple[tuple[str, str], ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    devices: tuple[Device, ...] = ()
+    cdi_devices: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    log_path: str = ""
+    stdin: bool = False
+    stdin_once: bool = False
+    tty: bool = False
+    resources: Resources = Resources()
+    security: ContainerSecurity = ContainerSecurity()
+    stop_signal: str = ""
+
+
+class ContainerState(Enum):
+    """CRI ContainerState."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    EXITED = "exited"
+    UNKNOWN = "unknown"
+
+
+# -- images --------------------------------------------------------------------------------------------------
+
+
+class ImageConfig(Value):
+    """What an image says of how to run it (OCI image-spec, config.md, the `config` object)."""
+
+    user: str = ""
+    env: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    working_dir: str = ""
+    stop_signal: str = ""
+    volumes: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+
+
+class Image(Value):
+    """An image in the store.
+
+    `tags` and `digests` are full references (`docker.io/library/busybox:1.36`,
+    `docker.io/library/busybox@sha256:…`); `diff_ids` are its layers' content digests, lowest first;
+    `size` is the bytes of the compressed layers and the config, as CRI clients expect it.
+    """
+
+    id: ImageId
+    tags: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
+    size: int = 0
+    diff_ids: tuple[str, ...] = ()
+    config: ImageConfig = ImageConfig()
+    pinned: bool = False
+
+
+class RegistryAuth(Value):
+    """Credentials for one pull (CRI AuthConfig); `repr` shows none of them."""
+
+    username: str = ""
+    password: str = ""
+    auth: str = ""
+    server_address: str = ""
+    identity_token: str = ""
+    registry_token: str = ""
+
+    def __repr__(self) -> str:
+        return f"RegistryAuth(username={self.username!r}, …)"
+
+
+class FilesystemUsage(Value):
+    """What a store uses of the filesystem that `mountpoint` lies on."""
+
+    mountpoint: str
+    used_bytes: int
+    inodes_used: int
+    timestamp: int

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Network Manager: CNI on the pod's network namespace, DNS, host ports."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Pod Manager: pods, their containers, the store, recovery."""
