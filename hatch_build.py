@@ -30,7 +30,7 @@ def generate(root: Path) -> None:
         raise RuntimeError(f"protoc failed on {PROTO_DIR}/cri.proto")
 
 
-class CriProtoHook(BuildHookInterface):  # type: ignore[misc]
+class CriProtoHook(BuildHookInterface[Any]):
     """Hatchling calls this for wheels and for editable installs alike."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

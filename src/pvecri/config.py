@@ -29,14 +29,14 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The base of every section: a key that is not declared is an error."""
 
 
-class VmidRange(Section):
+class VmidRange(Section, frozen=True):
     """The VMIDs that pvecri may give to pods, both ends included."""
 
     first: Annotated[int, msgspec.Meta(ge=100)] = 900_000
     last: Annotated[int, msgspec.Meta(le=999_999_999)] = 999_999
 
 
-class ProxmoxConfig(Section):
+class ProxmoxConfig(Section, frozen=True):
     """How to reach the Proxmox VE API, and what the pods' containers look like there.
 
     Either an API token (`token_id`, `token_secret_file`) or a user's password (`username`, `password_file`).
@@ -69,7 +69,7 @@ class ProxmoxConfig(Section):
         return self.node or socket.gethostname().split(".")[0]
 
 
-class RuntimeConfig(Section):
+class RuntimeConfig(Section, frozen=True):
     """The daemon's own paths and the OCI programs.
 
     `oci_runtime` is `auto` (crun on a pure cgroup v2 host that has it, else runc) or a program's path.
@@ -87,7 +87,7 @@ class RuntimeConfig(Section):
     pids_limit: int = 0
 
 
-class ImagesConfig(Section):
+class ImagesConfig(Section, frozen=True):
     """The Image Manager: where images live and how they are fetched.
 
     `root` empty means `images` below runtime.state_dir. `auth_file`, `registries_conf` and `policy` are the
@@ -107,7 +107,7 @@ class ImagesConfig(Section):
     max_layer_entries: Annotated[int, msgspec.Meta(gt=0)] = 5_000_000
 
 
-class NetworkConfig(Section):
+class NetworkConfig(Section, frozen=True):
     """The Network Manager: CNI's directories (see the CNI specification, section 2 and 5)."""
 
     conf_dir: Path = Path("/etc/cni/net.d")
@@ -116,13 +116,13 @@ class NetworkConfig(Section):
     plugin_timeout: Positive = 60.0
 
 
-class LogConfig(Section):
+class LogConfig(Section, frozen=True):
     """The daemon's own log, to standard error."""
 
     level: str = "info"
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     """The whole file."""
 
     proxmox: ProxmoxConfig = ProxmoxConfig()

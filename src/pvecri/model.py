@@ -39,7 +39,7 @@ class NamespaceMode(Enum):
     TARGET = "target"
 
 
-class IdMapping(Value):
+class IdMapping(Value, frozen=True):
     """`length` ids from `container_id` inside the user namespace are `host_id`… outside."""
 
     container_id: int
@@ -47,7 +47,7 @@ class IdMapping(Value):
     length: int
 
 
-class UserNamespace(Value):
+class UserNamespace(Value, frozen=True):
     """The user namespace that the kubelet asks for: POD with mappings, or NODE for none."""
 
     mode: NamespaceMode = NamespaceMode.NODE
@@ -55,7 +55,7 @@ class UserNamespace(Value):
     gids: tuple[IdMapping, ...] = ()
 
 
-class NamespaceOptions(Value):
+class NamespaceOptions(Value, frozen=True):
     """CRI NamespaceOption. `target_id` is a container id when `pid` is TARGET."""
 
     network: NamespaceMode = NamespaceMode.POD
@@ -78,7 +78,7 @@ class ProfileKind(Enum):
     LOCALHOST = "localhost"
 
 
-class SecurityProfile(Value):
+class SecurityProfile(Value, frozen=True):
     """A seccomp or AppArmor profile; `localhost_ref` is its path or name when the kind is LOCALHOST."""
 
     kind: ProfileKind = ProfileKind.RUNTIME_DEFAULT
@@ -92,7 +92,7 @@ class GroupsPolicy(Enum):
     STRICT = "strict"
 
 
-class SandboxSecurity(Value):
+class SandboxSecurity(Value, frozen=True):
     """CRI LinuxSandboxSecurityContext."""
 
     namespaces: NamespaceOptions = NamespaceOptions()
@@ -106,7 +106,7 @@ class SandboxSecurity(Value):
     apparmor: SecurityProfile | None = None
 
 
-class Capabilities(Value):
+class Capabilities(Value, frozen=True):
     """Capability names without `CAP_`, upper case; `ALL` stands for every one."""
 
     add: tuple[str, ...] = ()
@@ -114,7 +114,7 @@ class Capabilities(Value):
     ambient: tuple[str, ...] = ()
 
 
-class ContainerSecurity(Value):
+class ContainerSecurity(Value, frozen=True):
     """CRI LinuxContainerSecurityContext."""
 
     namespaces: NamespaceOptions = NamespaceOptions()
@@ -136,14 +136,14 @@ class ContainerSecurity(Value):
 # -- resources -----------------------------------------------------------------------------------------------
 
 
-class HugepageLimit(Value):
+class HugepageLimit(Value, frozen=True):
     """`page_size` as the kernel names it, such as `2MB`; `limit` in bytes."""
 
     page_size: str
     limit: int
 
 
-class Resources(Value):
+class Resources(Value, frozen=True):
     """CRI LinuxContainerResources; 0 or empty means not said.
 
     `cpu_period` and `cpu_quota` are microseconds; `cpu_shares` are cgroup v1 shares (2 to 262144).
@@ -164,7 +164,7 @@ class Resources(Value):
 # -- pod sandboxes -------------------------------------------------------------------------------------------
 
 
-class SandboxMetadata(Value):
+class SandboxMetadata(Value, frozen=True):
     """What the kubelet calls the pod; the four together are unique among the sandboxes."""
 
     name: str
@@ -181,7 +181,7 @@ class Protocol(Enum):
     SCTP = "sctp"
 
 
-class PortMapping(Value):
+class PortMapping(Value, frozen=True):
     """Traffic to `host_ip`:`host_port` of the node goes to `container_port` of the pod."""
 
     protocol: Protocol
@@ -190,7 +190,7 @@ class PortMapping(Value):
     host_ip: str = ""
 
 
-class DnsConfig(Value):
+class DnsConfig(Value, frozen=True):
     """What the pod's resolv.conf says."""
 
     servers: tuple[str, ...] = ()
@@ -198,7 +198,7 @@ class DnsConfig(Value):
     options: tuple[str, ...] = ()
 
 
-class SandboxConfig(Value):
+class SandboxConfig(Value, frozen=True):
     """CRI PodSandboxConfig, validated."""
 
     metadata: SandboxMetadata
@@ -225,7 +225,7 @@ class SandboxState(Enum):
 # -- containers ----------------------------------------------------------------------------------------------
 
 
-class ContainerMetadata(Value):
+class ContainerMetadata(Value, frozen=True):
     """The container's name within its pod, and which try this is."""
 
     name: str
@@ -240,7 +240,7 @@ class Propagation(Enum):
     BIDIRECTIONAL = "rshared"
 
 
-class Mount(Value):
+class Mount(Value, frozen=True):
     """A directory or file of the node, or an image's content, at `container_path`."""
 
     container_path: str
@@ -255,7 +255,7 @@ class Mount(Value):
     image_sub_path: str = ""
 
 
-class Device(Value):
+class Device(Value, frozen=True):
     """A device node of the node; `permissions` of the letters r, w and m."""
 
     container_path: str
@@ -263,7 +263,7 @@ class Device(Value):
     permissions: str
 
 
-class ContainerConfig(Value):
+class ContainerConfig(Value, frozen=True):
     """CRI ContainerConfig, validated. `image` is the reference as the client gave it."""
 
     metadata: ContainerMetadata
@@ -299,7 +299,7 @@ class ContainerState(Enum):
 # -- images --------------------------------------------------------------------------------------------------
 
 
-class ImageConfig(Value):
+class ImageConfig(Value, frozen=True):
     """What an image says of how to run it (OCI image-spec, config.md, the `config` object)."""
 
     user: str = ""
@@ -312,7 +312,7 @@ class ImageConfig(Value):
     labels: dict[str, str] = {}
 
 
-class Image(Value):
+class Image(Value, frozen=True):
     """An image in the store.
 
     `tags` and `digests` are full references (`docker.io/library/busybox:1.36`,
@@ -329,7 +329,7 @@ class Image(Value):
     pinned: bool = False
 
 
-class RegistryAuth(Value):
+class RegistryAuth(Value, frozen=True):
     """Credentials for one pull (CRI AuthConfig); `repr` shows none of them."""
 
     username: str = ""
@@ -343,7 +343,7 @@ class RegistryAuth(Value):
         return f"RegistryAuth(username={self.username!r}, …)"
 
 
-class FilesystemUsage(Value):
+class FilesystemUsage(Value, frozen=True):
     """What a store uses of the filesystem that `mountpoint` lies on."""
 
     mountpoint: str
