@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Capability names, and the set that a container gets (capabilities(7); CRI Capability)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pvecri.errors import InvalidArgument
+from pvecri.model import Capabilities
+
+# In the order of their numbers in linux/capability.h.
+NAMES = tuple(
+    f"CAP_{name}"
+    for name in (
+        "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE "
+        "NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT "
+        "SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE "
+        "AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ "
+        "PERFMON BPF CHECKPOINT_RESTORE"
+    ).split()
+)
+
+# What a container has unless it says otherwise; the runtimes agree on these.
+DEFAULT = frozenset(
+    f"CAP_{name}"
+    for name in (
+        "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE "
+        "SYS_CHROOT KILL AUDIT_WRITE"
+    ).split()
+)
+
+
+def effective() -> frozenset[str]:
+    """The capabilities that this process has in its effective set."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            bits = int(line.split()[1], 16)
+            return frozenset(name for number, name in enumerate(NAMES) if bits >> number & 1)
+    return frozenset()
+
+
+def canonical(names: Iterable[str], field: str) -> frozenset[str]:
+    """CRI capability names, with or without `CAP_`, as the kernel's; `ALL` becomes every one.
+
+    InvalidArgument names `field` when a name is unknown.
+    """
+    found: set[str] = set()
+    for name in names:
+        upper = name.upper()
+        if upper == "ALL":
+            found.update(NAMES)
+            continue
+        known = upper if upper.startswith("CAP_") else f"CAP_{upper}"
+        if known not in NAMES:
+            raise InvalidArgument(field, f"unknown capability {name!r}")
+        found.add(known)
+    return frozenset(found)
+
+
+def granted(wanted: Capabilities, *, privileged: bool, available: frozenset[str]) -> frozenset[str]:
+    """The capabilities of a container: the default ones, plus `add`, less `drop`; a name in both is added.
+
+    ALL in `add` starts from every one, ALL in `drop` from none. A privileged container has all there are. What
+    the daemon itself does not hold (`available`) it cannot give, and leaves out.
+    """
+    if privileged:
+        return available
+    add = canonical(wanted.add, "config.linux.security_context.capabilities.add_capabilities")
+    drop = canonical(wanted.drop, "config.linux.security_context.capabilities.drop_capabilities")
+    all_added = any(name.upper() == "ALL" for name in wanted.add)
+    if all_added:
+        # "everything but these": then a dropped name stays dropped.
+        return (frozenset(NAMES) - drop if drop != frozenset(NAMES) else frozenset(NAMES)) & available
+    return ((DEFAULT - drop) | add) & available

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the OCI spec of one container is built from: values only, so that the builders stay pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pvecri.containers.abilities import Abilities
+from pvecri.containers.users import User
+from pvecri.model import (
+    ContainerConfig,
+    ContainerId,
+    IdMapping,
+    ImageConfig,
+    NamespaceMode,
+    SandboxConfig,
+    SandboxId,
+    Vmid,
+)
+
+Json = dict[str, Any]
+"""A part of the OCI spec on its way to JSON; it never leaves this package."""
+
+
+@dataclass(frozen=True)
+class BindSource:
+    """One mount of the request, resolved: `source` is what to bind, on this host."""
+
+    source: Path
+    container_path: str
+    readonly: bool
+    recursive_readonly: bool
+    propagation: str
+
+
+@dataclass(frozen=True)
+class HostDevice:
+    """A device node of this host as the container shall see it; `kind` is c or b."""
+
+    container_path: str
+    kind: str
+    major: int
+    minor: int
+    mode: int
+    uid: int
+    gid: int
+    access: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One container, with all its names resolved.
+
+    `namespace_dir` is the directory of the pod's namespaces as the OCI runtime sees it: `/proc/1/ns` when it runs
+    in the CT's pid namespace. `target_pid` is likewise as the runtime sees it. `mappings` are those of the CT's
+    user namespace, empty for a privileged CT.
+    """
+
+    id: ContainerId
+    sandbox_id: SandboxId
+    vmid: Vmid
+    config: ContainerConfig
+    sandbox: SandboxConfig
+    image: ImageConfig
+    image_reference: str
+    rootfs: Path
+    user: User
+    binds: tuple[BindSource, ...]
+    devices: tuple[HostDevice, ...]
+    pod_files: Path
+    hostname: str
+    mappings: tuple[IdMapping, ...]
+    namespace_dir: str
+    target_pid: int | None
+    capabilities: frozenset[str]
+    seccomp: Json | None
+    abilities: Abilities
+    pids_limit: int = 0
+
+    @property
+    def privileged(self) -> bool:
+        """Whether the container was asked for as privileged."""
+        return self.config.security.privileged
+
+    @property
+    def host_network(self) -> bool:
+        """Whether the pod uses the node's network, and with it the node's hostname."""
+        return self.sandbox.security.namespaces.network is NamespaceMode.NODE
+
+    @property
+    def cgroup(self) -> str:
+        """The container's group: beside the CT's own processes, below the CT's limits."""
+        return f"/lxc/{self.vmid}/{self.id}"

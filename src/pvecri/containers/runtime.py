@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running OCI containers inside a pod's CT: conmon and the OCI runtime, in the CT's pid namespace.
+
+Both programs run in the host's mount namespace, so that paths mean what they mean to us, but in the pid
+namespace of the CT, so that everything dies with the CT. They need a /proc of that pid namespace: each run gets
+a private copy of the mount table in which only /proc is replaced; all else keeps propagating.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pvecri.containers.abilities import Abilities
+from pvecri.errors import CommandError, DeadlineExceeded, FailedPrecondition, InternalError, InvalidArgument
+from pvecri.linux import processes
+from pvecri.model import ContainerId
+
+EXEC_OUTPUT_LIMIT = 16 << 20
+"""Bytes of each of stdout and stderr that ExecSync returns, as CRI-O and containerd have it."""
+
+# Enters the cgroups whose cgroup.procs files come first, then becomes the command behind `--`.
+_ENTER_CGROUPS = 'until [ "$1" = -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; exec "$@"'
+
+# What the OCI runtimes say when the command itself is at fault, rather than the machine.
+_BAD_COMMAND = (
+    "executable file not found",
+    "no such file or directory",
+    "permission denied",
+    "not found in $PATH",
+)
+
+
+@dataclass(frozen=True)
+class PodNamespaces:
+    """How to reach a pod. `pid` is a path to the CT's pid namespace, None when the pod uses the node's.
+
+    `cgroup` is the group for the pod's monitors: in the CT's own, so that they share its limits and its end.
+    """
+
+    pid: Path | None
+    cgroup: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An OCI bundle's directory and what lies in it."""
+
+    directory: Path
+
+    @property
+    def spec(self) -> Path:
+        """The OCI spec."""
+        return self.directory / "config.json"
+
+    @property
+    def pid_file(self) -> Path:
+        """Written by conmon: the container's first process, as the CT numbers it."""
+        return self.directory / "pid"
+
+    @property
+    def conmon_pid_file(self) -> Path:
+        """Written by conmon: its own number in the CT."""
+        return self.directory / "conmon.pid"
+
+    @property
+    def oom_file(self) -> Path:
+        """Made by conmon when the kernel killed a process of the container for want of memory."""
+        return self.directory / "oom"
+
+
+@dataclass(frozen=True)
+class Stdio:
+    """How the container's standard streams are set up (CRI ContainerConfig.tty, stdin, stdin_once)."""
+
+    tty: bool = False
+    stdin: bool = False
+    stdin_once: bool = False
+    log: Path | None = None
+    log_size_max: int = -1
+
+
+@dataclass(frozen=True)
+class ExecResult:
+    """How a command in a container ended, and what it wrote."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+
+
+class OciRuntime:
+    """One per daemon. Every method can run for many containers at once."""
+
+    def __init__(self, abilities: Abilities, root: Path, exit_dir: Path) -> None:
+        """`root` is the OCI runtime's state directory, `exit_dir` where conmon writes exit codes."""
+        self._abilities = abilities
+        self._program = abilities.oci_runtime.path
+        self._root = root
+        self._exit_dir = exit_dir
+
+    async def create(self, pod: PodNamespaces, container: ContainerId, bundle: Bundle, stdio: Stdio) -> None:
+        """Start conmon, which makes the container: all is set up, its command does not run yet.
+
+        InvalidArgument when the command cannot be executed, InternalError with the runtime's words otherwise;
+        conmon has ended then.
+        """
+        reader, writer = os.pipe()
+        try:
+            arguments = [*self._cgroup_prefix(pod), *_enter(pod), *self._conmon(container, bundle, stdio)]
+            with (bundle.directory / "conmon.log").open("ab") as log:
+                process = await asyncio.create_subprocess_exec(
+                    *arguments,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=log,
+                    pass_fds=(writer,),
+                    env={**os.environ, "_OCI_SYNCPIPE": str(writer)},
+                )
+            os.close(writer)
+            writer = -1
+            answer = await _read_line(reader)
+            await process.wait()
+        finally:
+            os.close(reader)
+            if writer >= 0:
+                os.close(writer)
+        _check_answer(answer, bundle)
+
+    async def start(self, pod: PodNamespaces, container: ContainerId) -> None:
+        """Let the container's command run; its container was created."""
+        await self._run(pod, "start", container)
+
+    async def delete(self, pod: PodNamespaces | None, container: ContainerId) -> None:
+        """Remove what the OCI runtime keeps of a container, killing what is left of it. Idempotent.
+
+        `pod` is None when the pod's pid namespace is gone, and with it every process of the container.
+        """
+        if not (self._root / container).exists():
+            return
+        await self._run(pod, "delete", "--force", container)
+
+    async def exec(
+        self, pod: PodNamespaces, container: ContainerId, command: list[str], bundle: Bundle, timeout: float | None
+    ) -> ExecResult:
+        """Run a command in a running container and wait for it.
+
+        After `timeout` seconds its whole session is killed: DeadlineExceeded. A command that cannot be executed
+        ends as a shell would have it: 126 or 127 is the OCI runtime's choice, with its words on stderr.
+        """
+        pid_file = bundle.directory / f"exec-{os.urandom(6).hex()}.pid"
+        process = await asyncio.create_subprocess_exec(
+            *_enter(pod),
+            *self._oci("exec", "--pid-file", str(pid_file), container, *command),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(timeout):
+                stdout, stderr, code = await asyncio.gather(
+                    _drain(process.stdout), _drain(process.stderr), process.wait()
+                )
+        except TimeoutError:
+            self._kill_session(pod, container, pid_file)
+            raise DeadlineExceeded(f"exec in container {container}: timeout of {timeout:g} s exceeded") from None
+        finally:
+            if process.returncode is None:
+                self._kill_session(pod, container, pid_file)
+                with suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+            pid_file.unlink(missing_ok=True)
+        return ExecResult(code, stdout, stderr)
+
+    def reopen_log(self, bundle: Bundle) -> None:
+        """Tell conmon to open the log file anew (after it was renamed); FailedPrecondition when it is gone."""
+        try:
+            control = os.open(bundle.directory / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise FailedPrecondition(
+                f"{bundle.directory.name}: no conmon is listening: {error.strerror}"
+            ) from error
+        try:
+            os.write(control, b"2 0 0\n")
+        finally:
+            os.close(control)
+
+    def _kill_session(self, pod: PodNamespaces, container: ContainerId, pid_file: Path) -> None:
+        """Kill the processes that an exec began: they share its session."""
+        try:
+            leader = host_pid(self._abilities, f"{Path(pod.cgroup).parent}/{container}", int(pid_file.read_text()))
+            session = os.getsid(leader)
+        except (OSError, ValueError):
+            return
+        for pid in self._abilities.cgroups.processes(f"{Path(pod.cgroup).parent}/{container}"):
+            with suppress(ProcessLookupError):
+                if os.getsid(pid) == session:
+                    os.kill(pid, signal.SIGKILL)
+
+    async def _run(self, pod: PodNamespaces | None, *arguments: str) -> None:
+        command = [*(_enter(pod) if pod else ()), *self._oci(*arguments)]
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, errors = await process.communicate()
+        if process.returncode:
+            name = f"{self._abilities.oci_runtime.kind} {' '.join(arguments)}"
+            raise CommandError(name, process.returncode, errors.decode(errors="replace"))
+
+    def _oci(self, *arguments: str) -> list[str]:
+        return [self._program, f"--root={self._root}", *arguments]
+
+    def _cgroup_prefix(self, pod: PodNamespaces) -> list[str]:
+        trees = self._abilities.cgroups
+        trees.make(pod.cgroup)
+        files = [str(directory / "cgroup.procs") for directory in trees.directories(pod.cgroup)]
+        return ["/bin/sh", "-c", _ENTER_CGROUPS, "sh", *files, "--"]
+
+    def _conmon(self, container: ContainerId, bundle: Bundle, stdio: Stdio) -> list[str]:
+        log = f"k8s-file:{stdio.log}" if stdio.log else "none"
+        arguments = [
+            self._abilities.conmon,
+            "--api-version",
+            "1",
+            "-c",
+            container,
+            "-u",
+            container,
+            "-n",
+            container,
+        ]
+        arguments += ["-r", self._program, f"--runtime-arg=--root={self._root}", "-b", str(bundle.directory)]
+        arguments += ["-p", str(bundle.pid_file), "-P", str(bundle.conmon_pid_file)]
+        arguments += ["--exit-dir", str(self._exit_dir), "--persist-dir", str(bundle.directory)]
+        arguments += ["-l", log, "--log-size-max", str(stdio.log_size_max), "--log-level", "info", "--full-attach"]
+        arguments += ["-t"] * stdio.tty + ["-i"] * stdio.stdin
+        arguments += ["--leave-stdin-open"] * (stdio.stdin and not stdio.stdin_once)
+        return arguments
+
+
+def host_pid(abilities: Abilities, group: str, ct_pid: int) -> int:
+    """The host's number of a process in a cgroup, by its number in the CT; ProcessLookupError when not there.
+
+    Host first, CT second is how NSpid lists them; a process of a pod with the node's pid namespace has one.
+    """
+    for pid in abilities.cgroups.processes(group):
+        numbers = processes.status(pid).get("NSpid", "").split()
+        if numbers and int(numbers[min(1, len(numbers) - 1)]) == ct_pid:
+            return pid
+    raise ProcessLookupError(f"no process {ct_pid} in cgroup {group}")
+
+
+def _enter(pod: PodNamespaces) -> list[str]:
+    if pod.pid is None:
+        return []
+    return ["nsenter", f"--pid={pod.pid}", "unshare", "--mount", "--propagation=unchanged", "--mount-proc", "--"]
+
+
+def _check_answer(answer: bytes, bundle: Bundle) -> None:
+    """Conmon answers {"data": PID} or {"data": -1, "message": TEXT}."""
+    try:
+        document = json.loads(answer)
+        pid, message = int(document["data"]), str(document.get("message", "")).strip()
+    except (ValueError, KeyError, TypeError):
+        said = (bundle.directory / "conmon.log").read_text(errors="replace")[-2000:].strip()
+        raise InternalError(f"conmon ended before the container was made: {said or 'no output'}") from None
+    if pid > 0:
+        return
+    if "exec:" in message and any(words in message for words in _BAD_COMMAND):
+        raise InvalidArgument("config.command", message)
+    raise InternalError(f"the OCI runtime could not create the container: {message}")
+
+
+async def _read_line(fd: int) -> bytes:
+    """Read from a pipe until a line's end or its close."""
+    loop = asyncio.get_running_loop()
+    os.set_blocking(fd, False)
+    collected = b""
+    while not collected.endswith(b"\n"):
+        readable: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(fd, lambda future: future.done() or future.set_result(None), readable)
+        try:
+            await readable
+        finally:
+            loop.remove_reader(fd)
+        chunk = os.read(fd, 1 << 16)
+        if not chunk:
+            break
+        collected += chunk
+    return collected
+
+
+async def _drain(stream: asyncio.StreamReader | None) -> bytes:
+    """All that a stream gives, of which the first EXEC_OUTPUT_LIMIT bytes are kept."""
+    assert stream is not None
+    kept = bytearray()
+    while chunk := await stream.read(1 << 16):
+        kept += chunk[: EXEC_OUTPUT_LIMIT - len(kept)]
+    return bytes(kept)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who a container's process runs as: the request, the image and the image's passwd and group files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pvecri.errors import InvalidArgument
+from pvecri.linux.paths import read_in_root
+from pvecri.model import ContainerSecurity, GroupsPolicy
+
+_SECURITY = "config.linux.security_context"
+
+
+@dataclass(frozen=True)
+class User:
+    """Ids inside the container. `groups` are the supplemental ones, in the order they were found."""
+
+    uid: int = 0
+    gid: int = 0
+    groups: tuple[int, ...] = ()
+
+
+def resolve(security: ContainerSecurity, image_user: str, rootfs: Path) -> User:
+    """Decide uid, gid and groups as the CRI states it.
+
+    run_as_user, else run_as_username, else the image's `user[:group]`, else root. A name needs an entry in the
+    image's /etc/passwd, a number does not. With the policy MERGE the groups that /etc/group lists for the user
+    are added. InvalidArgument names the field that cannot be resolved.
+    """
+    if security.run_as_group is not None and security.run_as_user is None and not security.run_as_username:
+        raise InvalidArgument(
+            f"{_SECURITY}.run_as_group", "is allowed only together with run_as_user or run_as_username"
+        )
+    wanted, group, field = _wanted(security, image_user)
+    entry = _passwd_entry(rootfs, wanted)
+    if entry is None and not wanted.isdecimal():
+        raise InvalidArgument(field, f"the image has no user {wanted!r} in /etc/passwd")
+    name, uid, gid = entry or ("", int(wanted), 0)
+    if security.run_as_group is not None:
+        gid = security.run_as_group
+    elif group:
+        gid = _group_id(rootfs, group, field)
+    memberships = _memberships(rootfs, name) if security.groups_policy is GroupsPolicy.MERGE else ()
+    groups = dict.fromkeys((gid, *security.supplemental_groups, *memberships))
+    return User(uid, gid, tuple(groups))
+
+
+def _wanted(security: ContainerSecurity, image_user: str) -> tuple[str, str, str]:
+    """(user, group, the field they come from); a group only when the image names one."""
+    if security.run_as_user is not None:
+        return str(security.run_as_user), "", f"{_SECURITY}.run_as_user"
+    if security.run_as_username:
+        return security.run_as_username, "", f"{_SECURITY}.run_as_username"
+    user, _, group = image_user.partition(":")
+    return user or "0", group, "the image's user"
+
+
+def _lines(rootfs: Path, path: str, fields: int) -> Iterator[list[str]]:
+    for line in read_in_root(rootfs, path).splitlines():
+        parts = line.split(":")
+        if len(parts) >= fields and not line.startswith("#"):
+            yield parts
+
+
+def _passwd_entry(rootfs: Path, wanted: str) -> tuple[str, int, int] | None:
+    """(name, uid, gid) of the first passwd entry with that name, or with that uid when it is a number."""
+    for name, _, uid, gid, *_ in _lines(rootfs, "/etc/passwd", 4):
+        if wanted in (name, uid) and uid.isdecimal() and gid.isdecimal():
+            return name, int(uid), int(gid)
+    return None
+
+
+def _group_id(rootfs: Path, wanted: str, field: str) -> int:
+    for name, _, gid, *_ in _lines(rootfs, "/etc/group", 3):
+        if wanted in (name, gid) and gid.isdecimal():
+            return int(gid)
+    if wanted.isdecimal():
+        return int(wanted)
+    raise InvalidArgument(field, f"the image has no group {wanted!r} in /etc/group")
+
+
+def _memberships(rootfs: Path, user: str) -> tuple[int, ...]:
+    if not user:
+        return ()
+    return tuple(
+        int(gid)
+        for _, _, gid, members, *_ in _lines(rootfs, "/etc/group", 4)
+        if user in members.split(",") and gid.isdecimal()
+    )

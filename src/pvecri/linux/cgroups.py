@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Control groups, version 2 and version 1 (each controller a tree of its own) behind one set of calls.
+
+A *group* is a path such as `/lxc/105/web`, the same in every tree. Proxmox VE 8 and 9 have version 2 only;
+older hosts and many development machines have version 1, or both ("hybrid").
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class DeviceRule:
+    """One entry of a device allow-list; `kind` is c, b or a, a number None means any."""
+
+    kind: str
+    major: int | None
+    minor: int | None
+    access: str = "rwm"
+
+    def __str__(self) -> str:
+        major = "*" if self.major is None else self.major
+        minor = "*" if self.minor is None else self.minor
+        return f"{self.kind} {major}:{minor} {self.access}"
+
+
+EVERY_DEVICE = (DeviceRule("c", None, None), DeviceRule("b", None, None))
+
+
+@dataclass(frozen=True)
+class Cgroups:
+    """The machine's cgroup trees. `v2` is the unified tree's mount point, pure or hybrid; `v1` by controller."""
+
+    v2: Path | None
+    v1: dict[str, Path]
+
+    @property
+    def pure_v2(self) -> bool:
+        """Whether version 2 has every controller, as on Proxmox VE 8 and 9."""
+        return not self.v1
+
+    @property
+    def controllers(self) -> frozenset[str]:
+        """The names of the controllers that can be used."""
+        if self.pure_v2 and self.v2 is not None:
+            return frozenset((self.v2 / "cgroup.controllers").read_text().split())
+        return frozenset(self.v1)
+
+    def directories(self, group: str) -> list[Path]:
+        """The group's directory in every tree, whether it exists or not."""
+        trees = {*self.v1.values()} | ({self.v2} if self.v2 else set())
+        return sorted(tree / group.lstrip("/") for tree in trees)
+
+    def directory(self, group: str, controller: str) -> Path:
+        """The group's directory in the tree that has `controller`."""
+        tree = self.v1.get(controller, self.v2)
+        if tree is None:
+            raise FileNotFoundError(f"cgroup controller {controller}")
+        return tree / group.lstrip("/")
+
+    def make(self, group: str) -> None:
+        """Make a group in every tree; its parent exists. Idempotent."""
+        for directory in self.directories(group):
+            directory.mkdir(exist_ok=True)
+        if "cpuset" in self.v1:
+            _inherit_cpuset(self.directory(group, "cpuset"))
+
+    def remove(self, group: str) -> None:
+        """Remove a group and those below it, in every tree; they hold no process. Idempotent.
+
+        OSError (EBUSY) when a process is left in it.
+        """
+        for directory in self.directories(group):
+            for path, _, _ in os.walk(directory, topdown=False):
+                with suppress(FileNotFoundError):
+                    Path(path).rmdir()
+
+    def exists(self, group: str) -> bool:
+        """Whether any tree has the group."""
+        return any(directory.exists() for directory in self.directories(group))
+
+    def processes(self, group: str) -> list[int]:
+        """The host pids of the processes in the group and below it, the oldest group first."""
+        directory = self.v1.get("pids") or self.v1.get("memory") or self.v2
+        if directory is None:
+            return []
+        found: list[int] = []
+        for path, _, _ in os.walk(directory / group.lstrip("/")):
+            with suppress(FileNotFoundError, ProcessLookupError, OSError):
+                found.extend(int(pid) for pid in (Path(path) / "cgroup.procs").read_text().split())
+        return found
+
+    def kill(self, group: str) -> None:
+        """Send SIGKILL to every process in the group and below it. Idempotent."""
+        if self.v2 is not None and self.pure_v2:
+            with suppress(FileNotFoundError):
+                (self.v2 / group.lstrip("/") / "cgroup.kill").write_text("1")
+            return
+        for pid in self.processes(group):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def allow_devices(self, group: str, rules: Iterable[DeviceRule]) -> None:
+        """Let the processes of the group use more devices: a child group may never have more than its parent.
+
+        Version 1 only: on version 2 see `devices.lift_device_filter`.
+        """
+        for rule in rules:
+            (self.directory(group, "devices") / "devices.allow").write_text(str(rule))
+
+
+def detect(root: Path = ROOT) -> Cgroups:
+    """Find out which trees the machine has, by what is mounted at and below /sys/fs/cgroup."""
+    v1: dict[str, Path] = {}
+    v2: Path | None = None
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, target, fstype, options, *_ = line.split()
+        path = Path(target)
+        if fstype == "cgroup2":
+            v2 = path
+        elif fstype == "cgroup" and path.is_relative_to(root):
+            for option in options.split(","):
+                if option in _V1_CONTROLLERS or option.startswith("name="):
+                    v1[option] = path
+    return Cgroups(v2=v2, v1=v1)
+
+
+_V1_CONTROLLERS = frozenset(
+    ("blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "net_cls", "net_prio")
+    + ("perf_event", "pids", "rdma", "misc")
+)
+
+
+def _inherit_cpuset(directory: Path) -> None:
+    """A new v1 cpuset is empty, and a process cannot enter it before it has CPUs and memory nodes."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        if not (directory / name).read_text().strip():
+            (directory / name).write_text((directory.parent / name).read_text())

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes: pidfds to hold and signal them, and what /proc says of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+
+class Process:
+    """A process held by a pidfd: its number cannot come to mean another process.
+
+    The process need not be our child. `close` lets it go and does not end it.
+    """
+
+    def __init__(self, pid: int) -> None:
+        """Take hold of process `pid`; ProcessLookupError when there is none."""
+        self.pid = pid
+        self._fd = os.pidfd_open(pid)
+        self._exited: asyncio.Future[None] | None = None
+
+    def send(self, number: int) -> bool:
+        """Send a signal; False when the process has ended already."""
+        try:
+            signal.pidfd_send_signal(self._fd, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended. A zombie has ended."""
+        if self._fd < 0:
+            return False
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return state not in "ZX" and self.send(0)
+
+    async def wait(self) -> None:
+        """Return when the process has ended; any number of tasks may wait."""
+        if self._exited is None:
+            loop = asyncio.get_running_loop()
+            self._exited = loop.create_future()
+            loop.add_reader(self._fd, self._on_exit)
+        await asyncio.shield(self._exited)
+
+    def _on_exit(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._fd)
+        if self._exited is not None and not self._exited.done():
+            self._exited.set_result(None)
+
+    def close(self) -> None:
+        """Let go of the process. Idempotent."""
+        if self._fd < 0:
+            return
+        if self._exited is not None and not self._exited.done():
+            asyncio.get_running_loop().remove_reader(self._fd)
+            self._exited.cancel()
+        os.close(self._fd)
+        self._fd = -1
+
+
+def status(pid: int) -> dict[str, str]:
+    """/proc/PID/status as a dictionary; empty when the process is gone."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+
+
+def command_name(pid: int) -> str:
+    """/proc/PID/comm: the first 15 bytes of the program's name; empty when the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def innermost_pid(pid: int) -> int:
+    """The number of process `pid` in its own pid namespace; 0 when it is gone."""
+    return int(status(pid).get("NSpid", "0").split()[-1])
+
+
+def start_ticks(pid: int) -> int:
+    """When the process began, in clock ticks since boot: with the pid, its identity. 0 when it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(stat.rpartition(")")[2].split()[19])
