@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Proxmox VE API, as much of it as a pod's life needs.
+
+Every call that changes a CT waits for its task, so when it returns the thing is done. Calls that find things as
+they want them (stop a stopped CT, destroy one that is gone) succeed. A CT whose lock is held by another task is
+tried again until proxmox.task_timeout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from pvecri.config import ProxmoxConfig
+from pvecri.model import Vmid
+from pvecri.proxmox import privileges
+from pvecri.proxmox.answers import (
+    CtConfig,
+    CtStatus,
+    Guest,
+    NodeStatus,
+    StorageItem,
+    StorageStatus,
+    Version,
+    ct_config,
+)
+from pvecri.proxmox.ctspec import CtSpec, ParameterValue, create_parameters
+from pvecri.proxmox.errors import CtAlreadyRunning, CtLocked, CtNotFound, CtNotRunning, ProxmoxError
+from pvecri.proxmox.tasks import Tasks, parse_upid
+from pvecri.proxmox.template import SandboxTemplate, sandbox_template
+from pvecri.proxmox.transport import Call, ConnectionLost, Transport
+from pvecri.proxmox.upid import Upid
+from pvecri.proxmox.upload import multipart
+
+T = TypeVar("T")
+
+LOCK_PAUSE_FIRST = 0.25
+LOCK_PAUSE_MAX = 4.0
+"""Seconds between tries of a CT that is locked."""
+
+
+class ProxmoxApi:
+    """One node of a Proxmox VE cluster, seen through its API. Use between `start` and `close`.
+
+    All calls raise Unavailable when Proxmox cannot be reached, PermissionDenied when it refuses our account,
+    DeadlineExceeded when a task outlasts proxmox.task_timeout, and ProxmoxError or one of its kinds when it says
+    no.
+    """
+
+    def __init__(self, config: ProxmoxConfig) -> None:
+        self._config = config
+        self._node = config.node_name
+        self._transport = Transport(config)
+        self._tasks = Tasks(self._transport, config.task_timeout)
+
+    async def start(self) -> None:
+        """Open the session; nothing is sent yet. ConfigError when the settings cannot be used."""
+        await self._transport.start()
+
+    async def close(self) -> None:
+        """Close the connections. Idempotent."""
+        await self._transport.close()
+
+    # -- the node and its storages ---------------------------------------------------------------------------
+
+    async def version(self) -> Version:
+        """GET /version: needs no privilege, only valid credentials."""
+        return await self._get("/version", "ask for the version", Version)
+
+    async def node_status(self) -> NodeStatus:
+        """GET /nodes/{node}/status: memory in bytes and the number of CPUs."""
+        return await self._get(f"/nodes/{self._node}/status", f"ask for node {self._node}", NodeStatus)
+
+    async def storage_status(self, storage: str) -> StorageStatus:
+        """GET /nodes/{node}/storage/{storage}/status."""
+        path = f"/nodes/{self._node}/storage/{storage}/status"
+        return await self._get(path, f"ask for storage {storage}", StorageStatus)
+
+    async def permissions(self, path: str) -> frozenset[str]:
+        """GET /access/permissions?path=…: our privileges on an ACL path, such as `/storage/local`."""
+        call = Call(
+            method="GET",
+            path="/access/permissions",
+            doing=f"ask for the privileges on {path}",
+            parameters={"path": path},
+        )
+        granted = await self._transport.call(call, dict[str, dict[str, int]])
+        return frozenset(granted.get(path, {}))
+
+    async def missing_privileges(self) -> list[str]:
+        """What our account lacks of privileges.needed, as `path: privilege, …`; empty when all is well."""
+        wanted = privileges.needed(self._config, self._node)
+        granted = {path: await self.permissions(path) for path in wanted}
+        return privileges.missing(wanted, granted)
+
+    # -- guests ----------------------------------------------------------------------------------------------
+
+    async def guests(self) -> list[Guest]:
+        """GET /cluster/resources?type=vm: the guests of the whole cluster that our account may see."""
+        return await self._get("/cluster/resources", "list the guests", list[Guest], type="vm")
+
+    async def ct_status(self, vmid: Vmid) -> CtStatus:
+        """GET …/status/current, current to the moment. CtNotFound when there is no such CT."""
+        return await self._get(f"{self._ct(vmid)}/status/current", f"ask for CT {vmid}", CtStatus)
+
+    async def ct_config(self, vmid: Vmid) -> CtConfig:
+        """GET …/config, with pending changes applied. CtNotFound when there is no such CT."""
+        path = f"{self._ct(vmid)}/config"
+        return ct_config(await self._get(path, f"read the config of CT {vmid}", dict[str, object]))
+
+    async def create_ct(self, spec: CtSpec) -> Upid:
+        """Make a CT (POST /nodes/{node}/lxc) and wait until it is made.
+
+        With `spec.start` Proxmox then starts it in a second task whose name it does not tell: wait for the CT's
+        init, and when it does not come ask `failed_start` with the returned UPID's `start_time`. Raises CtExists
+        when the VMID is taken, at once and without a task: take the next. A failed task leaves no CT behind; a
+        cancelled call may.
+        """
+        doing = f"create CT {spec.vmid}"
+        call = Call(
+            method="POST",
+            path=f"/nodes/{self._node}/lxc",
+            doing=doing,
+            parameters=create_parameters(spec),
+        )
+        try:
+            upid = parse_upid(await self._transport.call(call, str), doing)
+        except ConnectionLost:
+            upid = await self._create_again(call, spec)
+        await self._tasks.wait(upid, doing)
+        return upid
+
+    async def start_ct(self, vmid: Vmid) -> None:
+        """Start a CT; one that runs is left alone. CtNotFound when there is none."""
+        try:
+            await self._task("POST", f"{self._ct(vmid)}/status/start", f"start CT {vmid}")
+        except CtAlreadyRunning:
+            return
+
+    async def stop_ct(self, vmid: Vmid) -> None:
+        """Kill what runs in a CT; one that is stopped, or not there, is left alone."""
+        try:
+            await self._task("POST", f"{self._ct(vmid)}/status/stop", f"stop CT {vmid}")
+        except (CtNotRunning, CtNotFound):
+            return
+
+    async def shutdown_ct(self, vmid: Vmid, timeout: int) -> None:
+        """Ask a CT's init to end, and kill it after `timeout` seconds; idempotent as `stop_ct` is."""
+        try:
+            await self._task(
+                "POST",
+                f"{self._ct(vmid)}/status/shutdown",
+                f"shut CT {vmid} down",
+                timeout=timeout,
+                forceStop=True,
+            )
+        except (CtNotRunning, CtNotFound):
+            return
+
+    async def destroy_ct(self, vmid: Vmid, *, force: bool = True, purge: bool = True) -> None:
+        """Remove a CT with its disks; one that is gone is no error.
+
+        `force` kills it when it runs (slower than `stop_ct` first); `purge` takes it out of backup jobs,
+        replication and HA. Proxmox takes its firewall rules and ACLs away either way.
+        """
+        try:
+            await self._task("DELETE", self._ct(vmid), f"destroy CT {vmid}", force=force, purge=purge)
+        except CtNotFound:
+            return
+
+    async def configure_ct(self, vmid: Vmid, **changes: ParameterValue | None) -> None:
+        """Change options (PUT …/config); None takes one out.
+
+        On a running CT memory, swap, cpulimit, cpuunits, tags and description take effect at once; a new hostname
+        shows in Proxmox at once and inside the CT from its next start.
+        """
+        parameters: dict[str, ParameterValue] = {
+            name: value for name, value in changes.items() if value is not None
+        }
+        removed = [name for name, value in changes.items() if value is None]
+        if removed:
+            parameters["delete"] = ",".join(sorted(removed))
+        if not parameters:
+            return
+        call = Call(
+            method="PUT",
+            path=f"{self._ct(vmid)}/config",
+            doing=f"configure CT {vmid}",
+            parameters=parameters,
+            repeatable=True,
+        )
+        await self._unlocked(lambda: self._transport.call(call, object))
+
+    async def failed_start(self, vmid: Vmid, since: int = 0) -> str | None:
+        """Why the last start of a CT failed, or None when it did not (it succeeded, runs, or never was).
+
+        Only starts at `since` (epoch seconds, the node's clock) or later count: a VMID may have had another life.
+        """
+        entry = await self._tasks.last(vmid, "vzstart", self._node, since)
+        if entry is None or not entry.status or entry.status == "OK" or entry.status.startswith("WARNINGS"):
+            return None
+        log = await self._tasks.log_end(parse_upid(entry.upid, f"start CT {vmid}"))
+        return f"{entry.status} [{log}]" if log else entry.status
+
+    # -- templates -------------------------------------------------------------------------------------------
+
+    async def find_template(self, name: str) -> str | None:
+        """The volume id of a CT template on proxmox.template_storage, or None when it has none of that name."""
+        storage = self._config.template_storage
+        path = f"/nodes/{self._node}/storage/{storage}/content"
+        items = await self._get(path, f"list the templates of {storage}", list[StorageItem], content="vztmpl")
+        volid = f"{storage}:vztmpl/{name}"
+        return volid if any(item.volid == volid for item in items) else None
+
+    async def ensure_template(self, content: bytes | Path, name: str) -> str:
+        """Put a CT template on proxmox.template_storage unless it has one of that name; returns its volume id.
+
+        A name must stand for one content for ever, so carry a hash in it. Templates of other names are left alone:
+        another node that shares the storage may use them.
+        """
+        if found := await self.find_template(name):
+            return found
+        data = content if isinstance(content, bytes) else await asyncio.to_thread(content.read_bytes)
+        await self._upload(data, name)
+        return f"{self._config.template_storage}:vztmpl/{name}"
+
+    async def ensure_sandbox_template(self) -> tuple[str, SandboxTemplate]:
+        """Build the sandbox template from this machine's programs and have it on the storage.
+
+        Returns its volume id, and the template (for its architecture). FailedPrecondition names a package that is
+        missing here.
+        """
+        template = await asyncio.to_thread(sandbox_template)
+        found = await self.find_template(template.name)
+        if found is None:
+            found = await self.ensure_template(await asyncio.to_thread(template.archive), template.name)
+        return found, template
+
+    async def _upload(self, data: bytes, name: str) -> None:
+        storage = self._config.template_storage
+        fields = {
+            "content": "vztmpl",
+            "checksum-algorithm": "sha256",
+            "checksum": hashlib.sha256(data).hexdigest(),
+        }
+        body, content_type = multipart(name, data, fields)
+        call = Call(
+            method="POST",
+            path=f"/nodes/{self._node}/storage/{storage}/upload",
+            doing=f"upload {name} to storage {storage}",
+            body=body,
+            content_type=content_type,
+            repeatable=True,
+        )
+        upid = parse_upid(await self._transport.call(call, str), call.doing)
+        await self._tasks.wait(upid, call.doing)
+
+    # -- the ways of a call ----------------------------------------------------------------------------------
+
+    def _ct(self, vmid: Vmid) -> str:
+        return f"/nodes/{self._node}/lxc/{vmid}"
+
+    async def _get(self, path: str, doing: str, into: type[T], **parameters: ParameterValue) -> T:
+        return await self._transport.call(Call(method="GET", path=path, doing=doing, parameters=parameters), into)
+
+    async def _task(self, method: str, path: str, doing: str, **parameters: ParameterValue) -> None:
+        """A call on a CT that starts a task, waited for. All of these may be repeated: see the class's errors."""
+        call = Call(method=method, path=path, doing=doing, parameters=parameters, repeatable=True)
+
+        async def attempt() -> None:
+            await self._tasks.wait(parse_upid(await self._transport.call(call, str), doing), doing)
+
+        await self._unlocked(attempt)
+
+    async def _unlocked(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Try until the CT's lock is free; CtLocked after proxmox.task_timeout."""
+        clock = asyncio.get_running_loop().time
+        deadline, pause = clock() + self._config.task_timeout, LOCK_PAUSE_FIRST
+        while True:
+            try:
+                return await attempt()
+            except CtLocked:
+                if clock() + pause > deadline:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(LOCK_PAUSE_MAX, pause * 2)
+
+    async def _create_again(self, call: Call, spec: CtSpec) -> Upid:
+        """After a create that got no answer: find what became of it, or send it once more.
+
+        The description is unlike any other CT's, so a CT of our VMID that carries it is the one we asked for.
+        """
+        try:
+            existing = await self.ct_config(spec.vmid)
+        except CtNotFound:
+            return parse_upid(await self._transport.call(call, str), call.doing)
+        entry = await self._tasks.last(spec.vmid, "vzcreate", self._node, since=0)
+        if entry is None or existing.description.strip() != spec.description.strip():
+            raise ProxmoxError(
+                call.doing, "the answer was lost, and the VMID is now taken by a CT that is not ours"
+            )
+        return parse_upid(entry.upid, call.doing)

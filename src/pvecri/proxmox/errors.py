@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Proxmox VE answers when it does not do as it was asked, as errors.
+
+    InternalError
+    └── ProxmoxError            any refusal; carries the HTTP status and Proxmox's own words
+        ├── ParameterError      400: `errors` says which parameter and why
+        ├── CtExists            the VMID is taken, by a CT or a VM, on whichever node
+        ├── CtNotFound          no such CT on this node
+        ├── CtNotRunning        it is stopped already
+        ├── CtAlreadyRunning    it is running already
+        ├── CtLocked            a lock of the CT is held: by a backup, a migration, another task
+        └── ProxmoxTaskError    the task was accepted and failed; carries its UPID
+
+Proxmox answers an unknown CT with 500 and words, as any other failure, so the words decide. They are the
+same whether they come in the answer or as a task's exit status. They were read off Proxmox VE 9.2; all are
+older than Proxmox VE 8.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from pvecri.errors import InternalError, PermissionDenied, PvecriError, Unavailable
+
+
+class ProxmoxError(InternalError):
+    """Proxmox refused or failed.
+
+    `status` in the CRI sense stays INTERNAL; `http_status` is 0 when the words are a task's.
+    """
+
+    def __init__(self, doing: str, words: str, http_status: int = 0) -> None:
+        super().__init__(f"Proxmox: {doing}: {words or 'no reason given'}")
+        self.doing = doing
+        self.words = words
+        self.http_status = http_status
+
+
+class ParameterError(ProxmoxError):
+    """Parameters were refused; `errors` has Proxmox's text for each."""
+
+    def __init__(self, doing: str, errors: dict[str, str], http_status: int = 400) -> None:
+        listed = "; ".join(f"{name}: {text.strip()}" for name, text in sorted(errors.items()))
+        super().__init__(doing, listed, http_status)
+        self.errors = errors
+
+
+class CtExists(ProxmoxError):
+    """The VMID is taken."""
+
+
+class CtNotFound(ProxmoxError):
+    """There is no such CT on the node."""
+
+
+class CtNotRunning(ProxmoxError):
+    """The CT is not running."""
+
+
+class CtAlreadyRunning(ProxmoxError):
+    """The CT is running already."""
+
+
+class CtLocked(ProxmoxError):
+    """A lock is held on the CT, such as `backup`; worth trying again."""
+
+
+class ProxmoxTaskError(ProxmoxError):
+    """A task ended badly; `upid` finds it in Proxmox's task log."""
+
+    def __init__(self, doing: str, words: str, upid: str = "") -> None:
+        super().__init__(doing, words)
+        self.upid = upid
+
+
+_KINDS: tuple[tuple[re.Pattern[str], type[ProxmoxError]], ...] = (
+    (re.compile(r"\b(?:CT|VM) \d+ already exists\b"), CtExists),
+    (re.compile(r"Configuration file '[^']*/(?:lxc|qemu-server)/\d+\.conf' does not exist"), CtNotFound),
+    (re.compile(r"\bCT \d+ not running\b"), CtNotRunning),
+    (re.compile(r"\bCT \d+ already running\b"), CtAlreadyRunning),
+    (re.compile(r"\bCT is locked \([\w-]+\)"), CtLocked),
+    (re.compile(r"can't lock file '[^']*' - got timeout"), CtLocked),
+)
+
+
+class _Body(msgspec.Struct):
+    """The body of a refusal; every part of it may be missing."""
+
+    message: str | None = None
+    errors: dict[str, str] | None = None
+
+
+def kind_of(words: str) -> type[ProxmoxError]:
+    """Which error Proxmox's words stand for; ProxmoxError itself when they are no known ones."""
+    return next((kind for pattern, kind in _KINDS if pattern.search(words)), ProxmoxError)
+
+
+def from_answer(doing: str, status: int, reason: str, body: bytes, account: str) -> PvecriError:
+    """The error for an answer of 400 or more.
+
+    `doing` says what was asked (`create CT 900001`), `account` whose rights were used. The words are the body's
+    message where there is one, else the reason phrase (a 401 has no body).
+    """
+    answer = _read(body)
+    words = (answer.message or reason or "").strip()
+    if status == 401:
+        return PermissionDenied(
+            f"Proxmox: {doing}: the credentials of {account} were refused ({words}): check proxmox.token_id "
+            f"and proxmox.token_secret_file, or proxmox.username and proxmox.password_file"
+        )
+    if status == 403:
+        return PermissionDenied(
+            f"Proxmox: {doing}: {words}: {account} lacks the privilege; docs/proxmox-setup.md lists those needed"
+        )
+    if answer.errors:
+        return ParameterError(doing, answer.errors, status)
+    if status in (595, 596, 597, 599) or "no quorum" in words:
+        return Unavailable(f"Proxmox: {doing}: {status} {words}")
+    return kind_of(words)(doing, words, status)
+
+
+def from_task(doing: str, exitstatus: str, log: str, upid: str) -> ProxmoxError:
+    """The error for a task that ended with `exitstatus`; `log` is the end of what it wrote."""
+    kind = kind_of(exitstatus)
+    if kind is not ProxmoxError:
+        return kind(doing, exitstatus)
+    detail = f"{exitstatus} [{log}]" if log else exitstatus
+    return ProxmoxTaskError(doing, f"{detail} (task {upid})", upid)
+
+
+def _read(body: bytes) -> _Body:
+    try:
+        return msgspec.json.decode(body, type=_Body, strict=False)
+    except msgspec.DecodeError:
+        return _Body()

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The privileges that pvecri's account needs; docs/proxmox-setup.md says why each, and how to grant them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pvecri.config import ProxmoxConfig
+
+POD_PRIVILEGES = frozenset(
+    {
+        "VM.Allocate",
+        "VM.Audit",
+        "VM.Config.CPU",
+        "VM.Config.Disk",
+        "VM.Config.Memory",
+        "VM.Config.Network",
+        "VM.Config.Options",
+        "VM.PowerMgmt",
+    }
+)
+
+
+def needed(config: ProxmoxConfig, node: str) -> dict[str, frozenset[str]]:
+    """The least that the account must have, by ACL path.
+
+    With proxmox.pool the pods' privileges are asked for on the pool alone, so that the account has no say over
+    other guests.
+    """
+    pods = f"/pool/{config.pool}" if config.pool else "/vms"
+    wanted: dict[str, frozenset[str]] = {
+        pods: POD_PRIVILEGES,
+        f"/nodes/{node}": frozenset({"Sys.Audit"}),
+        f"/storage/{config.storage}": frozenset({"Datastore.AllocateSpace"}),
+    }
+    templates = f"/storage/{config.template_storage}"
+    wanted[templates] = wanted.get(templates, frozenset()) | {"Datastore.AllocateTemplate", "Datastore.Audit"}
+    if not config.unprivileged:
+        wanted["/"] = frozenset({"Sys.Modify"})
+    return wanted
+
+
+def missing(wanted: Mapping[str, frozenset[str]], granted: Mapping[str, frozenset[str]]) -> list[str]:
+    """What is wanted and not granted, as `path: privilege, …`, in order."""
+    lacks = {path: sorted(privileges - granted.get(path, frozenset())) for path, privileges in wanted.items()}
+    return [f"{path}: {', '.join(names)}" for path, names in sorted(lacks.items()) if names]

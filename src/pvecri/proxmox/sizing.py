@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what a pod asks for to the four numbers that size its CT.
+
+Proxmox sets `memory.max` to the CT's memory and `memory.high` a little below: 1016/1024 of it, from 16 GiB on
+128 MiB less (PVE::LXC::Config). Above `memory.high` the kernel throttles everything in the cgroup, so the CT is
+made large enough that its `memory.high` covers all the limits of its containers: each container is then stopped
+by its own limit, as the pod's specification says, and never slowed down by the CT's.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from pvecri.model import Resources
+
+MIB = 1 << 20
+MEMORY_MIN_MIB = 16
+HIGH_GAP_MAX_MIB = 128
+CPULIMIT_MAX = 8192.0
+CPU_PERIOD_DEFAULT = 100_000
+CPUUNITS_DEFAULT = 100
+SHARES_MIN, SHARES_MAX = 2, 262_144
+
+
+class CtSize(msgspec.Struct, frozen=True, kw_only=True):
+    """A CT's size in Proxmox's units: MiB; cores, 0 for no limit; cgroup v2 weight, 1 to 10000."""
+
+    memory_mib: int
+    swap_mib: int = 0
+    cpulimit: float = 0.0
+    cpuunits: int = CPUUNITS_DEFAULT
+
+
+def ct_size(resources: Resources, overhead: Resources, *, node_memory: int, overhead_mib: int) -> CtSize:
+    """The size of the CT of a pod.
+
+    `resources` is the sum over the pod's containers and `overhead` the runtime class's (CRI
+    LinuxPodSandboxConfig); `node_memory` is in bytes and stands for "no limit"; `overhead_mib` is
+    proxmox.memory_overhead_mib.
+    """
+    return CtSize(
+        memory_mib=memory_mib(resources, overhead, node_memory=node_memory, overhead_mib=overhead_mib),
+        swap_mib=swap_mib(resources),
+        cpulimit=cpulimit(resources, overhead),
+        cpuunits=cpuunits(resources, overhead),
+    )
+
+
+def memory_mib(resources: Resources, overhead: Resources, *, node_memory: int, overhead_mib: int) -> int:
+    """The CT's memory: the pod's limit, room for what runs beside its containers, and the gap below the top."""
+    if resources.memory_limit <= 0:
+        return max(MEMORY_MIN_MIB, node_memory // MIB)
+    wanted = resources.memory_limit + max(0, overhead.memory_limit)
+    return max(MEMORY_MIN_MIB, _with_gap(_ceil_div(wanted, MIB) + overhead_mib))
+
+
+def swap_mib(resources: Resources) -> int:
+    """The CT's swap: what the pod may have beyond its memory, none when it does not say."""
+    if resources.memory_limit <= 0 or resources.memory_swap_limit <= resources.memory_limit:
+        return 0
+    return _ceil_div(resources.memory_swap_limit - resources.memory_limit, MIB)
+
+
+def cpulimit(resources: Resources, overhead: Resources) -> float:
+    """Cores, in hundredths rounded up so that the CT never has less than its containers; 0 for no limit."""
+    if resources.cpu_quota <= 0:
+        return 0.0
+    hundredths = _quota_hundredths(resources) + _quota_hundredths(overhead)
+    return min(CPULIMIT_MAX, hundredths / 100)
+
+
+def cpuunits(resources: Resources, overhead: Resources) -> int:
+    """The CT's cgroup v2 weight by the conversion that runc and crun use for cgroup v1 shares."""
+    shares = max(0, resources.cpu_shares) + max(0, overhead.cpu_shares)
+    if shares == 0:
+        return CPUUNITS_DEFAULT
+    shares = min(max(shares, SHARES_MIN), SHARES_MAX)
+    return 1 + (shares - SHARES_MIN) * 9999 // (SHARES_MAX - SHARES_MIN)
+
+
+def _with_gap(high_mib: int) -> int:
+    """The least memory whose `memory.high` is at least `high_mib`."""
+    return min(_ceil_div(high_mib * 1024, 1016), high_mib + HIGH_GAP_MAX_MIB)
+
+
+def _quota_hundredths(resources: Resources) -> int:
+    if resources.cpu_quota <= 0:
+        return 0
+    return _ceil_div(resources.cpu_quota * 100, resources.cpu_period or CPU_PERIOD_DEFAULT)
+
+
+def _ceil_div(dividend: int, divisor: int) -> int:
+    return -(-dividend // divisor)

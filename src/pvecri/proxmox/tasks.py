@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Proxmox's tasks: waiting for one, and what one said when it failed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from pvecri.errors import DeadlineExceeded, Unavailable
+from pvecri.proxmox import errors, upid
+from pvecri.proxmox.answers import LogLine, TaskEntry, TaskState, TaskStatus
+from pvecri.proxmox.transport import Call, Transport
+from pvecri.proxmox.upid import Upid
+
+POLL_FIRST = 0.005
+POLL_FACTOR = 1.5
+POLL_MAX = 1.0
+"""Seconds. The shortest tasks take some milliseconds on the embedded node, and a second or so on Proxmox."""
+
+LOG_LINES = 5
+"""How much of a failed task's log goes into the error."""
+
+
+def poll_delays() -> Iterator[float]:
+    """The pauses between polls, for ever."""
+    delay = POLL_FIRST
+    while True:
+        yield delay
+        delay = min(POLL_MAX, delay * POLL_FACTOR)
+
+
+class Tasks:
+    """The tasks of a node, seen through its API."""
+
+    def __init__(self, transport: Transport, timeout: float) -> None:
+        self._transport = transport
+        self._timeout = timeout
+
+    async def wait(self, task: Upid, doing: str) -> None:
+        """Wait until the task has ended well.
+
+        Raises ProxmoxTaskError, or a kind of ProxmoxError when the words are known, when it failed, and
+        DeadlineExceeded after proxmox.task_timeout; the task then goes on without us. An API that is away for a
+        moment (pveproxy is reloaded) does not end the wait.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                ended = await self._ended(task, doing)
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"Proxmox: {doing}: task {task} has not ended within {self._timeout:g} s (proxmox.task_timeout)"
+            ) from error
+        if not ended.succeeded:
+            raise errors.from_task(doing, ended.exitstatus, await self.log_end(task), str(task))
+
+    async def last(self, vmid: int, kind: str, node: str, since: int) -> TaskEntry | None:
+        """The latest task of a guest of this kind (`vzstart`) that began at `since` (epoch seconds) or later."""
+        call = Call(
+            method="GET",
+            path=f"/nodes/{node}/tasks",
+            doing=f"list the {kind} tasks of CT {vmid}",
+            parameters={"vmid": vmid, "typefilter": kind, "source": "all", "limit": 10, "since": since},
+        )
+        entries = await self._transport.call(call, list[TaskEntry])
+        return max((entry for entry in entries if entry.starttime >= since), key=_start, default=None)
+
+    async def log_end(self, task: Upid) -> str:
+        """The last lines of the task's log as one, for an error; empty when it cannot be had."""
+        call = Call(
+            method="GET", path=f"{task.path}/log", doing=f"read the log of {task}", parameters={"limit": 500}
+        )
+        try:
+            lines = await self._transport.call(call, list[LogLine])
+        except (errors.ProxmoxError, Unavailable):
+            return ""
+        words = [line.t.strip() for line in lines if line.t.strip()]
+        return "; ".join(words[-LOG_LINES:])
+
+    async def _ended(self, task: Upid, doing: str) -> TaskStatus:
+        call = Call(method="GET", path=f"{task.path}/status", doing=f"{doing}: ask for task {task}")
+        for delay in poll_delays():
+            await asyncio.sleep(delay)
+            try:
+                status = await self._transport.call(call, TaskStatus)
+            except Unavailable:
+                continue
+            if status.status is TaskState.STOPPED:
+                return status
+        raise AssertionError("poll_delays never ends")
+
+
+def parse_upid(text: str, doing: str) -> Upid:
+    """The UPID that a call answered; ProxmoxError when it is something else."""
+    try:
+        return upid.parse(text)
+    except ValueError as error:
+        raise errors.ProxmoxError(doing, str(error)) from error
+
+
+def _start(entry: TaskEntry) -> int:
+    return entry.starttime

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sandbox template: the root filesystem of every pod's CT, as a Proxmox CT template.
+
+It holds an init that reaps what the pod's containers orphan, and a shell for `pct enter`; the containers bring
+their own root filesystems. Both are static programs of the node's Debian, so there are no libraries in it.
+
+The same programs make the same archive, and its name carries a hash of the content: a storage that has a file of
+that name has this template, and a new version never touches one that is in use.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import shutil
+import struct
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from pvecri.errors import FailedPrecondition
+
+CATATONIT_PACKAGE = "catatonit"
+BUSYBOX_PACKAGE = "busybox-static"
+
+INIT = b"#!/bin/sh\nexec /sbin/catatonit -P\n"
+"""`-P` is catatonit's pause mode: it runs no program of its own. Process 1 ends up with the name `catatonit`."""
+
+APPLETS = (
+    *("ash", "cat", "chmod", "chown", "cp", "cut", "date", "df", "dmesg", "du", "echo", "env", "find", "free"),
+    *("grep", "head", "hostname", "id", "ip", "kill", "less", "ln", "ls", "mkdir", "mount", "mv", "nc", "netstat"),
+    *("nslookup", "ping", "ps", "pwd", "rm", "route", "sed", "sh", "sleep", "sort", "stat", "tail", "tar", "test"),
+    *("top", "touch", "tr", "umount", "uname", "uptime", "vi", "wc", "wget", "which", "xargs"),
+)
+"""Links to busybox in /bin."""
+
+DIRECTORIES = {
+    "bin": 0o755,
+    "dev": 0o755,
+    "etc": 0o755,
+    "proc": 0o555,
+    "root": 0o700,
+    "run": 0o755,
+    "sbin": 0o755,
+    "sys": 0o555,
+    "tmp": 0o1777,
+    "var": 0o755,
+    "var/tmp": 0o1777,
+}
+
+FILES = {
+    "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n",
+    "etc/group": b"root:x:0:\nnogroup:x:65534:\n",
+    "etc/os-release": b'ID=pvecri-sandbox\nNAME="pvecri sandbox"\nPRETTY_NAME="pvecri pod sandbox"\n',
+}
+
+_ELF_MACHINES = {3: "i386", 40: "armhf", 62: "amd64", 183: "arm64", 243: "riscv64"}
+_PT_INTERP = 3
+
+
+class SandboxTemplate(msgspec.Struct, frozen=True, kw_only=True):
+    """The template before it is packed; `arch` is Proxmox's name of the architecture."""
+
+    arch: str
+    tar: bytes
+
+    @property
+    def name(self) -> str:
+        """The file's name on a storage."""
+        return f"pvecri-sandbox_{hashlib.sha256(self.tar).hexdigest()[:12]}_{self.arch}.tar.gz"
+
+    def archive(self) -> bytes:
+        """The file's content. Some 60 ms of work: call it in a thread."""
+        return gzip.compress(self.tar, compresslevel=6, mtime=0)
+
+
+def sandbox_template() -> SandboxTemplate:
+    """The template from this node's programs.
+
+    Reads some 2 MB: call it in a thread. FailedPrecondition names the Debian package when a program is missing or
+    is not static.
+    """
+    return build(find_static("catatonit", CATATONIT_PACKAGE), find_static("busybox", BUSYBOX_PACKAGE))
+
+
+def find_static(program: str, package: str) -> bytes:
+    """The content of a static program on the PATH; FailedPrecondition names the package that has it."""
+    path = shutil.which(program, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    if path is None:
+        raise FailedPrecondition(f"the sandbox template needs {program}: install the package {package}")
+    content = Path(path).read_bytes()
+    if not is_static(content):
+        raise FailedPrecondition(
+            f"the sandbox template needs a static {program}, {path} is not: install {package}"
+        )
+    return content
+
+
+def build(catatonit: bytes, busybox: bytes) -> SandboxTemplate:
+    """The template of these two programs; the same bytes for the same programs. Pure."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for entry, content in sorted(_entries(catatonit, busybox), key=_name):
+            tar.addfile(entry, io.BytesIO(content))
+    return SandboxTemplate(arch=elf_architecture(busybox), tar=buffer.getvalue())
+
+
+def is_static(program: bytes) -> bool:
+    """Whether an ELF program runs without an interpreter (ld.so); False for what is no ELF file."""
+    try:
+        return _PT_INTERP not in set(_segment_types(program))
+    except (ValueError, struct.error):
+        return False
+
+
+def elf_architecture(program: bytes) -> str:
+    """Proxmox's name of the architecture that an ELF program is for; FailedPrecondition when it has none."""
+    machine = struct.unpack_from("<H", program, 18)[0] if program[:4] == b"\x7fELF" else 0
+    if machine not in _ELF_MACHINES:
+        raise FailedPrecondition(f"the sandbox template cannot be built for ELF machine {machine}")
+    return _ELF_MACHINES[machine]
+
+
+def _segment_types(program: bytes) -> Iterator[int]:
+    """The `p_type` of each program header (elf(5)); all of Proxmox's architectures are little-endian."""
+    if program[:4] != b"\x7fELF" or program[5] != 1:
+        raise ValueError("not a little-endian ELF file")
+    wide = program[4] == 2
+    offset = struct.unpack_from("<Q", program, 32)[0] if wide else struct.unpack_from("<I", program, 28)[0]
+    size, count = struct.unpack_from("<HH", program, 54 if wide else 42)
+    for index in range(count):
+        yield struct.unpack_from("<I", program, offset + index * size)[0]
+
+
+def _entries(catatonit: bytes, busybox: bytes) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    for name, mode in DIRECTORIES.items():
+        yield _entry(name, tarfile.DIRTYPE, mode), b""
+    for name, content in FILES.items():
+        yield _entry(name, tarfile.REGTYPE, 0o644, len(content)), content
+    for name, content in (("bin/busybox", busybox), ("sbin/catatonit", catatonit), ("sbin/init", INIT)):
+        yield _entry(name, tarfile.REGTYPE, 0o755, len(content)), content
+    for applet in APPLETS:
+        yield _entry(f"bin/{applet}", tarfile.SYMTYPE, 0o777, target="busybox"), b""
+
+
+def _entry(name: str, kind: bytes, mode: int, size: int = 0, target: str = "") -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(f"./{name}")
+    entry.type, entry.mode, entry.size, entry.linkname = kind, mode, size, target
+    entry.uname = entry.gname = "root"
+    return entry
+
+
+def _name(entry: tuple[tarfile.TarInfo, bytes]) -> str:
+    return entry[0].name
