@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pod's attachment to the network, and its record on disk.
+
+The record is written before the first plugin runs and completed after the last. So DEL uses the configuration
+that ADD used, whatever has become of the file since, and an ADD that a crash cut short can be undone.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import msgspec
+
+from pvecri.model import SandboxId
+from pvecri.network import conflist
+from pvecri.network.conflist import Network, PluginOptions
+
+log = logging.getLogger(__name__)
+
+INTERFACE = "eth0"
+"""The pod's interface, by the name that kubelet and its users expect."""
+
+
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """What every plugin of the chain is told (CNI specification, section 2, Parameters).
+
+    `netns` is empty when the namespace is gone; `result` is empty until ADD has succeeded.
+    """
+
+    sandbox_id: SandboxId
+    netns: str
+    args: str
+    arguments: PluginOptions
+    network: Network
+    interface: str = INTERFACE
+    result: bytes = b""
+
+
+NO_RESULT = msgspec.Raw(b"null")
+
+
+class _Record(msgspec.Struct, rename="camel"):
+    sandbox_id: str
+    netns: str
+    args: str
+    arguments: PluginOptions
+    interface: str
+    config: msgspec.Raw
+    config_path: str
+    result: msgspec.Raw = NO_RESULT
+
+
+class AttachmentStore:
+    """network.cache_dir: a file for each sandbox that is attached, or was being attached."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def prepare(self) -> None:
+        """Make the directory."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def write(self, attachment: Attachment) -> None:
+        """Record an attachment, in one step."""
+        record = _Record(
+            sandbox_id=attachment.sandbox_id,
+            netns=attachment.netns,
+            args=attachment.args,
+            arguments=attachment.arguments,
+            interface=attachment.interface,
+            config=msgspec.Raw(conflist.to_json(attachment.network)),
+            config_path=attachment.network.path,
+            result=msgspec.Raw(attachment.result) if attachment.result else NO_RESULT,
+        )
+        path = self._path(attachment.sandbox_id)
+        draft = path.with_suffix(".new")
+        draft.write_bytes(msgspec.json.encode(record))
+        draft.replace(path)
+
+    def read(self, sandbox_id: SandboxId) -> Attachment | None:
+        """The record of a sandbox; None when there is none, or none that can be read."""
+        try:
+            record = msgspec.json.decode(self._path(sandbox_id).read_bytes(), type=_Record)
+            network = conflist.parse(bytes(record.config), record.config_path)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            log.warning("%s: ignored: %s", self._path(sandbox_id), error)
+            return None
+        return Attachment(
+            sandbox_id=SandboxId(record.sandbox_id),
+            netns=record.netns,
+            args=record.args,
+            arguments=record.arguments,
+            network=network,
+            interface=record.interface,
+            result=b"" if record.result == NO_RESULT else bytes(record.result),
+        )
+
+    def remove(self, sandbox_id: SandboxId) -> None:
+        """Forget a sandbox. Idempotent."""
+        self._path(sandbox_id).unlink(missing_ok=True)
+
+    def sandboxes(self) -> list[SandboxId]:
+        """The sandboxes that there are records of."""
+        return sorted(SandboxId(path.stem) for path in self._directory.glob("*.json"))
+
+    def _path(self, sandbox_id: SandboxId) -> Path:
+        return self._directory / f"{sandbox_id}.json"

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CNI network configurations: which one is the pods' network (CNI specification, section 1).
+
+The first valid file of the directory, by name, is the network, as with CRI-O and containerd. A file is a list of
+plugins (`.conflist`) or a single plugin (`.conf`, `.json`), which is the same as a list of one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from pvecri.network.errors import NetworkNotReady
+
+SUFFIXES = (".conf", ".conflist", ".json")
+VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+"""The versions of the specification that are spoken; older results have another shape."""
+
+PluginOptions = dict[str, object]
+"""A plugin's configuration as it stands in the file: its keys are the plugin's own affair."""
+
+
+class Plugin(msgspec.Struct, frozen=True, kw_only=True):
+    """One plugin of a network; `options` holds everything that the file says for it."""
+
+    type: str
+    capabilities: dict[str, bool] = {}
+    options: PluginOptions = {}
+
+    def can(self, capability: str) -> bool:
+        """Whether the plugin takes this capability's arguments."""
+        return self.capabilities.get(capability, False)
+
+
+class Network(msgspec.Struct, frozen=True, kw_only=True):
+    """A network configuration; `path` is the file that it came from."""
+
+    name: str
+    version: str
+    plugins: tuple[Plugin, ...]
+    disable_check: bool = False
+    path: str = ""
+
+    def has_version(self, wanted: str) -> bool:
+        """Whether its version of the specification is `wanted` or later."""
+        return VERSIONS.index(self.version) >= VERSIONS.index(wanted)
+
+
+class _File(msgspec.Struct):
+    """A configuration file; without `plugins` the whole object is the only plugin."""
+
+    name: str
+    cni_version: str = msgspec.field(name="cniVersion", default="0.3.1")
+    cni_versions: list[str] = msgspec.field(name="cniVersions", default_factory=list)
+    disable_check: bool = msgspec.field(name="disableCheck", default=False)
+    plugins: list[PluginOptions] = msgspec.field(default_factory=list)
+
+
+class _Plugin(msgspec.Struct):
+    type: str
+    capabilities: dict[str, bool] = msgspec.field(default_factory=dict)
+
+
+def parse(text: bytes, path: str) -> Network:
+    """Read a configuration; ValueError says what is wrong with it."""
+    try:
+        file = msgspec.json.decode(text, type=_File, strict=False)
+        plugins = file.plugins or [msgspec.json.decode(text, type=PluginOptions)]
+        return Network(
+            name=_checked_name(file.name),
+            version=_version(file),
+            plugins=tuple(_plugin(options) for options in plugins),
+            disable_check=file.disable_check,
+            path=path,
+        )
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from error
+
+
+def to_json(network: Network) -> bytes:
+    """The network as a configuration file that `parse` reads, for the cache."""
+    file = {
+        "cniVersion": network.version,
+        "name": network.name,
+        "disableCheck": network.disable_check,
+        "plugins": [plugin.options for plugin in network.plugins],
+    }
+    return msgspec.json.encode(file)
+
+
+class ConfigDirectory:
+    """network.conf_dir, read again when it has changed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[tuple[str, int, int, int], ...] | None = None
+        self._network: Network | None = None
+        self._problem = ""
+
+    def network(self) -> Network:
+        """The pods' network now. NetworkNotReady when there is none, with the reason for each file."""
+        seen = self._fingerprint()
+        if seen != self._seen:
+            self._read([name for name, *_ in seen])
+            self._seen = seen
+        if self._network is None:
+            raise NetworkNotReady(self._problem)
+        return self._network
+
+    def _fingerprint(self) -> tuple[tuple[str, int, int, int], ...]:
+        """What tells an edited, added or removed file; a stat each."""
+        try:
+            paths = sorted(path for path in self._path.iterdir() if path.suffix in SUFFIXES)
+            stats = [(path.name, path.stat()) for path in paths]
+        except OSError:
+            return ()
+        return tuple((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats)
+
+    def _read(self, names: list[str]) -> None:
+        problems = []
+        for name in names:
+            path = self._path / name
+            try:
+                self._network = parse(path.read_bytes(), str(path))
+            except (OSError, ValueError) as error:
+                problems.append(f"{name}: {error}")
+            else:
+                return
+        self._network = None
+        found = "; ".join(problems) or "no .conflist, .conf or .json file"
+        self._problem = f"no CNI network in {self._path} (network.conf_dir): {found}"
+
+
+def _plugin(options: PluginOptions) -> Plugin:
+    known = msgspec.convert(options, _Plugin, strict=False)
+    if not known.type or "/" in known.type:
+        raise msgspec.ValidationError(f"{known.type!r} is no plugin's name")
+    return Plugin(type=known.type, capabilities=known.capabilities, options=options)
+
+
+def _version(file: _File) -> str:
+    """The latest version that the file offers and we speak."""
+    offered = [version for version in (file.cni_version, *file.cni_versions) if version in VERSIONS]
+    if not offered:
+        raise msgspec.ValidationError(f"cniVersion {file.cni_version} is not one of {', '.join(VERSIONS)}")
+    return max(offered, key=VERSIONS.index)
+
+
+def _checked_name(name: str) -> str:
+    if not name or "/" in name:
+        raise msgspec.ValidationError(f"{name!r} is no network's name")
+    return name

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loopback interface of a pod. CNI's own plugin for it would cost a process for two system calls."""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+from pathlib import Path
+
+from pvecri.errors import NotFound
+from pvecri.linux import namespaces
+
+SIOCGIFFLAGS = 0x8913
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 0x1
+
+_IFREQ = struct.Struct("16sH22x")
+
+
+def bring_up(netns: Path) -> None:
+    """Set lo up in a network namespace; the kernel gives it 127.0.0.1 and ::1. Idempotent.
+
+    Blocks: call it in a thread. NotFound when the namespace is gone.
+    """
+    try:
+        control = namespaces.run_inside([netns], _socket)
+    except FileNotFoundError as error:
+        raise NotFound(f"network namespace {netns} does not exist") from error
+    with control:
+        _, flags = _IFREQ.unpack(fcntl.ioctl(control, SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0)))
+        if not flags & IFF_UP:
+            fcntl.ioctl(control, SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags | IFF_UP))
+
+
+def _socket() -> socket.socket:
+    """A socket stays in the namespace that it was made in."""
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Network Manager: attaches the network namespaces of pods to the CNI network."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import msgspec
+
+from pvecri.config import NetworkConfig
+from pvecri.model import SandboxConfig, SandboxId
+from pvecri.network import loopback
+from pvecri.network.attachment import Attachment, AttachmentStore
+from pvecri.network.capabilities import capability_arguments, cni_args
+from pvecri.network.conflist import ConfigDirectory, Network
+from pvecri.network.errors import NetworkNotReady, PluginError
+from pvecri.network.plugins import PluginRunner
+from pvecri.network.result import PodNetwork, pod_network
+
+log = logging.getLogger(__name__)
+
+NOT_READY = "NetworkPluginNotReady"
+"""The reason that CRI clients know (CRI RuntimeCondition of NetworkReady)."""
+
+
+class NetworkStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether pods can be attached; `reason` and `message` say why not, `network` and `path` name what is used."""
+
+    ready: bool
+    reason: str = ""
+    message: str = ""
+    network: str = ""
+    path: str = ""
+
+
+class NetworkManager:
+    """Attaches and detaches pods. One call at a time for a sandbox; any number of sandboxes at once."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        self._config = config
+        self._directory = ConfigDirectory(config.conf_dir)
+        self._runner = PluginRunner(config)
+        self._store = AttachmentStore(config.cache_dir)
+
+    async def start(self) -> None:
+        """Make network.cache_dir. A network need not be there yet: installers often come after the runtime."""
+        self._store.prepare()
+
+    async def close(self) -> None:
+        """Nothing is held open."""
+
+    def status(self) -> NetworkStatus:
+        """Whether a pod could be attached now; some stats, no process."""
+        try:
+            network = self._directory.network()
+        except NetworkNotReady as error:
+            return NetworkStatus(ready=False, reason=NOT_READY, message=str(error))
+        if missing := self._runner.missing(network):
+            message = (
+                f"the network {network.name} ({network.path}) needs the CNI plugins {', '.join(missing)}: "
+                f"not found in {self._runner.searched()} (network.bin_dirs)"
+            )
+            return NetworkStatus(
+                ready=False, reason=NOT_READY, message=message, network=network.name, path=network.path
+            )
+        return NetworkStatus(ready=True, network=network.name, path=network.path)
+
+    async def attach(self, sandbox_id: SandboxId, netns: Path, sandbox: SandboxConfig) -> PodNetwork:
+        """Set lo up in the namespace and ADD it to the network.
+
+        When it fails or is cancelled, DEL has run through the whole chain: no address and no rule is left behind.
+        Raises NetworkNotReady without a network, InvalidArgument for an annotation or name that CNI cannot take,
+        NotFound when the namespace is gone, and PluginError with the plugin's own words.
+        """
+        attachment = self._attachment(sandbox_id, str(netns), sandbox, self._directory.network())
+        await asyncio.to_thread(loopback.bring_up, netns)
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(_to_the_end, self._undo_add, attachment)
+            self._store.write(attachment)
+            result = await self._runner.add(attachment)
+            network = _read_result(result, attachment.network)
+            self._store.write(msgspec.structs.replace(attachment, result=result))
+            undo.pop_all()
+        return network
+
+    async def detach(self, sandbox_id: SandboxId, netns: Path | None, sandbox: SandboxConfig) -> None:
+        """DEL a pod from the network that it was added to; of one that is not attached, nothing is left either.
+
+        `netns` is None, or a path that is gone, when the namespace is no more: plugins then free what they hold
+        outside it. Idempotent. PluginError stops at the first plugin that fails; call again.
+        """
+        path = str(netns) if netns is not None and netns.exists() else ""
+        attachment = self._store.read(sandbox_id)
+        if attachment is None:
+            try:
+                attachment = self._attachment(sandbox_id, path, sandbox, self._directory.network())
+            except NetworkNotReady:
+                return
+        await self._runner.delete(msgspec.structs.replace(attachment, netns=path))
+        self._store.remove(sandbox_id)
+
+    async def check(self, sandbox_id: SandboxId) -> None:
+        """CHECK that a pod is still attached as it was. PluginError says what is wrong."""
+        attachment = self._store.read(sandbox_id)
+        if attachment is not None and attachment.result:
+            await self._runner.check(attachment)
+
+    def attached(self) -> list[SandboxId]:
+        """The sandboxes that are attached or were being attached: one that nobody knows is to be detached."""
+        return self._store.sandboxes()
+
+    def network_of(self, sandbox_id: SandboxId) -> PodNetwork | None:
+        """How a sandbox is attached, from the record; None when it is not."""
+        attachment = self._store.read(sandbox_id)
+        return pod_network(attachment.result) if attachment is not None and attachment.result else None
+
+    def _attachment(
+        self, sandbox_id: SandboxId, netns: str, sandbox: SandboxConfig, network: Network
+    ) -> Attachment:
+        return Attachment(
+            sandbox_id=sandbox_id,
+            netns=netns,
+            args=cni_args(sandbox_id, sandbox),
+            arguments=capability_arguments(sandbox),
+            network=network,
+        )
+
+    async def _undo_add(self, attachment: Attachment) -> None:
+        """After a failed ADD. When this fails too the record stays, so that a later detach tries again."""
+        try:
+            await self._runner.delete(attachment, best_effort=True)
+        except PluginError as error:
+            log.warning("sandbox %s: undoing a failed attach: %s", attachment.sandbox_id, error)
+        else:
+            self._store.remove(attachment.sandbox_id)
+
+
+def _read_result(result: bytes, network: Network) -> PodNetwork:
+    try:
+        return pod_network(result)
+    except ValueError as error:
+        raise PluginError(network.plugins[-1].type, "ADD", network.path, str(error)) from error
+
+
+async def _to_the_end(
+    undo: Callable[[Attachment], Coroutine[object, object, None]], attachment: Attachment
+) -> None:
+    """Run an undo that a cancellation of the caller, a second one too, must not cut short."""
+    task = asyncio.create_task(undo(attachment))
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    task.result()
