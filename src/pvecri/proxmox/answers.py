@@ -163,11 +163,12 @@ class TaskStatus(Answer, frozen=True):
 
 
 class TaskEntry(Answer, frozen=True):
-    """One of GET /nodes/{node}/tasks, latest first; `status` is empty while it runs."""
+    """One of GET /nodes/{node}/tasks; `status` is empty while it runs, `pstart` is in ticks since the boot."""
 
     upid: str
     type: str
     starttime: int
+    pstart: int = 0
     id: str = ""
     status: str = ""
     endtime: int | None = None

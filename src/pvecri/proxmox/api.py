@@ -87,8 +87,7 @@ class ProxmoxApi:
             doing=f"ask for the privileges on {path}",
             parameters={"path": path},
         )
-        granted = await self._transport.call(call, dict[str, dict[str, int]])
-        return frozenset(granted.get(path, {}))
+        return privileges.effective(path, await self._transport.call(call, dict[str, dict[str, bool]]))
 
     async def missing_privileges(self) -> list[str]:
         """What our account lacks of privileges.needed, as `path: privilege, …`; empty when all is well."""

@@ -40,6 +40,21 @@ def needed(config: ProxmoxConfig, node: str) -> dict[str, frozenset[str]]:
     return wanted
 
 
+def effective(path: str, granted: Mapping[str, Mapping[str, bool]]) -> frozenset[str]:
+    """What is granted on `path` by an answer of GET /access/permissions.
+
+    It maps ACL paths to privileges and whether they propagate; a path that it does not name has what propagates
+    from the nearest one above. Pure.
+    """
+    if path in granted:
+        return frozenset(granted[path])
+    while path != "/":
+        path = path.rpartition("/")[0] or "/"
+        if path in granted:
+            return frozenset(name for name, propagates in granted[path].items() if propagates)
+    return frozenset()
+
+
 def missing(wanted: Mapping[str, frozenset[str]], granted: Mapping[str, frozenset[str]]) -> list[str]:
     """What is wanted and not granted, as `path: privilege, …`, in order."""
     lacks = {path: sorted(privileges - granted.get(path, frozenset())) for path, privileges in wanted.items()}

@@ -62,7 +62,8 @@ class Tasks:
             parameters={"vmid": vmid, "typefilter": kind, "source": "all", "limit": 10, "since": since},
         )
         entries = await self._transport.call(call, list[TaskEntry])
-        return max((entry for entry in entries if entry.starttime >= since), key=_start, default=None)
+        wanted = (entry for entry in entries if entry.type == kind and entry.starttime >= since)
+        return max(wanted, key=_start, default=None)
 
     async def log_end(self, task: Upid) -> str:
         """The last lines of the task's log as one, for an error; empty when it cannot be had."""
@@ -97,5 +98,6 @@ def parse_upid(text: str, doing: str) -> Upid:
         raise errors.ProxmoxError(doing, str(error)) from error
 
 
-def _start(entry: TaskEntry) -> int:
-    return entry.starttime
+def _start(entry: TaskEntry) -> tuple[int, int]:
+    """Tasks of one second are told apart by the ticks at which their workers began."""
+    return entry.starttime, entry.pstart

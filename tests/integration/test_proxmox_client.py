@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Proxmox API client against an embedded node: the life of a CT, as pods have it."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import AsyncIterator, Iterator
+from io import BytesIO
+from pathlib import Path
+
+import msgspec
+import pytest
+from support.node import VMIDS, EmbeddedNode, embedded_node
+
+from pvecri.errors import PermissionDenied, Unavailable
+from pvecri.linux import processes
+from pvecri.model import Vmid
+from pvecri.proxmox import privileges
+from pvecri.proxmox.answers import RunState
+from pvecri.proxmox.api import ProxmoxApi
+from pvecri.proxmox.ctspec import CtSpec
+from pvecri.proxmox.errors import CtExists, CtNotFound, ParameterError, ProxmoxTaskError
+from pvecri.proxmox.sizing import CtSize
+
+VMID = Vmid(VMIDS.first)
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedNode]:
+    with embedded_node(tmp_path_factory.mktemp("node")) as running:
+        yield running
+
+
+@pytest.fixture
+async def api(node: EmbeddedNode) -> AsyncIterator[ProxmoxApi]:
+    client = ProxmoxApi(node.config())
+    await client.start()
+    try:
+        yield client
+        await client.destroy_ct(VMID)
+    finally:
+        await client.close()
+
+
+@pytest.fixture
+async def spec(api: ProxmoxApi) -> CtSpec:
+    volid, template = await api.ensure_sandbox_template()
+    return CtSpec(
+        vmid=VMID,
+        hostname="web_0.default",
+        template=volid,
+        storage="local",
+        size=CtSize(memory_mib=64, cpulimit=0.5, cpuunits=50),
+        arch=template.arch,
+        tags=("pvecri", "Test"),
+        description='{"name": "web"}\nsecond line',
+    )
+
+
+async def running(api: ProxmoxApi) -> int:
+    """The pid of the CT's init, once it runs."""
+    while True:
+        status = await api.ct_status(VMID)
+        if status.status is RunState.RUNNING and status.pid:
+            return status.pid
+
+
+async def test_a_created_ct_runs_catatonit_as_its_init(api: ProxmoxApi, spec: CtSpec) -> None:
+    upid = await api.create_ct(spec)
+
+    pid = await running(api)
+    while (name := processes.command_name(pid)) != "catatonit":
+        assert name in {"init", "sh", "busybox", "lxc-start"}
+    assert (upid.kind, upid.id) == ("vzcreate", str(VMID))
+    assert await api.failed_start(VMID, since=upid.start_time) is None
+
+
+async def test_a_cts_config_reads_back_as_it_was_asked_for(api: ProxmoxApi, spec: CtSpec) -> None:
+    await api.create_ct(msgspec.structs.replace(spec, start=False))
+
+    config = await api.ct_config(VMID)
+
+    assert (config.hostname, config.memory, config.swap) == ("web-0.default", 64, 0)
+    assert (config.cpulimit, config.cpuunits, config.unprivileged) == (0.5, 50, True)
+    assert config.tag_set == {"pvecri", "test"}
+    assert config.description.strip() == spec.description
+    assert config.raw["ostype"] == "unmanaged"
+
+
+async def test_a_ct_is_listed_with_its_tags(api: ProxmoxApi, spec: CtSpec) -> None:
+    await api.create_ct(msgspec.structs.replace(spec, start=False))
+
+    (guest,) = [guest for guest in await api.guests() if guest.vmid == VMID]
+
+    assert (guest.type, guest.status) == ("lxc", "stopped")
+    assert guest.tag_set >= {"pvecri"}
+
+
+async def test_a_taken_vmid_is_said_at_once(api: ProxmoxApi, spec: CtSpec) -> None:
+    await api.create_ct(msgspec.structs.replace(spec, start=False))
+
+    with pytest.raises(CtExists):
+        await api.create_ct(spec)
+
+
+async def test_stop_and_destroy_may_be_repeated(api: ProxmoxApi, spec: CtSpec) -> None:
+    await api.create_ct(spec)
+    await running(api)
+
+    await api.stop_ct(VMID)
+    await api.stop_ct(VMID)
+    assert (await api.ct_status(VMID)).status is RunState.STOPPED
+    await api.destroy_ct(VMID)
+    await api.destroy_ct(VMID)
+    await api.stop_ct(VMID)
+
+    with pytest.raises(CtNotFound):
+        await api.ct_config(VMID)
+
+
+async def test_a_running_ct_is_destroyed_by_force(api: ProxmoxApi, spec: CtSpec) -> None:
+    await api.create_ct(spec)
+    await running(api)
+
+    await api.destroy_ct(VMID)
+
+    assert VMID not in {guest.vmid for guest in await api.guests()}
+
+
+async def test_a_stopped_ct_starts_again_and_starting_it_twice_is_fine(api: ProxmoxApi, spec: CtSpec) -> None:
+    await api.create_ct(msgspec.structs.replace(spec, start=False))
+
+    await api.start_ct(VMID)
+    await api.start_ct(VMID)
+    assert (await api.ct_status(VMID)).status is RunState.RUNNING
+    await api.shutdown_ct(VMID, timeout=1)
+    await api.shutdown_ct(VMID, timeout=1)
+
+    assert (await api.ct_status(VMID)).status is RunState.STOPPED
+
+
+async def test_options_change_and_go(api: ProxmoxApi, spec: CtSpec) -> None:
+    await api.create_ct(msgspec.structs.replace(spec, start=False))
+
+    await api.configure_ct(VMID, memory=128, cpulimit=1.25, description=None)
+    await api.configure_ct(VMID)
+
+    config = await api.ct_config(VMID)
+    assert (config.memory, config.cpulimit, config.description) == (128, 1.25, "")
+
+
+async def test_a_refused_parameter_is_named(api: ProxmoxApi, spec: CtSpec) -> None:
+    await api.create_ct(msgspec.structs.replace(spec, start=False))
+
+    with pytest.raises(ParameterError, match=f"configure CT {VMID}: .*memory: ") as refusal:
+        await api.configure_ct(VMID, memory=1)
+
+    assert "memory" in refusal.value.errors
+
+
+async def test_the_template_is_uploaded_once(api: ProxmoxApi) -> None:
+    volid, template = await api.ensure_sandbox_template()
+
+    assert volid == f"local:vztmpl/{template.name}"
+    assert await api.find_template(template.name) == volid
+    assert await api.ensure_template(b"never sent", template.name) == volid
+
+
+async def test_an_uploaded_template_arrives_whole(api: ProxmoxApi, node: EmbeddedNode, tmp_path: Path) -> None:
+    content = BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("etc"))
+    file = tmp_path / "archive"
+    file.write_bytes(content.getvalue())
+
+    await api.ensure_template(file, "pvecri-test_1_amd64.tar.gz")
+
+    (stored,) = node.state_dir.rglob("pvecri-test_1_amd64.tar.gz")
+    assert stored.read_bytes() == content.getvalue()
+
+
+async def test_node_and_storage_tell_their_size(api: ProxmoxApi) -> None:
+    status = await api.node_status()
+    storage = await api.storage_status("local")
+
+    assert status.memory.total > 1 << 28
+    assert status.cpuinfo.cpus >= 1
+    assert {"rootdir", "vztmpl"} <= storage.contents
+    assert storage.active
+    assert (await api.version()).version
+
+
+async def test_the_nodes_token_lacks_no_privilege(api: ProxmoxApi) -> None:
+    assert await api.missing_privileges() == []
+    assert await api.permissions("/vms") >= privileges.POD_PRIVILEGES
+
+
+async def test_a_password_does_as_well_as_a_token(node: EmbeddedNode) -> None:
+    client = ProxmoxApi(node.password_config())
+    await client.start()
+    try:
+        assert (await client.version()).release
+        await client.destroy_ct(VMID)
+    finally:
+        await client.close()
+
+
+async def test_a_wrong_secret_is_refused_by_the_name_of_its_setting(node: EmbeddedNode, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("11111111-1111-4111-8111-111111111111")
+    client = ProxmoxApi(msgspec.structs.replace(node.config(), token_secret_file=secret))
+    await client.start()
+    try:
+        with pytest.raises(PermissionDenied, match=r"proxmox\.token_secret_file"):
+            await client.version()
+    finally:
+        await client.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"fingerprint": "00" * 32}, "proxmox.fingerprint says otherwise"), ({"fingerprint": ""}, "proxmox.ca_file")],
+)
+async def test_an_untrusted_server_is_not_talked_to(
+    node: EmbeddedNode, change: dict[str, str], message: str
+) -> None:
+    client = ProxmoxApi(msgspec.structs.replace(node.config(), **change))
+    await client.start()
+    try:
+        with pytest.raises(Unavailable, match=message):
+            await client.version()
+    finally:
+        await client.close()
+
+
+async def test_a_start_that_fails_says_why(api: ProxmoxApi, spec: CtSpec) -> None:
+    await api.create_ct(msgspec.structs.replace(spec, start=False))
+    await api.configure_ct(VMID, entrypoint="/nonexistent")
+
+    with pytest.raises(ProxmoxTaskError, match=f"start CT {VMID}"):
+        await api.start_ct(VMID)
+
+    assert "failed" in (await api.failed_start(VMID) or "")
+    assert await api.failed_start(VMID, since=1 << 40) is None

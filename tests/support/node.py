@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An embedded Proxmox node for a test: started on a free port, ended and cleaned up after it."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from pvecri.config import ProxmoxConfig, VmidRange
+
+FIRST_VMID = random.randrange(91_000, 91_990, 10)
+VMIDS = VmidRange(first=FIRST_VMID, last=FIRST_VMID + 9)
+"""Ten of the thousand that tests may use, so that two test runs at once rarely meet."""
+
+LXC_PATH = Path("/var/lib/lxc")
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+
+class Descriptor(msgspec.Struct):
+    """What node.json says."""
+
+    url: str
+    node: str
+    token_id: str
+    token_secret: str
+    root_password: str
+    fingerprint: str
+    storage: str
+    template_storage: str
+
+
+@dataclass(frozen=True)
+class EmbeddedNode:
+    """A running node and how to reach it."""
+
+    state_dir: Path
+    descriptor: Descriptor
+
+    def config(self) -> ProxmoxConfig:
+        """The settings of a client with the node's API token."""
+        secret = self._secret("token", self.descriptor.token_secret)
+        return self._config(token_id=self.descriptor.token_id, token_secret_file=secret)
+
+    def password_config(self) -> ProxmoxConfig:
+        """The settings of a client that logs in as root."""
+        return self._config(
+            username="root@pam", password_file=self._secret("password", self.descriptor.root_password)
+        )
+
+    def _config(self, **account: str | Path) -> ProxmoxConfig:
+        settings = {
+            "url": self.descriptor.url,
+            "node": self.descriptor.node,
+            "fingerprint": self.descriptor.fingerprint,
+            "storage": self.descriptor.storage,
+            "template_storage": self.descriptor.template_storage,
+            "vmid_range": VMIDS,
+        }
+        return msgspec.structs.replace(ProxmoxConfig(), **settings, **account)
+
+    def _secret(self, name: str, value: str) -> Path:
+        path = self.state_dir / f"test-{name}"
+        path.write_text(f"{value}\n")
+        path.chmod(0o600)
+        return path
+
+
+@contextmanager
+def embedded_node(state_dir: Path) -> Iterator[EmbeddedNode]:
+    """A node with its state in `state_dir`; its CTs are gone when the context ends."""
+    with (state_dir / "node.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pvecri.embedded", "--state-dir", str(state_dir), "--listen", "127.0.0.1:0"],
+            env={**os.environ, "PYTHONPATH": str(SOURCE)},
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
+    assert process.stdout is not None
+    try:
+        answers = process.stdout.readline()
+        assert answers, f"the embedded node did not start: {(state_dir / 'node.log').read_text()}"
+        descriptor = msgspec.json.decode((state_dir / "node.json").read_bytes(), type=Descriptor)
+        yield EmbeddedNode(state_dir, descriptor)
+    finally:
+        _remove_cts(state_dir)
+        process.terminate()
+        process.wait()
+        process.stdout.close()
+
+
+def _remove_cts(state_dir: Path) -> None:
+    """Kill and forget the CTs that the node's configs name, should a test have left any."""
+    for conf in state_dir.glob("pve/nodes/*/lxc/*.conf"):
+        subprocess.run(["lxc-stop", "--kill", "--name", conf.stem], check=False, capture_output=True)
+        shutil.rmtree(LXC_PATH / conf.stem, ignore_errors=True)
