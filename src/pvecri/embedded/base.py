@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What the parts of the embedded node share: fakepve's server under them, and each other's methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fakepve import FakeCt, FakePve
+
+from . import ctconf
+from .cgroup import CgroupTree
+from .layout import Layout, write_atomically
+from .monitor import Monitor
+from .template import TemplateStore
+from .volumes import Storage
+
+
+class Ct(FakeCt):  # type: ignore[misc]
+    """A CT whose config is a file and whose status is that of its monitor."""
+
+    monitor: Monitor | None = None
+    cpu_sample: tuple[float, int] = (0.0, 0)
+    """When its CPU time was last read (monotonic seconds), and what it was (nanoseconds)."""
+
+    def conf(self) -> ctconf.CtConf:
+        return ctconf.CtConf(self.config, self.pending, self.snapshots)
+
+    def digest(self) -> str:
+        """The SHA-1 of the config file, which clients hand back to detect a change in between."""
+        return ctconf.digest(ctconf.dump(self.conf()))
+
+
+class Base(FakePve):  # type: ignore[misc]
+    """fakepve's server with the node's directories; the ground of the API's parts."""
+
+    layout: Layout
+    disks: Mapping[str, Storage]
+    cgroups: CgroupTree
+    templates: TemplateStore
+
+    def __init__(self, layout: Layout, *, host: str, port: int, root_password: str) -> None:
+        super().__init__(user="root@pam", password=root_password, host=host, port=port)
+        self.layout = layout
+        self.cgroups = CgroupTree()
+        self.templates = TemplateStore()
+        # Nothing is modelled to take time: what takes time here is real.
+        self.time_scale = 0.0
+        self.nodes = {layout.node: {"online": True}}
+
+    @property
+    def node(self) -> str:
+        return self.layout.node
+
+    def save(self, ct: Ct) -> None:
+        """Write the CT's config file; the options then read as the file holds them."""
+        text = ctconf.dump(ct.conf())
+        write_atomically(self.layout.conf(ct.vmid), text, 0o640)
+        stored = ctconf.parse(text)
+        ct.config, ct.pending, ct.snapshots = stored.config, stored.pending, stored.snapshots
+
+    def load(self) -> None:
+        """Read the config files of the CTs made before."""
+        for path in sorted(self.layout.conf_dir.glob("[0-9]*.conf")):
+            stored = ctconf.parse(path.read_text())
+            ct = Ct(int(path.stem), node=self.node, config=stored.config, pending=stored.pending, defaults=False)
+            ct.snapshots = stored.snapshots
+            self.cts.append(ct)
+
+    def storage_path(self, volid: str) -> Path:
+        """The path of a volume (``STORAGE:NAME``)."""
+        storage, _, name = volid.partition(":")
+        return self.disks[storage].volume_path(name)
+
+    def check_task_fault(self, record: Mapping[str, Any]) -> None:
+        """Raise TaskError if this task is to fail on demand."""

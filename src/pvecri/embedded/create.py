@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""POST /nodes/{node}/lxc: a CT from a template."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fakepve import PveError, TaskError
+from fakepve import lxc as model
+
+from . import tasks
+from .base import Base, Ct
+from .lxcconfig import ID_COUNT, ID_SHIFT, is_unprivileged
+from .monitor import Mount
+from .mounts import in_namespace_of_its_own, unmount
+from .template import TemplateError
+from .volumes import GIB, VolumeError, format_size
+
+DEFAULT_ROOTFS_GIB = 4
+_MOUNT_POINT = re.compile(r"^(rootfs|mp\d+)$")
+_UNTAR = (
+    "tar xpf - {compression}--totals --one-file-system -p --sparse --numeric-owner --acls --xattrs "
+    "'--xattrs-include=user.*' '--xattrs-include=security.capability' '--warning=no-file-ignored' "
+    "'--warning=no-xattr-write' -C {root} --skip-old-files --anchored --exclude './dev/*'"
+)
+
+
+def id_shift(config: Mapping[str, Any]) -> int:
+    """The host's uid and gid of the CT's root."""
+    return ID_SHIFT if is_unprivileged(config) else 0
+
+
+class CreateApi(Base):
+    """Overrides fakepve's create: the volumes, the root directory and the config file are real."""
+
+    async def _lxc_create(self, user: str, v: dict[str, Any]) -> str:
+        vmid, pool = int(v["vmid"]), v.get("pool")
+        self.need_quorum()
+        if v.get("restore"):
+            raise PveError(501, "restore is not implemented by the embedded node")
+        unprivileged = int(v.get("unprivileged", 1))
+        self._check_create_permissions(user, vmid, v, unprivileged)
+        options, mount_points = self._split_options(v)
+        self._check_mount_points(user, vmid, mount_points)
+        ct = Ct(vmid, node=self.node, defaults=False, config={"lock": "create"})
+        # The id is taken from here on: a second request is told so at once.
+        self.cts.append(ct)
+        self.save(ct)
+
+        async def body() -> None:
+            await self._create_steps(ct, v["ostemplate"], {**options, "unprivileged": unprivileged}, mount_points)
+            if pool:
+                self._pool_join(pool, vmid)
+            if v.get("start"):
+                # A task of its own, whose UPID nobody is told.
+                await self._ct_task(ct, "vzstart", user, lambda: self._start_steps(ct, user))
+
+        return str(await self._ct_task(ct, "vzcreate", user, body))
+
+    def _check_create_permissions(self, user: str, vmid: int, v: Mapping[str, Any], unprivileged: int) -> None:
+        pool = v.get("pool")
+        if not unprivileged:
+            self.require(user, "/", "Sys.Modify")
+        if v.get("ha-managed"):
+            self.require(user, "/", "Sys.Console")
+        self._check_vmid_unused(vmid)
+        if pool and pool not in self.pools:
+            raise PveError(403, f"Permission check failed (pool '{pool}' does not exist)")
+        if v.get("start"):
+            self._vm_perm(user, vmid, pool, "VM.PowerMgmt")
+        paths = [f"/vms/{vmid}", *([f"/pool/{pool}"] if pool else [])]
+        if not any(self.allowed(user, path, "VM.Allocate") for path in paths):
+            raise PveError(403, "Permission check failed")
+        self._check_template(user, v["ostemplate"], restore=False)
+        options = {key: value for key, value in v.items() if key not in model.CREATE_ONLY}
+        self._check_modify_perm(user, vmid, pool, None, options, [], unprivileged)
+
+    @staticmethod
+    def _split_options(v: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        """The plain options as the config keeps them, and the mount points, the rootfs first."""
+        options: dict[str, Any] = {}
+        mount_points: dict[str, str] = {}
+        storage = v.get("storage", "local")
+        for key, value in v.items():
+            if _MOUNT_POINT.match(key):
+                bare = re.fullmatch(r"\d+(\.\d+)?", str(value))
+                mount_points[key] = f"{storage}:{value}" if bare else str(value)
+            elif key not in model.CREATE_ONLY and not key.startswith("unused"):
+                options[key] = model.normalise(key, value)
+        if mount_points and "rootfs" not in mount_points:
+            raise PveError(500, "mount points configured, but 'rootfs' not set - aborting")
+        rootfs = mount_points.pop("rootfs", f"{storage}:{DEFAULT_ROOTFS_GIB}")
+        return options, {"rootfs": rootfs, **dict(sorted(mount_points.items()))}
+
+    def _check_mount_points(self, user: str, vmid: int, mount_points: Mapping[str, str]) -> None:
+        for value in mount_points.values():
+            volume = model.parse_mount(value).get("volume", "")
+            if model.mount_type(volume) == "volume":
+                self._storage_for(volume.split(":")[0], user, vmid)
+            elif user != "root@pam":
+                raise PveError(500, "Only root can pass arbitrary filesystem paths.")
+
+    async def _create_steps(self, ct: Ct, ostemplate: str, options: dict[str, Any], mount_points: dict[str, str]) -> None:
+        """What the vzcreate worker does. On an error nothing of the CT is left."""
+        made: dict[str, Any] = {"unprivileged": options["unprivileged"]}
+        try:
+            for key, value in mount_points.items():
+                made[key] = await asyncio.to_thread(self._realise_for, ct.vmid, key, value, made)
+            archive = self._template_path(ostemplate)
+            tasks.log(f"extracting archive '{archive}'")
+            size = await asyncio.to_thread(self._extract, ct, archive, made)
+            tasks.log(f"Total bytes read: {size}")
+        except (VolumeError, TemplateError, TaskError, OSError) as error:
+            await asyncio.to_thread(self._remove_files, ct, made)
+            self._drop(ct)
+            raise TaskError(f"unable to create CT {ct.vmid} - {error}") from error
+        ct.config = self._new_config(ct.vmid, options, made)
+        self.save(ct)
+
+    @staticmethod
+    def _new_config(vmid: int, options: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+        config = {"hostname": f"CT{vmid}", "memory": 512, "swap": 512, "arch": "amd64", "ostype": "unmanaged"}
+        config |= {**options, **made}
+        if not config["unprivileged"]:
+            del config["unprivileged"]
+        return config
+
+    def _template_path(self, ostemplate: str) -> Path:
+        path = Path(ostemplate) if ostemplate.startswith("/") else self.storage_path(ostemplate)
+        if not path.is_file():
+            raise TaskError(f"volume '{ostemplate}' does not exist")
+        return path
+
+    def _extract(self, ct: Ct, archive: Path, config: Mapping[str, Any]) -> int:
+        """Unpack the template into the new root; returns the bytes of its files. Runs in a thread."""
+        root = self.storage_path(model.parse_mount(config["rootfs"])["volume"])
+        shift = id_shift(config)
+        try:
+            if root.is_dir():
+                return self.templates.unpack(archive, root, shift)
+            return self._extract_into_image(ct, archive, root, shift)
+        except TemplateError:
+            compression = {".gz": "-z ", ".xz": "-J ", ".zst": "--zstd ", ".bz2": "-j "}.get(archive.suffix, "")
+            command = _UNTAR.format(compression=compression, root=self.layout.rootfs(ct.vmid))
+            if shift:
+                maps = " ".join(f"-m {kind}:0:{ID_SHIFT}:{ID_COUNT}" for kind in "ug")
+                command = f"lxc-usernsexec {maps} -- {command}"
+            raise TemplateError(f"command '{command}' failed: exit code 2") from None
+
+    def _extract_into_image(self, ct: Ct, archive: Path, image: Path, shift: int) -> int:
+        rootfs = self.layout.rootfs(ct.vmid)
+        rootfs.mkdir(parents=True, exist_ok=True)
+
+        def extract() -> int:
+            Mount(image, rootfs).perform()
+            try:
+                return self.templates.unpack(archive, rootfs, shift)
+            finally:
+                unmount(rootfs)
+
+        return in_namespace_of_its_own(extract)
+
+    def _realise_for(self, vmid: int, key: str, value: str, config: Mapping[str, Any]) -> str:
+        """The mount point's config value, with its volume made where it asks for a new one."""
+        options = model.parse_mount(value)
+        wanted = model.NEW_DISK.match(options.get("volume", ""))
+        if wanted:
+            storage = self.disks[wanted.group(1)]
+            size = int(float(wanted.group(2)) * GIB)
+            name = self._free_name(vmid, wanted.group(1), directory=not size)
+            for line in storage.allocate(name, size, id_shift(config)):
+                tasks.log(line)
+            options["volume"] = f"{storage.name}:{name}"
+            options["size"] = format_size(size)
+        return str(model.print_mount(options, key == "rootfs"))
+
+    def _free_name(self, vmid: int, storage: str, *, directory: bool) -> str:
+        for number in range(1000):
+            name = self.disks[storage].new_name(vmid, number, directory=directory)
+            if not self.disks[storage].volume_path(name).exists():
+                return name
+        raise VolumeError(f"no free volume name for CT {vmid} on storage '{storage}'")
+
+    def _realise(self, vmid: int, key: str, value: str, _taken: Any, _storage: Any = None) -> str:
+        # fakepve's hook for a mount point added to an existing CT.
+        try:
+            return self._realise_for(vmid, key, value, self.ct(vmid).config)
+        except (VolumeError, OSError) as error:
+            raise PveError(500, str(error)) from error
+
+    def _remove_files(self, ct: Ct, config: Mapping[str, Any]) -> None:
+        """Remove the CT's volumes, LXC directory and config file. Idempotent; runs in a thread."""
+        for key, value in config.items():
+            if model.MOUNT_KEY.match(key):
+                volume = model.parse_mount(value)["volume"]
+                if model.mount_type(volume) == "volume" and model.volume_owner(volume) == ct.vmid:
+                    with contextlib.suppress(KeyError, FileNotFoundError):
+                        storage, _, name = volume.partition(":")
+                        self.disks[storage].free(name)
+        shutil.rmtree(self.layout.lxc_dir(ct.vmid), ignore_errors=True)
+        self.layout.stderr(ct.vmid).unlink(missing_ok=True)
+        self.layout.conf(ct.vmid).unlink(missing_ok=True)

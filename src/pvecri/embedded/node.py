@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The embedded node: fakepve's API with the parts that are real here put in their places."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import platform
+from typing import Any
+
+from aiohttp import web
+
+from .access import RUNTIME_PRIVILEGES, AccessApi
+from .config import ConfigApi
+from .http import as_pveproxy
+from .identity import Identity
+from .layout import Layout, write_atomically
+from .power import PowerApi
+from .storage import CONTENT, StorageFilesApi
+from .tasks import TaskApi
+from .views import ViewsApi
+
+DRAIN_TIMEOUT_S = 60.0
+UPLOAD_MAX_BYTES = 1024**3
+
+
+class EmbeddedNode(TaskApi, AccessApi, StorageFilesApi, ConfigApi, PowerApi, ViewsApi):
+    """One node. ``start`` to serve, ``stop`` to end the API; the CTs run on."""
+
+    def __init__(self, layout: Layout, identity: Identity, *, host: str, port: int) -> None:
+        self.disks = {}
+        super().__init__(layout, host=host, port=port, root_password=identity.root_password)
+        self.version, self.release_version = "9.2.11", "9.2"
+        self.client_max_size = UPLOAD_MAX_BYTES
+        self.body_timeout = 0.0
+        self.storages = {}
+        self.add_storage("local", "dir", CONTENT)
+        self.add_token(identity.token_id, identity.token_secret, separated=True)
+        user = identity.token_id.partition("!")[0]
+        self.users[user] = identity.root_password
+        for holder in (user, identity.token_id):
+            self.grant(holder, "/", *RUNTIME_PRIVILEGES)
+
+    async def serve(self, certificate: str, key: str) -> None:
+        """Take over what an earlier process left, then answer requests."""
+        self.layout.make_directories()
+        self.load_tasks()
+        self._load_pools()
+        self.load()
+        self.adopt_running()
+        await self.start(certificate, key)
+
+    async def shut_down(self) -> None:
+        """Answer no more, let running tasks end, let go of the CTs."""
+        await self.stop()
+        await self.drain_tasks(DRAIN_TIMEOUT_S)
+        self.forget_running()
+
+    def _build_app(self) -> web.Application:
+        app: web.Application = super()._build_app()
+        app.middlewares.insert(0, as_pveproxy)
+        return app
+
+    def _sync_pools(self) -> None:
+        super()._sync_pools()
+        pools = {
+            name: {
+                "vmids": sorted(members),
+                "comment": self._pool_meta(name)["comment"],
+                "storage": sorted(self._pool_meta(name)["storage"]),
+            }
+            for name, members in self.pools.items()
+        }
+        write_atomically(self.layout.pools, json.dumps(pools))
+
+    def _load_pools(self) -> None:
+        if not self.layout.pools.exists():
+            return
+        for name, pool in json.loads(self.layout.pools.read_text()).items():
+            self.pools[name] = set(pool["vmids"])
+            self.pool_info[name] = {"comment": pool["comment"], "storage": set(pool["storage"])}

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""/nodes/{node}/storage: files and volumes on disk under fakepve's storage rules."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from fakepve import PveError, TaskError
+from fakepve import storage as model
+from fakepve.server import USER
+
+from . import tasks
+from .base import Base
+from .volumes import Storage, VolumeError
+
+CONTENT = "iso,vztmpl,backup,rootdir,images,snippets,import"
+_UPLOAD_NAMES = {
+    "vztmpl": re.compile(r".+\.tar(\.(gz|xz|zst|bz2))?$"),
+    "iso": re.compile(r".+\.(iso|img)$"),
+    "import": re.compile(r".+\.(ova|ovf|qcow2|raw|vmdk)$"),
+}
+
+
+class StorageFilesApi(Base):
+    """Overrides what fakepve remembers of files with what lies on disk."""
+
+    def add_storage(self, name: str, kind: str, content: str) -> None:
+        """Serve a storage of this type from a directory of the node's own."""
+        disk = Storage(name, kind, self.layout.storage(name))
+        disk.make_directories()
+        self.disks = {**self.disks, name: disk}
+        options: dict[str, Any] = {"type": kind, "active": 1, "content": content, "files": set()}
+        if kind == "lvmthin":
+            options |= {"vgname": "pve", "thinpool": "data"}
+        else:
+            options["path"] = str(disk.path)
+        self.storages[name] = options
+
+    def _volumes(self, name: str) -> dict[str, dict[str, Any]]:
+        if name not in self.disks:
+            volumes: dict[str, dict[str, Any]] = super()._volumes(name)
+            return volumes
+        return {volume.name: volume.as_content() for volume in self.disks[name].volumes()}
+
+    def _space(self, store: dict[str, Any]) -> tuple[int, int, int]:
+        for name, candidate in self.storages.items():
+            if candidate is store and name in self.disks:
+                return self.disks[name].space()
+        space: tuple[int, int, int] = super()._space(store)
+        return space
+
+    def _volume_path(self, name: str, volname: str, vtype: str) -> str:
+        if name in self.disks:
+            return str(self.disks[name].volume_path(volname))
+        return str(super()._volume_path(name, volname, vtype))
+
+    def _parse_volname(self, store: dict[str, Any], volname: str) -> tuple[str, int | None, str]:
+        # fakepve does not know templates that are plain tar archives.
+        if re.fullmatch(r"vztmpl/[^/]+\.tar", volname) and store.get("type") in {"dir", "btrfs"}:
+            return "vztmpl", None, "raw"
+        parsed: tuple[str, int | None, str] = super()._parse_volname(store, volname)
+        return parsed
+
+    async def _content_create(self, v: dict[str, Any], user: str) -> str:
+        volid = str(await super()._content_create(v, user))
+        storage, _, name = volid.partition(":")
+        volume = self.storages[storage]["volumes"].pop(name)
+        try:
+            path = self.disks[storage].volume_path(name)
+            await asyncio.to_thread(_make_empty, path, int(volume["size"]))
+        except (VolumeError, OSError) as error:
+            raise PveError(500, str(error)) from error
+        return volid
+
+    async def _content_delete(self, v: dict[str, Any], user: str) -> str | None:
+        sid, volname, volid, _store, vtype, owner, _format = self._volume_target(v)
+        if vtype == "backup" and owner:
+            self.require(user, f"/storage/{sid}", "Datastore.AllocateSpace")
+            self.require(user, f"/vms/{owner}", "VM.Backup")
+        else:
+            self.require(user, f"/storage/{sid}", "Datastore.Allocate")
+
+        async def body() -> str:
+            await asyncio.to_thread(self.disks[sid].free, volname)
+            return f"Removed volume '{volid}'"
+
+        identity = f"{owner}@{sid}" if owner is not None else sid
+        upid = str(await self.task(v["node"], "imgdel", identity, user, body))
+        return None if v.get("delay") and await self.task_ended(upid, float(v["delay"])) else upid
+
+    async def _upload(self, request: web.Request) -> web.Response:
+        """POST /nodes/{node}/storage/{storage}/upload, multipart: the file is on the storage when the task ends."""
+        name, store = self._file_storage(request, "upload")
+        user = request[USER]
+        self.require(user, f"/storage/{name}", "Datastore.AllocateTemplate")
+        fields = await _multipart(request)
+        target = self._upload_target(name, store, fields)
+        data: bytes = fields["data"]
+
+        async def body() -> str:
+            tasks.log(f"target node: {self.node}")
+            tasks.log(f"target file: {target}")
+            tasks.log(f"file size is: {len(data)}")
+            await asyncio.to_thread(_replace, target, data)
+            return "finished file import successfully"
+
+        return web.json_response({"data": await self.task(self.node, "imgcopy", "", user, body)})
+
+    def _upload_target(self, name: str, store: dict[str, Any], fields: dict[str, Any]) -> Path:
+        content, filename = fields.get("content"), str(fields.get("filename", ""))
+        if content not in _UPLOAD_NAMES:
+            raise _parameter_error("content", f"value '{content}' does not have a value in the enumeration 'iso, vztmpl, import'")
+        if "/" in filename or not _UPLOAD_NAMES[content].fullmatch(filename):
+            raise _parameter_error("filename", "wrong file extension")
+        if content not in model.split_list(store.get("content")):
+            raise PveError(500, f"storage '{name}' is not configured for content-type '{content}'")
+        return self.disks[name].volume_path(f"{content}/{filename}")
+
+    def volume_exists(self, volid: str) -> bool:
+        storage, _, name = volid.partition(":")
+        return storage in self.disks and self.disks[storage].volume_path(name).exists()
+
+    def store_file(self, storage: str, name: str, size: int, content: str = "iso") -> None:
+        # What download-url would do: this node fetches nothing.
+        raise TaskError("download failed: the embedded node does not download")
+
+
+def _parameter_error(name: str, text: str) -> PveError:
+    return PveError(400, "Parameter verification failed.", {name: text})
+
+
+async def _multipart(request: web.Request) -> dict[str, Any]:
+    """The fields of an upload; the file's bytes as ``data`` and its name as ``filename``."""
+    boundary = re.search(r'boundary="?([^";]+)', request.headers.get("Content-Type", ""))
+    if boundary is None:
+        raise PveError(400, "bad upload request")
+    fields: dict[str, Any] = {}
+    # The body is in memory already: fakepve reads it before it asks for an answer.
+    for part in (b"\r\n" + await request.read()).split(b"\r\n--" + boundary.group(1).encode())[1:-1]:
+        head, _, data = part.partition(b"\r\n\r\n")
+        names = dict(re.findall(r'\b(name|filename)="([^"]*)"', head.decode(errors="replace")))
+        if "filename" in names:
+            fields |= {"filename": names["filename"], "data": data}
+        elif "name" in names:
+            fields[names["name"]] = data.decode(errors="replace")
+    if "data" not in fields:
+        raise PveError(400, "bad upload request")
+    return fields
+
+
+def _make_empty(path: Path, size: int) -> None:
+    """An empty volume: a directory when it is a ``subvol``, else a sparse image."""
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".subvol":
+        path.mkdir()
+        return
+    with path.open("xb") as file:
+        file.truncate(size)
+
+
+def _replace(target: Path, data: bytes) -> None:
+    temporary = target.with_name(f".{target.name}.new")
+    temporary.write_bytes(data)
+    temporary.replace(target)

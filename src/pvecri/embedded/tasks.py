@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Worker tasks: they begin at once, run beside the API, and are found again after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import json
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from fakepve import PveError, TaskError
+
+from .base import Base
+
+CONFIG_LOCK_TIMEOUT_S = 10.0
+KEPT_TASKS = 1000
+_log: contextvars.ContextVar[list[str]] = contextvars.ContextVar("task_log")
+_logger = logging.getLogger(__name__)
+
+Body = Callable[[], Awaitable[str | None]]
+Record = dict[str, Any]
+
+
+def log(line: str) -> None:
+    """Add a line to the log of the task that runs."""
+    _log.get().append(line)
+
+
+class TaskApi(Base):
+    """Overrides fakepve's tasks and config locks, which finish before the request is answered."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._pids = itertools.count(os.getpid())
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._config_locks: dict[int, asyncio.Lock] = {}
+
+    async def task(  # noqa: PLR0917 - fakepve calls it so
+        self,
+        node: str,
+        ttype: str,
+        tid: object,
+        user: str,
+        body: Body,
+        vm: Any = None,
+        lock: bool = True,  # noqa: FBT001, FBT002
+        log: Sequence[str] = (),
+    ) -> str:
+        """Start a task and return its UPID; it runs on its own."""
+        upid, pid, start = self._upid(node, ttype, tid, user)
+        record = {
+            "upid": upid, "node": node, "pid": pid, "pstart": pid * 7, "starttime": start, "type": ttype,
+            "id": str(tid), "user": user, "status": "running", "log": list(log),
+        }  # fmt: skip
+        self.tasks[upid] = record
+        self.tasklog.append(record)
+        running = asyncio.create_task(self._work(record, body, vm if lock else None, vm))
+        self._running[record["upid"]] = running
+        running.add_done_callback(lambda _: self._running.pop(record["upid"]))
+        return str(upid)
+
+    async def _work(self, record: Record, body: Body, locked: Any, guest: Any) -> None:
+        _log.set(record["log"])
+        status = "OK"
+        try:
+            status = await self._run(record, body, locked)
+        except TaskError as error:
+            status = str(error)
+        except PveError as error:
+            status = error.message
+        except asyncio.CancelledError:
+            status = "unexpected status"
+        except Exception as error:
+            _logger.exception("task %s", record["upid"])
+            status = f"internal error: {error}"
+        record["log"].append("TASK OK" if status == "OK" else f"TASK ERROR: {status}")
+        record |= {"status": "stopped", "exitstatus": status, "endtime": int(time.time())}
+        self.keep_task(record)
+        if guest is not None and guest in self.cts:
+            self.save(guest)
+
+    async def _run(self, record: Record, body: Body, locked: Any) -> str:
+        self.check_task_fault(record)
+        if locked is not None:
+            await self.acquire(locked, record["upid"])
+        try:
+            note = await body()
+        finally:
+            if locked is not None:
+                self.release(locked, record["upid"])
+        if note:
+            record["log"].append(note)
+        return "OK"
+
+    async def acquire(self, vm: Any, holder: str, wait: float | None = None) -> None:
+        """Take the guest's config lock. Raises TaskError when it stays taken for ``wait`` seconds."""
+        lock = self._config_locks.setdefault(vm.vmid, asyncio.Lock())
+        try:
+            async with asyncio.timeout(CONFIG_LOCK_TIMEOUT_S if wait is None else wait):
+                await lock.acquire()
+        except TimeoutError:
+            raise TaskError(vm.lock_error) from None
+        vm.lock_holder = holder
+
+    def release(self, vm: Any, holder: str) -> None:
+        """Give the config lock back if ``holder`` has it."""
+        if vm.lock_holder == holder:
+            vm.lock_holder = None
+            self._config_locks[vm.vmid].release()
+
+    def keep_task(self, record: Record) -> None:
+        """Write an ended task down, for the API process that comes after this one."""
+        with self.layout.tasks.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        excess = self.tasklog[: max(0, len(self.tasklog) - KEPT_TASKS)]
+        for old in excess:
+            if old["status"] == "stopped":
+                self.tasklog.remove(old)
+                self.tasks.pop(old["upid"], None)
+
+    def load_tasks(self) -> None:
+        """Read the tasks of earlier API processes, and drop all but the newest from the file."""
+        if not self.layout.tasks.exists():
+            return
+        lines = self.layout.tasks.read_text().splitlines()[-KEPT_TASKS:]
+        self.layout.tasks.write_text("".join(line + "\n" for line in lines))
+        for line in lines:
+            record = json.loads(line)
+            self.tasks[record["upid"]] = record
+            self.tasklog.append(record)
+
+    async def drain_tasks(self, timeout: float) -> None:
+        """Let the running tasks end, as the workers of a real node do when its API daemon restarts."""
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=timeout)
+
+    async def task_ended(self, upid: str, timeout: float) -> bool:
+        """Wait up to ``timeout`` seconds for a task's end; False when it goes on."""
+        running = self._running.get(upid)
+        return running is None or bool((await asyncio.wait([running], timeout=timeout))[0])
+
+    def abort_task(self, upid: str) -> None:
+        """Interrupt a task, as DELETE /nodes/{node}/tasks/{upid} does. Nothing happens if it has ended."""
+        if upid in self._running:
+            self._running[upid].cancel()

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What the API says of CTs and of the node: figures of the real machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from fakepve import lxc as model
+
+from .base import Base, Ct
+from .cgroup import MIB
+from .volumes import parse_size
+
+_PRESSURES = tuple(f"pressure{what}{kind}" for what in ("cpu", "io", "memory") for kind in ("some", "full"))
+_CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class ViewsApi(Base):
+    """Overrides the figures that fakepve invents."""
+
+    def _status(self, ct: Ct) -> dict[str, Any]:
+        """The CT as the list and status/current show it."""
+        data: dict[str, Any] = {"vmid": ct.vmid, "name": ct.name, "type": "lxc", "status": ct.status}
+        data |= self._figures(ct)
+        data["cpus"] = data.pop("maxcpu")
+        data["maxswap"] = int(ct.config.get("swap", 512)) * MIB
+        if ct.monitor is not None:
+            data["pid"] = ct.monitor.current_init_pid()
+            data |= dict.fromkeys(_PRESSURES)
+        optional = {"tags": ct.config.get("tags"), "lock": ct.lock, "template": 1 if ct.template else None}
+        return data | {key: value for key, value in optional.items() if value}
+
+    def _figures(self, ct: Ct) -> dict[str, Any]:
+        """Limits and use: bytes, seconds, and a share of one CPU for ``cpu``."""
+        data: dict[str, Any] = dict.fromkeys(
+            ("cpu", "mem", "swap", "disk", "uptime", "netin", "netout", "diskread", "diskwrite"), 0
+        )
+        data |= {"maxcpu": self._cpus(ct), "maxmem": self._maxmem(ct), "maxdisk": self._maxdisk(ct)}
+        pid = ct.monitor and ct.monitor.current_init_pid()
+        if not pid:
+            return data
+        usage = self.cgroups.usage(ct.vmid)
+        data |= {"mem": usage.memory, "swap": usage.swap, "cpu": _cpu_share(ct, usage.cpu_ns)}
+        data |= {"diskread": usage.disk_read, "diskwrite": usage.disk_written, "uptime": uptime(pid)}
+        data["netin"], data["netout"] = _traffic(ct.vmid)
+        try:
+            root = os.statvfs(f"/proc/{pid}/root")
+        except OSError:
+            return data
+        data["disk"] = (root.f_blocks - root.f_bfree) * root.f_frsize
+        data["maxdisk"] = root.f_blocks * root.f_frsize
+        return data
+
+    def _cpus(self, ct: Ct) -> int | float:
+        cpus: int | float = ct.config.get("cores") or ct.config.get("cpulimit") or os.cpu_count() or 1
+        return cpus
+
+    def _maxdisk(self, ct: Ct) -> int:
+        """The size of the rootfs in its config; a plain directory may grow to its storage's."""
+        rootfs = model.parse_mount(ct.config.get("rootfs", ""))
+        size = parse_size(rootfs.get("size", "0T"))
+        storage = self.disks.get(rootfs.get("volume", "").split(":")[0])
+        return storage.space()[0] if not size and storage is not None else size
+
+    def _uptime(self, ct: Ct) -> int:
+        pid = ct.monitor and ct.monitor.current_init_pid()
+        return uptime(pid) if pid else 0
+
+    def ct_resources(self, user: str, kind: str | None = None) -> list[dict[str, Any]]:
+        """The CTs as /cluster/resources lists them."""
+        if kind not in (None, "vm"):
+            return []
+        return [self._resource(ct) for ct in self.cts if self.allowed(user, f"/vms/{ct.vmid}", "VM.Audit")]
+
+    def _resource(self, ct: Ct) -> dict[str, Any]:
+        figures = self._figures(ct)
+        del figures["swap"]
+        item = {
+            "id": ct.guest, "type": "lxc", "node": ct.node, "name": ct.name, "vmid": ct.vmid,
+            "status": ct.status, "template": int(ct.template), **figures,
+        }  # fmt: skip
+        optional = {"lock": ct.lock, "pool": ct.pool, "tags": ct.config.get("tags")}
+        return item | {key: value for key, value in optional.items() if value}
+
+    def _node_stats(self, online: bool) -> dict[str, Any]:  # type: ignore[override] # noqa: FBT001
+        total, available = memory()
+        root = os.statvfs("/")
+        return {
+            "cpu": min(os.getloadavg()[0] / (os.cpu_count() or 1), 1.0),
+            "maxcpu": os.cpu_count() or 1,
+            "mem": total - available,
+            "maxmem": total,
+            "disk": (root.f_blocks - root.f_bfree) * root.f_frsize,
+            "maxdisk": root.f_blocks * root.f_frsize,
+            "uptime": int(time.clock_gettime(time.CLOCK_BOOTTIME)),
+        }
+
+    async def _lxc_interfaces(self, user: str, v: dict[str, Any]) -> list[dict[str, Any]] | None:
+        """The interfaces in the CT's network namespace; nothing of a CT that does not run or is not there."""
+        ct = self._here(v)
+        pid = ct.monitor.current_init_pid() if ct is not None and ct.monitor is not None else None
+        if pid is None:
+            return None
+        process = await asyncio.create_subprocess_exec(
+            "nsenter", f"--net=/proc/{pid}/ns/net", "ip", "-json", "address",
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        output, _ = await process.communicate()
+        return [interface(link) for link in json.loads(output or "[]")]
+
+
+def interface(link: dict[str, Any]) -> dict[str, Any]:
+    """A link of ``ip -json address`` as the API shows it."""
+    hwaddr = link.get("address", "")
+    item: dict[str, Any] = {"name": link["ifname"], "hwaddr": hwaddr, "hardware-address": hwaddr}
+    addresses = [entry for entry in link.get("addr_info", []) if "local" in entry]
+    for entry in addresses:
+        item[entry["family"]] = f"{entry['local']}/{entry['prefixlen']}"
+    item["ip-addresses"] = [
+        {
+            "ip-address": entry["local"],
+            "prefix": str(entry["prefixlen"]),
+            "ip-address-type": entry["family"],
+        }
+        for entry in addresses
+    ]
+    return item
+
+
+def memory() -> tuple[int, int]:
+    """The machine's memory: total and available bytes."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    total, available = (int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    return total, available
+
+
+def uptime(pid: int) -> int:
+    """Whole seconds since the process began, 0 when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return max(0, int(time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / _CLOCK_TICKS))
+
+
+def kernel() -> dict[str, str]:
+    system = platform.uname()
+    return {"sysname": system.system, "release": system.release, "version": system.version, "machine": system.machine}
+
+
+def _cpu_share(ct: Ct, cpu_ns: int) -> float:
+    """The CPU time used since the last look, as a share of one CPU."""
+    now = time.monotonic()
+    then, before = ct.cpu_sample
+    ct.cpu_sample = (now, cpu_ns)
+    return max(0.0, (cpu_ns - before) / 1e9 / (now - then)) if then and now > then else 0.0
+
+
+def _traffic(vmid: int) -> tuple[int, int]:
+    """Bytes into and out of the CT by the veths that its config names, as the host counts them."""
+    received = sent = 0
+    for line in Path("/proc/net/dev").read_text().splitlines()[2:]:
+        name, _, counters = line.partition(":")
+        if re.fullmatch(rf"veth{vmid}i\d+", name.strip()):
+            fields = counters.split()
+            received += int(fields[8])
+            sent += int(fields[0])
+    return received, sent
