@@ -28,7 +28,7 @@ from pvecri.proxmox.answers import (
     ct_config,
 )
 from pvecri.proxmox.ctspec import CtSpec, ParameterValue, create_parameters
-from pvecri.proxmox.errors import CtAlreadyRunning, CtLocked, CtNotFound, CtNotRunning, ProxmoxError
+from pvecri.proxmox.errors import CtAlreadyRunning, CtExists, CtLocked, CtNotFound, CtNotRunning, ProxmoxError
 from pvecri.proxmox.tasks import Tasks, parse_upid
 from pvecri.proxmox.template import SandboxTemplate, sandbox_template
 from pvecri.proxmox.transport import Call, ConnectionLost, Transport
@@ -291,14 +291,15 @@ class ProxmoxApi:
         """After a create that got no answer: find what became of it, or send it once more.
 
         The description is unlike any other CT's, so a CT of our VMID that carries it is the one we asked for.
+        CtExists when the VMID is another's.
         """
         try:
             existing = await self.ct_config(spec.vmid)
         except CtNotFound:
             return parse_upid(await self._transport.call(call, str), call.doing)
+        if existing.description.strip() != spec.description.strip():
+            raise CtExists(call.doing, f"the answer was lost, and VMID {spec.vmid} is taken by another CT now")
         entry = await self._tasks.last(spec.vmid, "vzcreate", self._node, since=0)
-        if entry is None or existing.description.strip() != spec.description.strip():
-            raise ProxmoxError(
-                call.doing, "the answer was lost, and the VMID is now taken by a CT that is not ours"
-            )
+        if entry is None:
+            raise ProxmoxError(call.doing, "the answer was lost, and its task cannot be found")
         return parse_upid(entry.upid, call.doing)

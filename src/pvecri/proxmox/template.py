@@ -126,9 +126,9 @@ def elf_architecture(program: bytes) -> str:
 
 def _segment_types(program: bytes) -> Iterator[int]:
     """The `p_type` of each program header (elf(5)); all of Proxmox's architectures are little-endian."""
-    if program[:4] != b"\x7fELF" or program[5] != 1:
+    if program[:4] != b"\x7fELF" or program[5:6] != b"\x01":
         raise ValueError("not a little-endian ELF file")
-    wide = program[4] == 2
+    wide = program[4] == 2  # ELFCLASS64
     offset = struct.unpack_from("<Q", program, 32)[0] if wide else struct.unpack_from("<I", program, 28)[0]
     size, count = struct.unpack_from("<HH", program, 54 if wide else 42)
     for index in range(count):

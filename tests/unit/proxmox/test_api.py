@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the API client does when things go wrong in ways that a real node seldom shows."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from support.scripted_pve import ScriptedPve, Step, data, dropped, refusal, scripted_pve
+
+from pvecri.errors import DeadlineExceeded
+from pvecri.model import Vmid
+from pvecri.proxmox.api import ProxmoxApi
+from pvecri.proxmox.ctspec import CtSpec
+from pvecri.proxmox.errors import CtExists, CtLocked, ProxmoxError, ProxmoxTaskError
+from pvecri.proxmox.sizing import CtSize
+from pvecri.proxmox.tasks import POLL_FIRST, POLL_MAX, poll_delays
+
+VMID = Vmid(900_001)
+CT = f"/nodes/pve/lxc/{VMID}"
+SPEC = CtSpec(
+    vmid=VMID,
+    hostname="web",
+    template="local:vztmpl/x.tar.gz",
+    storage="local",
+    size=CtSize(memory_mib=64),
+    description="pod of uid 42",
+)
+TASK = "UPID:pve:00000D6E:00009CE0:6B044A1C:vzcreate:900001:cri@pve!t1:"
+TASK_PATH = "/nodes/pve/tasks/UPID%3Apve%3A00000D6E%3A00009CE0%3A6B044A1C%3Avzcreate%3A900001%3Acri%40pve%21t1%3A"
+LISTED = data([{"upid": TASK, "type": "vzcreate", "starttime": 1795443228, "status": "OK"}])
+NO_CT = refusal(500, f"Configuration file 'nodes/pve/lxc/{VMID}.conf' does not exist")
+LOCKED = refusal(500, "CT is locked (backup)")
+
+
+@pytest.fixture
+async def pve() -> AsyncIterator[ScriptedPve]:
+    async with scripted_pve() as server:
+        server.script("GET", f"{TASK_PATH}/status", ended("OK"))
+        server.script("GET", f"{TASK_PATH}/log", data([{"n": n, "t": f"line {n}"} for n in range(1, 9)]))
+        yield server
+
+
+@pytest.fixture
+async def api(pve: ScriptedPve, tmp_path: Path) -> AsyncIterator[ProxmoxApi]:
+    client = ProxmoxApi(pve.config(tmp_path, task_timeout=1.0))
+    await client.start()
+    yield client
+    await client.close()
+
+
+def ended(exitstatus: str) -> Step:
+    return data({"upid": TASK, "status": "stopped", "exitstatus": exitstatus})
+
+
+async def test_a_task_is_polled_until_it_has_ended(pve: ScriptedPve, api: ProxmoxApi) -> None:
+    pve.script("POST", "/nodes/pve/lxc", data(TASK))
+    pve.script("GET", f"{TASK_PATH}/status", data({"status": "running"}), data({"status": "running"}), ended("OK"))
+
+    assert str(await api.create_ct(SPEC)) == TASK
+
+    assert pve.count("GET", f"{TASK_PATH}/status") == 3
+
+
+async def test_a_task_that_ended_with_warnings_has_done_its_work(pve: ScriptedPve, api: ProxmoxApi) -> None:
+    pve.script("POST", "/nodes/pve/lxc", data(TASK))
+    pve.script("GET", f"{TASK_PATH}/status", ended("WARNINGS: 1"))
+
+    await api.create_ct(SPEC)
+
+
+async def test_a_failed_task_says_why_with_the_end_of_its_log(pve: ScriptedPve, api: ProxmoxApi) -> None:
+    pve.script("POST", "/nodes/pve/lxc", data(TASK))
+    pve.script("GET", f"{TASK_PATH}/status", ended("unable to create CT 900001 - no space"))
+
+    with pytest.raises(ProxmoxTaskError, match=r"no space \[line 4; .*; line 8\]") as failure:
+        await api.create_ct(SPEC)
+
+    assert failure.value.upid == TASK
+
+
+async def test_a_task_that_does_not_end_is_named(pve: ScriptedPve, api: ProxmoxApi) -> None:
+    pve.script("POST", "/nodes/pve/lxc", data(TASK))
+    pve.script("GET", f"{TASK_PATH}/status", data({"status": "running"}))
+
+    with pytest.raises(DeadlineExceeded, match=rf"{TASK} has not ended within 1 s \(proxmox\.task_timeout\)"):
+        await api.create_ct(SPEC)
+
+
+async def test_an_answer_that_is_no_task_is_an_error(pve: ScriptedPve, api: ProxmoxApi) -> None:
+    pve.script("POST", "/nodes/pve/lxc", data("surprise"))
+
+    with pytest.raises(ProxmoxError, match="'surprise' is not a UPID"):
+        await api.create_ct(SPEC)
+
+
+async def test_a_create_that_never_arrived_is_sent_again(pve: ScriptedPve, api: ProxmoxApi) -> None:
+    pve.script("POST", "/nodes/pve/lxc", dropped, data(TASK))
+    pve.script("GET", f"{CT}/config", NO_CT)
+
+    await api.create_ct(SPEC)
+
+    assert pve.count("POST", "/nodes/pve/lxc") == 2
+
+
+async def test_a_create_whose_answer_was_lost_is_found_by_its_description(
+    pve: ScriptedPve, api: ProxmoxApi
+) -> None:
+    pve.script("POST", "/nodes/pve/lxc", dropped, refusal(500, f"CT {VMID} already exists on node 'pve'"))
+    pve.script("GET", f"{CT}/config", data({"description": "pod of uid 42\n", "lock": "create"}))
+    pve.script("GET", "/nodes/pve/tasks", LISTED)
+
+    assert str(await api.create_ct(SPEC)) == TASK
+
+    assert pve.count("POST", "/nodes/pve/lxc") == 1
+
+
+async def test_a_ct_of_another_is_never_taken_for_ours(pve: ScriptedPve, api: ProxmoxApi) -> None:
+    pve.script("POST", "/nodes/pve/lxc", dropped)
+    pve.script("GET", f"{CT}/config", data({"description": "somebody's database"}))
+    pve.script("GET", "/nodes/pve/tasks", LISTED)
+
+    with pytest.raises(CtExists):
+        await api.create_ct(SPEC)
+
+
+async def test_a_locked_ct_is_tried_again(pve: ScriptedPve, api: ProxmoxApi) -> None:
+    pve.script("PUT", f"{CT}/config", LOCKED, data(None))
+
+    await api.configure_ct(VMID, memory=64)
+
+    assert pve.count("PUT", f"{CT}/config") == 2
+
+
+async def test_a_lock_found_by_the_task_is_waited_for_too(pve: ScriptedPve, api: ProxmoxApi) -> None:
+    pve.script("POST", f"{CT}/status/stop", data(TASK))
+    pve.script("GET", f"{TASK_PATH}/status", ended("CT is locked (backup)"), ended("OK"))
+
+    await api.stop_ct(VMID)
+
+    assert pve.count("POST", f"{CT}/status/stop") == 2
+
+
+async def test_a_ct_that_stays_locked_is_given_up(pve: ScriptedPve, api: ProxmoxApi) -> None:
+    pve.script("DELETE", CT, LOCKED)
+
+    with pytest.raises(CtLocked, match=f"destroy CT {VMID}: CT is locked"):
+        await api.destroy_ct(VMID)
+
+
+async def test_stopping_what_stopped_meanwhile_is_fine(pve: ScriptedPve, api: ProxmoxApi) -> None:
+    pve.script("POST", f"{CT}/status/stop", dropped, refusal(500, f"CT {VMID} not running"))
+
+    await api.stop_ct(VMID)
+
+
+def test_polling_starts_soon_and_slows_down_to_a_second() -> None:
+    delays = [delay for delay, _ in zip(poll_delays(), range(20), strict=False)]
+
+    assert delays[0] == POLL_FIRST
+    assert all(before <= after for before, after in pairwise(delays))
+    assert delays[-1] == POLL_MAX == 1.0

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A CT's specification becomes the parameters of the create call."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from pvecri.model import Vmid
+from pvecri.proxmox.ctspec import CtSpec, ParameterValue, create_parameters, ct_name, ct_tag, wire
+from pvecri.proxmox.sizing import CtSize
+
+SPEC = CtSpec(
+    vmid=Vmid(900_001),
+    hostname="web-0",
+    template="local:vztmpl/pvecri-sandbox_0123456789ab_amd64.tar.gz",
+    storage="local-lvm",
+    size=CtSize(memory_mib=96, cpulimit=0.25, cpuunits=39),
+)
+
+
+def on_the_wire(spec: CtSpec) -> dict[str, str]:
+    return {name: wire(value) for name, value in create_parameters(spec).items()}
+
+
+def test_a_pods_ct_has_no_network_no_console_and_no_managed_files() -> None:
+    assert on_the_wire(SPEC) == {
+        "vmid": "900001",
+        "ostemplate": "local:vztmpl/pvecri-sandbox_0123456789ab_amd64.tar.gz",
+        "hostname": "web-0",
+        "rootfs": "local-lvm:0",
+        "unprivileged": "1",
+        "ostype": "unmanaged",
+        "arch": "amd64",
+        "console": "0",
+        "tty": "0",
+        "memory": "96",
+        "swap": "0",
+        "cpulimit": "0.25",
+        "cpuunits": "39",
+        "start": "1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "value"),
+    [
+        ({"rootfs_size_gib": 4}, "rootfs", "local-lvm:4"),
+        ({"unprivileged": False}, "unprivileged", "0"),
+        ({"start": False}, "start", "0"),
+        ({"cores": 2}, "cores", "2"),
+        ({"tags": ("pvecri", "Name_Space/x")}, "tags", "pvecri;name_space-x"),
+        ({"description": "a\nb"}, "description", "a\nb"),
+        ({"pool": "k8s"}, "pool", "k8s"),
+        ({"hostname": "a_b.c"}, "hostname", "a-b.c"),
+    ],
+)
+def test_each_part_of_a_spec_has_its_parameter(change: dict[str, object], name: str, value: str) -> None:
+    assert on_the_wire(msgspec.structs.replace(SPEC, **change))[name] == value
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("web", "web"),
+        ("Web-0.default", "Web-0.default"),
+        ("-a-..-b-", "a.b"),
+        ("ünï", "n"),
+        ("", "pod"),
+        ("_", "pod"),
+        ("a" * 70, "a" * 63),
+    ],
+)
+def test_any_text_makes_a_name_that_proxmox_accepts(text: str, name: str) -> None:
+    assert ct_name(text) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "tag"), [("pvecri", "pvecri"), ("A B", "a-b"), ("-x", "x"), ("", "_"), ("…", "_")]
+)
+def test_any_text_makes_a_tag_that_proxmox_accepts(text: str, tag: str) -> None:
+    assert ct_tag(text) == tag
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(True, "1"), (False, "0"), (0.0, "0"), (1.5, "1.5"), (8192.0, "8192"), (0.01, "0.01"), (7, "7")],
+)
+def test_values_are_written_as_perl_reads_them(value: ParameterValue, text: str) -> None:
+    assert wire(value) == text

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Proxmox's words become the right kind of error; the words are as Proxmox VE 9.2 gave them."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from pvecri.errors import InternalError, PermissionDenied, PvecriError, Unavailable
+from pvecri.proxmox import errors
+
+
+def answered(status: int, words: str, parameters: dict[str, str] | None = None) -> PvecriError:
+    """The error for an answer with a body."""
+    body = msgspec.json.encode({"message": f"{words}\n", "data": None, "errors": parameters})
+    return errors.from_answer("start CT 204", status, words, body, "token cri@pve!t1")
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("CT 201 already exists on node 'pve'", errors.CtExists),
+        ("VM 100 already exists on node 'other'", errors.CtExists),
+        ("Configuration file 'nodes/pve/lxc/9999.conf' does not exist", errors.CtNotFound),
+        ("CT 204 not running", errors.CtNotRunning),
+        ("CT 204 already running", errors.CtAlreadyRunning),
+        ("CT is locked (backup)", errors.CtLocked),
+        ("CT is locked (snapshot-delete)", errors.CtLocked),
+        ("can't lock file '/run/lock/lxc/pve-config-204.lock' - got timeout", errors.CtLocked),
+        ("storage 'nosuch' does not exist", errors.ProxmoxError),
+        ("volume 'local:vztmpl/nosuch.tar.gz' does not exist", errors.ProxmoxError),
+        ("create pool failed: pool 'k8s' already exists", errors.ProxmoxError),
+        ("can't remove CT 201 - protection mode enabled", errors.ProxmoxError),
+    ],
+)
+def test_the_words_decide_the_kind_in_answers_and_tasks_alike(words: str, kind: type[errors.ProxmoxError]) -> None:
+    answer = answered(500, words)
+    task = errors.from_task("start CT 204", words, "", "UPID:…")
+
+    assert type(answer) is kind
+    assert str(answer) == f"Proxmox: start CT 204: {words}"
+    assert type(task) is (kind if kind is not errors.ProxmoxError else errors.ProxmoxTaskError)
+
+
+def test_a_missing_privilege_is_named_with_the_account() -> None:
+    error = answered(403, "Permission check failed (/vms/204, VM.PowerMgmt)")
+
+    assert isinstance(error, PermissionDenied)
+    assert "(/vms/204, VM.PowerMgmt): token cri@pve!t1 lacks the privilege" in str(error)
+
+
+def test_refused_credentials_name_the_settings() -> None:
+    error = errors.from_answer("ask for the version", 401, "Authentication failed!", b"", "token cri@pve!t1")
+
+    assert isinstance(error, PermissionDenied)
+    assert "token cri@pve!t1 were refused (Authentication failed!)" in str(error)
+    assert "proxmox.token_secret_file" in str(error)
+
+
+def test_refused_parameters_are_listed_by_name() -> None:
+    error = answered(400, "Parameter verification failed.", {"vmid": "invalid format\n", "memory": "too small"})
+
+    assert isinstance(error, errors.ParameterError)
+    assert str(error) == "Proxmox: start CT 204: memory: too small; vmid: invalid format"
+    assert error.errors == {"vmid": "invalid format\n", "memory": "too small"}
+
+
+def test_an_error_without_a_body_has_the_reason_phrase() -> None:
+    assert "unable to parse" in str(errors.from_answer("x", 500, "unable to parse", b"<html>", "token t"))
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(595, "Connection refused"), (500, "cluster not ready - no quorum?")]
+)
+def test_what_will_pass_is_unavailable(status: int, words: str) -> None:
+    assert isinstance(answered(status, words), Unavailable)
+
+
+def test_a_failed_task_has_its_log_and_its_name() -> None:
+    error = errors.from_task("start CT 204", "startup for container '204' failed", "line 1; line 2", "UPID:pve:…:")
+
+    assert isinstance(error, errors.ProxmoxTaskError)
+    assert isinstance(error, InternalError)
+    assert "startup for container '204' failed [line 1; line 2] (task UPID:pve:…:)" in str(error)

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls are sent, repeated where that is safe, and their failures told apart."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from support.scripted_pve import ScriptedPve, data, dropped, refusal, scripted_pve, unauthorized
+
+from pvecri.config import ConfigError, ProxmoxConfig
+from pvecri.errors import PermissionDenied, Unavailable
+from pvecri.proxmox.answers import Version
+from pvecri.proxmox.errors import ProxmoxError
+from pvecri.proxmox.transport import Call, ConnectionLost, Transport
+
+READ = Call(method="GET", path="/version", doing="ask for the version")
+WRITE = Call(method="POST", path="/nodes/pve/lxc", doing="create CT 900001", parameters={"vmid": 900_001})
+VERSION = data({"version": "9.2.11", "release": "9.2", "repoid": "14a22df35955d97d"})
+TICKET = data(
+    {"ticket": "PVE:root@pam:6B0448FC::Nr5v+/==", "CSRFPreventionToken": "6B0448FC:fKLw", "username": "root@pam"}
+)
+
+
+@pytest.fixture
+async def pve() -> AsyncIterator[ScriptedPve]:
+    async with scripted_pve() as server:
+        yield server
+
+
+@asynccontextmanager
+async def transport(config: ProxmoxConfig) -> AsyncIterator[Transport]:
+    opened = Transport(config)
+    await opened.start()
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+async def test_a_call_carries_the_token_and_its_answer_is_typed(pve: ScriptedPve, tmp_path: Path) -> None:
+    pve.script("GET", "/version", VERSION)
+
+    async with transport(pve.config(tmp_path)) as client:
+        version = await client.call(READ, Version)
+
+    assert version == Version(version="9.2.11", release="9.2")
+    assert pve.received[0].headers["Authorization"] == "PVEAPIToken=cri@pve!t1=s3cret"
+
+
+async def test_parameters_of_a_post_are_a_form_and_those_of_a_delete_a_query(
+    pve: ScriptedPve, tmp_path: Path
+) -> None:
+    pve.script("POST", "/a", data(None))
+    pve.script("DELETE", "/a", data(None))
+
+    async with transport(pve.config(tmp_path)) as client:
+        for method in ("POST", "DELETE"):
+            call = Call(method=method, path="/a", doing="try", parameters={"force": True, "text": "ä b&c"})
+            assert await client.call(call, object) is None
+
+    post, delete = pve.received
+    assert post.body == b"force=1&text=%C3%A4+b%26c"
+    assert post.headers["Content-Type"] == "application/x-www-form-urlencoded"
+    assert (delete.path, delete.body) == ("/a?force=1&text=%C3%A4+b%26c", b"")
+
+
+async def test_a_read_is_repeated_when_the_connection_breaks(pve: ScriptedPve, tmp_path: Path) -> None:
+    pve.script("GET", "/version", dropped, dropped, dropped, VERSION)
+
+    async with transport(pve.config(tmp_path)) as client:
+        assert (await client.call(READ, Version)).release == "9.2"
+
+
+async def test_a_connection_that_the_server_closed_while_it_was_idle_is_not_noticed(tmp_path: Path) -> None:
+    body = b'{"data": {"version": "9.2.11"}}'
+
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        writer.close()
+
+    async with await asyncio.start_server(answer_once, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with transport(ScriptedPve(url=url).config(tmp_path)) as client:
+            for _ in range(10):
+                assert (await client.call(READ, Version)).version == "9.2.11"
+
+
+async def test_a_write_that_got_no_answer_is_not_repeated(pve: ScriptedPve, tmp_path: Path) -> None:
+    pve.script("POST", "/nodes/pve/lxc", dropped, data("UPID"))
+
+    async with transport(pve.config(tmp_path)) as client:
+        with pytest.raises(ConnectionLost, match=r"create CT 900001.*proxmox\.url"):
+            await client.call(WRITE, str)
+
+    assert pve.count("POST", "/nodes/pve/lxc") == 1
+
+
+async def test_a_write_that_pveproxy_did_not_pass_on_is_repeated(pve: ScriptedPve, tmp_path: Path) -> None:
+    pve.script("POST", "/nodes/pve/lxc", refusal(595, "Connection refused"), data("UPID"))
+
+    async with transport(pve.config(tmp_path)) as client:
+        assert await client.call(WRITE, str) == "UPID"
+
+
+async def test_a_server_that_is_not_there_is_unavailable_by_its_url(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    server = ScriptedPve(url=f"http://127.0.0.1:{port}")
+
+    async with transport(server.config(tmp_path)) as client:
+        with pytest.raises(Unavailable, match=rf"cannot connect to {server.url}.*check proxmox\.url"):
+            await client.call(WRITE, str)
+
+
+async def test_a_server_that_does_not_answer_is_unavailable_by_the_setting(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        server = ScriptedPve(url=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        async with transport(server.config(tmp_path, request_timeout=0.05)) as client:
+            with pytest.raises(Unavailable, match=r"did not answer within 0\.05 s \(proxmox\.request_timeout\)"):
+                await client.call(WRITE, str)
+
+
+async def test_an_answer_that_is_not_proxmoxs_is_an_error(pve: ScriptedPve, tmp_path: Path) -> None:
+    pve.script("GET", "/version", data({"release": 9}))
+
+    async with transport(pve.config(tmp_path)) as client:
+        with pytest.raises(ProxmoxError, match="the answer is not understood"):
+            await client.call(READ, Version)
+
+
+async def test_a_new_token_secret_is_taken_from_the_file(pve: ScriptedPve, tmp_path: Path) -> None:
+    pve.script("GET", "/version", unauthorized(), VERSION)
+
+    async with transport(pve.config(tmp_path)) as client:
+        (tmp_path / "secret").write_text("n3w")
+        await client.call(READ, Version)
+
+    assert [each.headers["Authorization"][-6:] for each in pve.received] == ["s3cret", "t1=n3w"]
+
+
+async def test_a_refused_token_is_tried_once(pve: ScriptedPve, tmp_path: Path) -> None:
+    pve.script("GET", "/version", unauthorized())
+
+    async with transport(pve.config(tmp_path)) as client:
+        with pytest.raises(PermissionDenied, match="token cri@pve!t1 were refused"):
+            await client.call(READ, Version)
+
+    assert pve.count("GET", "/version") == 1
+
+
+def with_password(pve: ScriptedPve, directory: Path) -> ProxmoxConfig:
+    password = directory / "password"
+    password.write_text("rigroot\n")
+    return ProxmoxConfig(url=pve.url, node="pve", username="root@pam", password_file=password)
+
+
+async def test_a_password_becomes_a_ticket_that_later_calls_use(pve: ScriptedPve, tmp_path: Path) -> None:
+    pve.script("POST", "/access/ticket", TICKET)
+    pve.script("GET", "/version", VERSION)
+
+    async with transport(with_password(pve, tmp_path)) as client:
+        await client.call(READ, Version)
+        await client.call(READ, Version)
+
+    login, first, _ = pve.received
+    assert login.body == b"username=root%40pam&password=rigroot"
+    assert first.headers["Cookie"] == "PVEAuthCookie=PVE%3Aroot%40pam%3A6B0448FC%3A%3ANr5v%2B%2F%3D%3D"
+    assert first.headers["CSRFPreventionToken"] == "6B0448FC:fKLw"
+    assert pve.count("POST", "/access/ticket") == 1
+
+
+async def test_a_ticket_that_has_ended_is_renewed(pve: ScriptedPve, tmp_path: Path) -> None:
+    pve.script("POST", "/access/ticket", TICKET)
+    pve.script("GET", "/version", VERSION, unauthorized("No ticket"), VERSION)
+
+    async with transport(with_password(pve, tmp_path)) as client:
+        await client.call(READ, Version)
+        await client.call(READ, Version)
+
+    assert pve.count("POST", "/access/ticket") == 2
+
+
+async def test_a_wrong_password_is_refused_by_the_name_of_its_setting(pve: ScriptedPve, tmp_path: Path) -> None:
+    pve.script("POST", "/access/ticket", refusal(401, "authentication failure"))
+
+    async with transport(with_password(pve, tmp_path)) as client:
+        with pytest.raises(PermissionDenied, match=r"user root@pam were refused.*proxmox\.password_file"):
+            await client.call(READ, Version)
+
+
+async def test_a_user_with_a_second_factor_is_told_to_use_a_token(pve: ScriptedPve, tmp_path: Path) -> None:
+    pve.script("POST", "/access/ticket", data({"ticket": "PVE:!tfa!…", "NeedTFA": 1, "username": "root@pam"}))
+
+    async with transport(with_password(pve, tmp_path)) as client:
+        with pytest.raises(PermissionDenied, match=r"second factor.*proxmox\.token_id"):
+            await client.call(READ, Version)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ProxmoxConfig(), r"set proxmox\.token_id"),
+        (ProxmoxConfig(token_id="a@pve!b", token_secret_file=Path("/nonexistent")), r"proxmox\.token_secret_file"),
+        (
+            ProxmoxConfig(username="a@pve", password_file=Path(__file__), fingerprint="abc"),
+            r"proxmox\.fingerprint",
+        ),
+        (ProxmoxConfig(username="a@pve", password_file=Path(__file__), ca_file=Path("/no")), r"proxmox\.ca_file"),
+    ],
+)
+async def test_settings_that_cannot_be_used_are_refused_at_the_start(config: ProxmoxConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        await Transport(config).start()
