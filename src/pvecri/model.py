@@ -222,6 +222,52 @@ class SandboxState(Enum):
     NOTREADY = "notready"
 
 
+class SandboxPhase(Enum):
+    """Where a sandbox is in its life. Only READY and STOPPED ones are shown to clients.
+
+    CREATING and REMOVING are intents: a daemon that finds one at its start finishes the undoing.
+    """
+
+    CREATING = "creating"
+    READY = "ready"
+    STOPPED = "stopped"
+    REMOVING = "removing"
+
+
+class Sandbox(Value, frozen=True):
+    """A pod sandbox in the store. `vmid` is 0 until one is allocated; `init` is the CT's first process.
+
+    `mappings` are those of the CT's user namespace, empty when the CT is privileged.
+    """
+
+    id: SandboxId
+    config: SandboxConfig
+    created_at: int
+    phase: SandboxPhase
+    runtime_handler: str = ""
+    vmid: Vmid = Vmid(0)
+    privileged: bool = False
+    mappings: tuple[IdMapping, ...] = ()
+    ips: tuple[str, ...] = ()
+    networked: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name that no two sandboxes share."""
+        metadata = self.config.metadata
+        return f"{metadata.name}_{metadata.namespace}_{metadata.uid}_{metadata.attempt}"
+
+    @property
+    def state(self) -> SandboxState:
+        """What clients see."""
+        return SandboxState.READY if self.phase is SandboxPhase.READY else SandboxState.NOTREADY
+
+    @property
+    def root_uid(self) -> int:
+        """The host's uid of root inside the CT."""
+        return next((entry.host_id for entry in self.mappings if entry.container_id == 0), 0)
+
+
 # -- containers ----------------------------------------------------------------------------------------------
 
 
@@ -294,6 +340,42 @@ class ContainerState(Enum):
     RUNNING = "running"
     EXITED = "exited"
     UNKNOWN = "unknown"
+
+
+class ContainerUser(Value, frozen=True):
+    """Who the container's first process runs as, inside the container."""
+
+    uid: int = 0
+    gid: int = 0
+    groups: tuple[int, ...] = ()
+
+
+class Container(Value, frozen=True):
+    """A container in the store. Times are 0 until they are; `log_path` is absolute, or empty for no log.
+
+    `image_reference` is the tag or digest that the image is known by; `user_specified_image` stands in `config`.
+    """
+
+    id: ContainerId
+    sandbox_id: SandboxId
+    config: ContainerConfig
+    image_id: ImageId
+    image_reference: str
+    created_at: int
+    state: ContainerState = ContainerState.CREATED
+    started_at: int = 0
+    finished_at: int = 0
+    exit_code: int = 0
+    reason: str = ""
+    message: str = ""
+    log_path: str = ""
+    stop_signal: str = ""
+    user: ContainerUser = ContainerUser()
+
+    @property
+    def name(self) -> str:
+        """The name that no two containers of one sandbox share."""
+        return f"{self.config.metadata.name}_{self.config.metadata.attempt}"
 
 
 # -- images --------------------------------------------------------------------------------------------------

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pvecri.containers.abilities import Abilities
-from pvecri.containers.users import User
 from pvecri.model import (
     ContainerConfig,
     ContainerId,
+    ContainerUser,
     IdMapping,
     ImageConfig,
     NamespaceMode,
@@ -66,7 +66,7 @@ class Plan:
     image: ImageConfig
     image_reference: str
     rootfs: Path
-    user: User
+    user: ContainerUser
     binds: tuple[BindSource, ...]
     devices: tuple[HostDevice, ...]
     pod_files: Path

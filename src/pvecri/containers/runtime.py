@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 from contextlib import suppress
 from dataclasses import dataclass
@@ -144,6 +145,10 @@ class OciRuntime:
         if not (self._root / container).exists():
             return
         await self._run(pod, "delete", "--force", container)
+
+    def forget(self, container: ContainerId) -> None:
+        """Drop what the OCI runtime keeps of a container that it cannot delete itself. Idempotent."""
+        shutil.rmtree(self._root / container, ignore_errors=True)
 
     async def exec(
         self, pod: PodNamespaces, container: ContainerId, command: list[str], bundle: Bundle, timeout: float | None
@@ -286,10 +291,10 @@ async def _read_line(fd: int) -> bytes:
     os.set_blocking(fd, False)
     collected = b""
     while not collected.endswith(b"\n"):
-        readable: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(fd, lambda future: future.done() or future.set_result(None), readable)
+        readable = asyncio.Event()
+        loop.add_reader(fd, readable.set)
         try:
-            await readable
+            await readable.wait()
         finally:
             loop.remove_reader(fd)
         chunk = os.read(fd, 1 << 16)

@@ -4,26 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from pvecri.errors import InvalidArgument
 from pvecri.linux.paths import read_in_root
-from pvecri.model import ContainerSecurity, GroupsPolicy
+from pvecri.model import ContainerSecurity, ContainerUser, GroupsPolicy
 
 _SECURITY = "config.linux.security_context"
 
 
-@dataclass(frozen=True)
-class User:
-    """Ids inside the container. `groups` are the supplemental ones, in the order they were found."""
-
-    uid: int = 0
-    gid: int = 0
-    groups: tuple[int, ...] = ()
-
-
-def resolve(security: ContainerSecurity, image_user: str, rootfs: Path) -> User:
+def resolve(security: ContainerSecurity, image_user: str, rootfs: Path) -> ContainerUser:
     """Decide uid, gid and groups as the CRI states it.
 
     run_as_user, else run_as_username, else the image's `user[:group]`, else root. A name needs an entry in the
@@ -45,7 +35,7 @@ def resolve(security: ContainerSecurity, image_user: str, rootfs: Path) -> User:
         gid = _group_id(rootfs, group, field)
     memberships = _memberships(rootfs, name) if security.groups_policy is GroupsPolicy.MERGE else ()
     groups = dict.fromkeys((gid, *security.supplemental_groups, *memberships))
-    return User(uid, gid, tuple(groups))
+    return ContainerUser(uid, gid, tuple(groups))
 
 
 def _wanted(security: ContainerSecurity, image_user: str) -> tuple[str, str, str]:

@@ -34,8 +34,8 @@ def pin(namespace: Path, target: Path) -> None:
 
 def unpin(target: Path) -> None:
     """Undo `pin`. Idempotent."""
-    with suppress(FileNotFoundError, OSError):
-        mounts.umount(target)
+    with suppress(OSError):  # not there, or not mounted
+        mounts.umount(target, detach=True)
     target.unlink(missing_ok=True)
 
 

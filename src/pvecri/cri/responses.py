@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the model's values to the CRI's messages."""
+
+from __future__ import annotations
+
+from pvecri.containers.runtime import ExecResult
+from pvecri.cri.proto import cri_pb2 as pb
+from pvecri.model import (
+    Container,
+    ContainerState,
+    FilesystemUsage,
+    Image,
+    Mount,
+    NamespaceMode,
+    NamespaceOptions,
+    Propagation,
+    Resources,
+    Sandbox,
+    SandboxMetadata,
+    SandboxState,
+)
+from pvecri.pods.health import Condition
+from pvecri.pods.stats import Usage
+
+_SANDBOX_STATES = {SandboxState.READY: pb.SANDBOX_READY, SandboxState.NOTREADY: pb.SANDBOX_NOTREADY}
+_CONTAINER_STATES = {
+    ContainerState.CREATED: pb.CONTAINER_CREATED,
+    ContainerState.RUNNING: pb.CONTAINER_RUNNING,
+    ContainerState.EXITED: pb.CONTAINER_EXITED,
+    ContainerState.UNKNOWN: pb.CONTAINER_UNKNOWN,
+}
+_MODES = {
+    NamespaceMode.POD: pb.POD,
+    NamespaceMode.CONTAINER: pb.CONTAINER,
+    NamespaceMode.NODE: pb.NODE,
+    NamespaceMode.TARGET: pb.TARGET,
+}
+_PROPAGATIONS = {
+    Propagation.PRIVATE: pb.PROPAGATION_PRIVATE,
+    Propagation.HOST_TO_CONTAINER: pb.PROPAGATION_HOST_TO_CONTAINER,
+    Propagation.BIDIRECTIONAL: pb.PROPAGATION_BIDIRECTIONAL,
+}
+
+
+# -- sandboxes ------------------------------------------------------------------------------------------------
+
+
+def sandbox_state(sandbox: Sandbox) -> pb.PodSandboxState:
+    """READY or NOTREADY."""
+    return _SANDBOX_STATES[sandbox.state]
+
+
+def sandbox(value: Sandbox) -> pb.PodSandbox:
+    """An entry of ListPodSandbox."""
+    return pb.PodSandbox(
+        id=value.id,
+        metadata=_sandbox_metadata(value.config.metadata),
+        state=sandbox_state(value),
+        created_at=value.created_at,
+        labels=value.config.labels,
+        annotations=value.config.annotations,
+        runtime_handler=value.runtime_handler,
+    )
+
+
+def sandbox_status(value: Sandbox) -> pb.PodSandboxStatus:
+    """What PodSandboxStatus says."""
+    return pb.PodSandboxStatus(
+        id=value.id,
+        metadata=_sandbox_metadata(value.config.metadata),
+        state=sandbox_state(value),
+        created_at=value.created_at,
+        network=pb.PodSandboxNetworkStatus(
+            ip=next(iter(value.ips), ""), additional_ips=[pb.PodIP(ip=ip) for ip in value.ips[1:]]
+        ),
+        linux=pb.LinuxPodSandboxStatus(
+            namespaces=pb.Namespace(options=_namespaces(value.config.security.namespaces))
+        ),
+        labels=value.config.labels,
+        annotations=value.config.annotations,
+        runtime_handler=value.runtime_handler,
+    )
+
+
+def _sandbox_metadata(value: SandboxMetadata) -> pb.PodSandboxMetadata:
+    return pb.PodSandboxMetadata(name=value.name, uid=value.uid, namespace=value.namespace, attempt=value.attempt)
+
+
+def _namespaces(value: NamespaceOptions) -> pb.NamespaceOption:
+    return pb.NamespaceOption(
+        network=_MODES[value.network], pid=_MODES[value.pid], ipc=_MODES[value.ipc], target_id=value.target_id
+    )
+
+
+# -- containers -----------------------------------------------------------------------------------------------
+
+
+def container_state(value: Container) -> pb.ContainerState:
+    """CREATED, RUNNING, EXITED or UNKNOWN."""
+    return _CONTAINER_STATES[value.state]
+
+
+def container(value: Container) -> pb.Container:
+    """An entry of ListContainers."""
+    return pb.Container(
+        id=value.id,
+        pod_sandbox_id=value.sandbox_id,
+        metadata=_container_metadata(value),
+        image=_image_spec(value),
+        image_ref=value.image_reference,
+        image_id=value.image_id,
+        state=container_state(value),
+        created_at=value.created_at,
+        labels=value.config.labels,
+        annotations=value.config.annotations,
+    )
+
+
+def container_status(value: Container) -> pb.ContainerStatus:
+    """What ContainerStatus says."""
+    return pb.ContainerStatus(
+        id=value.id,
+        metadata=_container_metadata(value),
+        state=container_state(value),
+        created_at=value.created_at,
+        started_at=value.started_at,
+        finished_at=value.finished_at,
+        exit_code=value.exit_code,
+        image=_image_spec(value),
+        image_ref=value.image_reference,
+        image_id=value.image_id,
+        reason=value.reason,
+        message=value.message,
+        labels=value.config.labels,
+        annotations=value.config.annotations,
+        mounts=[_mount(entry) for entry in value.config.mounts],
+        log_path=value.log_path,
+        resources=pb.ContainerResources(linux=_resources(value.config.resources)),
+        user=pb.ContainerUser(
+            linux=pb.LinuxContainerUser(
+                uid=value.user.uid, gid=value.user.gid, supplemental_groups=value.user.groups
+            )
+        ),
+        stop_signal=signal_number(value.stop_signal),
+    )
+
+
+def signal_number(name: str) -> pb.Signal:
+    """A signal's name as the CRI's enum; the default where the CRI has no such name."""
+    text = name if name.startswith("SIG") else f"SIG{name}"
+    wanted = text.replace("+", "PLUS").replace("-", "MINUS")
+    return pb.Signal.Value(wanted) if wanted in pb.Signal.keys() else pb.RUNTIME_DEFAULT  # noqa: SIM118
+
+
+def _container_metadata(value: Container) -> pb.ContainerMetadata:
+    return pb.ContainerMetadata(name=value.config.metadata.name, attempt=value.config.metadata.attempt)
+
+
+def _image_spec(value: Container) -> pb.ImageSpec:
+    return pb.ImageSpec(image=value.config.image, user_specified_image=value.config.user_specified_image)
+
+
+def _mount(value: Mount) -> pb.Mount:
+    return pb.Mount(
+        container_path=value.container_path,
+        host_path=value.host_path,
+        readonly=value.readonly,
+        selinux_relabel=value.selinux_relabel,
+        propagation=_PROPAGATIONS[value.propagation],
+        recursive_read_only=value.recursive_readonly,
+    )
+
+
+def _resources(value: Resources) -> pb.LinuxContainerResources:
+    return pb.LinuxContainerResources(
+        cpu_period=value.cpu_period,
+        cpu_quota=value.cpu_quota,
+        cpu_shares=value.cpu_shares,
+        memory_limit_in_bytes=value.memory_limit,
+        memory_swap_limit_in_bytes=value.memory_swap_limit,
+        oom_score_adj=value.oom_score_adj,
+        cpuset_cpus=value.cpuset_cpus,
+        cpuset_mems=value.cpuset_mems,
+        hugepage_limits=[
+            pb.HugepageLimit(page_size=entry.page_size, limit=entry.limit) for entry in value.hugepage_limits
+        ],
+        unified=value.unified,
+    )
+
+
+def exec_result(value: ExecResult) -> pb.ExecSyncResponse:
+    """What ExecSync says."""
+    return pb.ExecSyncResponse(stdout=value.stdout, stderr=value.stderr, exit_code=value.exit_code)
+
+
+def container_stats(value: Container, usage: Usage, layer: FilesystemUsage) -> pb.ContainerStats:
+    """An entry of ListContainerStats."""
+    now = usage.timestamp
+    return pb.ContainerStats(
+        attributes=pb.ContainerAttributes(
+            id=value.id,
+            metadata=_container_metadata(value),
+            labels=value.config.labels,
+            annotations=value.config.annotations,
+        ),
+        cpu=pb.CpuUsage(timestamp=now, usage_core_nano_seconds=_count(usage.cpu_ns)),
+        memory=pb.MemoryUsage(
+            timestamp=now,
+            working_set_bytes=_count(usage.working_set),
+            available_bytes=_count(usage.memory_available),
+            usage_bytes=_count(usage.memory_usage),
+            rss_bytes=_count(usage.memory_rss),
+            page_faults=_count(usage.page_faults),
+            major_page_faults=_count(usage.major_page_faults),
+        ),
+        swap=pb.SwapUsage(timestamp=now, swap_usage_bytes=_count(usage.swap_usage)),
+        writable_layer=filesystem(layer),
+    )
+
+
+def _count(value: int) -> pb.UInt64Value:
+    return pb.UInt64Value(value=value)
+
+
+# -- images ---------------------------------------------------------------------------------------------------
+
+
+def image(value: Image) -> pb.Image:
+    """An entry of ListImages."""
+    user = value.config.user.partition(":")[0]
+    described = pb.Image(
+        id=value.id,
+        repo_tags=value.tags,
+        repo_digests=value.digests,
+        size=value.size,
+        username="" if user.isdecimal() else user,
+        spec=pb.ImageSpec(image=value.id),
+        pinned=value.pinned,
+    )
+    if user.isdecimal():
+        described.uid.value = int(user)
+    return described
+
+
+def filesystem(value: FilesystemUsage) -> pb.FilesystemUsage:
+    """A store's use of its filesystem."""
+    return pb.FilesystemUsage(
+        timestamp=value.timestamp,
+        fs_id=pb.FilesystemIdentifier(mountpoint=value.mountpoint),
+        used_bytes=_count(value.used_bytes),
+        inodes_used=_count(value.inodes_used),
+    )
+
+
+def condition(value: Condition) -> pb.RuntimeCondition:
+    """One of the runtime's conditions."""
+    return pb.RuntimeCondition(type=value.type, status=value.met, reason=value.reason, message=value.message)

@@ -1,0 +1,426 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CreateContainer, StartContainer, StopContainer and RemoveContainer: OCI containers inside a pod's CT.
+
+None of these costs a Proxmox call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import shutil
+import signal
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from pvecri.config import Config
+from pvecri.containers import capabilities, seccomp, spec, users
+from pvecri.containers.abilities import Abilities
+from pvecri.containers.plan import Plan
+from pvecri.containers.runtime import ExecResult, OciRuntime, Stdio, host_pid
+from pvecri.errors import (
+    CommandError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
+from pvecri.images.manager import ImageManager
+from pvecri.linux.processes import Process
+from pvecri.model import (
+    Container,
+    ContainerConfig,
+    ContainerId,
+    ContainerState,
+    Image,
+    SandboxPhase,
+)
+from pvecri.pods import files, validation, volumes
+from pvecri.pods.live import LiveContainer, LivePod, Pods
+
+log = logging.getLogger(__name__)
+
+KILL_PATIENCE = 10.0
+"""Seconds after SIGKILL in which a container must have ended."""
+
+START_ERROR_CODE = 128
+KILLED_CODE = 128 + signal.SIGKILL
+
+
+class Containers:
+    """Makes and removes containers. Calls for one container wait for each other; different ones run at once."""
+
+    def __init__(
+        self,
+        config: Config,
+        abilities: Abilities,
+        pods: Pods,
+        images: ImageManager,
+        runtime: OciRuntime,
+        exits: Path,
+    ) -> None:
+        """`exits` is the directory where conmon writes exit codes."""
+        self._config = config
+        self._abilities = abilities
+        self._pods = pods
+        self._images = images
+        self._runtime = runtime
+        self._exits = exits
+
+    # -- create -----------------------------------------------------------------------------------------------
+
+    async def create(self, pod: LivePod, config: ContainerConfig) -> ContainerId:
+        """Make a container of a ready pod (CRI CreateContainer): its root filesystem and its OCI spec.
+
+        InvalidArgument names a bad field, NotFound the image, AlreadyExists a name that is taken. Nothing is left
+        behind when it fails.
+        """
+        validation.check_container(config, pod.value.config)
+        image = self._images.find(config.image)
+        if image is None:
+            raise NotFound(f"config.image.image: image {config.image!r} is not in the store; pull it first")
+        container = self._pods.add_container(self._describe(pod, config, image))
+        async with container.lock, AsyncExitStack() as undo:
+            undo.callback(self._pods.drop_container, container)
+            rootfs = await self._prepare_rootfs(pod, container, undo)
+            self._write_bundle(pod, container, image, rootfs, undo)
+            self._pods.save_container(container, container.value)
+            undo.pop_all()
+        return container.id
+
+    def _describe(self, pod: LivePod, config: ContainerConfig, image: Image) -> Container:
+        log_path = str(Path(pod.value.config.log_directory, config.log_path)) if config.log_path else ""
+        return Container(
+            id=ContainerId(secrets.token_hex(32)),
+            sandbox_id=pod.id,
+            config=config,
+            image_id=image.id,
+            image_reference=next(iter((*image.digests, *image.tags)), image.id),
+            created_at=time.time_ns(),
+            log_path=log_path,
+            stop_signal=config.stop_signal or image.config.stop_signal or "SIGTERM",
+        )
+
+    async def _prepare_rootfs(self, pod: LivePod, container: LiveContainer, undo: AsyncExitStack) -> Path:
+        undo.push_async_callback(self._images.remove_rootfs, container.id)
+        owner = pod.value.root_uid
+        return await self._images.prepare_rootfs(
+            container.id, container.value.image_id, userns=_userns(pod), root_uid=owner, root_gid=owner
+        )
+
+    def _write_bundle(
+        self, pod: LivePod, container: LiveContainer, image: Image, rootfs: Path, undo: AsyncExitStack
+    ) -> None:
+        undo.callback(shutil.rmtree, container.bundle.directory, ignore_errors=True)
+        container.bundle.directory.mkdir(mode=0o711)
+        plan = self._plan(pod, container, image, rootfs)
+        container.value = replace(container.value, user=plan.user)
+        container.bundle.spec.write_bytes(spec.build(plan))
+
+    def _plan(self, pod: LivePod, container: LiveContainer, image: Image, rootfs: Path) -> Plan:
+        config = container.value.config
+        security = config.security
+        host_pid_namespace = pod.namespaces.pid is None
+        held = capabilities.granted(
+            security.capabilities, privileged=security.privileged, available=self._abilities.capabilities
+        )
+        return Plan(
+            id=container.id,
+            sandbox_id=pod.id,
+            vmid=pod.value.vmid,
+            config=config,
+            sandbox=pod.value.config,
+            image=image.config,
+            image_reference=container.value.image_reference,
+            rootfs=rootfs,
+            user=users.resolve(security, image.config.user, rootfs),
+            binds=volumes.resolve_binds(config, _staging(pod, container)),
+            devices=volumes.resolve_devices(config),
+            pod_files=pod.files,
+            hostname=files.hostname(pod.value),
+            mappings=pod.value.mappings,
+            namespace_dir=str(pod.namespace("")) if host_pid_namespace else "/proc/1/ns",
+            target_pid=self._target_pid(pod, security.namespaces.target_id),
+            capabilities=held,
+            seccomp=seccomp.for_container(
+                security.seccomp,
+                default=self._config.runtime.seccomp_profile,
+                capabilities=held,
+                privileged=security.privileged,
+            ),
+            abilities=self._abilities,
+            pids_limit=self._config.runtime.pids_limit,
+        )
+
+    def _target_pid(self, pod: LivePod, target_id: str) -> int | None:
+        """The first process of the container whose pid namespace is to be shared, as the pod numbers it."""
+        if not target_id:
+            return None
+        field = "config.linux.security_context.namespace_options.target_id"
+        target = next((each for each in pod.containers.values() if each.id.startswith(target_id)), None)
+        if target is None or target.value.state is not ContainerState.RUNNING:
+            raise InvalidArgument(field, f"no container {target_id!r} runs in the pod")
+        return int(target.bundle.pid_file.read_text())
+
+    # -- start ------------------------------------------------------------------------------------------------
+
+    async def start(self, container_id: str) -> None:
+        """Run a created container's command (CRI StartContainer).
+
+        FailedPrecondition when it was started before or its pod is not ready. A container that cannot be started
+        is EXITED with the reason StartError.
+        """
+        container = self._pods.container(container_id)
+        async with container.lock:
+            pod = self._pods.pod_of(container)
+            if container.value.state is not ContainerState.CREATED:
+                raise FailedPrecondition(f"container {container.id} is {container.value.state.value}, not created")
+            if pod.value.phase is not SandboxPhase.READY:
+                raise FailedPrecondition(f"container {container.id}: pod sandbox {pod.id} is not ready")
+            try:
+                await self._start(pod, container)
+            except BaseException as error:
+                await self._never_started(container, error)
+                raise
+            started = replace(container.value, state=ContainerState.RUNNING, started_at=time.time_ns())
+            self._pods.save_container(container, started)
+            self.watch(pod, container)
+
+    async def _start(self, pod: LivePod, container: LiveContainer) -> None:
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self._release, pod, container)
+            await asyncio.to_thread(self._prepare_start, pod, container)
+            await self._runtime.create(pod.namespaces, container.id, container.bundle, self._stdio(container))
+            self._hold(pod, container)
+            await self._runtime.start(pod.namespaces, container.id)
+            undo.pop_all()
+
+    def _prepare_start(self, pod: LivePod, container: LiveContainer) -> None:
+        """What is made only now, because it holds on to things of the node."""
+        config = container.value.config
+        volumes.resolve_binds(config, None if not pod.value.mappings else container.bundle.directory)
+        userns = _userns(pod)
+        if userns is not None and config.mounts:
+            volumes.stage(config, container.bundle.directory / "volumes", userns)
+        if config.devices and "devices" in self._abilities.cgroups.v1:
+            rules = volumes.device_rules(volumes.resolve_devices(config))
+            self._abilities.cgroups.allow_devices(pod.cgroup, rules)
+        if container.value.log_path:
+            Path(container.value.log_path).parent.mkdir(parents=True, exist_ok=True)
+
+    def _stdio(self, container: LiveContainer) -> Stdio:
+        value = container.value
+        return Stdio(
+            tty=value.config.tty,
+            stdin=value.config.stdin,
+            stdin_once=value.config.stdin_once,
+            log=Path(value.log_path) if value.log_path else None,
+            log_size_max=self._config.runtime.log_size_max,
+        )
+
+    def _hold(self, pod: LivePod, container: LiveContainer) -> None:
+        """Take hold of the container's first process and of its conmon; ProcessLookupError when one is gone."""
+        bundle, group = container.bundle, pod.namespaces.cgroup
+        pid = host_pid(self._abilities, f"{pod.cgroup}/{container.id}", int(bundle.pid_file.read_text()))
+        container.process = Process(pid)
+        monitor = host_pid(self._abilities, group, int(bundle.conmon_pid_file.read_text()))
+        container.monitor = Process(monitor)
+
+    async def _never_started(self, container: LiveContainer, error: BaseException) -> None:
+        container.settled.set()
+        ended = replace(
+            container.value,
+            state=ContainerState.EXITED,
+            exit_code=START_ERROR_CODE,
+            finished_at=time.time_ns(),
+            reason="StartError",
+            message=str(error) or type(error).__name__,
+        )
+        self._pods.save_container(container, ended)
+
+    # -- the end of a container -------------------------------------------------------------------------------
+
+    def adopt(self, pod: LivePod, container: LiveContainer) -> None:
+        """Take over a container that an earlier daemon started, whether it still runs or has ended."""
+        try:
+            self._hold(pod, container)
+        except (OSError, ValueError):
+            self._let_go(container)
+        self.watch(pod, container)
+
+    def lost(self, container: LiveContainer) -> None:
+        """Record that a created container cannot be started any more: the node was restarted."""
+        container.settled.set()
+        message = "the node was restarted before the container was started"
+        ended = replace(
+            container.value,
+            state=ContainerState.EXITED,
+            exit_code=KILLED_CODE,
+            finished_at=time.time_ns(),
+            reason="Error",
+            message=message,
+        )
+        self._pods.save_container(container, ended)
+
+    def watch(self, pod: LivePod, container: LiveContainer) -> None:
+        """Record the container's end when it comes."""
+        container.watcher = asyncio.create_task(
+            self._watch(pod, container), name=f"watch container {container.id}"
+        )
+
+    async def _watch(self, pod: LivePod, container: LiveContainer) -> None:
+        # conmon ends after the container and after writing its exit code; when the CT is killed, with it.
+        if container.monitor is not None:
+            await container.monitor.wait()
+        self._pods.save_container(container, self._ended(container))
+        await self._release(pod, container)
+        container.settled.set()
+
+    def _ended(self, container: LiveContainer) -> Container:
+        """The container's value with how it ended. No exit file means that conmon was killed."""
+        exit_file = self._exits / container.id
+        try:
+            code = int(exit_file.read_text())
+            finished_at = exit_file.stat().st_mtime_ns
+        except (OSError, ValueError):
+            code, finished_at = KILLED_CODE, time.time_ns()
+        reason = "Completed" if code == 0 else "Error"
+        if container.bundle.oom_file.exists():
+            reason = "OOMKilled"
+        return replace(
+            container.value,
+            state=ContainerState.EXITED,
+            exit_code=code,
+            finished_at=max(finished_at, container.value.started_at),
+            reason=reason,
+        )
+
+    async def _release(self, pod: LivePod, container: LiveContainer) -> None:
+        """Let go of all that a container holds while it runs. Idempotent; failures are logged."""
+        self._let_go(container)
+        try:
+            await self._runtime.delete(pod.namespaces if pod.alive else None, container.id)
+        except CommandError as error:
+            log.warning("container %s: %s", container.id, error)
+            self._abilities.cgroups.kill(f"{pod.cgroup}/{container.id}")
+            self._runtime.forget(container.id)
+        (self._exits / container.id).unlink(missing_ok=True)
+        await asyncio.to_thread(volumes.unstage, container.bundle.directory / "volumes")
+        await self._images.unmount_rootfs(container.id)
+
+    @staticmethod
+    def _let_go(container: LiveContainer) -> None:
+        for process in (container.process, container.monitor):
+            if process is not None:
+                process.close()
+        container.process = container.monitor = None
+
+    # -- stop and remove --------------------------------------------------------------------------------------
+
+    async def stop(self, container_id: str, timeout: float) -> None:
+        """Ask a container to end, and kill it after `timeout` seconds (CRI StopContainer).
+
+        Idempotent: one that has ended, or is unknown, is fine. Calls at the same time each set their own limit.
+        """
+        try:
+            container = self._pods.container(container_id)
+        except NotFound:
+            return
+        async with container.lock:  # let a start that is under way come to its end
+            pass
+        if container.value.state is ContainerState.CREATED:
+            return
+        if timeout > 0 and container.process is not None:
+            container.process.send(signal_number(container.value.stop_signal))
+            if await self._settles(container, timeout):
+                return
+        await self.kill(container)
+
+    async def kill(self, container: LiveContainer) -> None:
+        """Kill a container's first process and wait until its end is recorded. Idempotent."""
+        if container.value.state is not ContainerState.RUNNING:
+            return
+        if container.process is not None:
+            container.process.send(signal.SIGKILL)
+        if not await self._settles(container, KILL_PATIENCE):
+            raise DeadlineExceeded(f"container {container.id} did not end within {KILL_PATIENCE:g} s of SIGKILL")
+
+    async def kill_all(self, pod: LivePod) -> None:
+        """Kill all containers of a pod. Idempotent."""
+        await asyncio.gather(*(self.kill(container) for container in pod.containers.values()))
+
+    async def settle_all(self, pod: LivePod) -> None:
+        """Wait until the ends of all containers of a pod, whose CT has stopped, are recorded."""
+        for container in pod.containers.values():
+            if container.value.state is ContainerState.RUNNING:
+                await self._settles(container, KILL_PATIENCE)
+
+    @staticmethod
+    async def _settles(container: LiveContainer, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await container.settled.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def remove(self, container_id: str) -> None:
+        """Remove a container, killing it first when it runs (CRI RemoveContainer). Idempotent."""
+        try:
+            container = self._pods.container(container_id)
+        except NotFound:
+            return
+        await self.discard(container)
+
+    async def discard(self, container: LiveContainer) -> None:
+        """As `remove`, by the object."""
+        await self.kill(container)
+        async with container.lock:
+            await self._images.remove_rootfs(container.id)
+            await asyncio.to_thread(shutil.rmtree, container.bundle.directory, ignore_errors=True)
+            self._pods.drop_container(container)
+
+    # -- commands and logs ------------------------------------------------------------------------------------
+
+    async def exec_sync(self, container_id: str, command: list[str], timeout: float) -> ExecResult:
+        """Run a command in a running container and collect its output (CRI ExecSync); timeout 0 means none."""
+        container = self._pods.container(container_id)
+        if container.value.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(f"container {container.id} is {container.value.state.value}, not running")
+        if not command:
+            raise InvalidArgument("cmd", "must not be empty")
+        pod = self._pods.pod_of(container)
+        return await self._runtime.exec(pod.namespaces, container.id, command, container.bundle, timeout or None)
+
+    def reopen_log(self, container_id: str) -> None:
+        """Write on to a new file at the log path (CRI ReopenContainerLog)."""
+        container = self._pods.container(container_id)
+        if container.value.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(f"container {container.id} is {container.value.state.value}, not running")
+        self._runtime.reopen_log(container.bundle)
+
+
+def _userns(pod: LivePod) -> Path | None:
+    return pod.namespace("user") if pod.value.mappings else None
+
+
+def _staging(pod: LivePod, container: LiveContainer) -> Path | None:
+    return container.bundle.directory / "volumes" if pod.value.mappings else None
+
+
+def signal_number(name: str) -> int:
+    """A signal by name (`SIGTERM`, `TERM`, `RTMIN+3`) or number, as images write it; SIGTERM when unknown."""
+    text = name.upper().removeprefix("SIG")
+    if text.isdecimal():
+        return int(text)
+    base, sign, offset = text.partition("+") if "+" in text else text.partition("-")
+    try:
+        number = int(signal.Signals[f"SIG{base}"])
+        return number + int(f"{sign}{offset}") if sign else number
+    except (KeyError, ValueError):
+        log.warning("unknown stop signal %r, using SIGTERM", name)
+        return int(signal.SIGTERM)

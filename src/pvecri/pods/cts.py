@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Proxmox container (CT) of a pod: made, watched until its init runs, stopped and destroyed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from pvecri.config import Config
+from pvecri.errors import DeadlineExceeded, InternalError, ResourceExhausted
+from pvecri.linux import processes
+from pvecri.linux.cgroups import EVERY_DEVICE, Cgroups
+from pvecri.linux.processes import Process
+from pvecri.model import IdMapping, SandboxConfig
+from pvecri.pods.live import LivePod, Pods
+from pvecri.pods.vmids import VmidAllocator
+from pvecri.proxmox.api import ProxmoxApi
+from pvecri.proxmox.ctspec import CtSpec
+from pvecri.proxmox.errors import CtExists, CtNotFound
+from pvecri.proxmox.sizing import ct_size
+
+log = logging.getLogger(__name__)
+
+INIT_NAME = "catatonit"
+"""What /proc/PID/comm says once the template's init has become itself."""
+
+_SANDBOX_LINE = re.compile(r"^sandbox: ([0-9a-f]{64})\s*$", re.MULTILINE)
+_INSTALLATION_LINE = re.compile(r"^installation: (\w+)\s*$", re.MULTILINE)
+
+
+class Cts:
+    """Makes and removes the CTs of this installation's pods; touches no other CT."""
+
+    def __init__(
+        self, config: Config, proxmox: ProxmoxApi, pods: Pods, cgroups: Cgroups, installation: str
+    ) -> None:
+        self._config = config
+        self._proxmox = proxmox
+        self._pods = pods
+        self._cgroups = cgroups
+        self._installation = installation
+        self._vmids = VmidAllocator(config.proxmox.vmid_range)
+        self._template = ""
+        self._arch = ""
+        self._node_memory = 0
+
+    async def prepare(self) -> None:
+        """Learn what the cluster has and put the sandbox template on its storage. Idempotent."""
+        self._node_memory = (await self._proxmox.node_status()).memory.total
+        self._template, template = await self._proxmox.ensure_sandbox_template()
+        self._arch = template.arch
+        await self._learn_vmids()
+
+    @property
+    def prepared(self) -> bool:
+        """Whether `prepare` has succeeded."""
+        return bool(self._template)
+
+    async def create(self, pod: LivePod) -> None:
+        """Make and start the pod's CT, and wait until its init runs; sets `pod.init` and the id mappings.
+
+        The VMID is stored before Proxmox is asked for it. A number that another node took is passed over.
+        """
+        if not self.prepared:
+            await self.prepare()
+        while True:
+            self._pods.save_pod(pod, replace(pod.value, vmid=await self._take_vmid()))
+            try:
+                upid = await self._proxmox.create_ct(self._spec(pod))
+                break
+            except CtExists:
+                log.info("VMID %d is taken by another guest, taking the next", pod.value.vmid)
+                self._pods.save_pod(pod, replace(pod.value, vmid=0))
+        init = await self._wait_for_init(pod, upid.start_time)
+        pod.init = Process(init)
+        self._pods.save_pod(pod, replace(pod.value, mappings=id_mappings(init)))
+        if pod.value.privileged and not self._cgroups.pure_v2:
+            # The CT's device list bounds those of the containers below it.
+            self._cgroups.allow_devices(pod.cgroup, EVERY_DEVICE)
+
+    async def stop(self, pod: LivePod) -> None:
+        """Stop the pod's CT. Idempotent: stopped, gone and never made are all fine."""
+        if pod.value.vmid and (pod.alive or await self._owns(pod)):
+            await self._proxmox.stop_ct(pod.value.vmid)
+        if pod.init is not None:
+            pod.init.close()
+            pod.init = None
+
+    async def destroy(self, pod: LivePod) -> None:
+        """Destroy the pod's CT, after which the VMID is free. Idempotent.
+
+        A CT with that number that is not this pod's, by its description, is left alone.
+        """
+        vmid = pod.value.vmid
+        if not vmid:
+            return
+        if await self._owns(pod):
+            await self._proxmox.destroy_ct(vmid)
+        self._pods.save_pod(pod, replace(pod.value, vmid=0))
+        self._vmids.give_back(vmid)
+
+    async def orphans(self) -> AsyncIterator[int]:
+        """The VMIDs of CTs that this installation made and no longer knows: their rows were lost."""
+        known = {pod.value.vmid for pod in self._pods.pods()}
+        for guest in await self._proxmox.guests():
+            if guest.vmid in known or guest.type != "lxc" or guest.node != self._config.proxmox.node_name:
+                continue
+            if not guest.tag_set.issuperset(self._config.proxmox.tags):
+                continue
+            try:
+                config = await self._proxmox.ct_config(guest.vmid)
+            except CtNotFound:
+                continue
+            match = _INSTALLATION_LINE.search(config.description)
+            if match and match[1] == self._installation:
+                yield guest.vmid
+
+    def find_init(self, pod: LivePod) -> Process | None:
+        """The first process of the pod's CT, if it runs on this machine."""
+        for pid in self._cgroups.processes(f"{pod.cgroup}/ns"):
+            if processes.innermost_pid(pid) == 1 and processes.command_name(pid) == INIT_NAME:
+                return Process(pid)
+        return None
+
+    async def _take_vmid(self) -> int:
+        try:
+            return self._vmids.take()
+        except ResourceExhausted:
+            await self._learn_vmids()  # guests come and go without telling us
+            return self._vmids.take()
+
+    async def _learn_vmids(self) -> None:
+        guests = {guest.vmid for guest in await self._proxmox.guests()}
+        self._vmids.replace(guests | {pod.value.vmid for pod in self._pods.pods()})
+
+    async def _owns(self, pod: LivePod) -> bool:
+        """Whether the CT with the pod's VMID exists and is the pod's."""
+        try:
+            config = await self._proxmox.ct_config(pod.value.vmid)
+        except CtNotFound:
+            return False
+        match = _SANDBOX_LINE.search(config.description)
+        if match is None or match[1] != pod.id:
+            log.warning("CT %d is not the one of pod %s; it is left alone", pod.value.vmid, pod.id)
+            return False
+        return True
+
+    async def _wait_for_init(self, pod: LivePod, since: int) -> int:
+        """The host's pid of the CT's init, once it is up.
+
+        Looked for in the CT's cgroup, not asked of Proxmox: a start task has no name we know, and polling the API
+        costs it more than the start. Only when the CT is late are its task's words looked for.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._config.runtime.start_timeout
+        pause, ask = 0.002, loop.time() + 1.0
+        while True:
+            for pid in self._cgroups.processes(f"{pod.cgroup}/ns"):
+                if processes.command_name(pid) == INIT_NAME and processes.innermost_pid(pid) == 1:
+                    return pid
+            now = loop.time()
+            if now > deadline:
+                raise DeadlineExceeded(
+                    f"CT {pod.value.vmid} did not start within {self._config.runtime.start_timeout:g} s "
+                    "(runtime.start_timeout)"
+                )
+            if now > ask:
+                ask = now + 1.0
+                words = await self._proxmox.failed_start(pod.value.vmid, since)
+                if words is not None:
+                    raise InternalError(f"Proxmox: CT {pod.value.vmid} did not start: {words}")
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.2, 0.1)
+
+    def _spec(self, pod: LivePod) -> CtSpec:
+        settings = self._config.proxmox
+        sandbox = pod.value.config
+        return CtSpec(
+            vmid=pod.value.vmid,
+            hostname=sandbox.hostname or sandbox.metadata.name,
+            template=self._template,
+            storage=settings.storage,
+            size=ct_size(
+                sandbox.resources,
+                sandbox.overhead,
+                node_memory=self._node_memory,
+                overhead_mib=settings.memory_overhead_mib,
+            ),
+            arch=self._arch,
+            rootfs_size_gib=settings.rootfs_size_gib,
+            unprivileged=not pod.value.privileged,
+            tags=settings.tags,
+            description=describe(sandbox, pod.id, self._installation),
+            pool=settings.pool,
+        )
+
+
+def describe(sandbox: SandboxConfig, sandbox_id: str, installation: str) -> str:
+    """The CT's notes: what a person in the Proxmox UI needs to find the pod, and what marks the CT as ours."""
+    metadata = sandbox.metadata
+    return (
+        f"Kubernetes pod {metadata.namespace}/{metadata.name}\n\n"
+        f"uid: {metadata.uid}\n\n"
+        f"attempt: {metadata.attempt}\n\n"
+        f"sandbox: {sandbox_id}\n\n"
+        f"installation: {installation}\n"
+    )
+
+
+def id_mappings(pid: int) -> tuple[IdMapping, ...]:
+    """The uid mappings of a process's user namespace; empty when it is the host's own."""
+    rows = [tuple(map(int, line.split())) for line in Path(f"/proc/{pid}/uid_map").read_text().splitlines()]
+    if rows == [(0, 0, 0xFFFFFFFF)]:
+        return ()
+    return tuple(
+        IdMapping(container_id=inside, host_id=outside, length=length) for inside, outside, length in rows
+    )

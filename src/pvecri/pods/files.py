@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the containers of a pod share: /etc/hosts, /etc/hostname, /etc/resolv.conf, /dev/shm, pinned namespaces."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from pathlib import Path
+
+from pvecri.linux import mounts, namespaces
+from pvecri.model import NamespaceMode, Sandbox
+from pvecri.network import files as contents
+from pvecri.pods.live import LivePod
+
+SHM_SIZE = 64 << 20
+PINNED = ("net", "pid", "ipc", "uts", "user")
+"""The namespaces that are given a path: they stay reachable, and cannot come to mean another process's."""
+
+SYSCTL_NAMESPACES = ("net", "ipc", "uts")
+
+
+def hostname(sandbox: Sandbox) -> str:
+    """The pod's hostname: the node's when it uses the node's network, else as asked, else from the id."""
+    if sandbox.config.security.namespaces.network is NamespaceMode.NODE:
+        return socket.gethostname()
+    return sandbox.config.hostname or sandbox.id[:12]
+
+
+def pin_namespaces(pod: LivePod) -> None:
+    """Give the namespaces of the pod's CT paths below the pod's directory."""
+    assert pod.init is not None
+    pod.namespace("net").parent.mkdir(parents=True, exist_ok=True)
+    for kind in PINNED:
+        namespaces.pin(Path(f"/proc/{pod.init.pid}/ns/{kind}"), pod.namespace(kind))
+
+
+def unpin_namespaces(pod: LivePod) -> None:
+    """Undo `pin_namespaces`. Idempotent."""
+    for kind in PINNED:
+        namespaces.unpin(pod.namespace(kind))
+
+
+def apply_sysctls(pod: LivePod) -> None:
+    """Write the pod's sysctls inside its namespaces; OSError names the one that the kernel refuses.
+
+    The kernel resolves net, ipc and uts sysctls by the namespaces of the thread that opens them.
+    """
+    wanted = pod.value.config.sysctls
+    name = hostname(pod.value)
+    own = [pod.namespace(kind) for kind in _own_namespaces(pod.value)]
+
+    def write() -> None:
+        for key, value in wanted.items():
+            Path("/proc/sys", *key.split(".")).write_text(value)
+        if "uts" in _own_namespaces(pod.value) and socket.gethostname() != name:
+            socket.sethostname(name)
+
+    namespaces.run_inside(own, write)
+
+
+def _own_namespaces(sandbox: Sandbox) -> list[str]:
+    options = sandbox.config.security.namespaces
+    own = ["ipc"] if options.ipc is not NamespaceMode.NODE else []
+    if options.network is not NamespaceMode.NODE:
+        own += ["net", "uts"]
+    return own
+
+
+def write_files(pod: LivePod) -> None:
+    """Write the pod's files and mount its /dev/shm, owned by root as the pod knows it."""
+    sandbox = pod.value
+    owner = sandbox.root_uid
+    pod.files.mkdir(parents=True, exist_ok=True)
+    name = hostname(sandbox)
+    host_network = sandbox.config.security.namespaces.network is NamespaceMode.NODE
+    texts = {
+        "hosts": _read(Path("/etc/hosts")) if host_network else contents.hosts(sandbox.ips, name),
+        "hostname": contents.hostname_file(name),
+        "resolv.conf": contents.resolv_conf(sandbox.config.dns, _read(Path("/etc/resolv.conf"))),
+    }
+    for file, text in texts.items():
+        path = pod.files / file
+        path.write_text(text)
+        path.chmod(0o644)
+        os.chown(path, owner, owner)
+    shm = pod.files / "shm"
+    shm.mkdir(exist_ok=True)
+    options = f"mode=1777,size={SHM_SIZE},uid={owner},gid={owner}"
+    mounts.mount("shm", shm, "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC, options)
+
+
+def _read(path: Path) -> str:
+    """A file of the node that a pod takes over as it is; empty when the node has none."""
+    return path.read_text() if path.exists() else ""
+
+
+def remove_files(pod: LivePod) -> None:
+    """Undo `write_files` and `pin_namespaces`, and remove the pod's directory. Idempotent."""
+    unpin_namespaces(pod)
+    mounts.umount_below(pod.directory)
+    shutil.rmtree(pod.directory, ignore_errors=True)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is everything there that a pod needs? Asked of Proxmox now and then, answered from memory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from pvecri.config import ProxmoxConfig
+from pvecri.errors import PvecriError
+from pvecri.proxmox.api import ProxmoxApi
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 15.0
+INTERVAL_WHEN_ILL = 2.0
+"""Seconds between two looks at Proxmox."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One line of the runtime's status (CRI RuntimeCondition); reason and message say why it is not met."""
+
+    type: str
+    met: bool
+    reason: str = ""
+    message: str = ""
+
+
+class ProxmoxHealth:
+    """Watches whether Proxmox answers, accepts our token, grants what we need and has the storage."""
+
+    def __init__(self, config: ProxmoxConfig, proxmox: ProxmoxApi) -> None:
+        self._config = config
+        self._proxmox = proxmox
+        self.version = ""
+        self.condition = Condition("ProxmoxReady", False, "ProxmoxNotAsked", "Proxmox has not answered yet")
+
+    async def run(self) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(INTERVAL if self.condition.met else INTERVAL_WHEN_ILL)
+
+    async def look(self) -> None:
+        """Look once and remember the answer."""
+        try:
+            condition = await self._look()
+        except PvecriError as error:
+            condition = Condition("ProxmoxReady", False, f"Proxmox{type(error).__name__}", str(error))
+        if condition != self.condition:
+            log.log(
+                logging.INFO if condition.met else logging.WARNING,
+                "Proxmox %s: %s",
+                "ready" if condition.met else "not ready",
+                condition.message or self.version,
+            )
+        self.condition = condition
+
+    async def _look(self) -> Condition:
+        self.version = (await self._proxmox.version()).version
+        storage = await self._proxmox.storage_status(self._config.storage)
+        name = "ProxmoxReady"
+        if not storage.active:
+            return Condition(name, False, "ProxmoxStorageInactive", f"storage {self._config.storage} is not active")
+        if "rootdir" not in storage.contents:
+            message = f"storage {self._config.storage} does not hold containers (content rootdir; proxmox.storage)"
+            return Condition(name, False, "ProxmoxStorageUnsuitable", message)
+        missing = await self._proxmox.missing_privileges()
+        if missing:
+            return Condition(name, False, "ProxmoxPrivilegesMissing", "; ".join(missing))
+        return Condition(name, True)

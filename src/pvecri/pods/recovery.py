@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""After a start: bring the store, the kernel and Proxmox to one truth.
+
+The kernel knows which processes run, Proxmox which CTs exist, the store what was meant. What runs is adopted (conmon
+and the CT outlive the daemon), what ended meanwhile is recorded, what was half made or half removed is removed. The
+part that needs Proxmox waits until it can be reached and does not hold up the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from pvecri.errors import PvecriError
+from pvecri.images.manager import ImageManager
+from pvecri.linux import mounts
+from pvecri.model import ContainerState, SandboxPhase, Vmid
+from pvecri.network.manager import NetworkManager
+from pvecri.pods.containers import Containers
+from pvecri.pods.cts import Cts
+from pvecri.pods.live import LivePod, Pods
+from pvecri.pods.sandboxes import Sandboxes
+from pvecri.proxmox.api import ProxmoxApi
+
+log = logging.getLogger(__name__)
+
+RETRY_FIRST = 1.0
+RETRY_MAX = 60.0
+"""Seconds between tries of a removal that failed."""
+
+
+class Recovery:
+    """Runs once at the start (`adopt`), then beside the daemon (`run`) to remove what could not be removed at once."""
+
+    def __init__(
+        self,
+        pods: Pods,
+        sandboxes: Sandboxes,
+        containers: Containers,
+        cts: Cts,
+        proxmox: ProxmoxApi,
+        network: NetworkManager,
+        images: ImageManager,
+    ) -> None:
+        self._pods = pods
+        self._sandboxes = sandboxes
+        self._containers = containers
+        self._cts = cts
+        self._proxmox = proxmox
+        self._network = network
+        self._images = images
+
+    async def adopt(self) -> None:
+        """Take over what the store says runs. Needs no Proxmox."""
+        self._pods.load()
+        for pod in self._pods.pods():
+            if pod.value.phase is SandboxPhase.READY:
+                self._adopt_pod(pod)
+            elif pod.value.phase is SandboxPhase.CREATING:
+                self._pods.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING))
+        await self._remove_strays()
+
+    def _adopt_pod(self, pod: LivePod) -> None:
+        pod.init = self._cts.find_init(pod)
+        for container in pod.containers.values():
+            if container.value.state is ContainerState.RUNNING:
+                self._containers.adopt(pod, container)
+            elif container.value.state is ContainerState.CREATED and not container.bundle.spec.exists():
+                self._containers.lost(container)
+        if pod.init is not None:
+            self._sandboxes.watch(pod)
+        else:
+            log.warning("CT %d of pod %s does not run any more", pod.value.vmid, pod.value.name)
+            self._pods.save_pod(pod, replace(pod.value, phase=SandboxPhase.STOPPED))
+
+    async def _remove_strays(self) -> None:
+        """Directories and root filesystems that no row tells of: a crash came between the two."""
+        for kind, known in (
+            ("pods", {str(pod.id) for pod in self._pods.pods()}),
+            ("containers", {str(container.id) for container in self._pods.containers()}),
+        ):
+            for directory in (self._pods.directory / kind).iterdir():
+                if directory.name not in known:
+                    await asyncio.to_thread(_remove_tree, directory)
+        for container_id in self._images.rootfs_ids() - {container.id for container in self._pods.containers()}:
+            await self._images.remove_rootfs(container_id)
+
+    async def run(self) -> None:
+        """Clean up now, and whenever a failed call has left something to remove; until cancelled."""
+        while True:
+            self._sandboxes.leftovers.clear()
+            await self._clean_up()
+            await self._sandboxes.leftovers.wait()
+
+    async def _clean_up(self) -> None:
+        """Finish removals until none is left, as long as it takes; then see to CTs and attachments without a pod."""
+        pause = RETRY_FIRST
+        while True:
+            try:
+                await self._clean_up_once()
+            except PvecriError as error:
+                log.warning("cleaning up after an earlier run: %s; trying again in %g s", error, pause)
+            else:
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, RETRY_MAX)
+
+    async def _clean_up_once(self) -> None:
+        await self._cts.prepare()
+        for pod in self._pods.pods():
+            if pod.value.phase is SandboxPhase.REMOVING:
+                await self._sandboxes.finish_removal(pod)
+        async for vmid in self._cts.orphans():
+            log.warning("CT %d was made here and no pod has it: destroying it", vmid)
+            await self._proxmox.stop_ct(Vmid(vmid))
+            await self._proxmox.destroy_ct(Vmid(vmid))
+        known = {pod.id for pod in self._pods.pods()}
+        for sandbox_id in self._network.attached():
+            if sandbox_id not in known:
+                await self._network.release(sandbox_id)
+
+
+def _remove_tree(directory: Path) -> None:
+    mounts.umount_below(directory)
+    shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RunPodSandbox, StopPodSandbox and RemovePodSandbox: the life of a pod as a Proxmox container."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+
+from msgspec.structs import replace
+
+from pvecri.errors import FailedPrecondition, InvalidArgument, NotFound, PvecriError
+from pvecri.model import NamespaceMode, Sandbox, SandboxConfig, SandboxId, SandboxPhase
+from pvecri.network.manager import NetworkManager
+from pvecri.pods import files, validation
+from pvecri.pods.containers import Containers
+from pvecri.pods.cts import Cts
+from pvecri.pods.live import LivePod, Pods
+
+log = logging.getLogger(__name__)
+
+
+class Sandboxes:
+    """Makes and removes pod sandboxes. Calls for one pod wait for each other; different pods run at once."""
+
+    def __init__(
+        self, pods: Pods, cts: Cts, network: NetworkManager, containers: Containers, *, unprivileged: bool
+    ) -> None:
+        """`unprivileged` is proxmox.unprivileged: whether pods get a user namespace where they can."""
+        self._pods = pods
+        self._cts = cts
+        self._network = network
+        self._containers = containers
+        self._unprivileged = unprivileged
+        self.leftovers = asyncio.Event()
+        """Set when a pod is left in the phase REMOVING because a part of it could not be removed."""
+
+    # -- run --------------------------------------------------------------------------------------------------
+
+    async def run(self, config: SandboxConfig, runtime_handler: str) -> SandboxId:
+        """Make and start a pod (CRI RunPodSandbox).
+
+        InvalidArgument names a bad field; AlreadyExists when a pod has the name. Whatever step fails, what the
+        steps before it made is removed again, in reverse order.
+        """
+        validation.check_sandbox(config, runtime_handler)
+        pod = self._reserve(config, runtime_handler)
+        async with pod.lock, AsyncExitStack() as undo:
+            undo.callback(self._forget, pod)
+            await self._make_ct(pod, undo)
+            await self._pin_namespaces(pod, undo)
+            await self._apply_sysctls(pod)
+            await self._attach_network(pod, undo)
+            await asyncio.to_thread(files.write_files, pod)
+            self._pods.save_pod(pod, replace(pod.value, phase=SandboxPhase.READY))
+            self.watch(pod)
+            undo.pop_all()
+        return pod.id
+
+    def _reserve(self, config: SandboxConfig, runtime_handler: str) -> LivePod:
+        """Take the name and write down the intent."""
+        sandbox = Sandbox(
+            id=SandboxId(secrets.token_hex(32)),
+            config=config,
+            created_at=time.time_ns(),
+            phase=SandboxPhase.CREATING,
+            runtime_handler=runtime_handler,
+            privileged=self._needs_privileged_ct(config),
+        )
+        return self._pods.add_pod(sandbox)
+
+    def _needs_privileged_ct(self, config: SandboxConfig) -> bool:
+        """A container in the node's user namespace cannot nest in the pid namespace of an unprivileged CT."""
+        security = config.security
+        return security.privileged or security.namespaces.uses_host or not self._unprivileged
+
+    async def _make_ct(self, pod: LivePod, undo: AsyncExitStack) -> None:
+        # Pushed before the call: a create that is cut off may have made the CT all the same.
+        undo.push_async_callback(_logged, self._cts.destroy, pod)
+        undo.push_async_callback(_logged, self._cts.stop, pod)
+        await self._cts.create(pod)
+
+    async def _pin_namespaces(self, pod: LivePod, undo: AsyncExitStack) -> None:
+        undo.callback(files.remove_files, pod)
+        await asyncio.to_thread(files.pin_namespaces, pod)
+
+    async def _apply_sysctls(self, pod: LivePod) -> None:
+        try:
+            await asyncio.to_thread(files.apply_sysctls, pod)
+        except OSError as error:
+            raise InvalidArgument("config.linux.sysctls", f"{error.filename}: {error.strerror}") from error
+
+    async def _attach_network(self, pod: LivePod, undo: AsyncExitStack) -> None:
+        if pod.value.config.security.namespaces.network is NamespaceMode.NODE:
+            return
+        self._pods.save_pod(pod, replace(pod.value, networked=True))
+        undo.push_async_callback(_logged, self._detach_network, pod)
+        network = await self._network.attach(pod.id, pod.namespace("net"), pod.value.config)
+        self._pods.save_pod(pod, replace(pod.value, ips=network.ips))
+
+    # -- stop and remove --------------------------------------------------------------------------------------
+
+    async def stop(self, sandbox_id: str) -> None:
+        """Stop a pod: its containers, its network, its CT (CRI StopPodSandbox). Idempotent; unknown is fine."""
+        try:
+            pod = self._pods.pod(sandbox_id)
+        except NotFound:
+            return
+        async with pod.lock:
+            if pod.value.phase is SandboxPhase.READY:
+                await self._stop(pod)
+
+    async def remove(self, sandbox_id: str) -> None:
+        """Remove a pod and all that is in it (CRI RemovePodSandbox). Idempotent; unknown is fine.
+
+        A pod that runs is stopped first. When a part fails the pod stays, to be removed again.
+        """
+        try:
+            pod = self._pods.pod(sandbox_id)
+        except NotFound:
+            return
+        async with pod.lock:
+            await self._remove(pod)
+
+    async def finish_removal(self, pod: LivePod) -> None:
+        """Remove a pod that an earlier daemon was making or removing."""
+        async with pod.lock:
+            await self._remove(pod)
+
+    async def _remove(self, pod: LivePod) -> None:
+        if pod.value.phase is SandboxPhase.READY or pod.value.networked or pod.alive:
+            await self._stop(pod)
+        self._pods.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING))
+        for container in list(pod.containers.values()):
+            await self._containers.discard(container)
+        await self._cts.destroy(pod)
+        await asyncio.to_thread(files.remove_files, pod)
+        self._forget(pod)
+
+    async def _stop(self, pod: LivePod) -> None:
+        """The pod's namespaces are pinned, so its network can be taken down while its CT stops."""
+        await self._containers.kill_all(pod)
+        await _all(self._detach_network(pod), self._cts.stop(pod))
+        await self._containers.settle_all(pod)
+        await asyncio.to_thread(files.unpin_namespaces, pod)
+        self._pods.save_pod(pod, replace(pod.value, phase=SandboxPhase.STOPPED))
+
+    async def _detach_network(self, pod: LivePod) -> None:
+        if not pod.value.networked:
+            return
+        netns = pod.namespace("net")
+        await self._network.detach(pod.id, netns if netns.exists() else None, pod.value.config)
+        self._pods.save_pod(pod, replace(pod.value, networked=False))
+
+    def _forget(self, pod: LivePod) -> None:
+        """Drop the pod, unless something of it is left that could not be removed: then a later try must."""
+        if pod.watcher is not None:
+            pod.watcher.cancel()
+        if pod.value.vmid or pod.value.networked:
+            self._pods.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING))
+            self.leftovers.set()
+            return
+        self._pods.drop_pod(pod)
+
+    # -- watching ---------------------------------------------------------------------------------------------
+
+    def watch(self, pod: LivePod) -> None:
+        """Notice when the CT ends by itself, or by someone's hand in Proxmox."""
+        pod.watcher = asyncio.create_task(self._watch(pod), name=f"watch CT {pod.value.vmid}")
+
+    async def _watch(self, pod: LivePod) -> None:
+        assert pod.init is not None
+        await pod.init.wait()
+        async with pod.lock:
+            if pod.value.phase is SandboxPhase.READY:
+                log.warning("CT %d of pod %s ended", pod.value.vmid, pod.value.name)
+                try:
+                    await self._stop(pod)
+                except PvecriError as error:
+                    log.warning("cleaning up after CT %d: %s", pod.value.vmid, error)
+
+    def ready(self, sandbox_id: str) -> LivePod:
+        """The pod with an id when it is ready; NotFound or FailedPrecondition."""
+        pod = self._pods.pod(sandbox_id)
+        if pod.value.phase is not SandboxPhase.READY:
+            raise FailedPrecondition(f"pod sandbox {pod.id} is not ready")
+        return pod
+
+
+async def _logged(undo: Callable[[LivePod], Awaitable[None]], pod: LivePod) -> None:
+    """Run an undo; its failure is logged and does not hide the error that led here, nor stop the other undos."""
+    try:
+        await undo(pod)
+    except (PvecriError, OSError) as error:
+        log.warning("cleaning up pod %s (CT %d): %s", pod.value.name, pod.value.vmid, error)
+
+
+async def _all(*parts: Awaitable[None]) -> None:
+    """Run all to their ends, then raise the first error."""
+    for outcome in await asyncio.gather(*parts, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Pod Manager's memory over restarts: sandboxes and containers in SQLite.
+
+One row an object, its value as JSON beside the columns that must be unique. Writes happen before the act they
+announce (a sandbox is stored as CREATING before its CT is asked for), so after a crash the rows say what may
+exist. The database is in WAL mode and syncs at checkpoints: a crash of the daemon loses nothing; a crash of the
+machine can lose the last rows, whose CTs are then found by their description (recovery.py).
+
+Calls are synchronous: each writes one small row into a local file, some tens of microseconds.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+import msgspec
+
+from pvecri.errors import AlreadyExists, InternalError
+from pvecri.model import Container, ContainerId, Sandbox, SandboxId
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS sandboxes (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, vmid INTEGER UNIQUE, value BLOB NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS containers (
+    id TEXT PRIMARY KEY, sandbox TEXT NOT NULL REFERENCES sandboxes (id) ON DELETE CASCADE,
+    name TEXT NOT NULL, value BLOB NOT NULL, UNIQUE (sandbox, name)
+) STRICT;
+CREATE TABLE IF NOT EXISTS installation (id TEXT NOT NULL) STRICT;
+"""
+
+
+class Store:
+    """One open database. The names of live sandboxes are unique, and so are their VMIDs."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the database; InternalError when a newer pvecri wrote it."""
+        self._db = sqlite3.connect(path, isolation_level=None)
+        path.chmod(0o600)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute("PRAGMA foreign_keys = ON")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise InternalError(
+                f"{path}: written by a newer pvecri (schema {version}, this one has {SCHEMA_VERSION})"
+            )
+        self._db.executescript(_SCHEMA)
+        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def installation_id(self) -> str:
+        """Names this installation in the CTs it makes, so that it never touches another's. Made once."""
+        row = self._db.execute("SELECT id FROM installation").fetchone()
+        if row is None:
+            row = (os.urandom(8).hex(),)
+            self._db.execute("INSERT INTO installation VALUES (?)", row)
+        return str(row[0])
+
+    def save_sandbox(self, sandbox: Sandbox) -> None:
+        """Insert or replace; AlreadyExists when another sandbox has the name or the VMID."""
+        row = (sandbox.id, sandbox.name, sandbox.vmid or None, msgspec.json.encode(sandbox))
+        try:
+            self._db.execute(
+                "INSERT INTO sandboxes VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (id) DO UPDATE SET vmid = excluded.vmid, value = excluded.value",
+                row,
+            )
+        except sqlite3.IntegrityError as error:
+            raise AlreadyExists(f"pod sandbox {sandbox.name} (CT {sandbox.vmid}): {error}") from error
+
+    def save_container(self, container: Container) -> None:
+        """Insert or replace; AlreadyExists when the sandbox has another container of that name."""
+        row = (container.id, container.sandbox_id, container.name, msgspec.json.encode(container))
+        try:
+            self._db.execute(
+                "INSERT INTO containers VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET value = excluded.value",
+                row,
+            )
+        except sqlite3.IntegrityError as error:
+            raise AlreadyExists(
+                f"container {container.name} of sandbox {container.sandbox_id}: {error}"
+            ) from error
+
+    def delete_sandbox(self, sandbox: SandboxId) -> None:
+        """Forget a sandbox and its containers. Idempotent."""
+        self._db.execute("DELETE FROM sandboxes WHERE id = ?", (sandbox,))
+
+    def delete_container(self, container: ContainerId) -> None:
+        """Forget a container. Idempotent."""
+        self._db.execute("DELETE FROM containers WHERE id = ?", (container,))
+
+    def sandboxes(self) -> list[Sandbox]:
+        """All, in no order."""
+        rows = self._db.execute("SELECT value FROM sandboxes")
+        return [msgspec.json.decode(value, type=Sandbox) for (value,) in rows]
+
+    def containers(self) -> list[Container]:
+        """All, in no order."""
+        rows = self._db.execute("SELECT value FROM containers")
+        return [msgspec.json.decode(value, type=Container) for (value,) in rows]
+
+    def close(self) -> None:
+        """Close the database."""
+        self._db.close()

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is a request one that can be carried out? Each check names the field, as the CRI's messages call it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+from pvecri.errors import InvalidArgument
+from pvecri.model import (
+    ContainerConfig,
+    Device,
+    DnsConfig,
+    Mount,
+    NamespaceMode,
+    NamespaceOptions,
+    PortMapping,
+    Resources,
+    SandboxConfig,
+)
+
+HANDLERS = ("", "pvecri")
+"""The runtime handlers (RuntimeClass) that there are; empty is the default one."""
+
+HOSTNAME_MAX = 64
+NAME_MAX = 253
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", re.IGNORECASE)
+_SYSCTL = re.compile(r"[a-z0-9]([-_a-z0-9]*[a-z0-9])?([./][a-z0-9]([-_a-z0-9]*[a-z0-9])?)+", re.IGNORECASE)
+_IPC_SYSCTLS = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")
+_UTS_SYSCTLS = ("kernel.domainname",)
+
+
+def check_sandbox(config: SandboxConfig, runtime_handler: str) -> None:
+    """InvalidArgument for the first field of a PodSandboxConfig that cannot be accepted."""
+    if runtime_handler not in HANDLERS:
+        raise InvalidArgument("runtime_handler", f"{runtime_handler!r} is unknown; there is {HANDLERS[1]!r}")
+    _check_sandbox_metadata(config)
+    _check_hostname(config.hostname)
+    if config.log_directory:
+        _absolute("config.log_directory", config.log_directory)
+    if config.dns is not None:
+        _check_dns(config.dns)
+    _check_ports(config.port_mappings)
+    _check_sandbox_namespaces(config.security.namespaces)
+    for name in config.sysctls:
+        _check_sysctl(name, config.security.namespaces)
+    _check_resources("config.linux.resources", config.resources)
+    _check_resources("config.linux.overhead", config.overhead)
+
+
+def check_container(config: ContainerConfig, sandbox: SandboxConfig) -> None:
+    """InvalidArgument for the first field of a ContainerConfig that cannot be accepted in that pod."""
+    _name("config.metadata.name", config.metadata.name)
+    if not config.image:
+        raise InvalidArgument("config.image.image", "must not be empty")
+    if config.working_dir:
+        _absolute("config.working_dir", config.working_dir)
+    for index, (name, value) in enumerate(config.envs):
+        _check_env(f"config.envs[{index}]", name, value)
+    for index, mount in enumerate(config.mounts):
+        _check_mount(f"config.mounts[{index}]", mount)
+    for index, device in enumerate(config.devices):
+        _check_device(f"config.devices[{index}]", device)
+    if config.cdi_devices:
+        raise InvalidArgument("config.CDI_devices", "CDI devices are not supported")
+    _check_log_path(config.log_path, sandbox.log_directory)
+    _check_resources("config.linux.resources", config.resources)
+    _check_container_security(config, sandbox)
+
+
+def _check_sandbox_metadata(config: SandboxConfig) -> None:
+    metadata = config.metadata
+    for field in ("name", "namespace", "uid"):
+        _name(f"config.metadata.{field}", getattr(metadata, field))
+
+
+def _name(field: str, value: str) -> None:
+    if not value:
+        raise InvalidArgument(field, "must not be empty")
+    if len(value) > NAME_MAX:
+        raise InvalidArgument(field, f"is longer than {NAME_MAX} characters")
+    if not value.isprintable() or "/" in value:
+        raise InvalidArgument(field, f"{value!r} has a character that a name cannot have")
+
+
+def _check_hostname(hostname: str) -> None:
+    if not hostname:
+        return
+    field = "config.hostname"
+    if len(hostname) > HOSTNAME_MAX:
+        raise InvalidArgument(field, f"{hostname!r} is longer than {HOSTNAME_MAX} characters")
+    if not all(_LABEL.fullmatch(label) and len(label) < HOSTNAME_MAX for label in hostname.split(".")):
+        raise InvalidArgument(field, f"{hostname!r} is not a host name (RFC 1123)")
+
+
+def _absolute(field: str, path: str) -> None:
+    if not path.startswith("/") or "\0" in path:
+        raise InvalidArgument(field, f"{path!r} is not an absolute path")
+
+
+def _check_dns(dns: DnsConfig) -> None:
+    for field in ("servers", "searches", "options"):
+        for index, value in enumerate(getattr(dns, field)):
+            if not value or value != value.strip() or not value.isprintable() or " " in value:
+                raise InvalidArgument(f"config.dns_config.{field}[{index}]", f"{value!r} is not one word")
+    for index, server in enumerate(dns.servers):
+        if not _is_ip(server):
+            raise InvalidArgument(f"config.dns_config.servers[{index}]", f"{server!r} is not an IP address")
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_ports(mappings: Iterable[PortMapping]) -> None:
+    seen: dict[tuple[str, int, str], int] = {}
+    for index, mapping in enumerate(mappings):
+        field = f"config.port_mappings[{index}]"
+        if not 0 < mapping.container_port < 65536:
+            raise InvalidArgument(
+                f"{field}.container_port", f"{mapping.container_port} is not a port (1 to 65535)"
+            )
+        if not 0 <= mapping.host_port < 65536:
+            raise InvalidArgument(f"{field}.host_port", f"{mapping.host_port} is not a port (0 to 65535)")
+        if mapping.host_ip and not _is_ip(mapping.host_ip):
+            raise InvalidArgument(f"{field}.host_ip", f"{mapping.host_ip!r} is not an IP address")
+        key = (mapping.protocol.value, mapping.host_port, mapping.host_ip)
+        if mapping.host_port and key in seen:
+            raise InvalidArgument(f"{field}.host_port", f"{mapping.host_port} is mapped by [{seen[key]}] already")
+        seen[key] = index
+
+
+def _check_sandbox_namespaces(options: NamespaceOptions) -> None:
+    field = "config.linux.security_context.namespace_options"
+    if options.network not in (NamespaceMode.POD, NamespaceMode.NODE):
+        raise InvalidArgument(f"{field}.network", f"{options.network.name} is not a mode for a network namespace")
+    if options.ipc not in (NamespaceMode.POD, NamespaceMode.NODE):
+        raise InvalidArgument(f"{field}.ipc", f"{options.ipc.name} is not a mode for an IPC namespace")
+    if options.user is not None and options.user.mode is not NamespaceMode.NODE:
+        raise InvalidArgument(
+            f"{field}.userns_options.mode",
+            "a user namespace of the kubelet's choice is not supported; pods have Proxmox's own by default "
+            "(proxmox.unprivileged)",
+        )
+
+
+def _check_sysctl(name: str, options: NamespaceOptions) -> None:
+    field = f"config.linux.sysctls[{name}]"
+    if not _SYSCTL.fullmatch(name):
+        raise InvalidArgument(field, "is not the name of a sysctl")
+    dotted = name.replace("/", ".")
+    if dotted.startswith("net."):
+        if options.network is NamespaceMode.NODE:
+            raise InvalidArgument(field, "is not allowed in a pod that uses the node's network")
+    elif dotted.startswith(_IPC_SYSCTLS):
+        if options.ipc is NamespaceMode.NODE:
+            raise InvalidArgument(field, "is not allowed in a pod that uses the node's IPC namespace")
+    elif not dotted.startswith(_UTS_SYSCTLS):
+        raise InvalidArgument(field, "is not a sysctl that a pod has of its own")
+
+
+def _check_resources(field: str, resources: Resources) -> None:
+    for name in ("cpu_period", "cpu_shares", "memory_limit"):
+        if getattr(resources, name) < 0:
+            raise InvalidArgument(f"{field}.{_CRI_NAMES.get(name, name)}", "must not be negative")
+    if not -1000 <= resources.oom_score_adj <= 1000:
+        raise InvalidArgument(f"{field}.oom_score_adj", f"{resources.oom_score_adj} is not within -1000 to 1000")
+    if 0 < resources.memory_swap_limit < resources.memory_limit:
+        raise InvalidArgument(f"{field}.memory_swap_limit_in_bytes", "is less than memory_limit_in_bytes")
+
+
+_CRI_NAMES = {"memory_limit": "memory_limit_in_bytes"}
+
+
+def _check_env(field: str, name: str, value: str) -> None:
+    if not name or "=" in name or "\0" in name:
+        raise InvalidArgument(f"{field}.key", f"{name!r} is not the name of a variable")
+    if "\0" in value:
+        raise InvalidArgument(f"{field}.value", "has a NUL character")
+
+
+def _check_mount(field: str, mount: Mount) -> None:
+    if not mount.container_path:
+        raise InvalidArgument(f"{field}.container_path", "must not be empty")
+    if ".." in PurePosixPath(mount.container_path).parts:
+        raise InvalidArgument(f"{field}.container_path", f"{mount.container_path!r} has a '..' in it")
+    if mount.image:
+        raise InvalidArgument(f"{field}.image", "image volumes are not supported")
+    _absolute(f"{field}.host_path", mount.host_path)
+    if mount.recursive_readonly:
+        raise InvalidArgument(f"{field}.recursive_read_only", "recursive read-only mounts are not supported")
+
+
+def _check_device(field: str, device: Device) -> None:
+    _absolute(f"{field}.host_path", device.host_path)
+    if device.container_path:
+        _absolute(f"{field}.container_path", device.container_path)
+    if not device.permissions or set(device.permissions) - set("rwm"):
+        raise InvalidArgument(f"{field}.permissions", f"{device.permissions!r} is not made of r, w and m")
+
+
+def _check_log_path(log_path: str, log_directory: str) -> None:
+    if not log_path:
+        return
+    if not log_directory:
+        raise InvalidArgument("config.log_path", "is given, but the pod has no log_directory")
+    if log_path.startswith("/") or ".." in PurePosixPath(log_path).parts:
+        raise InvalidArgument("config.log_path", f"{log_path!r} leads out of the pod's log_directory")
+
+
+def _check_container_security(config: ContainerConfig, sandbox: SandboxConfig) -> None:
+    field = "config.linux.security_context"
+    security = config.security
+    if security.privileged and not sandbox.security.privileged:
+        raise InvalidArgument(f"{field}.privileged", "the pod is not privileged")
+    for name in ("run_as_user", "run_as_group"):
+        value = getattr(security, name)
+        if value is not None and not 0 <= value < 1 << 32:
+            raise InvalidArgument(f"{field}.{name}.value", f"{value} is not an id")
+    options, pod = security.namespaces, sandbox.security.namespaces
+    if options.pid is NamespaceMode.TARGET and not options.target_id:
+        raise InvalidArgument(f"{field}.namespace_options.target_id", "must name a container when pid is TARGET")
+    for kind in ("pid", "network", "ipc"):
+        if getattr(options, kind) is NamespaceMode.NODE and getattr(pod, kind) is not NamespaceMode.NODE:
+            raise InvalidArgument(f"{field}.namespace_options.{kind}", "is NODE, but the pod's is not")

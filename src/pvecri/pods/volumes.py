@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A container's mounts and devices of the node: found, checked, and given the owners the pod knows."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from pvecri.containers.plan import BindSource, HostDevice
+from pvecri.errors import InvalidArgument
+from pvecri.linux import mounts
+from pvecri.linux.cgroups import DeviceRule
+from pvecri.model import ContainerConfig, Propagation
+
+log = logging.getLogger(__name__)
+
+_PER_CONTAINER = ("/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/console", "/dev/.lxc", "/dev/.udev")
+"""What a privileged container has of its own, although it sees all the node's devices."""
+
+
+def resolve_binds(config: ContainerConfig, staging: Path | None) -> tuple[BindSource, ...]:
+    """Where each mount of the request comes from; InvalidArgument for a source that does not exist.
+
+    With a `staging` directory the source will be an idmapped clone below it (`stage`).
+    """
+    binds: list[BindSource] = []
+    for index, mount in enumerate(config.mounts):
+        field = f"config.mounts[{index}]"
+        source = Path(mount.host_path)
+        if not source.exists():
+            raise InvalidArgument(f"{field}.host_path", f"{mount.host_path} does not exist on the node")
+        if staging is not None and mount.propagation is Propagation.BIDIRECTIONAL:
+            raise InvalidArgument(f"{field}.propagation", "PROPAGATION_BIDIRECTIONAL needs a privileged pod")
+        _check_propagation(field, source.resolve(), mount.propagation)
+        binds.append(
+            BindSource(
+                source=staging / str(index) if staging else source.resolve(),
+                container_path=mount.container_path,
+                readonly=mount.readonly,
+                recursive_readonly=mount.recursive_readonly,
+                propagation=mount.propagation.value,
+            )
+        )
+    return tuple(binds)
+
+
+def _check_propagation(field: str, source: Path, wanted: Propagation) -> None:
+    """A mount can only propagate when the mount that its source lies on does."""
+    if wanted is Propagation.PRIVATE:
+        return
+    holding = [entry for entry in mounts.mounts() if source.is_relative_to(entry.mountpoint)]
+    # Of mounts stacked on one place the last one is seen.
+    entry = max(enumerate(holding), key=lambda item: (len(item[1].mountpoint.parts), item[0]))[1]
+    if entry.peer_group or (wanted is Propagation.HOST_TO_CONTAINER and entry.master):
+        return
+    raise InvalidArgument(
+        f"{field}.propagation",
+        f"{source} is on the mount {entry.mountpoint}, which is not shared (mount --make-rshared)",
+    )
+
+
+def stage(config: ContainerConfig, staging: Path, userns: Path) -> None:
+    """Mount an idmapped clone of each source below `staging`, so that owners read as they do on the node.
+
+    A filesystem that cannot be idmapped is cloned as it is: its files belong to nobody in the pod, as in any
+    user namespace.
+    """
+    staging.mkdir(mode=0o711, exist_ok=True)
+    userns_fd = os.open(userns, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for index, mount in enumerate(config.mounts):
+            source, target = Path(mount.host_path).resolve(), staging / str(index)
+            if source.is_dir():
+                target.mkdir(exist_ok=True)
+            else:
+                target.touch()
+            _idmapped(source, target, userns_fd)
+    finally:
+        os.close(userns_fd)
+
+
+def _idmapped(source: Path, target: Path, userns_fd: int) -> None:
+    for recursive in (True, False):
+        try:
+            mounts.idmapped_bind(source, target, userns_fd, recursive=recursive)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EPERM):
+                raise
+        else:
+            return
+    log.warning("%s: its filesystem cannot be idmapped; its files belong to nobody in the pod", source)
+    mounts.bind(source, target)
+
+
+def unstage(staging: Path) -> None:
+    """Undo `stage`. Idempotent."""
+    if staging.exists():
+        mounts.umount_below(staging)
+
+
+# -- devices --------------------------------------------------------------------------------------------------
+
+
+def resolve_devices(config: ContainerConfig) -> tuple[HostDevice, ...]:
+    """The devices of the request, a directory standing for all in it; for a privileged container all there are."""
+    found: dict[str, HostDevice] = {}
+    if config.security.privileged:
+        found |= {device.container_path: device for device in _devices_below(Path("/dev"), "/dev", "rwm")}
+    for index, wanted in enumerate(config.devices):
+        path = Path(wanted.host_path)
+        devices = list(_devices_below(path, wanted.container_path or wanted.host_path, wanted.permissions))
+        if not devices:
+            raise InvalidArgument(f"config.devices[{index}].host_path", f"{path} is not a device of the node")
+        found |= {device.container_path: device for device in devices}
+    return tuple(found.values())
+
+
+def device_rules(devices: tuple[HostDevice, ...]) -> list[DeviceRule]:
+    """The devices as entries of a cgroup's device list."""
+    return [DeviceRule(device.kind, device.major, device.minor, device.access) for device in devices]
+
+
+def _devices_below(path: Path, container_path: str, access: str) -> Iterator[HostDevice]:
+    """The device at `path`, following links, or all those in the directory that it is."""
+    if path.is_dir():
+        for entry in sorted(path.iterdir()):
+            if str(entry) not in _PER_CONTAINER and not entry.is_symlink():
+                yield from _devices_below(entry, f"{container_path}/{entry.name}", access)
+        return
+    try:
+        status = path.stat()
+    except OSError:
+        return
+    kinds = {stat.S_IFCHR: "c", stat.S_IFBLK: "b"}
+    kind = kinds.get(stat.S_IFMT(status.st_mode))
+    if kind is not None:
+        yield HostDevice(
+            container_path=container_path,
+            kind=kind,
+            major=os.major(status.st_rdev),
+            minor=os.minor(status.st_rdev),
+            mode=stat.S_IMODE(status.st_mode),
+            uid=status.st_uid,
+            gid=status.st_gid,
+            access=access,
+        )
