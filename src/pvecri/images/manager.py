@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Image Manager: what the rest of pvecri asks about images and containers' root filesystems.
+
+<images.root>/images.db      the store
+              blobs/         manifests and configs; holes in the place of layers' blobs
+              tmp/           pulls under way
+              <driver>/      layers and root filesystems, as the rootfs driver keeps them
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Final
+
+from pvecri.config import Config
+from pvecri.errors import AlreadyExists, DeadlineExceeded, NotFound
+from pvecri.images import reference as references
+from pvecri.images.blobs import Blobs
+from pvecri.images.drivers import make_driver
+from pvecri.images.drivers.base import Owner
+from pvecri.images.library import Library
+from pvecri.images.pull import Puller
+from pvecri.images.reference import Reference
+from pvecri.images.store import RootfsRecord, Store
+from pvecri.images.tasks import SharedTasks, finish
+from pvecri.images.usage import Usage, tree_usage
+from pvecri.model import ContainerId, FilesystemUsage, Image, ImageId, RegistryAuth, Value
+
+PARALLEL_PULLS: Final = 3
+
+
+class StoreUsage(Value, frozen=True):
+    """What images take, and what containers wrote."""
+
+    images: FilesystemUsage
+    containers: FilesystemUsage
+
+
+class ImageManager:
+    """Images and root filesystems below `config.images_root`. One object a root, in one event loop."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config.images
+        self._root = config.images_root
+        self._driver = make_driver(config.images.driver, self._root)
+        self._pulls = SharedTasks[ImageId]()
+        self._slots = asyncio.Semaphore(PARALLEL_PULLS)
+        self._background: set[asyncio.Task[None]] = set()
+        self._chores = asyncio.Lock()
+        self._library: Library
+        self._puller: Puller
+
+    async def start(self) -> None:
+        """Open the store and remove what a crash left half made. Root filesystems that are mounted stay so.
+
+        Raises FailedPrecondition when the storage is not fit for the driver, OSError when it cannot be written.
+        """
+        self._library = await asyncio.to_thread(self._open)
+        self._puller = Puller(self._config, self._library, self._root / "tmp")
+        self._in_background(self._tidy())
+
+    async def close(self) -> None:
+        """End pulls and chores and close the store. Containers' root filesystems stay mounted."""
+        await self._pulls.close()
+        for task in tuple(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.to_thread(self._library.close)
+
+    # -- images ------------------------------------------------------------------------------------------------
+
+    async def pull(self, reference: str, auth: RegistryAuth | None = None) -> Image:
+        """Fetch an image, or see that it is here already (CRI PullImage). Idempotent.
+
+        Calls for one image with the same credentials share one download, which ends with the last of them. Raises
+        InvalidArgument for what is no reference, NotFound, PermissionDenied or Unavailable with the registry's
+        words, DeadlineExceeded after images.pull_timeout, and BadImage for content that is not what it should be.
+        """
+        parsed = references.parse(reference)
+        image = await self._pulls.run((parsed, auth), lambda: self._pull(parsed, auth))
+        return self.get(image)
+
+    def list(self) -> tuple[Image, ...]:
+        """All images."""
+        return tuple(record.image for record in self._library.catalog.records.values())
+
+    def find(self, reference: str) -> Image | None:
+        """The image that `reference` means: an id or a unique beginning of one, a tag, a digest reference."""
+        record = self._library.catalog.find(reference)
+        return record.image if record else None
+
+    def get(self, image: ImageId) -> Image:
+        """The image with this id; NotFound when there is none."""
+        record = self._library.catalog.records.get(image)
+        if record is None:
+            raise NotFound(f"image {image} is not in the store")
+        return record.image
+
+    def raw_config(self, image: ImageId) -> bytes:
+        """The image's config file as it came; NotFound without the image."""
+        return self._library.blobs.document(self.get(image).id)
+
+    async def remove(self, reference: str) -> None:
+        """Remove the image that `reference` means, with all its names (CRI RemoveImage). Idempotent.
+
+        Containers that were made of it keep running; layers go when nothing uses them any longer.
+        """
+        record = self._library.catalog.find(reference)
+        if record is not None:
+            await self._library.remove(record.image.id)
+            await self._library.sweep()
+            self._in_background(self._tidy())
+
+    async def usage(self) -> StoreUsage:
+        """What the store takes (CRI ImageFsInfo): sums kept for images, a count of what containers wrote."""
+        layers = self._library.layers.values()
+        size = sum(layer.bytes for layer in layers)
+        inodes = sum(layer.inodes + len(layer.blobs) for layer in layers) + 2 * len(self._library.catalog.records)
+        written = await asyncio.to_thread(self._written, tuple(self._library.rootfs))
+        return StoreUsage(images=self._usage(Usage(size, inodes)), containers=self._usage(written))
+
+    # -- root filesystems --------------------------------------------------------------------------------------
+
+    async def prepare_rootfs(
+        self, container_id: str, image_id: ImageId, *, userns: Path | None, root_uid: int, root_gid: int
+    ) -> Path:
+        """Make and mount a container's root filesystem and return its path.
+
+        With `userns`, the path of a user namespace such as /proc/PID/ns/user, the image's files belong to that
+        namespace's ids; `root_uid` and `root_gid` are its root's ids outside. Nothing is left when it fails or is
+        cancelled. Raises NotFound without the image, AlreadyExists when the container has a root filesystem, and
+        FailedPrecondition when the storage cannot map ids.
+        """
+        container = ContainerId(container_id)
+        record = self._library.catalog.records.get(image_id)
+        if record is None:
+            raise NotFound(f"image {image_id} is not in the store")
+        if container in self._library.rootfs:
+            raise AlreadyExists(f"container {container} has a root filesystem already")
+        layers = self._library.keys(record.layers)
+        rootfs = RootfsRecord(container=container, image=image_id, layers=layers)
+        owner = Owner(uid=root_uid, gid=root_gid)
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self.remove_rootfs, container)
+            path = await finish(self._make_rootfs(rootfs, owner, userns))
+            undo.pop_all()
+        return path
+
+    async def mount_rootfs(self, container_id: str, userns: Path | None) -> Path:
+        """Mount a root filesystem that was prepared before, as after the node's restart. Idempotent.
+
+        Raises NotFound when the container has none.
+        """
+        record = self._library.rootfs.get(ContainerId(container_id))
+        if record is None:
+            raise NotFound(f"container {container_id} has no root filesystem")
+        mount = asyncio.to_thread(self._driver.mount_rootfs, record.container, record.layers, userns)
+        return await finish(mount)
+
+    async def unmount_rootfs(self, container_id: str) -> None:
+        """Unmount a root filesystem, in use or not; what was written stays. Idempotent."""
+        await finish(asyncio.to_thread(self._driver.unmount_rootfs, ContainerId(container_id)))
+
+    async def remove_rootfs(self, container_id: str) -> None:
+        """Unmount a root filesystem and remove what was written. Idempotent."""
+        container = ContainerId(container_id)
+        await finish(asyncio.to_thread(self._driver.remove_rootfs, container))
+        record = self._library.rootfs.get(container)
+        if record is not None:
+            await self._library.drop_rootfs(container)
+            if record.image not in self._library.catalog.records:
+                await self._library.sweep()
+            self._in_background(self._tidy())
+
+    async def rootfs_usage(self, container_id: str) -> FilesystemUsage:
+        """What the container wrote (CRI ContainerStats.writable_layer); 0 when it has no root filesystem."""
+        return self._usage(await asyncio.to_thread(self._written, (ContainerId(container_id),)))
+
+    def rootfs_ids(self) -> set[str]:
+        """The containers that have a root filesystem."""
+        return set(self._library.rootfs)
+
+    # -- the parts ---------------------------------------------------------------------------------------------
+
+    def _open(self) -> Library:
+        scratch = self._root / "tmp"
+        self._root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(mode=0o700)
+        self._driver.setup()
+        blobs = Blobs(self._root / "blobs")
+        blobs.setup()
+        library = Library(Store(self._root / "images.db"), self._driver, blobs, self._config.pinned)
+        library.load()
+        return library
+
+    async def _pull(self, reference: Reference, auth: RegistryAuth | None) -> ImageId:
+        try:
+            async with self._slots, asyncio.timeout(self._config.pull_timeout):
+                return await self._puller.pull(reference, auth)
+        except TimeoutError as error:
+            limit = f"{self._config.pull_timeout:g} s (images.pull_timeout)"
+            raise DeadlineExceeded(f"pulling {reference}: not done in {limit}") from error
+        finally:
+            self._in_background(self._tidy())
+
+    async def _make_rootfs(self, record: RootfsRecord, owner: Owner, userns: Path | None) -> Path:
+        self._library.rootfs[record.container] = record
+        return await asyncio.to_thread(self._make_rootfs_blocking, record, owner, userns)
+
+    def _make_rootfs_blocking(self, record: RootfsRecord, owner: Owner, userns: Path | None) -> Path:
+        """All in one hop to a thread, for a container waits for it."""
+        self._library.store.put_rootfs(record)
+        self._driver.create_rootfs(record.container, record.layers, owner)
+        return self._driver.mount_rootfs(record.container, record.layers, userns)
+
+    def _written(self, containers: tuple[ContainerId, ...]) -> Usage:
+        found = [tree_usage(self._driver.writable_layer(container)) for container in containers]
+        return Usage(sum(each.bytes for each in found), sum(each.inodes for each in found))
+
+    def _usage(self, used: Usage) -> FilesystemUsage:
+        return FilesystemUsage(
+            mountpoint=str(self._root), used_bytes=used.bytes, inodes_used=used.inodes, timestamp=time.time_ns()
+        )
+
+    async def _tidy(self) -> None:
+        """The chores after something came or went; one at a time."""
+        async with self._chores:
+            await self._library.sweep()
+            await self._library.settle()
+            await asyncio.to_thread(self._driver.collect_garbage)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

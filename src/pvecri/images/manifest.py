@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Manifests and image configs (OCI image-spec 1.1: manifest.md, config.md), from bytes to checked values.
+
+The bytes were written by others: sizes, digests and media types are checked before anything is made of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Final, TypeVar
+
+import msgspec
+
+from pvecri.errors import InternalError
+from pvecri.model import ImageConfig, Value
+
+MAX_DOCUMENT: Final = 8 << 20
+"""The largest manifest or config that is read, in bytes."""
+
+LAYER_TYPES: Final = frozenset(
+    {
+        "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.oci.image.layer.v1.tar+gzip",
+        "application/vnd.oci.image.layer.v1.tar+zstd",
+        "application/vnd.docker.image.rootfs.diff.tar",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        "application/vnd.docker.image.rootfs.diff.tar.zstd",
+    }
+)
+CONFIG_TYPES: Final = frozenset(
+    {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
+)
+
+_T = TypeVar("_T")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+class BadImage(InternalError):
+    """An image's content is not what it claims to be, or of a kind that cannot be run; names what and why."""
+
+
+class Layer(Value, frozen=True):
+    """A layer of an image: its blob as the registry has it (`size` in bytes), and its content's digest."""
+
+    digest: str
+    diff_id: str
+    size: int
+
+
+class Content(Value, frozen=True):
+    """What a manifest and its config say, checked against each other. `layers` lowest first."""
+
+    config_digest: str
+    config_size: int
+    layers: tuple[Layer, ...]
+    config: ImageConfig
+
+    @property
+    def size(self) -> int:
+        """The bytes of the compressed layers and the config."""
+        return self.config_size + sum(layer.size for layer in self.layers)
+
+
+class Descriptor(Value, frozen=True, rename="camel"):
+    """OCI descriptor.md."""
+
+    media_type: str
+    digest: str
+    size: int
+
+
+class Manifest(Value, frozen=True, rename="camel"):
+    """An OCI image manifest."""
+
+    config: Descriptor
+    layers: tuple[Descriptor, ...] = ()
+
+
+class _Index(Value, frozen=True):
+    manifests: tuple[Descriptor, ...]
+
+
+class _RunConfig(Value, frozen=True, rename="pascal"):
+    user: str | None = ""
+    env: tuple[str, ...] | None = ()
+    entrypoint: tuple[str, ...] | None = ()
+    cmd: tuple[str, ...] | None = ()
+    working_dir: str | None = ""
+    stop_signal: str | None = ""
+    volumes: dict[str, object] | None = None
+    labels: dict[str, str] | None = None
+
+
+class _RootFs(Value, frozen=True):
+    diff_ids: tuple[str, ...] | None = ()
+
+
+class _ConfigFile(Value, frozen=True):
+    rootfs: _RootFs
+    config: _RunConfig | None = None
+
+
+def digest_of(data: bytes) -> str:
+    """The digest by which content is addressed."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def verified(data: bytes, descriptor: Descriptor, what: str) -> bytes:
+    """`data` when it has the size and digest that the descriptor promises, else BadImage."""
+    if len(data) != descriptor.size:
+        raise BadImage(f"{what} {descriptor.digest} has {len(data)} bytes where {descriptor.size} are promised")
+    if digest_of(data) != descriptor.digest:
+        raise BadImage(f"{what} {descriptor.digest} has the digest {digest_of(data)}")
+    return data
+
+
+def parse_layout(data: bytes) -> Descriptor:
+    """The one manifest that a layout's index.json names."""
+    manifests = _decode(data, _Index, "index.json").manifests
+    if len(manifests) != 1:
+        raise BadImage(f"index.json names {len(manifests)} manifests where one is expected")
+    return _checked(manifests[0], "manifest")
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """An image manifest with known media types; BadImage for artifacts and for layers that cannot be unpacked."""
+    manifest = _decode(data, Manifest, "manifest")
+    if _checked(manifest.config, "config").media_type not in CONFIG_TYPES:
+        raise BadImage(f"not a container image: its config has the media type {manifest.config.media_type!r}")
+    for layer in manifest.layers:
+        if _checked(layer, "layer").media_type not in LAYER_TYPES:
+            raise BadImage(f"layer {layer.digest} has the media type {layer.media_type!r}, which is not supported")
+    return manifest
+
+
+def parse_config(data: bytes, manifest: Manifest) -> Content:
+    """The config, and the manifest's layers with the diff ids that the config gives them."""
+    file = _decode(data, _ConfigFile, "config")
+    diff_ids = file.rootfs.diff_ids or ()
+    if len(diff_ids) != len(manifest.layers):
+        raise BadImage(f"the config has {len(diff_ids)} layers and the manifest {len(manifest.layers)}")
+    for diff_id in diff_ids:
+        if not _DIGEST.fullmatch(diff_id):
+            raise BadImage(f"the config's diff id {diff_id!r} is no sha256 digest")
+    layers = zip(manifest.layers, diff_ids, strict=True)
+    return Content(
+        config_digest=manifest.config.digest,
+        config_size=manifest.config.size,
+        layers=tuple(Layer(digest=blob.digest, diff_id=diff_id, size=blob.size) for blob, diff_id in layers),
+        config=_image_config(file.config or _RunConfig()),
+    )
+
+
+def _image_config(run: _RunConfig) -> ImageConfig:
+    """Go writes null for what is empty."""
+    return ImageConfig(
+        user=run.user or "",
+        env=run.env or (),
+        entrypoint=run.entrypoint or (),
+        cmd=run.cmd or (),
+        working_dir=run.working_dir or "",
+        stop_signal=run.stop_signal or "",
+        volumes=tuple(sorted(run.volumes or ())),
+        labels=run.labels or {},
+    )
+
+
+def _checked(descriptor: Descriptor, what: str) -> Descriptor:
+    if not _DIGEST.fullmatch(descriptor.digest):
+        raise BadImage(f"the {what}'s digest {descriptor.digest!r} is no sha256 digest")
+    if descriptor.size < 0 or (what != "layer" and descriptor.size > MAX_DOCUMENT):
+        raise BadImage(f"{what} {descriptor.digest} claims {descriptor.size} bytes; the limit is {MAX_DOCUMENT}")
+    return descriptor
+
+
+def _decode(data: bytes, kind: type[_T], what: str) -> _T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        raise BadImage(f"the {what} cannot be read: {str(error).replace('`$.', '`')}") from error

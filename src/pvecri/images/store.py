@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the Image Manager knows, on disk: images, layers and containers' root filesystems in SQLite.
+
+In WAL mode with synchronous=NORMAL a commit costs no fsync; a power cut may lose the last commits but never leaves
+half of one. What is lost is found again: directories without a record are removed at the next start. Layers carry
+the boot id of the kernel that wrote them until they are known to be on the disk, and one from another boot is not
+trusted. All methods may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from pvecri.images.drivers.base import LayerKey
+from pvecri.images.manifest import Layer
+from pvecri.model import ContainerId, Image, ImageId, Value
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS images (id TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS layers (id TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS rootfs (id TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+"""
+_VERSION: Final = 1
+_Record = TypeVar("_Record", bound=Value)
+
+
+class ImageRecord(Value, frozen=True):
+    """An image and what it is made of. `manifest` is the digest of the manifest in the blob directory."""
+
+    image: Image
+    manifest: str
+    layers: tuple[Layer, ...]
+
+
+class LayerRecord(Value, frozen=True):
+    """A layer that is unpacked. `blobs` are the digests of the blobs that are known to hold it.
+
+    `bytes` and `inodes` are what it takes; `boot` is empty once the layer is known to be on the disk.
+    """
+
+    key: LayerKey
+    diff_id: str
+    blobs: tuple[str, ...]
+    bytes: int
+    inodes: int
+    boot: str = ""
+
+
+class RootfsRecord(Value, frozen=True):
+    """A container's root filesystem, which keeps its layers alive."""
+
+    container: ContainerId
+    image: ImageId
+    layers: tuple[LayerKey, ...]
+
+
+class Store:
+    """The database file at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._database = sqlite3.connect(path, check_same_thread=False)
+        self._database.execute("PRAGMA journal_mode=WAL")
+        self._database.execute("PRAGMA synchronous=NORMAL")
+        self._database.executescript(_SCHEMA)
+        self._database.execute(f"PRAGMA user_version={_VERSION}")
+        path.chmod(0o600)
+
+    def close(self) -> None:
+        with self._lock:
+            self._database.close()
+
+    def images(self) -> list[ImageRecord]:
+        return self._all("images", ImageRecord)
+
+    def layers(self) -> list[LayerRecord]:
+        return self._all("layers", LayerRecord)
+
+    def rootfs(self) -> list[RootfsRecord]:
+        return self._all("rootfs", RootfsRecord)
+
+    def put(self, *, images: Iterable[ImageRecord] = (), layers: Iterable[LayerRecord] = ()) -> None:
+        """Add or replace, all or nothing."""
+        with self._lock, self._database:
+            for record in images:
+                self._replace("images", record.image.id, record)
+            for layer in layers:
+                self._replace("layers", layer.key, layer)
+
+    def put_rootfs(self, record: RootfsRecord) -> None:
+        with self._lock, self._database:
+            self._replace("rootfs", record.container, record)
+
+    def delete_images(self, ids: Iterable[ImageId]) -> None:
+        self._delete("images", ids)
+
+    def delete_layers(self, keys: Iterable[LayerKey]) -> None:
+        self._delete("layers", keys)
+
+    def delete_rootfs(self, containers: Iterable[ContainerId]) -> None:
+        self._delete("rootfs", containers)
+
+    def _all(self, table: str, kind: type[_Record]) -> list[_Record]:
+        with self._lock:
+            rows = self._database.execute(f"SELECT value FROM {table} ORDER BY rowid").fetchall()
+        return [msgspec.json.decode(value, type=kind) for (value,) in rows]
+
+    def _replace(self, table: str, key: str, record: Value) -> None:
+        value = msgspec.json.encode(record).decode()
+        self._database.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", (key, value))
+
+    def _delete(self, table: str, keys: Iterable[str]) -> None:
+        with self._lock, self._database:
+            self._database.executemany(f"DELETE FROM {table} WHERE id = ?", [(key,) for key in keys])

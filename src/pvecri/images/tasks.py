@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two ways to run work that more than its caller depends on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+async def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end even when the caller is cancelled; the cancellation goes on after it.
+
+    For what must not be left half done, such as a worker thread, which cannot be stopped anyway.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            await _wait(task)
+        if not task.cancelled():
+            task.exception()
+        raise
+
+
+async def _wait(task: asyncio.Task[T]) -> None:
+    """Until the task is done or the waiter is cancelled once more, which changes nothing."""
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError:
+        return
+
+
+@dataclass
+class _Shared(Generic[T]):
+    task: asyncio.Task[T]
+    waiters: int = 0
+
+
+class SharedTasks(Generic[T]):
+    """Work by key, run once for all who ask for it at the same time.
+
+    It is cancelled when the last of them has gone.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[Hashable, _Shared[T]] = {}
+
+    async def run(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The result, or the error, of the work under `key`; started when there is none."""
+        shared = self._running.get(key)
+        if shared is None:
+            shared = self._running[key] = _Shared(asyncio.ensure_future(start()))
+        shared.waiters += 1
+        try:
+            return await asyncio.shield(shared.task)
+        finally:
+            shared.waiters -= 1
+            if shared.waiters == 0:
+                self._running.pop(key, None)
+                await self._stop(shared.task)
+
+    async def close(self) -> None:
+        """Cancel all; those who wait for them are cancelled too."""
+        for shared in tuple(self._running.values()):
+            await self._stop(shared.task)
+
+    async def _stop(self, task: asyncio.Task[T]) -> None:
+        task.cancel()
+        await asyncio.wait({task})
