@@ -141,15 +141,15 @@ def container_status(value: Container) -> pb.ContainerStatus:
                 uid=value.user.uid, gid=value.user.gid, supplemental_groups=value.user.groups
             )
         ),
-        stop_signal=signal_number(value.stop_signal),
+        stop_signal=signal_of(value.stop_signal),
     )
 
 
-def signal_number(name: str) -> pb.Signal:
-    """A signal's name as the CRI's enum; the default where the CRI has no such name."""
+def signal_of(name: str) -> str:
+    """A signal's name as the CRI's enum has it; the default where the CRI has no such name."""
     text = name if name.startswith("SIG") else f"SIG{name}"
     wanted = text.replace("+", "PLUS").replace("-", "MINUS")
-    return pb.Signal.Value(wanted) if wanted in pb.Signal.keys() else pb.RUNTIME_DEFAULT  # noqa: SIM118
+    return wanted if wanted in pb.Signal.keys() else "RUNTIME_DEFAULT"  # noqa: SIM118
 
 
 def _container_metadata(value: Container) -> pb.ContainerMetadata:

@@ -103,6 +103,13 @@ class NetworkManager:
         await self._runner.delete(msgspec.structs.replace(attachment, netns=path))
         self._store.remove(sandbox_id)
 
+    async def release(self, sandbox_id: SandboxId) -> None:
+        """DEL the recorded attachment of a sandbox that is no more, and with it its namespace. Idempotent."""
+        attachment = self._store.read(sandbox_id)
+        if attachment is not None:
+            await self._runner.delete(msgspec.structs.replace(attachment, netns=""))
+        self._store.remove(sandbox_id)
+
     async def check(self, sandbox_id: SandboxId) -> None:
         """CHECK that a pod is still attached as it was. PluginError says what is wrong."""
         attachment = self._store.read(sandbox_id)

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import shutil
 from dataclasses import dataclass
 
-from pvecri.config import ProxmoxConfig
+from pvecri.config import Config, ProxmoxConfig
 from pvecri.errors import PvecriError
 from pvecri.proxmox.api import ProxmoxApi
 
@@ -26,6 +28,18 @@ class Condition:
     met: bool
     reason: str = ""
     message: str = ""
+
+
+def image_store_condition(config: Config) -> Condition:
+    """Whether images can be fetched and written."""
+    name = "ImageStoreReady"
+    if shutil.which(config.images.skopeo) is None:
+        message = f"the program {config.images.skopeo!r} is not installed (images.skopeo)"
+        return Condition(name, False, "ImageFetcherMissing", message)
+    if not os.access(config.images_root, os.W_OK):
+        message = f"{config.images_root} cannot be written to (images.root)"
+        return Condition(name, False, "ImageStoreNotWritable", message)
+    return Condition(name, True)
 
 
 class ProxmoxHealth:
@@ -63,7 +77,9 @@ class ProxmoxHealth:
         storage = await self._proxmox.storage_status(self._config.storage)
         name = "ProxmoxReady"
         if not storage.active:
-            return Condition(name, False, "ProxmoxStorageInactive", f"storage {self._config.storage} is not active")
+            return Condition(
+                name, False, "ProxmoxStorageInactive", f"storage {self._config.storage} is not active"
+            )
         if "rootdir" not in storage.contents:
             message = f"storage {self._config.storage} does not hold containers (content rootdir; proxmox.storage)"
             return Condition(name, False, "ProxmoxStorageUnsuitable", message)

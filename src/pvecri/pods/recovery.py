@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """After a start: bring the store, the kernel and Proxmox to one truth.
 
-The kernel knows which processes run, Proxmox which CTs exist, the store what was meant. What runs is adopted (conmon
-and the CT outlive the daemon), what ended meanwhile is recorded, what was half made or half removed is removed. The
-part that needs Proxmox waits until it can be reached and does not hold up the rest.
+The kernel knows which processes run, Proxmox which CTs exist, the store what was meant. What runs is adopted
+(conmon and the CT outlive the daemon), what ended meanwhile is recorded, what was half made or half removed is
+removed. The part that needs Proxmox waits until it can be reached and does not hold up the rest.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RETRY_MAX = 60.0
 
 
 class Recovery:
-    """Runs once at the start (`adopt`), then beside the daemon (`run`) to remove what could not be removed at once."""
+    """`adopt` once at the start, then `run` beside the daemon to remove what could not be removed at once."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Recovery:
             await self._sandboxes.leftovers.wait()
 
     async def _clean_up(self) -> None:
-        """Finish removals until none is left, as long as it takes; then see to CTs and attachments without a pod."""
+        """Finish removals, as long as it takes; then see to CTs and attachments without a pod."""
         pause = RETRY_FIRST
         while True:
             try:

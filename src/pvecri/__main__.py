@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m pvecri` is the `pvecri` command."""
+
+import sys
+
+from pvecri.cli import main
+
+sys.exit(main())

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `pvecri` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pvecri
+from pvecri import config, daemon
+from pvecri.errors import PvecriError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit status is 0, 1 for an error that was explained, 2 for wrong usage."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = config.load(options.config)
+        if options.command == "check-config":
+            print(f"{options.config}: fine")
+        else:
+            daemon.run(settings)
+    except PvecriError as error:
+        print(f"pvecri: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pvecri", description=pvecri.__doc__)
+    parser.add_argument("--version", action="version", version=f"pvecri {pvecri.__version__}")
+    parser.add_argument(
+        "--config", type=Path, default=config.DEFAULT_PATH, help="configuration file (default: %(default)s)"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("serve", help="run the daemon: serve the CRI until SIGTERM")
+    commands.add_parser("check-config", help="read the configuration and say whether it can be used")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RuntimeService: one method for each CRI call, named after it. A call that has no method is UNIMPLEMENTED."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import pvecri
+from pvecri.config import Config
+from pvecri.cri import requests, responses
+from pvecri.cri.proto import cri_pb2 as pb
+from pvecri.errors import InvalidArgument
+from pvecri.images.manager import ImageManager
+from pvecri.model import Container, ContainerId, Sandbox
+from pvecri.network.manager import NetworkManager
+from pvecri.pods.health import Condition, image_store_condition
+from pvecri.pods.manager import PodManager
+from pvecri.pods.validation import HANDLERS
+
+RUNTIME_NAME = "pvecri"
+CRI_VERSION = "v1"
+KUBELET_VERSION = "0.1.0"
+"""What VersionResponse.version has carried in every runtime since the CRI began."""
+
+
+class RuntimeService:
+    """Answers reads from memory; hands everything else to the Pod Manager."""
+
+    def __init__(self, config: Config, pods: PodManager, images: ImageManager, network: NetworkManager) -> None:
+        self._config = config
+        self._pods = pods
+        self._images = images
+        self._network = network
+
+    # -- the runtime ------------------------------------------------------------------------------------------
+
+    async def version(self, _: pb.VersionRequest) -> pb.VersionResponse:
+        """Version."""
+        return pb.VersionResponse(
+            version=KUBELET_VERSION,
+            runtime_name=RUNTIME_NAME,
+            runtime_version=pvecri.__version__,
+            runtime_api_version=CRI_VERSION,
+        )
+
+    async def status(self, request: pb.StatusRequest) -> pb.StatusResponse:
+        """Status: RuntimeReady needs Proxmox and the image store; each part has a condition of its own too."""
+        network = self._network.status()
+        parts = [self._pods.health.condition, image_store_condition(self._config)]
+        failed = next((part for part in parts if not part.met), None)
+        conditions = [
+            Condition("RuntimeReady", failed is None, *((failed.reason, failed.message) if failed else ("", ""))),
+            Condition("NetworkReady", network.ready, network.reason, network.message),
+            *parts,
+        ]
+        response = pb.StatusResponse(
+            status=pb.RuntimeStatus(conditions=[responses.condition(each) for each in conditions]),
+            runtime_handlers=[
+                pb.RuntimeHandler(name=name, features=pb.RuntimeHandlerFeatures()) for name in HANDLERS
+            ],
+            features=pb.RuntimeFeatures(supplemental_groups_policy=True),
+        )
+        if request.verbose:
+            response.info["config"] = json.dumps(self._described())
+        return response
+
+    def _described(self) -> dict[str, object]:
+        settings = self._config
+        return {
+            "proxmox": {
+                "url": settings.proxmox.url,
+                "node": settings.proxmox.node_name,
+                "version": self._pods.health.version,
+                "storage": settings.proxmox.storage,
+            },
+            "images": {"root": str(settings.images_root), "driver": settings.images.driver},
+            "runtime": {"stateDir": str(settings.runtime.state_dir), "runDir": str(settings.runtime.run_dir)},
+        }
+
+    async def runtime_config(self, _: pb.RuntimeConfigRequest) -> pb.RuntimeConfigResponse:
+        """RuntimeConfig: cgroups are made by Proxmox and pvecri, never through systemd's slices."""
+        return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=pb.CGROUPFS))
+
+    # -- pod sandboxes ----------------------------------------------------------------------------------------
+
+    async def run_pod_sandbox(self, request: pb.RunPodSandboxRequest) -> pb.RunPodSandboxResponse:
+        """RunPodSandbox."""
+        config = requests.sandbox_config(request.config)
+        return pb.RunPodSandboxResponse(
+            pod_sandbox_id=await self._pods.sandboxes.run(config, request.runtime_handler)
+        )
+
+    async def stop_pod_sandbox(self, request: pb.StopPodSandboxRequest) -> pb.StopPodSandboxResponse:
+        """StopPodSandbox."""
+        await self._pods.sandboxes.stop(_given("pod_sandbox_id", request.pod_sandbox_id))
+        return pb.StopPodSandboxResponse()
+
+    async def remove_pod_sandbox(self, request: pb.RemovePodSandboxRequest) -> pb.RemovePodSandboxResponse:
+        """RemovePodSandbox."""
+        await self._pods.sandboxes.remove(_given("pod_sandbox_id", request.pod_sandbox_id))
+        return pb.RemovePodSandboxResponse()
+
+    async def pod_sandbox_status(self, request: pb.PodSandboxStatusRequest) -> pb.PodSandboxStatusResponse:
+        """PodSandboxStatus; verbose adds the VMID by which Proxmox knows the pod."""
+        sandbox = self._pods.sandbox(_given("pod_sandbox_id", request.pod_sandbox_id))
+        response = pb.PodSandboxStatusResponse(status=responses.sandbox_status(sandbox))
+        if request.verbose:
+            response.info["info"] = json.dumps(
+                {
+                    "vmid": sandbox.vmid,
+                    "node": self._config.proxmox.node_name,
+                    "privileged": sandbox.privileged,
+                    "cgroup": f"/lxc/{sandbox.vmid}",
+                }
+            )
+        return response
+
+    async def list_pod_sandbox(self, request: pb.ListPodSandboxRequest) -> pb.ListPodSandboxResponse:
+        """ListPodSandbox."""
+        wanted = request.filter
+        return pb.ListPodSandboxResponse(
+            items=[
+                responses.sandbox(sandbox)
+                for sandbox in self._pods.list_sandboxes()
+                if sandbox.id.startswith(wanted.id)
+                and (not wanted.HasField("state") or responses.sandbox_state(sandbox) == wanted.state.state)
+                and _matches(sandbox.config.labels, wanted.label_selector)
+            ]
+        )
+
+    # -- containers -------------------------------------------------------------------------------------------
+
+    async def create_container(self, request: pb.CreateContainerRequest) -> pb.CreateContainerResponse:
+        """CreateContainer."""
+        pod = self._pods.sandboxes.ready(_given("pod_sandbox_id", request.pod_sandbox_id))
+        config = requests.container_config(request.config)
+        return pb.CreateContainerResponse(container_id=await self._pods.containers.create(pod, config))
+
+    async def start_container(self, request: pb.StartContainerRequest) -> pb.StartContainerResponse:
+        """StartContainer."""
+        await self._pods.containers.start(_given("container_id", request.container_id))
+        return pb.StartContainerResponse()
+
+    async def stop_container(self, request: pb.StopContainerRequest) -> pb.StopContainerResponse:
+        """StopContainer."""
+        await self._pods.containers.stop(_given("container_id", request.container_id), request.timeout)
+        return pb.StopContainerResponse()
+
+    async def remove_container(self, request: pb.RemoveContainerRequest) -> pb.RemoveContainerResponse:
+        """RemoveContainer."""
+        await self._pods.containers.remove(_given("container_id", request.container_id))
+        return pb.RemoveContainerResponse()
+
+    async def list_containers(self, request: pb.ListContainersRequest) -> pb.ListContainersResponse:
+        """ListContainers."""
+        wanted = request.filter
+        return pb.ListContainersResponse(
+            containers=[
+                responses.container(container)
+                for container in self._pods.list_containers()
+                if container.id.startswith(wanted.id)
+                and container.sandbox_id.startswith(wanted.pod_sandbox_id)
+                and (not wanted.HasField("state") or responses.container_state(container) == wanted.state.state)
+                and _matches(container.config.labels, wanted.label_selector)
+            ]
+        )
+
+    async def container_status(self, request: pb.ContainerStatusRequest) -> pb.ContainerStatusResponse:
+        """ContainerStatus; verbose adds the pod and its VMID."""
+        container = self._pods.container(_given("container_id", request.container_id))
+        response = pb.ContainerStatusResponse(status=responses.container_status(container))
+        if request.verbose:
+            sandbox: Sandbox = self._pods.sandbox_of(container)
+            response.info["info"] = json.dumps(
+                {
+                    "sandboxID": sandbox.id,
+                    "vmid": sandbox.vmid,
+                    "cgroup": f"/lxc/{sandbox.vmid}/{container.id}",
+                }
+            )
+        return response
+
+    async def exec_sync(self, request: pb.ExecSyncRequest) -> pb.ExecSyncResponse:
+        """ExecSync."""
+        container_id = _given("container_id", request.container_id)
+        result = await self._pods.containers.exec_sync(container_id, list(request.cmd), request.timeout)
+        return responses.exec_result(result)
+
+    async def reopen_container_log(self, request: pb.ReopenContainerLogRequest) -> pb.ReopenContainerLogResponse:
+        """ReopenContainerLog."""
+        self._pods.containers.reopen_log(_given("container_id", request.container_id))
+        return pb.ReopenContainerLogResponse()
+
+    # -- statistics -------------------------------------------------------------------------------------------
+
+    async def container_stats(self, request: pb.ContainerStatsRequest) -> pb.ContainerStatsResponse:
+        """ContainerStats."""
+        container = self._pods.container(_given("container_id", request.container_id))
+        return pb.ContainerStatsResponse(stats=await self._stats(container))
+
+    async def list_container_stats(self, request: pb.ListContainerStatsRequest) -> pb.ListContainerStatsResponse:
+        """ListContainerStats."""
+        wanted = request.filter
+        return pb.ListContainerStatsResponse(
+            stats=[
+                await self._stats(container)
+                for container in self._pods.list_containers()
+                if container.id.startswith(wanted.id)
+                and container.sandbox_id.startswith(wanted.pod_sandbox_id)
+                and _matches(container.config.labels, wanted.label_selector)
+            ]
+        )
+
+    async def _stats(self, container: Container) -> pb.ContainerStats:
+        usage = self._pods.usage(ContainerId(container.id))
+        return responses.container_stats(container, usage, await self._images.rootfs_usage(container.id))
+
+
+def _given(field: str, value: str) -> str:
+    if not value:
+        raise InvalidArgument(field, "must not be empty")
+    return value
+
+
+def _matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+    """Whether labels have every entry of a selector."""
+    return all(labels.get(key) == value for key, value in selector.items())

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gRPC server: the CRI's two services on a unix socket.
+
+The calls are read off the interface's own description (cri.proto), so that each one is answered: by the service's
+method of its name, or with UNIMPLEMENTED and its name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from pvecri.config import ConfigError
+from pvecri.cri.proto import cri_pb2
+from pvecri.errors import PvecriError
+
+log = logging.getLogger(__name__)
+
+MESSAGE_MAX = 64 << 20
+"""Bytes: two full streams of ExecSync fit."""
+
+_OPTIONS = (
+    ("grpc.max_send_message_length", MESSAGE_MAX),
+    ("grpc.max_receive_message_length", MESSAGE_MAX),
+)
+
+Call = Callable[[Any], Awaitable[Message]]
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class CriServer:
+    """Serves between `start` and `close`."""
+
+    def __init__(self, path: Path, runtime_service: object, image_service: object) -> None:
+        """`path` is the socket's; it is made with mode 0600."""
+        self._path = path
+        self._server = grpc.aio.server(options=_OPTIONS)
+        services = cri_pb2.DESCRIPTOR.services_by_name
+        self._server.add_generic_rpc_handlers(
+            (
+                _handlers(services["RuntimeService"], runtime_service),
+                _handlers(services["ImageService"], image_service),
+            )
+        )
+
+    async def start(self) -> None:
+        """Listen. ConfigError when another process listens there already."""
+        self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _remove_stale(self._path)
+        self._server.add_insecure_port(f"unix:{self._path}")
+        await self._server.start()
+        self._path.chmod(0o600)
+
+    async def close(self, grace: float = 5.0) -> None:
+        """Take no new calls, give those under way `grace` seconds, and remove the socket."""
+        await self._server.stop(grace)
+        self._path.unlink(missing_ok=True)
+
+    async def wait(self) -> None:
+        """Until closed."""
+        await self._server.wait_for_termination()
+
+
+def _remove_stale(path: Path) -> None:
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX) as probe, suppress(ConnectionRefusedError, FileNotFoundError):
+        probe.connect(str(path))
+        raise ConfigError(f"runtime.socket: another process listens on {path}")
+    path.unlink(missing_ok=True)
+
+
+def _handlers(service: ServiceDescriptor, implementation: object) -> grpc.GenericRpcHandler:
+    return grpc.method_handlers_generic_handler(
+        service.full_name, {method.name: _handler(method, implementation) for method in service.methods}
+    )
+
+
+def _handler(method: MethodDescriptor, implementation: object) -> grpc.RpcMethodHandler[Any, Any]:
+    name = snake_case(method.name)
+    call = getattr(implementation, name, None)
+    if method.server_streaming:
+        behaviour: Any = _streaming(method.name, call)
+        make = grpc.unary_stream_rpc_method_handler
+    else:
+        behaviour = _unary(method.name, call)
+        make = grpc.unary_unary_rpc_method_handler
+    return make(
+        behaviour,
+        request_deserializer=GetMessageClass(method.input_type).FromString,
+        response_serializer=GetMessageClass(method.output_type).SerializeToString,
+    )
+
+
+def snake_case(name: str) -> str:
+    """`RunPodSandbox` as Python names it: `run_pod_sandbox`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def _unary(name: str, call: Call | None) -> Callable[[Message, Context], Awaitable[Message]]:
+    async def behaviour(request: Message, context: Context) -> Message:
+        if call is None:
+            await _unimplemented(name, context)
+        assert call is not None
+        try:
+            return await call(request)
+        except BaseException as error:
+            await _abort(name, error, context)
+            raise
+
+    return behaviour
+
+
+def _streaming(name: str, call: Any) -> Callable[[Message, Context], AsyncIterator[Message]]:
+    async def behaviour(request: Message, context: Context) -> AsyncIterator[Message]:
+        if call is None:
+            await _unimplemented(name, context)
+        try:
+            async for message in call(request):
+                yield message
+        except BaseException as error:
+            await _abort(name, error, context)
+            raise
+
+    return behaviour
+
+
+async def _unimplemented(name: str, context: Context) -> None:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"pvecri does not have {name}")
+
+
+async def _abort(name: str, error: BaseException, context: Context) -> None:
+    """End the call with the status that the error stands for; an error we did not foresee is logged whole."""
+    if isinstance(error, PvecriError):
+        log.info("%s: %s: %s", name, error.status, error)
+        await context.abort(grpc.StatusCode[error.status], str(error))
+    if isinstance(error, asyncio.CancelledError | grpc.aio.AbortError | GeneratorExit):
+        return
+    log.error("%s failed", name, exc_info=error)
+    await context.abort(grpc.StatusCode.INTERNAL, f"{name}: {type(error).__name__}: {error}")

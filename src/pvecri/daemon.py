@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon: makes every component, in order, and takes them down in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import sys
+from contextlib import AsyncExitStack
+
+from pvecri.config import Config, ConfigError
+from pvecri.containers import abilities
+from pvecri.cri.image_service import ImageService
+from pvecri.cri.runtime_service import RuntimeService
+from pvecri.cri.server import CriServer
+from pvecri.images.manager import ImageManager
+from pvecri.network.manager import NetworkManager
+from pvecri.pods.manager import PodManager
+from pvecri.proxmox.api import ProxmoxApi
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT; pods and containers go on afterwards."""
+    logging.basicConfig(
+        level=config.log.level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+    )
+    if sys.version_info < (3, 12):
+        # Later versions choose this one themselves; the old default starts a thread for every process.
+        asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
+    asyncio.run(serve(config))
+
+
+async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
+    """As `run`, in a loop that runs already; `ready` is set once calls are answered."""
+    async with AsyncExitStack() as stack:
+        _lock(config, stack)
+        found = await abilities.discover(config)
+        proxmox = ProxmoxApi(config.proxmox)
+        await proxmox.start()
+        stack.push_async_callback(proxmox.close)
+        images = ImageManager(config)
+        await images.start()
+        stack.push_async_callback(images.close)
+        network = NetworkManager(config.network)
+        await network.start()
+        stack.push_async_callback(network.close)
+        pods = PodManager(config, found, proxmox, images, network)
+        stack.push_async_callback(pods.close)
+        await pods.start()
+        server = CriServer(
+            config.runtime.socket, RuntimeService(config, pods, images, network), ImageService(images)
+        )
+        await server.start()
+        stack.push_async_callback(server.close)
+        log.info("serving the CRI on unix://%s", config.runtime.socket)
+        if ready is not None:
+            ready.set()
+        await _until_asked_to_stop()
+        log.info("stopping; pods and their containers go on")
+
+
+def _lock(config: Config, stack: AsyncExitStack) -> None:
+    """One daemon for one state directory."""
+    directory = config.runtime.state_dir
+    directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+    fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    stack.callback(os.close, fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"runtime.state_dir: another pvecri uses {directory}") from None
+
+
+async def _until_asked_to_stop() -> None:
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    await asked.wait()
