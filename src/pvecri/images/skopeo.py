@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -87,7 +86,7 @@ class Skopeo:
         self, reference: Reference, auth: RegistryAuth | None, words: Sequence[str], *destination: str
     ) -> bytes:
         """Standard output. Options about the source have a prefix when there is a destination, too."""
-        command = [self._config.skopeo, *self._policy(), *words]
+        command = [self._config.skopeo, *self._policy(), *self._registries(), *words]
         prefix = "--src-" if destination else "--"
         if reference.registry in self._config.insecure_registries:
             command.append(f"{prefix}tls-verify=false")
@@ -98,7 +97,7 @@ class Skopeo:
             if file is not None:
                 command.append(f"{prefix}authfile={file}")
             command += (f"docker://{reference}", *destination)
-            returncode, output, problem = await run(command, self._environment())
+            returncode, output, problem = await run(command)
         if returncode != 0:
             raise translate(str(reference), CommandError("skopeo", returncode, problem))
         return output
@@ -109,13 +108,13 @@ class Skopeo:
             return (f"--policy={self._config.policy}",)
         return () if SYSTEM_POLICY.exists() else ("--insecure-policy",)
 
-    def _environment(self) -> Mapping[str, str]:
-        if self._config.registries_conf is None:
-            return os.environ
-        return {**os.environ, "CONTAINERS_REGISTRIES_CONF": str(self._config.registries_conf)}
+    def _registries(self) -> tuple[str, ...]:
+        """An option that skopeo does not list in its help; the environment variable is not read by older ones."""
+        path = self._config.registries_conf
+        return (f"--registries-conf={path}",) if path is not None else ()
 
 
-async def run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, bytes, str]:
+async def run(command: Sequence[str]) -> tuple[int, bytes, str]:
     """Run a program to its end: status, standard output, standard error.
 
     It is killed when the caller is cancelled. Raises Unavailable when it is not installed.
@@ -126,7 +125,6 @@ async def run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[i
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=environment,
         )
     except FileNotFoundError as error:
         raise Unavailable(f"{command[0]} is not installed; images.skopeo names the program") from error
