@@ -10,10 +10,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aiohttp import web
-from fakepve import PveError
-from fakepve.server import FORMATS
+from fakepve import PveError, shapes
+from fakepve.server import FORMATS, params
 
 from .base import Base
+
+# PVE::RPCEnvironment::compute_api_permission: which privileges a login is told of, and where they are held.
+_CAPABILITIES = {
+    "vms": ("/vms", "VM."),
+    "storage": ("/storage", "Datastore."),
+    "sdn": ("/sdn", "SDN."),
+    "mapping": ("/mapping", "Mapping."),
+    "nodes": ("/nodes", "Sys."),
+}
+_DATACENTER = ("SDN.Allocate", "SDN.Audit", "SDN.Use", "Sys.Audit", "Sys.Modify")
+_ACCESS = ("Group.Allocate", "Permissions.Modify", "User.Modify")
+_PERMISSION_PATHS = ("/", "/access", "/access/groups", "/nodes", "/pool", "/sdn", "/storage", "/vms")
 
 # What the runtime's user may do: see docs/embedded-node.md.
 RUNTIME_PRIVILEGES = (
@@ -69,6 +81,48 @@ class AccessApi(Base):
                 raise PveError(403, f"Permission check failed ({why})" if why else "Permission check failed")
             return
         super().check_permissions(user, perms, values, declared)
+
+    def _routes_access(self) -> list[tuple[str, str, Any]]:
+        return [("GET", "/access/permissions", self._permissions)]
+
+    async def _permissions(self, v: dict[str, Any], user: str) -> dict[str, dict[str, int]]:
+        """GET /access/permissions: what the caller (or ``userid``) holds on the paths Proxmox names by default."""
+        who = v.get("userid") or user
+        paths = [v["path"]] if v.get("path") else [*_PERMISSION_PATHS, *self._granted_paths(who)]
+        held = {path: self._privileges(who, path) for path in paths}
+        return {path: dict.fromkeys(privileges, 1) for path, privileges in held.items() if privileges}
+
+    def _granted_paths(self, user: str) -> list[str]:
+        return [path for holder in (user, user.partition("!")[0]) for path, _ in self.acl.get(holder, [])]
+
+    def _privileges(self, user: str, path: str) -> list[str]:
+        return [priv for priv in sorted(shapes.PRIVILEGES) if self.allowed(user, path, priv)]
+
+    async def _ticket(self, request: web.Request) -> web.Response:
+        """POST /access/ticket: log in with a password."""
+        values = self._verify(request, await params(request))
+        user = str(values["username"])
+        if "@" not in user:
+            user = f"{user}@{values.get('realm', 'pam')}"
+        if not self.check_password(user, values["password"]):
+            raise PveError(401, "authentication failure")
+        ticket, csrf = self.issue_ticket(user)
+        data = {
+            "ticket": ticket,
+            "CSRFPreventionToken": csrf,
+            "username": user,
+            "cap": self._capabilities(user),
+        }
+        return web.json_response({"data": data})
+
+    def _capabilities(self, user: str) -> dict[str, dict[str, int]]:
+        cap = {
+            name: [priv for priv in self._privileges(user, path) if priv.startswith((prefix, "Permissions."))]
+            for name, (path, prefix) in _CAPABILITIES.items()
+        }
+        cap["dc"] = [priv for priv in self._privileges(user, "/") if priv in _DATACENTER]
+        cap["access"] = [priv for priv in self._privileges(user, "/access") if priv in _ACCESS]
+        return {name: dict.fromkeys(privileges, 1) for name, privileges in cap.items()}
 
     def _authenticate(self, request: web.Request) -> str | None:
         if request.path in {f"{prefix}/access/ticket" for prefix in FORMATS}:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fakepve import FakeCt, FakePve
+from fakepve import FakeCt, FakePve, PveError
 
 from . import ctconf
 from .cgroup import CgroupTree
@@ -15,6 +15,11 @@ from .layout import Layout, write_atomically
 from .monitor import Monitor
 from .template import TemplateStore
 from .volumes import Storage
+
+
+def parameter_error(name: str, text: str) -> PveError:
+    """Proxmox's 400 for a parameter."""
+    return PveError(400, "Parameter verification failed.", {name: text})
 
 
 class Ct(FakeCt):  # type: ignore[misc]

@@ -23,6 +23,7 @@ from .template import TemplateError
 from .volumes import GIB, VolumeError, format_size
 
 DEFAULT_ROOTFS_GIB = 4
+_PERL_PLACE = "/usr/share/perl5/PVE/Storage.pm line 651"
 _MOUNT_POINT = re.compile(r"^(rootfs|mp\d+)$")
 _UNTAR = (
     "tar xpf - {compression}--totals --one-file-system -p --sparse --numeric-owner --acls --xattrs "
@@ -77,7 +78,9 @@ class CreateApi(Base):
         paths = [f"/vms/{vmid}", *([f"/pool/{pool}"] if pool else [])]
         if not any(self.allowed(user, path, "VM.Allocate") for path in paths):
             raise PveError(403, "Permission check failed")
-        self._check_template(user, v["ostemplate"], restore=False)
+        if v["ostemplate"].startswith("/") and user != "root@pam":
+            raise PveError(500, f"Only root can pass arbitrary filesystem paths. at {_PERL_PLACE}.")
+        self._check_template(user, v["ostemplate"], False)
         options = {key: value for key, value in v.items() if key not in model.CREATE_ONLY}
         self._check_modify_perm(user, vmid, pool, None, options, [], unprivileged)
 

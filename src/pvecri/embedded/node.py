@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import platform
-from typing import Any
 
 from aiohttp import web
 
@@ -15,6 +12,7 @@ from .config import ConfigApi
 from .http import as_pveproxy
 from .identity import Identity
 from .layout import Layout, write_atomically
+from .machine import MachineApi
 from .power import PowerApi
 from .storage import CONTENT, StorageFilesApi
 from .tasks import TaskApi
@@ -24,7 +22,7 @@ DRAIN_TIMEOUT_S = 60.0
 UPLOAD_MAX_BYTES = 1024**3
 
 
-class EmbeddedNode(TaskApi, AccessApi, StorageFilesApi, ConfigApi, PowerApi, ViewsApi):
+class EmbeddedNode(TaskApi, AccessApi, StorageFilesApi, ConfigApi, PowerApi, ViewsApi, MachineApi):
     """One node. ``start`` to serve, ``stop`` to end the API; the CTs run on."""
 
     def __init__(self, layout: Layout, identity: Identity, *, host: str, port: int) -> None:

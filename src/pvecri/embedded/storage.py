@@ -14,7 +14,7 @@ from fakepve import storage as model
 from fakepve.server import USER
 
 from . import tasks
-from .base import Base
+from .base import Base, parameter_error
 from .volumes import Storage, VolumeError
 
 CONTENT = "iso,vztmpl,backup,rootdir,images,snippets,import"
@@ -113,12 +113,22 @@ class StorageFilesApi(Base):
     def _upload_target(self, name: str, store: dict[str, Any], fields: dict[str, Any]) -> Path:
         content, filename = fields.get("content"), str(fields.get("filename", ""))
         if content not in _UPLOAD_NAMES:
-            raise _parameter_error("content", f"value '{content}' does not have a value in the enumeration 'iso, vztmpl, import'")
+            raise parameter_error("content", f"value '{content}' does not have a value in the enumeration 'iso, vztmpl, import'")
         if "/" in filename or not _UPLOAD_NAMES[content].fullmatch(filename):
-            raise _parameter_error("filename", "wrong file extension")
+            raise parameter_error("filename", "wrong file extension")
         if content not in model.split_list(store.get("content")):
             raise PveError(500, f"storage '{name}' is not configured for content-type '{content}'")
         return self.disks[name].volume_path(f"{content}/{filename}")
+
+    def _item(self, name: str, volname: str, vol: dict[str, Any]) -> dict[str, Any]:
+        item: dict[str, Any] = super()._item(name, volname, vol)
+        return {**item, "parent": None} if vol.get("vmid") is not None else item
+
+    def _storage_resource(self, node: str, name: str) -> dict[str, Any] | None:
+        item: dict[str, Any] | None = super()._storage_resource(node, name)
+        if item is not None:
+            item["maxdisk"], item["disk"], _ = self._space(self.storages[name])
+        return item
 
     def volume_exists(self, volid: str) -> bool:
         storage, _, name = volid.partition(":")
@@ -127,10 +137,6 @@ class StorageFilesApi(Base):
     def store_file(self, storage: str, name: str, size: int, content: str = "iso") -> None:
         # What download-url would do: this node fetches nothing.
         raise TaskError("download failed: the embedded node does not download")
-
-
-def _parameter_error(name: str, text: str) -> PveError:
-    return PveError(400, "Parameter verification failed.", {name: text})
 
 
 async def _multipart(request: web.Request) -> dict[str, Any]:

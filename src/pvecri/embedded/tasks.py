@@ -9,16 +9,21 @@ import itertools
 import json
 import logging
 import os
+import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+from aiohttp import web
 from fakepve import PveError, TaskError
+from fakepve.server import USER, params
 
-from .base import Base
+from .base import Base, parameter_error
 
 CONFIG_LOCK_TIMEOUT_S = 10.0
 KEPT_TASKS = 1000
+CLUSTER_TASKS = 25
+UPID = re.compile(r"^UPID:[^:\s]+(:[0-9A-F]{8,9}){3}:[^:\s]+:[^:\s]*:[^:\s]+:$")
 _log: contextvars.ContextVar[list[str]] = contextvars.ContextVar("task_log")
 _logger = logging.getLogger(__name__)
 
@@ -134,6 +139,66 @@ class TaskApi(Base):
             self.tasks[record["upid"]] = record
             self.tasklog.append(record)
 
+    def _routes_tasks(self) -> list[tuple[str, str, Any]]:
+        return [
+            ("GET", "/cluster/tasks", self._cluster_tasks),
+            ("GET", "/nodes/{node}/tasks/{upid}", self._task_index),
+            ("DELETE", "/nodes/{node}/tasks/{upid}", self._task_abort),
+        ]
+
+    async def _cluster_tasks(self, v: dict[str, Any], user: str) -> list[Record]:
+        """GET /cluster/tasks: the newest tasks, those the user may see."""
+        visible = [
+            record
+            for record in reversed(self.tasklog)
+            if self._task_owner(user, record) or self.allowed(user, "/", "Sys.Audit")
+        ]
+        unwanted = {"pid", "pstart"}
+        views = [self._task_view(record, listing=True) for record in visible[:CLUSTER_TASKS]]
+        return [
+            {key: value for key, value in view.items() if key not in unwanted} | {"saved": "1"} for view in views
+        ]
+
+    async def _task_index(self, v: dict[str, Any], user: str) -> list[dict[str, str]]:
+        return [{"name": "log"}, {"name": "status"}]
+
+    async def _task_abort(self, v: dict[str, Any], user: str) -> None:
+        record = self._task_of(v["upid"])
+        if not self._task_owner(user, record):
+            self.require(user, f"/nodes/{self.node}", "Sys.Modify")
+        self.abort_task(v["upid"])
+
+    def _task_of(self, upid: str) -> Record:
+        """The task of a UPID, or Proxmox's 400."""
+        if not UPID.match(upid):
+            raise parameter_error("upid", "unable to parse worker upid")
+        if upid not in self.tasks:
+            raise parameter_error("upid", "no such task")
+        record: Record = self.tasks[upid]
+        return record
+
+    def _get_task(self, request: web.Request) -> Record:
+        self._task_of(request.match_info["upid"])
+        record: Record = super()._get_task(request)
+        return record
+
+    def _task_view(self, task: Record, listing: bool = False) -> Record:  # noqa: FBT001, FBT002
+        view: Record = super()._task_view(task, listing)
+        return view | {"user": task["user"].partition("!")[0]}
+
+    async def _task_list(self, request: web.Request) -> web.Response:
+        """GET /nodes/{node}/tasks, by default of ended tasks."""
+        values = self._verify(request, await params(request))
+        user, source = request[USER], values.get("source", "archive")
+        audit = self.allowed(user, f"/nodes/{self.node}", "Sys.Audit")
+        chosen = [
+            self._task_view(record, listing=True)
+            for record in reversed(self.tasklog)
+            if (audit or self._task_owner(user, record)) and _matches(record, values, source)
+        ]
+        start = values.get("start", 0)
+        return web.json_response({"data": chosen[start : start + values.get("limit", 50)]})
+
     async def drain_tasks(self, timeout: float) -> None:
         """Let the running tasks end, as the workers of a real node do when its API daemon restarts."""
         if self._running:
@@ -148,3 +213,16 @@ class TaskApi(Base):
         """Interrupt a task, as DELETE /nodes/{node}/tasks/{upid} does. Nothing happens if it has ended."""
         if upid in self._running:
             self._running[upid].cancel()
+
+
+def _matches(record: Record, values: Mapping[str, Any], source: str) -> bool:
+    """True if a task is among those a list request asks for."""
+    active = record["status"] == "running"
+    return (
+        (source == "all" or active == (source == "active"))
+        and str(values.get("vmid", record["id"])) == record["id"]
+        and values.get("typefilter") in (None, record["type"])
+        and (values.get("userfilter") or "") in record["user"]
+        and not (values.get("errors") and record.get("exitstatus") in (None, "OK"))
+        and int(values.get("since", 0)) <= record["starttime"] <= int(values.get("until", record["starttime"]))
+    )

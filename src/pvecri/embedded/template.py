@@ -13,7 +13,7 @@ import shutil
 import tarfile
 import threading
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 _KEEP_IN_MEMORY_BYTES = 32 * 1024 * 1024
 
@@ -43,15 +43,29 @@ class TemplateStore:
                 with self._lock:
                     entries = self._cached(archive, status.st_mtime_ns, status.st_size)
                 return sum(_write(member, data, root, id_shift) for member, data in entries)
-            with tarfile.open(archive) as tar:
+            with tarfile.open(archive, _mode(archive)) as tar:
                 return sum(_write(member, tar.extractfile(member), root, id_shift) for member in tar)
         except (tarfile.TarError, EOFError, OSError) as error:
             raise TemplateError(f"{archive}: {error}") from error
 
 
 def _load(archive: Path, _mtime_ns: int, _size: int) -> list[Entry]:
-    with tarfile.open(archive) as tar:
+    with tarfile.open(archive, _mode(archive)) as tar:
         return [(member, _contents(tar, member)) for member in tar]
+
+
+def _mode(archive: Path) -> Literal["r:", "r:gz", "r:xz", "r:bz2"]:
+    """How to open the archive: Proxmox goes by the name, too."""
+    match archive.suffix:
+        case ".gz":
+            return "r:gz"
+        case ".xz":
+            return "r:xz"
+        case ".bz2":
+            return "r:bz2"
+        case ".tar":
+            return "r:"
+    raise TemplateError(f"{archive}: compression not supported by the embedded node")
 
 
 def _contents(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import platform
 import re
 import time
 from pathlib import Path
@@ -84,23 +83,10 @@ class ViewsApi(Base):
         del figures["swap"]
         item = {
             "id": ct.guest, "type": "lxc", "node": ct.node, "name": ct.name, "vmid": ct.vmid,
-            "status": ct.status, "template": int(ct.template), **figures,
+            "status": ct.status, "template": int(ct.template), "memhost": 0, **figures,
         }  # fmt: skip
         optional = {"lock": ct.lock, "pool": ct.pool, "tags": ct.config.get("tags")}
         return item | {key: value for key, value in optional.items() if value}
-
-    def _node_stats(self, online: bool) -> dict[str, Any]:  # type: ignore[override] # noqa: FBT001
-        total, available = memory()
-        root = os.statvfs("/")
-        return {
-            "cpu": min(os.getloadavg()[0] / (os.cpu_count() or 1), 1.0),
-            "maxcpu": os.cpu_count() or 1,
-            "mem": total - available,
-            "maxmem": total,
-            "disk": (root.f_blocks - root.f_bfree) * root.f_frsize,
-            "maxdisk": root.f_blocks * root.f_frsize,
-            "uptime": int(time.clock_gettime(time.CLOCK_BOOTTIME)),
-        }
 
     async def _lxc_interfaces(self, user: str, v: dict[str, Any]) -> list[dict[str, Any]] | None:
         """The interfaces in the CT's network namespace; nothing of a CT that does not run or is not there."""
@@ -134,13 +120,6 @@ def interface(link: dict[str, Any]) -> dict[str, Any]:
     return item
 
 
-def memory() -> tuple[int, int]:
-    """The machine's memory: total and available bytes."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    total, available = (int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    return total, available
-
-
 def uptime(pid: int) -> int:
     """Whole seconds since the process began, 0 when it is gone."""
     try:
@@ -148,11 +127,6 @@ def uptime(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return max(0, int(time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / _CLOCK_TICKS))
-
-
-def kernel() -> dict[str, str]:
-    system = platform.uname()
-    return {"sysname": system.system, "release": system.release, "version": system.version, "machine": system.machine}
 
 
 def _cpu_share(ct: Ct, cpu_ns: int) -> float:
