@@ -52,6 +52,10 @@ class Prepared:
 
 NET = {"net0": "name=eth0,bridge=vmbr0,ip=10.78.0.2/24,gw=10.78.0.1"}
 BIND = {"mp0": "/mnt/share,mp=/share,ro=1"}
+FULL = {
+    "cmode": "console", "console": 1, "tty": 0, "description": "text", "entrypoint": "/bin/sleep 1000",
+    "env": "A=1", "features": "nesting=1", "protection": 0, "tags": "b;k8s.io_x-y.z",
+}  # fmt: skip
 
 CTS: dict[str, tuple[Prepared, ...]] = {
     "01-auth.json": (Prepared(100),),
@@ -73,9 +77,9 @@ CTS: dict[str, tuple[Prepared, ...]] = {
     ),
     "07-tasks.json": (Prepared(203, running=True), Prepared(229, running=True, options={"entrypoint": "/bin/sleep 1000"})),
     "08-clone-template-snapshot.json": (
-        Prepared(201), Prepared(202), Prepared(205, options={"rootfs": "local-lvm:1"}),
+        Prepared(201, options=FULL), Prepared(202), Prepared(205, options={"rootfs": "local-lvm:1"}),
         Prepared(206, running=True, options={"rootfs": "local:0"}), Prepared(217, options=BIND),
-        Prepared(243, options={"rootfs": "local-lvm:1"}),
+        Prepared(243, options={**FULL, "rootfs": "local-lvm:1"}),
     ),
     "09-delete.json": (Prepared(202), Prepared(213, running=True), Prepared(217, options=BIND), Prepared(241), Prepared(245)),
 }  # fmt: skip
@@ -101,6 +105,14 @@ def running(vmid: int) -> Step:
 
 def stopped(vmid: int) -> Step:
     return lambda node: node.make_stopped(vmid)
+
+
+def hold(kind: str) -> Step:
+    return lambda node: node.hold(kind)
+
+
+def release() -> Step:
+    return lambda node: node.release()
 
 
 def ct(vmid: int, **options: Any) -> Step:
@@ -136,7 +148,10 @@ BEFORE: dict[str, tuple[Step, ...]] = {
     "06-status.json: interfaces of locked": (running(206), lock(206)),
     "06-status.json: start locked": (stopped(205), lock(205)),
     "06-status.json: concurrent start A": (unlock(205), stopped(205)),
+    "07-tasks.json: stop for task": (hold("vzstop"),),
+    "07-tasks.json: task status unescaped upid": (release(),),
     "07-tasks.json: abort task": (running(229), lambda node: node.begin_shutdown(229)),
     "08-clone-template-snapshot.json: config lvmthin template": (lambda node: node.template(243),),
-    "08-clone-template-snapshot.json: snapshot list": (lambda node: node.snapshot(205, "s1"),),
+    "08-clone-template-snapshot.json: concurrent clone A (source gets lock disk)": (hold("vzclone"),),
+    "08-clone-template-snapshot.json: snapshot list": (release(), lambda node: node.snapshot(205, "s1"),),
 }

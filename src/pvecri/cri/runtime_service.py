@@ -189,7 +189,7 @@ class RuntimeService:
 
     async def reopen_container_log(self, request: pb.ReopenContainerLogRequest) -> pb.ReopenContainerLogResponse:
         """ReopenContainerLog."""
-        self._pods.containers.reopen_log(_given("container_id", request.container_id))
+        await self._pods.containers.reopen_log(_given("container_id", request.container_id))
         return pb.ReopenContainerLogResponse()
 
     # -- statistics -------------------------------------------------------------------------------------------

@@ -57,12 +57,10 @@ async def serve(arguments: argparse.Namespace) -> None:
     host, _, port = arguments.listen.rpartition(":")
     identity = Identity.load_or_make(layout)
     certificate = Certificate.load_or_make(layout, host)
-    node = EmbeddedNode(layout, identity, host=host, port=int(port))
+    node = EmbeddedNode(layout, identity, host=host, port=int(port), serve_faults=arguments.faults)
     for option in arguments.vm_storage:
         name, _, kind = option.partition("=")
         node.add_storage(name, kind or "dir", "images,rootdir")
-    if arguments.faults:
-        node.enable_faults()
     await node.serve(str(certificate.certificate), str(certificate.key))
     write_atomically(layout.descriptor, json.dumps(describe(node, identity, certificate), indent=2), 0o600)
     sys.stdout.write(f"embedded node {node.node} answers at {node.url}\n")

@@ -11,6 +11,7 @@ from fakepve import FakeCt, FakePve, PveError
 
 from . import ctconf
 from .cgroup import CgroupTree
+from .faults import Faults
 from .layout import Layout, write_atomically
 from .monitor import Monitor
 from .template import TemplateStore
@@ -50,6 +51,7 @@ class Base(FakePve):  # type: ignore[misc]
         self.layout = layout
         self.cgroups = CgroupTree()
         self.templates = TemplateStore()
+        self.faults = Faults()
         # Nothing is modelled to take time: what takes time here is real.
         self.time_scale = 0.0
         self.nodes = {layout.node: {"online": True}}
@@ -77,6 +79,3 @@ class Base(FakePve):  # type: ignore[misc]
         """The path of a volume (``STORAGE:NAME``)."""
         storage, _, name = volid.partition(":")
         return self.disks[storage].volume_path(name)
-
-    def check_task_fault(self, record: Mapping[str, Any]) -> None:
-        """Raise TaskError if this task is to fail on demand."""

@@ -8,12 +8,12 @@ import json
 from aiohttp import web
 
 from .access import RUNTIME_PRIVILEGES, AccessApi
+from .clone import CloneApi
 from .config import ConfigApi
 from .http import as_pveproxy
 from .identity import Identity
 from .layout import Layout, write_atomically
 from .machine import MachineApi
-from .power import PowerApi
 from .storage import CONTENT, StorageFilesApi
 from .tasks import TaskApi
 from .views import ViewsApi
@@ -22,12 +22,13 @@ DRAIN_TIMEOUT_S = 60.0
 UPLOAD_MAX_BYTES = 1024**3
 
 
-class EmbeddedNode(TaskApi, AccessApi, StorageFilesApi, ConfigApi, PowerApi, ViewsApi, MachineApi):
+class EmbeddedNode(TaskApi, AccessApi, StorageFilesApi, ConfigApi, CloneApi, ViewsApi, MachineApi):
     """One node. ``start`` to serve, ``stop`` to end the API; the CTs run on."""
 
-    def __init__(self, layout: Layout, identity: Identity, *, host: str, port: int) -> None:
+    def __init__(self, layout: Layout, identity: Identity, *, host: str, port: int, serve_faults: bool = False) -> None:
         self.disks = {}
         super().__init__(layout, host=host, port=port, root_password=identity.root_password)
+        self.serve_faults = serve_faults
         self.version, self.release_version = "9.2.11", "9.2"
         self.client_max_size = UPLOAD_MAX_BYTES
         self.body_timeout = 0.0
@@ -57,6 +58,8 @@ class EmbeddedNode(TaskApi, AccessApi, StorageFilesApi, ConfigApi, PowerApi, Vie
     def _build_app(self) -> web.Application:
         app: web.Application = super()._build_app()
         app.middlewares.insert(0, as_pveproxy)
+        if self.serve_faults:
+            app.middlewares.insert(0, self.faults.middleware)
         return app
 
     def _sync_pools(self) -> None:

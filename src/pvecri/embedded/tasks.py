@@ -90,7 +90,7 @@ class TaskApi(Base):
             self.save(guest)
 
     async def _run(self, record: Record, body: Body, locked: Any) -> str:
-        self.check_task_fault(record)
+        await self.faults.before_task(record["type"])
         if locked is not None:
             await self.acquire(locked, record["upid"])
         try:

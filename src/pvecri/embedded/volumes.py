@@ -115,6 +115,12 @@ class Storage:
         if path.parent.parent == self.path / "images" and not any(path.parent.iterdir()):
             path.parent.rmdir()
 
+    def copy_from(self, source: Path, name: str) -> None:
+        """Make the volume as a copy of another, holes and owners kept."""
+        target = self.volume_path(name)
+        target.parent.mkdir(exist_ok=True)
+        _run(["cp", "--archive", "--sparse=always", "--no-target-directory", str(source), str(target)])
+
     def resize(self, name: str, size: int) -> None:
         """Grow an image and the filesystem in it, which must not be mounted."""
         path = self.volume_path(name)

@@ -104,8 +104,9 @@ class Library:
         if not fresh:
             return
         await asyncio.to_thread(self.driver.sync)
-        settled = [replace(self.layers[key], boot="") for key in fresh if key in self.layers]
-        await self.add((), settled)
+        async with self._gate:  # a sweep could take away what is noted here
+            settled = [replace(self.layers[key], boot="") for key in fresh if key in self.layers]
+            await self.add((), settled)
 
     # -- root filesystems --------------------------------------------------------------------------------------
 

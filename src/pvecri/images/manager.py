@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import time
 from collections.abc import Coroutine
@@ -30,6 +31,8 @@ from pvecri.images.store import RootfsRecord, Store
 from pvecri.images.tasks import SharedTasks, finish
 from pvecri.images.usage import Usage, tree_usage
 from pvecri.model import ContainerId, FilesystemUsage, Image, ImageId, RegistryAuth, Value
+
+log = logging.getLogger(__name__)
 
 PARALLEL_PULLS: Final = 3
 
@@ -238,4 +241,9 @@ class ImageManager:
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("tidying the image store failed: %s", error, exc_info=error)

@@ -30,6 +30,7 @@ from pvecri.errors import (
     Unimplemented,
 )
 from pvecri.images.reference import Reference
+from pvecri.images.tasks import finish
 from pvecri.model import RegistryAuth
 
 SYSTEM_POLICY: Final = Path("/etc/containers/policy.json")
@@ -39,7 +40,7 @@ SYSTEM_POLICY: Final = Path("/etc/containers/policy.json")
 _MEANINGS: Final[Sequence[tuple[re.Pattern[str], type[PvecriError], str]]] = tuple(
     (re.compile(pattern, re.IGNORECASE), kind, prefix)
     for pattern, kind, prefix in (
-        (r"source image rejected|signature", PermissionDenied, "SignatureValidationFailed: "),
+        (r"source image rejected", PermissionDenied, "SignatureValidationFailed: "),
         (r"toomanyrequests|too many requests|\b429\b", Unavailable, "RegistryUnavailable: "),
         (
             r"unauthorized|denied|authentication required|invalid username|forbidden",
@@ -48,14 +49,16 @@ _MEANINGS: Final[Sequence[tuple[re.Pattern[str], type[PvecriError], str]]] = tup
         ),
         (r"manifest unknown|name unknown|not found|no image found|repository name not known", NotFound, ""),
         (
-            r"connection re|no such host|i/o timeout|tls handshake|http response to https|x509|no route to host|"
-            r"pinging container registry|unexpected eof|network is unreachable|status(?: code)?:? 5\d\d",
+            r"connection re|no such host|server misbehaving|i/o timeout|tls handshake|http response to https|x509|"
+            r"no route to host|pinging container registry|unexpected eof|network is unreachable|"
+            r"status(?: code)?:? 5\d\d",
             Unavailable,
             "RegistryUnavailable: ",
         ),
     )
 )
 _FATAL: Final = re.compile(r'level=fatal msg="((?:[^"\\]|\\.)*)"')
+_MISLEADING: Final = re.compile(r'^Error parsing image name "[^"]*": ')
 
 
 class Skopeo:
@@ -99,7 +102,7 @@ class Skopeo:
             command += (f"docker://{reference}", *destination)
             returncode, output, problem = await run(command)
         if returncode != 0:
-            raise translate(str(reference), CommandError("skopeo", returncode, problem))
+            raise translate(reference, CommandError("skopeo", returncode, problem))
         return output
 
     def _policy(self) -> tuple[str, ...]:
@@ -133,18 +136,20 @@ async def run(command: Sequence[str]) -> tuple[int, bytes, str]:
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGKILL)
-            await asyncio.shield(process.wait())
+            await finish(process.wait())
     assert process.returncode is not None
     return process.returncode, output, problem.decode(errors="replace")
 
 
-def translate(image: str, failure: CommandError) -> PvecriError:
+def translate(reference: Reference, failure: CommandError) -> PvecriError:
     """The error that skopeo's words mean; the failure itself when they mean nothing known."""
     found = _FATAL.search(failure.output)
     words = found[1].replace('\\"', '"').replace("\\\\", "\\") if found else failure.output.strip()
+    words = _MISLEADING.sub("", words)
+    telling = words.replace(reference.name, "").replace(reference.path, "")  # a repository may be called "denied"
     for pattern, kind, prefix in _MEANINGS:
-        if pattern.search(words):
-            return kind(f"{prefix}pulling {image}: {words}")
+        if pattern.search(telling):
+            return kind(f"{prefix}pulling {reference}: {words}")
     return failure
 
 

@@ -72,3 +72,5 @@ class SharedTasks(Generic[T]):
     async def _stop(self, task: asyncio.Task[T]) -> None:
         task.cancel()
         await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # nobody is left to hear of it

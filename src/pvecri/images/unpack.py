@@ -186,7 +186,7 @@ def members(archive: Archive) -> Iterator[tarfile.TarInfo]:
             member = tarfile.TarInfo.fromtarfile(reader)
     except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
         return
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
         if archive.tell() == 0:
             return
         raise LayerError(f"not a tar archive: {error} at byte {archive.tell()}") from error
@@ -418,9 +418,9 @@ def _answer(number: int, result: dict[str, Any]) -> None:
     os.write(1, json.dumps({"job": number, **result}).encode() + b"\n")
 
 
-def _child(number: int, job: dict[str, Any]) -> NoReturn:
+def _child(number: int, job: dict[str, Any], parent: int) -> NoReturn:
     try:
-        _die_with_parent()
+        _die_with_parent(parent)
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
         result = unpack(job)
     except LayerError as error:
@@ -434,13 +434,15 @@ def _child(number: int, job: dict[str, Any]) -> NoReturn:
     os._exit(0)
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def main() -> None:
     """Run the jobs of each line."""
-    _die_with_parent()
+    _die_with_parent(os.getppid())
     os.umask(0)
     for line in sys.stdin:
         _run(json.loads(line))
@@ -452,9 +454,10 @@ def _run(jobs: list[dict[str, Any]]) -> None:
     for number, job in enumerate(jobs):
         if len(running) >= (os.cpu_count() or 1):
             _reap(running)
+        parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _child(number, job)
+            _child(number, job, parent)
         running[pid] = number
     while running:
         _reap(running)

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from pvecri.images.manifest import BadImage
+from pvecri.images.tasks import finish
 from pvecri.model import Value
 
 _START: Final = "import sys; sys.path.append(sys.argv[1]); import unpack; unpack.main()"
@@ -92,4 +93,4 @@ async def unpacker() -> AsyncIterator[Unpacker]:
         if process.returncode is None:
             process.kill()
         # Its children die with it, and the end of its output says that the last of them has.
-        await asyncio.shield(process.communicate())
+        await finish(process.communicate())

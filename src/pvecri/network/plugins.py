@@ -86,11 +86,11 @@ class PluginRunner:
             status, output, words = await _execute(
                 program, environment, execution_config(plugin, attachment, previous), self._timeout
             )
-        except OSError as error:
-            raise PluginError(plugin.type, command, origin, f"{program}: {error.strerror}") from error
         except TimeoutError as error:
             problem = f"killed after {self._timeout:g} s (network.plugin_timeout)"
             raise PluginError(plugin.type, command, origin, problem) from error
+        except OSError as error:
+            raise PluginError(plugin.type, command, origin, f"{program}: {error.strerror}") from error
         if status != 0:
             code, problem = read_failure(status, output, words)
             raise PluginError(plugin.type, command, origin, problem, code)

@@ -47,6 +47,9 @@ log = logging.getLogger(__name__)
 KILL_PATIENCE = 10.0
 """Seconds after SIGKILL in which a container must have ended."""
 
+REOPEN_PATIENCE = 10.0
+"""Seconds in which conmon must have opened a log file anew."""
+
 START_ERROR_CODE = 128
 KILLED_CODE = 128 + signal.SIGKILL
 
@@ -388,20 +391,30 @@ class Containers:
 
     async def exec_sync(self, container_id: str, command: list[str], timeout: float) -> ExecResult:
         """Run a command in a running container and collect its output (CRI ExecSync); timeout 0 means none."""
-        container = self._pods.container(container_id)
-        if container.value.state is not ContainerState.RUNNING:
-            raise FailedPrecondition(f"container {container.id} is {container.value.state.value}, not running")
+        container = self._running(container_id)
         if not command:
             raise InvalidArgument("cmd", "must not be empty")
         pod = self._pods.pod_of(container)
         return await self._runtime.exec(pod.namespaces, container.id, command, container.bundle, timeout or None)
 
-    def reopen_log(self, container_id: str) -> None:
-        """Write on to a new file at the log path (CRI ReopenContainerLog)."""
+    async def reopen_log(self, container_id: str) -> None:
+        """Write on to a new file at the log path, and return when it is there (CRI ReopenContainerLog)."""
+        container = self._running(container_id)
+        self._runtime.reopen_log(container.bundle)
+        log_path = Path(container.value.log_path)
+        try:
+            async with asyncio.timeout(REOPEN_PATIENCE):
+                while container.value.log_path and not log_path.exists():
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            raise DeadlineExceeded(f"container {container.id}: conmon did not open {log_path} anew") from None
+
+    def _running(self, container_id: str) -> LiveContainer:
+        """The container when it runs; NotFound or FailedPrecondition."""
         container = self._pods.container(container_id)
         if container.value.state is not ContainerState.RUNNING:
             raise FailedPrecondition(f"container {container.id} is {container.value.state.value}, not running")
-        self._runtime.reopen_log(container.bundle)
+        return container
 
 
 def _userns(pod: LivePod) -> Path | None:

@@ -17,8 +17,6 @@ SHM_SIZE = 64 << 20
 PINNED = ("net", "pid", "ipc", "uts", "user")
 """The namespaces that are given a path: they stay reachable, and cannot come to mean another process's."""
 
-SYSCTL_NAMESPACES = ("net", "ipc", "uts")
-
 
 def hostname(sandbox: Sandbox) -> str:
     """The pod's hostname: the node's when it uses the node's network, else as asked, else from the id."""
@@ -41,30 +39,33 @@ def unpin_namespaces(pod: LivePod) -> None:
         namespaces.unpin(pod.namespace(kind))
 
 
-def apply_sysctls(pod: LivePod) -> None:
-    """Write the pod's sysctls inside its namespaces; OSError names the one that the kernel refuses.
-
-    The kernel resolves net, ipc and uts sysctls by the namespaces of the thread that opens them.
-    """
-    wanted = pod.value.config.sysctls
+def set_hostname(pod: LivePod) -> None:
+    """Give the pod its hostname where Proxmox could not: it takes fewer names than Kubernetes has."""
+    if pod.value.config.security.namespaces.network is NamespaceMode.NODE:
+        return
     name = hostname(pod.value)
-    own = [pod.namespace(kind) for kind in _own_namespaces(pod.value)]
+    namespaces.run_inside([pod.namespace("uts")], lambda: socket.sethostname(name))
 
-    def write() -> None:
-        for key, value in wanted.items():
-            Path("/proc/sys", *key.split(".")).write_text(value)
-        if "uts" in _own_namespaces(pod.value) and socket.gethostname() != name:
-            socket.sethostname(name)
 
-    namespaces.run_inside(own, write)
+def sysctl_command(pod: LivePod) -> list[str]:
+    """A command that writes the pod's sysctls inside its namespaces, as the root that owns them there.
+
+    The kernel resolves net, ipc and uts sysctls by the namespaces of the process that opens them, and lets only
+    their user namespace's root write. So it is a process of its own: a thread cannot enter a user namespace.
+    """
+    kinds = [*_own_namespaces(pod.value), *(["user"] if pod.value.mappings else [])]
+    command = ["nsenter", *(f"--{kind}={pod.namespace(kind)}" for kind in kinds), "--"]
+    command += ["/bin/sh", "-ec", 'while [ $# -gt 0 ]; do printf %s "$2" >"$1"; shift 2; done', "sh"]
+    for key, value in pod.value.config.sysctls.items():
+        command += [str(Path("/proc/sys", *key.split("."))), value]
+    return command
 
 
 def _own_namespaces(sandbox: Sandbox) -> list[str]:
+    """The namespaces that sysctls can be set in, by nsenter's names for them."""
     options = sandbox.config.security.namespaces
     own = ["ipc"] if options.ipc is not NamespaceMode.NODE else []
-    if options.network is not NamespaceMode.NODE:
-        own += ["net", "uts"]
-    return own
+    return own + (["net", "uts"] if options.network is not NamespaceMode.NODE else [])
 
 
 def write_files(pod: LivePod) -> None:

@@ -86,12 +86,17 @@ class Sandboxes:
     async def _pin_namespaces(self, pod: LivePod, undo: AsyncExitStack) -> None:
         undo.callback(files.remove_files, pod)
         await asyncio.to_thread(files.pin_namespaces, pod)
+        await asyncio.to_thread(files.set_hostname, pod)
 
     async def _apply_sysctls(self, pod: LivePod) -> None:
-        try:
-            await asyncio.to_thread(files.apply_sysctls, pod)
-        except OSError as error:
-            raise InvalidArgument("config.linux.sysctls", f"{error.filename}: {error.strerror}") from error
+        if not pod.value.config.sysctls:
+            return
+        process = await asyncio.create_subprocess_exec(
+            *files.sysctl_command(pod), stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        )
+        _, said = await process.communicate()
+        if process.returncode:
+            raise InvalidArgument("config.linux.sysctls", said.decode(errors="replace").strip())
 
     async def _attach_network(self, pod: LivePod, undo: AsyncExitStack) -> None:
         if pod.value.config.security.namespaces.network is NamespaceMode.NODE:
