@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rootfs drivers under the conformance suite, and what is special to each. Needs root."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+from integration.rootfs_conformance import ONE, RootfsConformance, add_layers, start, userns
+from support.userns import user_namespace
+
+from pvecri.errors import FailedPrecondition
+from pvecri.images.drivers.base import Owner, RootfsDriver
+from pvecri.images.drivers.overlay import OverlayDriver
+from pvecri.linux import mounts
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+
+__all__ = ["userns"]  # a fixture of the suite
+
+
+@pytest.fixture
+def storage() -> Iterator[Path]:
+    """A directory that mapped roots can pass; pytest's own are closed to them."""
+    directory = Path(mkdtemp(prefix="pvecri-"))
+    directory.chmod(0o711)
+    yield directory
+    mounts.umount_below(directory)
+    subprocess.run(["rm", "-rf", str(directory)], check=True)
+
+
+def overlay(root: Path, *, stage_layers: bool) -> OverlayDriver:
+    driver = OverlayDriver(root / "overlay", stage_layers=stage_layers)
+    driver.setup()
+    return driver
+
+
+class TestOverlay(RootfsConformance):
+    @pytest.fixture
+    def driver(self, storage: Path) -> RootfsDriver:
+        return overlay(storage, stage_layers=False)
+
+    def test_a_mark_of_an_unclean_end_does_not_forbid_the_next_mount(self, driver: RootfsDriver) -> None:
+        root = start(driver, [])
+        mounts.umount(root, detach=True)
+        mark = driver.writable_layer(ONE).parent / "work/work/incompat/volatile"
+        assert mark.exists()
+        assert driver.mount_rootfs(ONE, [], None) == root
+
+    def test_the_images_root_directory_keeps_its_mode(self, driver: RootfsDriver) -> None:
+        (key,) = add_layers(driver, {"a": "1"})
+        directory = driver.begin_layer(key, None)
+        directory.chmod(0o1777)
+        driver.remove_layer(key)
+        driver.commit_layer(key, directory)
+        assert start(driver, [key]).stat().st_mode & 0o7777 == 0o1777
+
+
+class TestOverlayForOlderKernels(RootfsConformance):
+    """With staging mounts, as a kernel before 6.15 needs them."""
+
+    @pytest.fixture
+    def driver(self, storage: Path) -> RootfsDriver:
+        return overlay(storage, stage_layers=True)
+
+    def test_no_staging_mount_stays(self, driver: RootfsDriver) -> None:
+        layers = add_layers(driver, {"a": "1"}, {"b": "2"})
+        before = len(mounts.mounts())
+        driver.create_rootfs(ONE, layers, Owner(uid=300_000, gid=300_000))
+        with user_namespace(first_id=300_000) as path:
+            driver.mount_rootfs(ONE, layers, path)
+        assert len(mounts.mounts()) == before + 1
+
+
+def test_storage_without_trusted_attributes_is_refused_by_the_settings_name(storage: Path) -> None:
+    mounts.mount("none", storage, "ramfs")
+    with pytest.raises(FailedPrecondition, match=r"images\.root"):
+        OverlayDriver(storage / "overlay").setup()

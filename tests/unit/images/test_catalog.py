@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+
+from pvecri.images.catalog import Catalog
+from pvecri.images.reference import parse
+from pvecri.images.store import ImageRecord
+from pvecri.model import Image, ImageId
+
+DIGEST = "sha256:" + "0d" * 32
+OTHER = "sha256:" + "1d" * 32
+
+
+def record(fill: str, *tags: str, digests: tuple[str, ...] = ()) -> ImageRecord:
+    image = Image(id=ImageId("sha256:" + fill * 32), tags=tags, digests=digests)
+    return ImageRecord(image=image, manifest=DIGEST, layers=())
+
+
+BUSYBOX = record("aa", "docker.io/library/busybox:1", digests=(f"docker.io/library/busybox@{DIGEST}",))
+PAUSE = record("ab", "registry.k8s.io/pause:3")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sha256:" + "aa" * 32,
+        "aa" * 32,
+        "aa" * 6,
+        "sha256:" + "aa" * 7,
+        "busybox:1",
+        "docker.io/library/busybox:1",
+        f"busybox@{DIGEST}",
+        f"busybox:other@{DIGEST}",
+    ],
+)
+def test_an_image_is_found_by_each_of_its_names(name: str) -> None:
+    assert Catalog((BUSYBOX, PAUSE), ()).find(name) == BUSYBOX
+
+
+@pytest.mark.parametrize("name", ["busybox", "busybox:2", "aa", "sha256:" + "ac" * 32, f"x@{DIGEST}", "", "A B"])
+def test_what_names_no_image_finds_none(name: str) -> None:
+    assert Catalog((BUSYBOX, PAUSE), ()).find(name) is None
+
+
+def test_a_beginning_that_two_ids_share_finds_none() -> None:
+    first, second = record("aa"), record("aa" * 31 + "ab")
+    twin = ImageRecord(
+        image=Image(id=ImageId(first.image.id[:-1] + "0")), manifest=second.manifest, layers=second.layers
+    )
+    assert Catalog((first, twin), ()).find("aa" * 8) is None
+
+
+def test_pinned_references_mark_their_images() -> None:
+    catalog = Catalog((BUSYBOX, PAUSE), ("registry.k8s.io/pause:3",))
+    pinned = {key: each.image.pinned for key, each in catalog.records.items()}
+    assert pinned == {BUSYBOX.image.id: False, PAUSE.image.id: True}
+
+
+def test_a_tag_that_moves_leaves_its_former_image_with_the_digest() -> None:
+    catalog = Catalog((BUSYBOX, PAUSE), ())
+    before, now = catalog.naming(record("cc"), parse("busybox:1"), OTHER)
+    assert (before.image.id, before.image.tags, before.image.digests) == (
+        BUSYBOX.image.id,
+        (),
+        BUSYBOX.image.digests,
+    )
+    assert now.image.tags == ("docker.io/library/busybox:1",)
+    assert now.image.digests == (f"docker.io/library/busybox@{OTHER}",)
+
+
+def test_another_tag_of_the_same_image_joins_the_first() -> None:
+    catalog = Catalog((BUSYBOX,), ())
+    (now,) = catalog.naming(BUSYBOX, parse("busybox:latest"), DIGEST)
+    assert now.image.tags == ("docker.io/library/busybox:1", "docker.io/library/busybox:latest")
+    assert now.image.digests == BUSYBOX.image.digests
+
+
+def test_a_pull_by_digest_gives_no_tag() -> None:
+    (now,) = Catalog((), ()).naming(record("cc"), parse(f"busybox@{DIGEST}"), DIGEST)
+    assert (now.image.tags, now.image.digests) == ((), (f"docker.io/library/busybox@{DIGEST}",))

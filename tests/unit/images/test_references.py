@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+
+from pvecri.errors import InvalidArgument
+from pvecri.images.reference import Reference, parse
+
+DIGEST = "sha256:" + "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("short", "full"),
+    [
+        ("busybox", "docker.io/library/busybox:latest"),
+        ("busybox:1.36", "docker.io/library/busybox:1.36"),
+        ("docker.io/busybox", "docker.io/library/busybox:latest"),
+        ("index.docker.io/library/busybox", "docker.io/library/busybox:latest"),
+        ("someone/app", "docker.io/someone/app:latest"),
+        ("registry.k8s.io/pause:3.10", "registry.k8s.io/pause:3.10"),
+        ("localhost/app", "localhost/app:latest"),
+        ("localhost:5000/a/b/c:1", "localhost:5000/a/b/c:1"),
+        ("127.0.0.1:5000/app", "127.0.0.1:5000/app:latest"),
+        ("[::1]:5000/app:x", "[::1]:5000/app:x"),
+        ("Registry/app", "Registry/app:latest"),
+        ("a__b/c-_d.e".replace("-_", "--"), "docker.io/a__b/c--d.e:latest"),
+        (f"busybox@{DIGEST}", f"docker.io/library/busybox@{DIGEST}"),
+    ],
+)
+def test_a_short_reference_is_what_the_field_takes_it_for(short: str, full: str) -> None:
+    assert str(parse(short)) == full
+
+
+def test_a_full_reference_stays_as_it_is() -> None:
+    reference = parse("quay.io/a/b:1")
+    assert parse(str(reference)) == reference == Reference("quay.io", "a/b", tag="1")
+
+
+def test_of_tag_and_digest_the_digest_counts() -> None:
+    assert parse(f"busybox:1.36@{DIGEST}") == Reference("docker.io", "library/busybox", digest=DIGEST)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "'library/' is no repository name"),
+        ("UPPER", "'library/UPPER' is no repository name"),
+        ("a/b:", "'' is no tag"),
+        ("a/b:-x", "'-x' is no tag"),
+        ("a/b:" + "t" * 129, "is no tag"),
+        ("a//b", "'a//b' is no repository name"),
+        ("a/../b", "is no repository name"),
+        ("quay.io/", "'' is no repository name"),
+        ("a b", "is no repository name"),
+        ("a@sha256:12", "'sha256:12' is no sha256 digest"),
+        ("a@", "'' is no sha256 digest"),
+        (f"a@{DIGEST}@{DIGEST}", "is no sha256 digest"),
+        ("ab" * 32, "an image id cannot be pulled"),
+        ("-x.io/a", "'-x.io' is no registry"),
+        ("--policy=/x", "is no repository name"),
+        ("a" * 300, "longer than 255"),
+    ],
+)
+def test_what_is_no_reference_is_refused_with_the_reason(text: str, problem: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        parse(text)
+    assert caught.value.field == "image.image"
+    assert problem in str(caught.value)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+
+from pvecri.errors import CommandError, InvalidArgument, NotFound, PermissionDenied, Unavailable, Unimplemented
+from pvecri.images.reference import parse
+from pvecri.images.skopeo import applies, auth_document, translate
+from pvecri.model import RegistryAuth
+
+REFERENCE = parse("quay.io/a/b:1")
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("reading manifest 1 in quay.io/a/b: manifest unknown: manifest unknown", NotFound),
+        ("reading manifest 1 in quay.io/a/b: name unknown: repository not found", NotFound),
+        ("choosing image instance: no image found in manifest list for architecture riscv64", NotFound),
+        (
+            "unable to retrieve auth token: invalid username/password: unauthorized: access denied",
+            PermissionDenied,
+        ),
+        ("requested access to the resource is denied", PermissionDenied),
+        ("Source image rejected: A signature was required, but no signature exists", PermissionDenied),
+        ("toomanyrequests: You have reached your pull rate limit", Unavailable),
+        ("pinging container registry quay.io: dial tcp: lookup quay.io: no such host", Unavailable),
+        ("Get https://quay.io/v2/: x509: certificate signed by unknown authority", Unavailable),
+        ("received unexpected HTTP status: 503 Service Unavailable", Unavailable),
+        ("something new", CommandError),
+    ],
+)
+def test_the_registrys_words_become_an_error_that_keeps_them(words: str, kind: type[Exception]) -> None:
+    line = f'time="2026-01-01T00:00:00Z" level=fatal msg="{words}"\n'
+    error = translate(REFERENCE, CommandError("skopeo", 1, line))
+    assert type(error) is kind
+    assert words in str(error)
+
+
+def test_quotes_in_the_words_are_readable() -> None:
+    line = (
+        'level=fatal msg="Error parsing image name \\"docker://quay.io/a/b:1\\": Get \\"https://x\\": i/o timeout"'
+    )
+    error = translate(REFERENCE, CommandError("skopeo", 1, line))
+    assert str(error) == 'RegistryUnavailable: pulling quay.io/a/b:1: Get "https://x": i/o timeout'
+
+
+def test_a_repository_called_denied_is_not_taken_for_a_refusal() -> None:
+    line = 'level=fatal msg="reading manifest 1 in quay.io/denied/x: manifest unknown"'
+    assert isinstance(translate(parse("quay.io/denied/x:1"), CommandError("skopeo", 1, line)), NotFound)
+
+
+def test_the_kubelets_words_for_a_refused_signature_come_first() -> None:
+    error = translate(REFERENCE, CommandError("skopeo", 1, "Source image rejected: no"))
+    assert str(error).startswith("SignatureValidationFailed: ")
+
+
+def entry(auth: RegistryAuth) -> dict[str, str]:
+    document: dict[str, dict[str, dict[str, str]]] = json.loads(auth_document(auth, "quay.io"))
+    return document["auths"]["quay.io"]
+
+
+def test_username_and_password_become_a_credentials_file() -> None:
+    assert base64.b64decode(entry(RegistryAuth(username="u", password="p:w"))["auth"]) == b"u:p:w"
+
+
+def test_ready_made_credentials_and_an_identity_token_are_taken_over() -> None:
+    made = base64.b64encode(b"u:p").decode()
+    assert entry(RegistryAuth(auth=made, identity_token="token")) == {"auth": made, "identitytoken": "token"}
+
+
+def test_credentials_that_are_no_base64_are_refused_without_showing_them() -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        auth_document(RegistryAuth(auth="hunter2"), "quay.io")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_registry_token_is_refused_rather_than_shown_on_a_command_line() -> None:
+    with pytest.raises(Unimplemented, match="registry_token"):
+        auth_document(RegistryAuth(registry_token="t"), "quay.io")
+
+
+@pytest.mark.parametrize(
+    ("server", "image", "meant"),
+    [
+        ("", "quay.io/a/b", True),
+        ("quay.io", "quay.io/a/b", True),
+        ("https://quay.io/v2/", "quay.io/a/b", True),
+        ("https://index.docker.io/v1/", "busybox", True),
+        ("https://evil.example", "quay.io/a/b", False),
+        ("quay.io:444", "quay.io/a/b", False),
+    ],
+)
+def test_credentials_go_only_to_the_server_they_are_for(server: str, image: str, meant: bool) -> None:
+    auth = RegistryAuth(username="u", password="p", server_address=server)
+    assert applies(auth, parse(image)) is meant
+
+
+def test_empty_credentials_are_none() -> None:
+    assert not applies(RegistryAuth(server_address="quay.io"), REFERENCE)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pvecri.images.usage import Usage, tree_usage
+
+
+def test_a_directory_that_is_not_there_takes_nothing(tmp_path: Path) -> None:
+    assert tree_usage(tmp_path / "missing") == Usage(0, 0)
+
+
+def test_files_and_directories_count_with_their_blocks(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/file").write_bytes(os.urandom(10_000))
+    blocks = sum(path.stat().st_blocks for path in (tmp_path, tmp_path / "a", tmp_path / "a/file"))
+    assert tree_usage(tmp_path) == Usage(blocks * 512, 3)
+
+
+def test_a_hole_takes_no_space_and_a_hard_link_no_second_inode(tmp_path: Path) -> None:
+    with (tmp_path / "hole").open("wb") as file:
+        file.truncate(1 << 40)
+    before = tree_usage(tmp_path)
+    (tmp_path / "link").hardlink_to(tmp_path / "hole")
+    assert before.bytes < 1 << 20
+    assert tree_usage(tmp_path).inodes == before.inodes == 2
+
+
+def test_symlinks_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert tree_usage(tmp_path).inodes == 2
