@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pvecri.linux import devices
+
 ROOT = Path("/sys/fs/cgroup")
 
 
@@ -109,10 +111,14 @@ class Cgroups:
                 os.kill(pid, signal.SIGKILL)
 
     def allow_devices(self, group: str, rules: Iterable[DeviceRule]) -> None:
-        """Let the processes of the group use more devices: a child group may never have more than its parent.
+        """Let the groups below use more devices: a child may never have more than its parent.
 
-        Version 1 only: on version 2 see `devices.lift_device_filter`.
+        Version 1 adds the rules to the group's list. Version 2 has a program in place of a list, which cannot be
+        added to, so the group's filter is lifted and the children's own decide.
         """
+        if not self.v1 and self.v2 is not None:
+            devices.lift_device_filter(self.v2 / group.lstrip("/"))
+            return
         for rule in rules:
             (self.directory(group, "devices") / "devices.allow").write_text(str(rule))
 

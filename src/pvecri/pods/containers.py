@@ -209,7 +209,7 @@ class Containers:
         userns = _userns(pod)
         if userns is not None and config.mounts:
             volumes.stage(config, container.bundle.directory / "volumes", userns)
-        if config.devices and "devices" in self._abilities.cgroups.v1:
+        if config.devices:
             rules = volumes.device_rules(volumes.resolve_devices(config))
             self._abilities.cgroups.allow_devices(pod.cgroup, rules)
         if container.value.log_path:
@@ -335,8 +335,6 @@ class Containers:
             return
         async with container.lock:  # let a start that is under way come to its end
             pass
-        if container.value.state is ContainerState.CREATED:
-            return
         if timeout > 0 and container.process is not None:
             container.process.send(signal_number(container.value.stop_signal))
             if await self._settles(container, timeout):
@@ -344,11 +342,11 @@ class Containers:
         await self.kill(container)
 
     async def kill(self, container: LiveContainer) -> None:
-        """Kill a container's first process and wait until its end is recorded. Idempotent."""
-        if container.value.state is not ContainerState.RUNNING:
-            return
-        if container.process is not None:
+        """Kill a container's first process and wait until all it held is released. Idempotent."""
+        if container.value.state is ContainerState.RUNNING and container.process is not None:
             container.process.send(signal.SIGKILL)
+        if container.watcher is None:  # it was never started
+            return
         if not await self._settles(container, KILL_PATIENCE):
             raise DeadlineExceeded(f"container {container.id} did not end within {KILL_PATIENCE:g} s of SIGKILL")
 
@@ -359,7 +357,7 @@ class Containers:
     async def settle_all(self, pod: LivePod) -> None:
         """Wait until the ends of all containers of a pod, whose CT has stopped, are recorded."""
         for container in pod.containers.values():
-            if container.value.state is ContainerState.RUNNING:
+            if container.watcher is not None:
                 await self._settles(container, KILL_PATIENCE)
 
     @staticmethod

@@ -79,8 +79,8 @@ class Cts:
         init = await self._wait_for_init(pod, upid.start_time)
         pod.init = Process(init)
         self._pods.save_pod(pod, replace(pod.value, mappings=id_mappings(init)))
-        if pod.value.privileged and not self._cgroups.pure_v2:
-            # The CT's device list bounds those of the containers below it.
+        if pod.value.privileged:
+            # The CT's device filter bounds those of the containers below it.
             self._cgroups.allow_devices(pod.cgroup, EVERY_DEVICE)
 
     async def stop(self, pod: LivePod) -> None:

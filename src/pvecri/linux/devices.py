@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device filter of a version 2 cgroup: a BPF program (bpf(2), BPF_PROG_TYPE_CGROUP_DEVICE).
+
+A process may use a device only if the programs of its group and of every group above agree. LXC gives each CT
+such a program; what it denies, no container below the CT can be allowed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+from pathlib import Path
+
+from pvecri.linux import libc
+
+_SYS_BPF = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 280)
+BPF_PROG_DETACH = 9
+BPF_PROG_GET_FD_BY_ID = 13
+BPF_PROG_QUERY = 16
+BPF_CGROUP_DEVICE = 6
+_PROGRAMS_MAX = 64  # the kernel's own limit for one group (BPF_CGROUP_MAX_PROGS)
+
+
+def bpf(command: int, attributes: bytearray, path: str = "") -> int:
+    """One bpf(2) call; `attributes` is read and, for queries, written."""
+    buffer = (ctypes.c_char * len(attributes)).from_buffer(attributes)
+    return libc.syscall(_SYS_BPF, command, ctypes.byref(buffer), ctypes.c_uint(len(attributes)), path=path)
+
+
+def lift_device_filter(group: Path) -> int:
+    """Detach every device program from a cgroup's directory; how many there were. Idempotent.
+
+    Groups below keep their own programs, and those above still count.
+    """
+    target = os.open(group, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        programs = _attached(target, str(group))
+        for program in programs:
+            _detach(target, program, str(group))
+        return len(programs)
+    finally:
+        os.close(target)
+
+
+def _attached(target: int, path: str) -> list[int]:
+    """The ids of the programs that are attached to the group itself."""
+    ids = (ctypes.c_uint32 * _PROGRAMS_MAX)()
+    # struct { target_fd, attach_type, query_flags, attach_flags; u64 prog_ids; u32 prog_cnt }
+    attributes = bytearray(struct.pack("=IIIIQII", target, BPF_CGROUP_DEVICE, 0, 0, ctypes.addressof(ids), 64, 0))
+    bpf(BPF_PROG_QUERY, attributes, path)
+    count: int = struct.unpack_from("=I", attributes, 24)[0]
+    return list(ids[:count])
+
+
+def _detach(target: int, program: int, path: str) -> None:
+    fd = bpf(BPF_PROG_GET_FD_BY_ID, bytearray(struct.pack("=III", program, 0, 0)), path)
+    try:
+        # struct { target_fd, attach_bpf_fd, attach_type, attach_flags }
+        bpf(BPF_PROG_DETACH, bytearray(struct.pack("=IIII", target, fd, BPF_CGROUP_DEVICE, 0)), path)
+    finally:
+        os.close(fd)
