@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 from multidict import CIMultiDict
+from yarl import URL
 
 from pvecri.embedded.faults import Fault
 from pvecri.embedded.identity import Certificate, Identity
@@ -39,6 +40,7 @@ class ReplayNode:
         self._upids: dict[str, str] = {}
         """Recorded UPID -> the one of this node."""
         self._begun: str | None = None
+        self._held = False
 
     async def replay(self, record: Record) -> tuple[Answer, Answer]:
         """The recorded answer and this node's, made alike."""
@@ -55,9 +57,7 @@ class ReplayNode:
                 self._upids[recorded["data"]] = upid
             if record.exitstatus is not None:
                 exitstatus = await self.ended(upid)
-        # A task the records do not follow may be meant to run on.
-        if not (isinstance(upid, str) and record.exitstatus is None):
-            await self.settle()
+        await self.settle()
         places = self._places()
         body = json.loads(alike(json.dumps(body), places))
         ours = Answer(status, alike(reason, places), body, exitstatus and alike(exitstatus, places))
@@ -79,7 +79,7 @@ class ReplayNode:
         return await self._send(request["method"], url, headers, data)
 
     async def _send(self, method: str, url: str, headers: Any, data: Any) -> tuple[int, str, Any]:
-        target = aiohttp.client.URL(self.node.url + url, encoded=True)
+        target = URL(self.node.url + url, encoded=True)
         async with self._session.request(method, target, headers=headers, data=data) as response:
             text = await response.text()
             try:
@@ -143,14 +143,19 @@ class ReplayNode:
         return str(self.node.tasks[upid].get("exitstatus"))
 
     async def settle(self) -> None:
-        """Let the starts end that were asked for with a create."""
-        await self.node.drain_tasks(0.0 if self._begun else 20.0)
+        """Let the tasks end that run on, but for those that are to."""
+        if not self._held:
+            await self.node.drain_tasks(20.0)
 
     async def prepare(self, ct: Prepared) -> None:
         if self.node.ct(ct.vmid) is not None:
             await self.remove(ct.vmid)
         parameters = {key: self._ours(value) for key, value in ct.parameters().items()}
         await self.root("POST", "/nodes/pve/lxc", parameters)
+        if ct.raw:
+            made = self.node.ct(ct.vmid)
+            made.config["lxc"] = [list(pair) for pair in ct.raw]
+            self.node.save(made)
         if ct.running:
             await self.make_running(ct.vmid)
 
@@ -183,9 +188,11 @@ class ReplayNode:
     async def hold(self, kind: str) -> None:
         """Tasks of this type do not go on until released."""
         self.node.faults.add(Fault(task=kind, hold=True))
+        self._held = True
 
     async def release(self) -> None:
         self.node.faults.clear()
+        self._held = False
         await self.settle()
 
     async def begin_shutdown(self, vmid: int) -> None:
@@ -194,20 +201,21 @@ class ReplayNode:
         values = {"node": "pve", "vmid": vmid, "timeout": 60}
         self._begun = await self.node._lxc_shutdown("root@pam!cri", values)
         assert ct.status == "running"
+        self._held = True
 
 
 _FORM = "application/x-www-form-urlencoded"
 
 
 def _upid_in(url: str) -> str:
-    return urllib.parse.unquote(url.split("/tasks/")[1].split("/")[0])
+    return urllib.parse.unquote(url.partition("/tasks/")[2].partition("/")[0])
 
 
 def _special_bodies(record: Record, headers: Any, data: Any) -> Any:
     """The bodies that the records leave out."""
     if record.name == "invalid json body":
         headers["Content-Type"] = "application/json"
-        return '{bad'
+        return "{bad"
     if record.name == "unexpected content type":
         headers["Content-Type"] = "text/plain"
         return "text"
@@ -246,6 +254,9 @@ async def replay_node(file: str) -> AsyncIterator[ReplayNode]:
             replay = ReplayNode(node, session)
             for ct in scenario.CTS.get(file, ()):
                 await replay.prepare(ct)
+            if file in scenario.WITHOUT_TASKS:
+                node.tasks.clear()
+                node.tasklog.clear()
             yield replay
     finally:
         await _tear_down(node)

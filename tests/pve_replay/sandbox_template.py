@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 _BINARIES = {"sbin/catatonit": "/usr/bin/catatonit", "bin/busybox": "/bin/busybox"}
-_LINKS = {name: "busybox" for name in ("sh", "sleep", "ls", "cat")}
+_LINKS = dict.fromkeys(("sh", "sleep", "ls", "cat"), "busybox")
 _DIRECTORIES = ("bin", "dev", "etc", "proc", "run", "sbin", "sys", "tmp")
 PAUSE = b"#!/bin/busybox sh\nexec /sbin/catatonit -P\n"
 """An init that reaps, and ends on SIGTERM alone."""

@@ -20,7 +20,9 @@ from .node import EmbeddedNode
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m pvecri.embedded", description=__doc__)
-    parser.add_argument("--state-dir", type=Path, required=True, help="where configs, volumes and secrets are kept")
+    parser.add_argument(
+        "--state-dir", type=Path, required=True, help="where configs, volumes and secrets are kept"
+    )
     parser.add_argument("--listen", default="127.0.0.1:8006", help="ADDRESS:PORT; port 0 takes a free one")
     parser.add_argument("--node", default="pve", help="the node's name (default: pve)")
     parser.add_argument("--lxc-path", type=Path, default=Path("/var/lib/lxc"), help="LXC's own directory")

@@ -42,7 +42,7 @@ class AccessApi(Base):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.acl = {}
+        self.acl: dict[str, list[tuple[str, set[str]]]] = {}
         self.separated_tokens: set[str] = set()
 
     def add_token(self, tokenid: str, secret: str, *, separated: bool) -> None:

@@ -4,20 +4,31 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
+import re
+from collections.abc import Mapping
 from typing import Any
 
-from fakepve import PveError
+from fakepve import PveError, TaskError
+from fakepve import lxc as model
 
-from .base import Base, Ct
+from .base import Base, Ct, parameter_error
+from .volumes import VolumeError, format_size, parse_size
 
+# What the schema says of these and fakepve's copy of it does not.
+_PATTERNS = {
+    "env": re.compile(r"\w+=[^\x00-\x1f\x7f]*(\0\w+=[^\x00-\x1f\x7f]*)*"),
+    "entrypoint": re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]+"),
+}
 _MEMORY = frozenset({"memory", "swap"})
 _CPU = frozenset({"cpulimit", "cpuunits"})
 
 
 class ConfigApi(Base):
     """Extends fakepve's rules for config changes with the file and the running CT."""
+
+    async def _lxc_config_put(self, user: str, v: dict[str, Any]) -> None:
+        check_patterns(v)
+        await super()._lxc_config_put(user, v)
 
     async def _update_config(
         self, ct: Ct, user: str, values: dict[str, Any], deletes: list[str], reverts: list[str]
@@ -33,6 +44,29 @@ class ConfigApi(Base):
         finally:
             self.save(ct)
 
+    async def _lxc_resize(self, user: str, v: dict[str, Any]) -> str:
+        """PUT /nodes/{node}/lxc/{vmid}/resize: a task that grows the image and its filesystem."""
+        ct, disk = self._find_ct(v["node"], v["vmid"]), v["disk"]
+        self._ct_check_lock(ct)
+        self._check_modify_perm(user, ct.vmid, None, ct.config, {disk: "0:0"}, [], ct.config.get("unprivileged"))
+        if v.get("digest", ct.digest()) != ct.digest():
+            raise PveError(500, "detected modified configuration - file changed by other user? Try again.")
+        volume, size = _new_size(ct, disk, str(v["size"]))
+        storage, _, name = volume.partition(":")
+        self.require(user, f"/storage/{storage}", "Datastore.AllocateSpace")
+
+        async def body() -> None:
+            if ct.monitor is not None:
+                raise TaskError("the embedded node resizes the volumes of stopped CTs only")
+            try:
+                await asyncio.to_thread(self.disks[storage].resize, name, size)
+            except (VolumeError, OSError) as error:
+                raise TaskError(str(error)) from error
+            options = {**model.parse_mount(ct.config[disk]), "size": format_size(size)}
+            ct.config[disk] = model.print_mount(options, disk == "rootfs")
+
+        return str(await self._ct_task(ct, "resize", user, body))
+
     def _apply_limits(self, ct: Ct, changed: set[str]) -> None:
         """Write changed limits to the cgroup of a CT that runs."""
         if ct.monitor is None:
@@ -44,3 +78,29 @@ class ConfigApi(Base):
         if "cores" in changed:
             limit = self.cgroups.cpuset(int(ct.config.get("cores") or 0), ct.vmid)
             self.cgroups.apply(ct.vmid, [limit] if limit else [])
+
+
+def check_patterns(values: Mapping[str, Any]) -> None:
+    """Raise Proxmox's 400 for an option that does not match its pattern."""
+    for name, pattern in _PATTERNS.items():
+        if values.get(name) is not None and not pattern.fullmatch(str(values[name])):
+            raise parameter_error(name, "value does not match the regex pattern")
+
+
+def _new_size(ct: Ct, disk: str, asked: str) -> tuple[str, int]:
+    """The volume behind ``disk`` and the bytes it is to have."""
+    if disk not in ct.config:
+        missing = ("volume",) if disk == "rootfs" else ("volume", "mp")
+        text = "property is missing and it is not optional"
+        raise PveError(500, "format error", dict.fromkeys(missing, text))
+    options = model.parse_mount(ct.config[disk])
+    old = parse_size(options.get("size", "0"))
+    try:
+        new = parse_size(asked.removeprefix("+")) + (old if asked.startswith("+") else 0)
+    except VolumeError as error:
+        raise PveError(500, str(error)) from error
+    if new < old:
+        raise PveError(500, "unable to shrink disk size")
+    if new == old:
+        raise PveError(500, "disk is already at specified size")
+    return options["volume"], new

@@ -16,6 +16,7 @@ from fakepve import lxc as model
 
 from . import tasks
 from .base import Base, Ct
+from .config import check_patterns
 from .lxcconfig import ID_COUNT, ID_SHIFT, is_unprivileged
 from .monitor import Mount
 from .mounts import in_namespace_of_its_own, unmount
@@ -43,6 +44,7 @@ class CreateApi(Base):
     async def _lxc_create(self, user: str, v: dict[str, Any]) -> str:
         vmid, pool = int(v["vmid"]), v.get("pool")
         self.need_quorum()
+        check_patterns(v)
         if v.get("restore"):
             raise PveError(501, "restore is not implemented by the embedded node")
         unprivileged = int(v.get("unprivileged", 1))
@@ -109,7 +111,9 @@ class CreateApi(Base):
             elif user != "root@pam":
                 raise PveError(500, "Only root can pass arbitrary filesystem paths.")
 
-    async def _create_steps(self, ct: Ct, ostemplate: str, options: dict[str, Any], mount_points: dict[str, str]) -> None:
+    async def _create_steps(
+        self, ct: Ct, ostemplate: str, options: dict[str, Any], mount_points: dict[str, str]
+    ) -> None:
         """What the vzcreate worker does. On an error nothing of the CT is left."""
         made: dict[str, Any] = {"unprivileged": options["unprivileged"]}
         try:

@@ -18,9 +18,7 @@ _JSON_DECODE_PLACE = "/usr/share/perl5/PVE/APIServer/AnyEvent.pm line 934"
 @web.middleware
 async def as_pveproxy(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse what the daemon refuses before the API sees it, and give errors its form; both end the connection."""
-    response = await _refusal(request)
-    if response is None:
-        response = await _answer(request, handler)
+    response = await _refusal(request) or await _answer(request, handler)
     if response.status >= 400:
         response.force_close()
     return response
@@ -31,6 +29,8 @@ async def _refusal(request: web.Request) -> web.Response | None:
     if request.method in _WITHOUT_BODY:
         if request.method == "DELETE" and request.can_read_body:
             return _plain(501, f"Unexpected content for method '{request.method}'")
+        return None
+    if not request.can_read_body:
         return None
     if "Content-Type" in request.headers and request.content_type not in _BODY_TYPES:
         return _plain(506, f"upload 'Content-Type '{request.content_type}' not implemented")
@@ -46,7 +46,7 @@ def _perl_json_error(error: ValueError) -> str:
     """The words of Perl's JSON module for the most usual mistake; Python's for the others."""
     if isinstance(error, json.JSONDecodeError) and "double quotes" in error.msg:
         rest = error.doc[error.pos :].rstrip("}")
-        return f"'\"' expected, at character offset {error.pos} (before \"{rest}\")"
+        return f'\'"\' expected, at character offset {error.pos} (before "{rest}")'
     return f"malformed JSON string: {error}"
 
 

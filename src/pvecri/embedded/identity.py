@@ -15,7 +15,7 @@ from fakepve.certs import make_cert
 
 from .layout import Layout, write_atomically
 
-TOKEN_ID = "pvecri@pve!runtime"  # noqa: S105 - a name
+TOKEN_ID = "pvecri@pve!runtime"
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class MachineApi(Base):
     async def _cluster_options(self, v: dict[str, Any], user: str) -> dict[str, Any]:
         return {"allowed-tags": [], "mac_prefix": "BC:24:11", "description": ""}
 
-    def _node_stats(self, online: bool) -> dict[str, Any]:  # noqa: FBT001 - fakepve's signature
+    def _node_stats(self, online: bool) -> dict[str, Any]:
         memory, root = memory_bytes(), os.statvfs("/")
         return {
             "cpu": load(),

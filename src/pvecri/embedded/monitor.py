@@ -186,7 +186,7 @@ async def _in_thread_of_its_own(function: Callable[[], int]) -> int:
     def run() -> None:
         try:
             value = function()
-        except BaseException as error:  # noqa: BLE001 - handed to the waiter
+        except BaseException as error:
             loop.call_soon_threadsafe(_settle, future, None, error)
         else:
             loop.call_soon_threadsafe(_settle, future, value, None)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from aiohttp import web
 
@@ -25,14 +26,16 @@ UPLOAD_MAX_BYTES = 1024**3
 class EmbeddedNode(TaskApi, AccessApi, StorageFilesApi, ConfigApi, CloneApi, ViewsApi, MachineApi):
     """One node. ``start`` to serve, ``stop`` to end the API; the CTs run on."""
 
-    def __init__(self, layout: Layout, identity: Identity, *, host: str, port: int, serve_faults: bool = False) -> None:
+    def __init__(
+        self, layout: Layout, identity: Identity, *, host: str, port: int, serve_faults: bool = False
+    ) -> None:
         self.disks = {}
         super().__init__(layout, host=host, port=port, root_password=identity.root_password)
         self.serve_faults = serve_faults
         self.version, self.release_version = "9.2.11", "9.2"
         self.client_max_size = UPLOAD_MAX_BYTES
         self.body_timeout = 0.0
-        self.storages = {}
+        self.storages: dict[str, dict[str, Any]] = {}
         self.add_storage("local", "dir", CONTENT)
         self.add_token(identity.token_id, identity.token_secret, separated=True)
         user = identity.token_id.partition("!")[0]

@@ -13,8 +13,8 @@ from fakepve import PveError, TaskError
 from fakepve import lxc as model
 
 from . import lxcconfig, tasks
-from .create import CreateApi
 from .base import Ct
+from .create import CreateApi
 from .layout import write_atomically
 from .monitor import Monitor, Mount, StartFailed
 
@@ -25,7 +25,7 @@ DEFAULT_HALT_SIGNAL = signal.SIGPWR
 class PowerApi(CreateApi):
     """Overrides what fakepve models of starting, stopping and destroying a CT."""
 
-    async def _start_steps(self, ct: Ct, user: str, skiplock: bool = False) -> None:  # noqa: FBT001, FBT002
+    async def _start_steps(self, ct: Ct, user: str, skiplock: bool = False) -> None:
         """What the vzstart worker does once it holds the config lock."""
         if ct.template:
             raise TaskError("you can't start a CT if it's a template")
@@ -39,9 +39,7 @@ class PowerApi(CreateApi):
         _check_bridges(ct.vmid, config)
         rootfs = self.layout.rootfs(ct.vmid)
         rootfs.mkdir(parents=True, exist_ok=True)
-        write_atomically(
-            self.layout.lxc_config(ct.vmid), lxcconfig.render(ct.vmid, config, rootfs, self.cgroups)
-        )
+        write_atomically(self.layout.lxc_config(ct.vmid), lxcconfig.render(ct.vmid, config, rootfs, self.cgroups))
         try:
             monitor = await Monitor.start(
                 ct.vmid, self.layout.lxc_path, self._mount_plan(ct), self.layout.stderr(ct.vmid)
@@ -121,7 +119,7 @@ class PowerApi(CreateApi):
             if record["type"] == "vzshutdown" and record["id"] == str(ct.vmid):
                 self.abort_task(record["upid"])
 
-    async def _ct_powerdown(self, ct: Ct, timeout: float, force: bool) -> None:  # noqa: FBT001
+    async def _ct_powerdown(self, ct: Ct, timeout: float, force: bool) -> None:
         """Ask the CT's init to end; after ``timeout`` seconds kill it or fail."""
         monitor = ct.monitor
         if monitor is None:
@@ -132,9 +130,7 @@ class PowerApi(CreateApi):
                 await monitor.ended()
         except TimeoutError:
             if not force:
-                tasks.log(
-                    f"command 'lxc-stop -n {ct.vmid} --nokill --timeout {timeout}' failed: exit code 1"
-                )
+                tasks.log(f"command 'lxc-stop -n {ct.vmid} --nokill --timeout {timeout}' failed: exit code 1")
                 raise TaskError("container did not stop") from None
             await _kill(ct)
 

@@ -19,8 +19,8 @@ from .volumes import Storage, VolumeError
 
 CONTENT = "iso,vztmpl,backup,rootdir,images,snippets,import"
 _UPLOAD_NAMES = {
-    "vztmpl": re.compile(r".+\.tar(\.(gz|xz|zst|bz2))?$"),
     "iso": re.compile(r".+\.(iso|img)$"),
+    "vztmpl": re.compile(r".+\.tar(\.(gz|xz|zst|bz2))?$"),
     "import": re.compile(r".+\.(ova|ovf|qcow2|raw|vmdk)$"),
 }
 
@@ -93,7 +93,7 @@ class StorageFilesApi(Base):
         return None if v.get("delay") and await self.task_ended(upid, float(v["delay"])) else upid
 
     async def _upload(self, request: web.Request) -> web.Response:
-        """POST /nodes/{node}/storage/{storage}/upload, multipart: the file is on the storage when the task ends."""
+        """POST /nodes/{node}/storage/{storage}/upload: the file is on the storage when the task ends."""
         name, store = self._file_storage(request, "upload")
         user = request[USER]
         self.require(user, f"/storage/{name}", "Datastore.AllocateTemplate")
@@ -113,7 +113,9 @@ class StorageFilesApi(Base):
     def _upload_target(self, name: str, store: dict[str, Any], fields: dict[str, Any]) -> Path:
         content, filename = fields.get("content"), str(fields.get("filename", ""))
         if content not in _UPLOAD_NAMES:
-            raise parameter_error("content", f"value '{content}' does not have a value in the enumeration 'iso, vztmpl, import'")
+            known = ", ".join(_UPLOAD_NAMES)
+            text = f"value '{content}' does not have a value in the enumeration '{known}'"
+            raise parameter_error("content", text)
         if "/" in filename or not _UPLOAD_NAMES[content].fullmatch(filename):
             raise parameter_error("filename", "wrong file extension")
         if content not in model.split_list(store.get("content")):

@@ -18,6 +18,8 @@ from .cgroup import MIB
 from .volumes import parse_size
 
 _PRESSURES = tuple(f"pressure{what}{kind}" for what in ("cpu", "io", "memory") for kind in ("some", "full"))
+_RRD_STEPS_S = {"hour": 60, "day": 60, "week": 1800, "month": 1800, "year": 21600, "decade": 604800}
+_RRD_POINTS = 70
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -87,6 +89,20 @@ class ViewsApi(Base):
         }  # fmt: skip
         optional = {"lock": ct.lock, "pool": ct.pool, "tags": ct.config.get("tags")}
         return item | {key: value for key, value in optional.items() if value}
+
+    def _routes_views(self) -> list[tuple[str, str, Any]]:
+        return [("GET", "/nodes/{node}/lxc/{vmid}/rrddata", self._rrddata)]
+
+    async def _rrddata(self, v: dict[str, Any], user: str) -> list[dict[str, Any]]:
+        """The history of a CT. None is kept: the times are there, and the figures of now."""
+        ct = self._find_ct(v["node"], v["vmid"])
+        step = _RRD_STEPS_S[v["timeframe"]]
+        last = int(time.time()) // step * step
+        points: list[dict[str, Any]] = [{"time": last - step * n} for n in range(_RRD_POINTS, -1, -1)]
+        if ct.monitor is not None:
+            figures = self._figures(ct)
+            points[-1] |= {key: value for key, value in figures.items() if key not in {"swap", "uptime"}}
+        return points
 
     async def _lxc_interfaces(self, user: str, v: dict[str, Any]) -> list[dict[str, Any]] | None:
         """The interfaces in the CT's network namespace; nothing of a CT that does not run or is not there."""
