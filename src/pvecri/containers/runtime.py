@@ -120,6 +120,7 @@ class OciRuntime:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
                     stderr=log,
+                    cwd=bundle.directory,  # where conmon writes of an OOM kill, besides the directory it is told
                     pass_fds=(writer,),
                     env={**os.environ, "_OCI_SYNCPIPE": str(writer)},
                 )

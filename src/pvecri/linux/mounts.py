@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import re
+import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -236,6 +237,18 @@ def umount_below(path: Path) -> None:
         # Propagation may have taken a mount away together with one that was detached before it.
         with contextlib.suppress(FileNotFoundError), _ignore(errno.EINVAL):
             umount(mountpoint, detach=True)
+
+
+def remove_tree(directory: Path) -> None:
+    """Unmount all below a directory and remove it; a mount that stays is never entered. Idempotent.
+
+    OSError (EBUSY) when something is still mounted below: what is mounted there belongs to someone else.
+    """
+    umount_below(directory)
+    top = directory.parent.resolve() / directory.name
+    if any(entry.mountpoint.is_relative_to(top) for entry in mounts()):
+        raise OSError(errno.EBUSY, "something is mounted below", str(directory))
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def ensure_shared(path: Path) -> None:

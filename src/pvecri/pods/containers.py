@@ -21,7 +21,7 @@ from pvecri.config import Config
 from pvecri.containers import capabilities, seccomp, spec, users
 from pvecri.containers.abilities import Abilities
 from pvecri.containers.plan import Plan
-from pvecri.containers.runtime import ExecResult, OciRuntime, Stdio, host_pid
+from pvecri.containers.runtime import Bundle, ExecResult, OciRuntime, Stdio, host_pid
 from pvecri.errors import (
     CommandError,
     DeadlineExceeded,
@@ -118,10 +118,11 @@ class Containers:
     def _write_bundle(
         self, pod: LivePod, container: LiveContainer, image: Image, rootfs: Path, undo: AsyncExitStack
     ) -> None:
-        undo.callback(shutil.rmtree, container.bundle.directory, ignore_errors=True)
-        container.bundle.directory.mkdir(mode=0o711)
+        undo.callback(_remove_bundle, container.bundle)
+        files.make_private_directory(container.bundle.directory, pod.value.root_uid)
         plan = self._plan(pod, container, image, rootfs)
         container.value = replace(container.value, user=plan.user)
+        container.bundle.spec.touch(mode=0o600)  # its environment may hold secrets
         container.bundle.spec.write_bytes(spec.build(plan))
 
     def _plan(self, pod: LivePod, container: LiveContainer, image: Image, rootfs: Path) -> Plan:
@@ -255,6 +256,10 @@ class Containers:
             self._let_go(container)
         self.watch(pod, container)
 
+    def release_again(self, pod: LivePod, container: LiveContainer) -> None:
+        """Let go of what an ended container may still hold: the daemon may have died before it did so."""
+        container.watcher = asyncio.create_task(self._settle(pod, container), name=f"release {container.id}")
+
     def lost(self, container: LiveContainer) -> None:
         """Record that a created container cannot be started any more: the node was restarted."""
         container.settled.set()
@@ -280,6 +285,9 @@ class Containers:
         if container.monitor is not None:
             await container.monitor.wait()
         self._pods.save_container(container, self._ended(container))
+        await self._settle(pod, container)
+
+    async def _settle(self, pod: LivePod, container: LiveContainer) -> None:
         await self._release(pod, container)
         container.settled.set()
 
@@ -382,7 +390,7 @@ class Containers:
         await self.kill(container)
         async with container.lock:
             await self._images.remove_rootfs(container.id)
-            await asyncio.to_thread(shutil.rmtree, container.bundle.directory, ignore_errors=True)
+            await asyncio.to_thread(_remove_bundle, container.bundle)
             self._pods.drop_container(container)
 
     # -- commands and logs ------------------------------------------------------------------------------------
@@ -413,6 +421,12 @@ class Containers:
         if container.value.state is not ContainerState.RUNNING:
             raise FailedPrecondition(f"container {container.id} is {container.value.state.value}, not running")
         return container
+
+
+def _remove_bundle(bundle: Bundle) -> None:
+    """Remove a bundle. Clones of the node's volumes may be mounted below it: they are never entered."""
+    volumes.unstage(bundle.directory / "volumes")
+    shutil.rmtree(bundle.directory, ignore_errors=True)
 
 
 def _userns(pod: LivePod) -> Path | None:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -16,7 +17,7 @@ from pvecri.errors import DeadlineExceeded, InternalError, ResourceExhausted
 from pvecri.linux import processes
 from pvecri.linux.cgroups import EVERY_DEVICE, Cgroups
 from pvecri.linux.processes import Process
-from pvecri.model import IdMapping, SandboxConfig
+from pvecri.model import IdMapping, SandboxConfig, Vmid
 from pvecri.pods.live import LivePod, Pods
 from pvecri.pods.vmids import VmidAllocator
 from pvecri.proxmox.api import ProxmoxApi
@@ -48,13 +49,19 @@ class Cts:
         self._template = ""
         self._arch = ""
         self._node_memory = 0
+        self._preparing = asyncio.Lock()
 
     async def prepare(self) -> None:
         """Learn what the cluster has and put the sandbox template on its storage. Idempotent."""
+        async with self._preparing:
+            if not self.prepared:
+                await self._prepare()
+
+    async def _prepare(self) -> None:
         self._node_memory = (await self._proxmox.node_status()).memory.total
+        await self._learn_vmids()
         self._template, template = await self._proxmox.ensure_sandbox_template()
         self._arch = template.arch
-        await self._learn_vmids()
 
     @property
     def prepared(self) -> bool:
@@ -66,10 +73,10 @@ class Cts:
 
         The VMID is stored before Proxmox is asked for it. A number that another node took is passed over.
         """
-        if not self.prepared:
-            await self.prepare()
+        await self.prepare()
         while True:
-            self._pods.save_pod(pod, replace(pod.value, vmid=await self._take_vmid()))
+            vmid = await self._take_vmid()
+            self._pods.save_pod(pod, replace(pod.value, vmid=vmid))
             try:
                 upid = await self._proxmox.create_ct(self._spec(pod))
                 break
@@ -101,6 +108,8 @@ class Cts:
             return
         if await self._owns(pod):
             await self._proxmox.destroy_ct(vmid)
+        with suppress(OSError):  # what LXC did not make, it does not always remove
+            self._cgroups.remove(pod.cgroup)
         self._pods.save_pod(pod, replace(pod.value, vmid=0))
         self._vmids.give_back(vmid)
 
@@ -127,7 +136,7 @@ class Cts:
                 return Process(pid)
         return None
 
-    async def _take_vmid(self) -> int:
+    async def _take_vmid(self) -> Vmid:
         try:
             return self._vmids.take()
         except ResourceExhausted:

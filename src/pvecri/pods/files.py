@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 from pathlib import Path
 
@@ -25,10 +24,21 @@ def hostname(sandbox: Sandbox) -> str:
     return sandbox.config.hostname or sandbox.id[:12]
 
 
+def make_private_directory(directory: Path, root_gid: int) -> None:
+    """A directory that only root and the root of a pod, by its group, may pass through.
+
+    What lies below (secrets in a spec, clones of the node's volumes) is not for the node's other users.
+    """
+    directory.mkdir(mode=0o700)
+    os.chown(directory, 0, root_gid)
+    directory.chmod(0o710)
+
+
 def pin_namespaces(pod: LivePod) -> None:
-    """Give the namespaces of the pod's CT paths below the pod's directory."""
+    """Give the namespaces of the pod's CT paths below the pod's directory, which is made."""
     assert pod.init is not None
-    pod.namespace("net").parent.mkdir(parents=True, exist_ok=True)
+    make_private_directory(pod.directory, pod.value.root_uid)
+    pod.namespace("net").parent.mkdir()
     for kind in PINNED:
         namespaces.pin(Path(f"/proc/{pod.init.pid}/ns/{kind}"), pod.namespace(kind))
 
@@ -72,7 +82,7 @@ def write_files(pod: LivePod) -> None:
     """Write the pod's files and mount its /dev/shm, owned by root as the pod knows it."""
     sandbox = pod.value
     owner = sandbox.root_uid
-    pod.files.mkdir(parents=True, exist_ok=True)
+    pod.files.mkdir()
     name = hostname(sandbox)
     host_network = sandbox.config.security.namespaces.network is NamespaceMode.NODE
     texts = {
@@ -99,5 +109,4 @@ def _read(path: Path) -> str:
 def remove_files(pod: LivePod) -> None:
     """Undo `write_files` and `pin_namespaces`, and remove the pod's directory. Idempotent."""
     unpin_namespaces(pod)
-    mounts.umount_below(pod.directory)
-    shutil.rmtree(pod.directory, ignore_errors=True)
+    mounts.remove_tree(pod.directory)

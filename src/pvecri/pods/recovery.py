@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-from pathlib import Path
 
 from msgspec.structs import replace
 
@@ -58,22 +56,23 @@ class Recovery:
         """Take over what the store says runs. Needs no Proxmox."""
         self._pods.load()
         for pod in self._pods.pods():
-            if pod.value.phase is SandboxPhase.READY:
-                self._adopt_pod(pod)
-            elif pod.value.phase is SandboxPhase.CREATING:
-                self._pods.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING))
+            self._adopt_pod(pod)
         await self._remove_strays()
 
     def _adopt_pod(self, pod: LivePod) -> None:
-        pod.init = self._cts.find_init(pod)
+        pod.init = self._cts.find_init(pod) if pod.value.vmid else None
         for container in pod.containers.values():
             if container.value.state is ContainerState.RUNNING:
                 self._containers.adopt(pod, container)
             elif container.value.state is ContainerState.CREATED and not container.bundle.spec.exists():
                 self._containers.lost(container)
-        if pod.init is not None:
+            elif container.value.state is ContainerState.EXITED:
+                self._containers.release_again(pod, container)
+        if pod.value.phase is SandboxPhase.CREATING:
+            self._pods.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING))
+        elif pod.value.phase is SandboxPhase.READY and pod.init is not None:
             self._sandboxes.watch(pod)
-        else:
+        elif pod.value.phase is SandboxPhase.READY:
             log.warning("CT %d of pod %s does not run any more", pod.value.vmid, pod.value.name)
             self._pods.save_pod(pod, replace(pod.value, phase=SandboxPhase.STOPPED))
 
@@ -85,7 +84,7 @@ class Recovery:
         ):
             for directory in (self._pods.directory / kind).iterdir():
                 if directory.name not in known:
-                    await asyncio.to_thread(_remove_tree, directory)
+                    await asyncio.to_thread(mounts.remove_tree, directory)
         for container_id in self._images.rootfs_ids() - {container.id for container in self._pods.containers()}:
             await self._images.remove_rootfs(container_id)
 
@@ -122,8 +121,3 @@ class Recovery:
         for sandbox_id in self._network.attached():
             if sandbox_id not in known:
                 await self._network.release(sandbox_id)
-
-
-def _remove_tree(directory: Path) -> None:
-    mounts.umount_below(directory)
-    shutil.rmtree(directory, ignore_errors=True)

@@ -115,7 +115,7 @@ class Sandboxes:
         except NotFound:
             return
         async with pod.lock:
-            if pod.value.phase is SandboxPhase.READY:
+            if self._holds_something(pod):
                 await self._stop(pod)
 
     async def remove(self, sandbox_id: str) -> None:
@@ -136,7 +136,7 @@ class Sandboxes:
             await self._remove(pod)
 
     async def _remove(self, pod: LivePod) -> None:
-        if pod.value.phase is SandboxPhase.READY or pod.value.networked or pod.alive:
+        if self._holds_something(pod):
             await self._stop(pod)
         self._pods.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING))
         for container in list(pod.containers.values()):
@@ -144,6 +144,11 @@ class Sandboxes:
         await self._cts.destroy(pod)
         await asyncio.to_thread(files.remove_files, pod)
         self._forget(pod)
+
+    @staticmethod
+    def _holds_something(pod: LivePod) -> bool:
+        """Whether there is anything to stop: an earlier try may have stopped only a part."""
+        return pod.value.phase is SandboxPhase.READY or pod.value.networked or pod.alive
 
     async def _stop(self, pod: LivePod) -> None:
         """The pod's namespaces are pinned, so its network can be taken down while its CT stops."""
@@ -182,6 +187,7 @@ class Sandboxes:
         async with pod.lock:
             if pod.value.phase is SandboxPhase.READY:
                 log.warning("CT %d of pod %s ended", pod.value.vmid, pod.value.name)
+                self._pods.save_pod(pod, replace(pod.value, phase=SandboxPhase.STOPPED))
                 try:
                     await self._stop(pod)
                 except PvecriError as error:

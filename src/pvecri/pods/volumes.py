@@ -69,7 +69,7 @@ def stage(config: ContainerConfig, staging: Path, userns: Path) -> None:
     A filesystem that cannot be idmapped is cloned as it is: its files belong to nobody in the pod, as in any
     user namespace.
     """
-    staging.mkdir(mode=0o711, exist_ok=True)
+    staging.mkdir(exist_ok=True)
     userns_fd = os.open(userns, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for index, mount in enumerate(config.mounts):
@@ -99,7 +99,7 @@ def _idmapped(source: Path, target: Path, userns_fd: int) -> None:
 def unstage(staging: Path) -> None:
     """Undo `stage`. Idempotent."""
     if staging.exists():
-        mounts.umount_below(staging)
+        mounts.remove_tree(staging)
 
 
 # -- devices --------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@
                       /w/work   overlayfs' own
     trash/<random>/             to be deleted
 
-Only the way to a mount point is open (0711) to other users: the layers hold set-id programs.
+Layers and root filesystems hold set-id programs, so no other user of the node reaches them: only a container's
+root, by its group, passes to the mount point of its own.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class OverlayDriver:
     def create_rootfs(self, container: ContainerId, layers: Sequence[LayerKey], owner: Owner) -> None:
         directory = self._rootfs / container
         new = Path(mkdtemp(dir=self._new))
-        new.chmod(0o711)
+        os.chown(new, 0, owner.gid)
+        new.chmod(0o710)
         (new / "root").mkdir()
         (new / "w").mkdir(mode=0o700)
         (new / "w/work").mkdir(mode=0o700)
@@ -167,14 +169,17 @@ class OverlayDriver:
 
     @contextlib.contextmanager
     def _opened(self, layers: Sequence[LayerKey], userns: Path | None) -> Iterator[list[int]]:
-        """Descriptors of the layers, topmost first, cloned and idmapped when there is a user namespace."""
+        """Descriptors of the layers, topmost first, cloned and idmapped when there is a user namespace.
+
+        overlayfs refuses a layer that an image has twice; the upper one of the two says all that both say.
+        """
         with contextlib.ExitStack() as stack:
             userns_fd = None
             if userns is not None:
                 userns_fd = os.open(userns, os.O_RDONLY | os.O_CLOEXEC)
                 stack.callback(os.close, userns_fd)
             fds = []
-            for key in reversed(layers):
+            for key in dict.fromkeys(reversed(layers)):
                 fds.append(_open_layer(self._layers / key, userns_fd))
                 stack.callback(os.close, fds[-1])
             yield fds

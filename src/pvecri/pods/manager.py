@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Pod Manager: puts its parts together, and answers for pods and containers."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from pvecri.config import Config
+from pvecri.containers.abilities import Abilities
+from pvecri.containers.runtime import OciRuntime
+from pvecri.images.manager import ImageManager
+from pvecri.linux import mounts
+from pvecri.model import Container, ContainerId, Sandbox, SandboxPhase
+from pvecri.network.manager import NetworkManager
+from pvecri.pods import stats
+from pvecri.pods.containers import Containers
+from pvecri.pods.cts import Cts
+from pvecri.pods.health import ProxmoxHealth
+from pvecri.pods.live import LiveContainer, Pods
+from pvecri.pods.recovery import Recovery
+from pvecri.pods.sandboxes import Sandboxes
+from pvecri.pods.stats import Usage
+from pvecri.pods.store import Store
+from pvecri.proxmox.api import ProxmoxApi
+
+
+class PodManager:
+    """Use between `start` and `close`. `sandboxes` and `containers` carry out the CRI's calls."""
+
+    def __init__(
+        self,
+        config: Config,
+        abilities: Abilities,
+        proxmox: ProxmoxApi,
+        images: ImageManager,
+        network: NetworkManager,
+    ) -> None:
+        runtime = config.runtime
+        for directory in (runtime.state_dir, runtime.run_dir):
+            directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+            directory.chmod(0o711)  # root of a pod's user namespace passes through
+        exits, oci = runtime.run_dir / "exits", runtime.run_dir / "oci"
+        for directory in (exits, oci, runtime.run_dir / "pods", runtime.run_dir / "containers"):
+            directory.mkdir(mode=0o711, exist_ok=True)
+        # Mounts made here must show, and go away again, in the mount namespaces of running conmons.
+        mounts.ensure_shared(runtime.run_dir)
+        self._abilities = abilities
+        self._images = images
+        self._store = Store(runtime.state_dir / "pods.db")
+        self._pods = Pods(self._store, runtime.run_dir)
+        self._cts = Cts(config, proxmox, self._pods, abilities.cgroups, self._store.installation_id())
+        self.containers = Containers(
+            config, abilities, self._pods, images, OciRuntime(abilities, oci, exits), exits
+        )
+        self.sandboxes = Sandboxes(
+            self._pods, self._cts, network, self.containers, unprivileged=config.proxmox.unprivileged
+        )
+        self.health = ProxmoxHealth(config.proxmox, proxmox)
+        self._recovery = Recovery(self._pods, self.sandboxes, self.containers, self._cts, proxmox, network, images)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Adopt what runs and begin to watch. Proxmox need not be reachable."""
+        await self._recovery.adopt()
+        self._tasks = [
+            asyncio.create_task(self.health.run(), name="Proxmox health"),
+            asyncio.create_task(self._recovery.run(), name="recovery"),
+        ]
+
+    async def close(self) -> None:
+        """Stop watching; pods and containers go on."""
+        watchers = [pod.watcher for pod in self._pods.pods()]
+        watchers += [container.watcher for container in self._pods.containers()]
+        for task in (*self._tasks, *watchers):
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+        self._store.close()
+
+    # -- what clients see -------------------------------------------------------------------------------------
+
+    def list_sandboxes(self) -> list[Sandbox]:
+        """The sandboxes, oldest first; not those that are being made."""
+        shown = [pod.value for pod in self._pods.pods() if pod.value.phase is not SandboxPhase.CREATING]
+        return sorted(shown, key=lambda sandbox: sandbox.created_at)
+
+    def sandbox(self, sandbox_id: str) -> Sandbox:
+        """One sandbox; NotFound."""
+        return self._pods.pod(sandbox_id).value
+
+    def list_containers(self) -> list[Container]:
+        """The containers, oldest first."""
+        return sorted(
+            (container.value for container in self._pods.containers()), key=lambda value: value.created_at
+        )
+
+    def container(self, container_id: str) -> Container:
+        """One container; NotFound."""
+        return self._pods.container(container_id).value
+
+    def usage(self, container_id: ContainerId) -> Usage:
+        """What a container uses; zeros when it does not run. NotFound."""
+        return stats.read(self._abilities.cgroups, self._group(self._pods.container(container_id)))
+
+    def _group(self, container: LiveContainer) -> str:
+        return f"{self._pods.pod_of(container).cgroup}/{container.id}"
+
+    def sandbox_of(self, container: Container) -> Sandbox:
+        """The sandbox that a container is in."""
+        return self.sandbox(container.sandbox_id)
