@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test run has: the check that it leaves nothing behind, and the machine that pods run on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from support import leaks, node
+
+if TYPE_CHECKING:
+    from support.cri_client import CriClient
+    from support.daemon import Machine
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail the run when, after all other fixtures are gone, something of it is left on the machine."""
+    yield
+    own = [tmp_path_factory.getbasetemp()]
+    left = leaks.of_run(own, [*range(node.VMIDS.first, node.VMIDS.last + 1), *leaks.VMIDS])
+    assert not left, "the test run has left behind:\n" + "\n".join(left)
+
+
+@pytest.fixture(scope="session")
+def _machine(_nothing_left: None) -> Iterator[Machine]:
+    from support.daemon import machine
+
+    with machine() as made:
+        yield made
+
+
+@pytest.fixture
+def machine(_machine: Machine) -> Iterator[Machine]:
+    """A node with a ready runtime and no pod. After the test its pods are removed, and must leave nothing."""
+    yield _machine
+    _machine.clean()
+    _machine.assert_nothing_left()
+
+
+@pytest.fixture
+def cri(machine: Machine) -> CriClient:
+    """A client of the machine's daemon."""
+    return machine.client

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole machine for tests: an embedded Proxmox node, a registry and the daemon, as processes of their own.
+
+They run in a network namespace of their own, which the test process enters too: addresses, bridges and packet
+filter rules of two test runs never meet, and what is left of them at the end is plain to see.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import msgspec
+from support import leaks
+from support.cri_client import CriClient, eventually
+from support.images import tools_image
+from support.leaks import VMIDS
+from support.netns import own_network_namespace
+from support.node import Descriptor
+from support.processes import Program
+from support.registry import Registry, running_registry
+
+from pvecri.cri.proto import cri_pb2 as pb
+from pvecri.linux import mounts
+
+BRIDGE = "pvt0"
+SUBNET = "10.209.0.0/16"
+CNI_PLUGINS = Path("/usr/lib/cni")
+
+
+class Node:
+    """The embedded Proxmox node. It keeps its port, so that it can be ended and started again."""
+
+    def __init__(self, directory: Path, lxc_path: Path) -> None:
+        self.state_dir = directory / "node"
+        self.state_dir.mkdir()
+        self.lxc_path = lxc_path
+        self.address = ("127.0.0.1", _free_port())
+        command = [sys.executable, "-m", "pvecri.embedded", "--state-dir", str(self.state_dir), "--faults"]
+        command += ["--listen", "{}:{}".format(*self.address), "--lxc-path", str(lxc_path)]
+        self._program = Program(command, directory / "node.log")
+        self.vmids: set[int] = set()
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """How to reach it."""
+        return msgspec.json.decode((self.state_dir / "node.json").read_bytes(), type=Descriptor)
+
+    def start(self) -> None:
+        """Start it and wait until it answers. Idempotent."""
+        if not self._program.running:
+            self._program.start()
+            eventually(self._answers, f"the embedded node answers; see {self._program.log}")
+
+    def _answers(self) -> bool:
+        assert self._program.running, self._program.log.read_text()
+        with socket.socket() as probe:
+            return probe.connect_ex(self.address) == 0
+
+    def stop(self) -> None:
+        """End it; its CTs go on. Idempotent."""
+        if self._program.running:
+            self._program.end()
+
+    def request(self, method: str, path: str, **parameters: object) -> object:
+        """The `data` of a call of the API, made as root."""
+        body = self._exchange(method, f"/api2/json{path}", parameters, {"Authorization": self._token()})
+        answer: dict[str, object] = json.loads(body)
+        return answer["data"]
+
+    def _token(self) -> str:
+        return f"PVEAPIToken={self.descriptor.token_id}={self.descriptor.token_secret}"
+
+    def cts(self) -> set[int]:
+        """The VMIDs of the CTs that have a config."""
+        return {int(path.stem) for path in self.state_dir.glob("pve/nodes/*/lxc/*.conf")}
+
+    def fault(self, **fault: object) -> None:
+        """Set a fault; embedded/faults.py says what there is."""
+        self._exchange("POST", "/pvecri-embedded/fault", fault, {})
+
+    def clear_faults(self) -> None:
+        """No more faults; what was held goes on."""
+        self._exchange("DELETE", "/pvecri-embedded/fault", None, {})
+
+    def _exchange(self, method: str, path: str, body: object, headers: dict[str, str]) -> bytes:
+        context = ssl._create_unverified_context()  # our own node, on loopback
+        connection = http.client.HTTPSConnection(*self.address, context=context, timeout=60)
+        try:
+            sent = json.dumps(body) if body else None
+            connection.request(
+                method, path, sent, headers | ({"Content-Type": "application/json"} if sent else {})
+            )
+            response = connection.getresponse()
+            answer = response.read()
+        finally:
+            connection.close()
+        assert response.status == 200, (method, path, response.status, response.reason, answer)
+        return answer
+
+
+class Machine:
+    """See the module. `client` talks to the daemon that runs now."""
+
+    client: CriClient
+
+    def __init__(self, directory: Path, registry: Registry) -> None:
+        self.directory = directory
+        self.registry = registry
+        self.run_dir, self.state_dir = directory / "run", directory / "state"
+        self.lxc_path, self.leases = directory / "lxc", directory / "leases"
+        self.conf_dir, self.logs = directory / "net.d", directory / "logs"
+        for path in (self.lxc_path, self.conf_dir, self.logs):
+            path.mkdir()
+        self.node = Node(directory, self.lxc_path)
+        command = [sys.executable, "-m", "pvecri", "--config", str(directory / "config.toml"), "serve"]
+        self.daemon = Program(command, directory / "daemon.log")
+        self.image = ""
+        self.usual: set[str] = set()
+        """What `leftovers` finds before the first pod."""
+
+    # -- the daemon -------------------------------------------------------------------------------------------
+
+    def start(self, **settings: str) -> None:
+        """Start the daemon and wait until it serves. `settings` are lines of TOML for a section of that name."""
+        self.write_config(**settings)
+        self.daemon.start()
+        eventually(self._serves, f"the daemon serves; see {self.daemon.log}")
+        self.client = CriClient(self.socket, self.logs, self.image)
+
+    def _serves(self) -> bool:
+        assert self.daemon.running, self.daemon.log.read_text()[-4000:]
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End the daemon by a signal; its exit status. Pods go on. Idempotent."""
+        if not self.daemon.running:
+            return 0
+        self.client.close()
+        return self.daemon.end(number)
+
+    def kill(self) -> None:
+        """End the daemon without a warning, as a crash does."""
+        self.stop(signal.SIGKILL)
+
+    def restart(self, **settings: str) -> None:
+        """End the daemon properly and start it again."""
+        assert self.stop() == 0, self.daemon.log.read_text()[-4000:]
+        self.start(**settings)
+
+    @property
+    def socket(self) -> Path:
+        """The CRI's."""
+        return self.run_dir / "pvecri.sock"
+
+    def ready(self) -> bool:
+        """Whether the runtime says that it is ready."""
+        response = self.client.runtime.Status(pb.StatusRequest())
+        return all(condition.status for condition in response.status.conditions)
+
+    # -- configuration ----------------------------------------------------------------------------------------
+
+    def write_config(self, **extra: str) -> None:
+        """The daemon's configuration; lines of `extra` come after those of the section of their name."""
+        node = self.node.descriptor
+        (self.directory / "token").write_text(node.token_secret)
+        sections: dict[str, dict[str, object]] = {
+            "proxmox": {
+                "url": node.url,
+                "node": node.node,
+                "token_id": node.token_id,
+                "token_secret_file": str(self.directory / "token"),
+                "fingerprint": node.fingerprint,
+                "storage": node.storage,
+                "template_storage": node.template_storage,
+                "vmid_range": VMIDS,
+            },
+            "runtime": {
+                "socket": str(self.socket),
+                "state_dir": str(self.state_dir),
+                "run_dir": str(self.run_dir),
+                "lxc_path": str(self.lxc_path),
+            },
+            "images": {
+                "insecure_registries": [self.registry.address],
+                "policy": str(self.directory / "policy.json"),
+            },
+            "network": {"conf_dir": str(self.conf_dir), "cache_dir": str(self.directory / "cni")},
+            "log": {"level": "debug"},
+        }
+        (self.directory / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+        text = "\n".join(_section(name, values, extra.get(name, "")) for name, values in sections.items())
+        (self.directory / "config.toml").write_text(text)
+
+    def write_network(self, *more: dict[str, object]) -> None:
+        """The CNI network of pods: a bridge, host ports, and the plugins of `more` after them."""
+        ipam = {"type": "host-local", "dataDir": str(self.leases), "ranges": [[{"subnet": SUBNET}]]}
+        bridge = {"type": "bridge", "bridge": BRIDGE, "isGateway": True, "hairpinMode": True}
+        bridge["ipam"] = {**ipam, "routes": [{"dst": "0.0.0.0/0"}]}
+        plugins = [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}, *more]
+        conflist = {"cniVersion": "1.0.0", "name": "pvt", "plugins": plugins}
+        (self.conf_dir / "10-pvt.conflist").write_text(json.dumps(conflist))
+
+    # -- cleaning ---------------------------------------------------------------------------------------------
+
+    def clean(self) -> None:
+        """Back to how it was when it was new: all running, no fault, no pod; whatever a test did to it."""
+        self.node.start()
+        self.node.clear_faults()
+        self.write_network()
+        if not self.daemon.running:
+            self.start()
+        eventually(self.ready, "the runtime is ready")
+        for pod in self.client.pods():
+            self.client.remove_pod(pod.id)
+        for vmid in self.node.cts() & set(VMIDS):
+            self.node.request("DELETE", f"/nodes/{self.node.descriptor.node}/lxc/{vmid}?force=1")
+
+    def leftovers(self) -> list[str]:
+        """All that should not be there when there is no pod."""
+        return leaks.of_machine(self.directory, self.run_dir, self.state_dir, self.lxc_path, self.leases, VMIDS)
+
+    def assert_nothing_left(self) -> None:
+        """No pod has left anything: CT, process, cgroup, mount, namespace, address, link, row or file."""
+        assert not (left := set(self.leftovers()) - self.usual), sorted(left)
+        assert not (cts := self.node.cts() & set(VMIDS)), cts
+
+
+def _section(name: str, values: dict[str, object], extra: str) -> str:
+    lines = [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in values.items() if f"{key} =" not in extra)]
+    return "\n".join([*lines, extra, ""])
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, range):
+        return f"{{first = {value.start}, last = {value.stop - 1}}}"
+    return json.dumps(value)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def machine() -> Iterator[Machine]:
+    """A machine with a ready runtime and its usual image; gone with all that it made when the context ends."""
+    with ExitStack() as undo:
+        directory = Path(tempfile.mkdtemp(prefix=leaks.PREFIX))
+        undo.callback(shutil.rmtree, directory)
+        directory.chmod(0o755)
+        undo.enter_context(own_network_namespace())
+        undo.callback(mounts.umount_below, directory)
+        registry = undo.enter_context(running_registry(directory))
+        made = Machine(directory, registry)
+        undo.callback(_kill_cts)
+        undo.callback(made.node.stop)
+        made.node.start()
+        made.write_network()
+        undo.callback(made.stop)
+        made.image = registry.push("tests/tools", "1", tools_image())
+        made.start()
+        eventually(made.ready, "the runtime is ready")
+        made.client.pull(made.image)
+        made.usual = set(made.leftovers())
+        undo.callback(made.clean)
+        yield made
+
+
+def _kill_cts() -> None:
+    """Should a test have left CTs that the node knows no more."""
+    for pid in leaks.processes_of_cts(VMIDS):
+        subprocess.run(["kill", "-KILL", str(pid)], check=False)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a test run has left on the machine. Others use it too, so only what this run can have made is looked at:
+
+by the prefix of its directories and links, by the VMIDs that it may use, and by a mark in the environment that
+every process inherits which it starts.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from pvecri.linux import cgroups, mounts, processes
+
+RUN_ID = os.environ.setdefault("PVECRI_TEST_RUN", os.urandom(4).hex())
+"""Inherited by every process that this run starts."""
+
+PREFIX = f"pvt-{RUN_ID}-"
+"""How the names of this run's directories below /tmp and of its named network namespaces begin."""
+
+LINK_PREFIX = "pvt"
+
+_FIRST_VMID = random.randrange(92_000, 92_980, 20)
+VMIDS = range(_FIRST_VMID, _FIRST_VMID + 20)
+"""Twenty of the thousand that pods of tests may use, so that two test runs at once rarely meet."""
+
+TMP = Path("/tmp")
+LXC_PATH = Path("/var/lib/lxc")
+
+
+def of_run(directories: Iterable[Path], vmids: Iterable[int]) -> list[str]:
+    """All that is left of this run: below its directories, under its VMIDs, and by its mark."""
+    roots = [*directories, *TMP.glob(f"{PREFIX}*")]
+    return [
+        *(f"directory {path}" for path in TMP.glob(f"{PREFIX}*")),
+        *(f"network namespace {path}" for path in Path("/run/netns").glob(f"{PREFIX}*")),
+        *_mounts(roots, vmids),
+        *_loop_devices(roots),
+        *_marked_processes(),
+        *(f"link {name}" for name in _links() if name.startswith(LINK_PREFIX)),
+        *_packet_filter_rules(),
+        *_cts(LXC_PATH, vmids),
+    ]
+
+
+def of_machine(
+    directory: Path, run_dir: Path, state_dir: Path, lxc_path: Path, leases: Path, vmids: Iterable[int]
+) -> list[str]:
+    """All that pods have left of themselves on a machine of support/daemon.py which has no pod."""
+    return [
+        *(
+            f"mount {mount.mountpoint}"
+            for mount in mounts.mounts()
+            if _of_a_pod(mount.mountpoint, run_dir, state_dir)
+        ),
+        *_files(run_dir / "pods", run_dir / "containers", run_dir / "exits", run_dir / "oci"),
+        *_files(*state_dir.glob("images/*/rootfs")),
+        *(f"lease {path}" for path in leases.glob("*/[0-9]*.*")),
+        *(f"CNI record {path}" for path in (directory / "cni").glob("*.json")),
+        *(f"link {name}" for name in _links() if name.startswith("veth")),
+        *(f"rule {rule}" for rule in _nat_rules() if "CNI-DN-" in rule),
+        *_rows(state_dir / "pods.db"),
+        *_cts(lxc_path, vmids),
+    ]
+
+
+def processes_of_cts(vmids: Iterable[int]) -> set[int]:
+    """The processes in the cgroups of CTs with these numbers."""
+    trees = cgroups.detect()
+    groups = [f"/{kind}/{vmid}" for vmid in vmids for kind in ("lxc", "lxc.monitor")]
+    return {pid for group in groups for pid in trees.processes(group)}
+
+
+def _cts(lxc_path: Path, vmids: Iterable[int]) -> Iterator[str]:
+    trees = cgroups.detect()
+    for vmid in vmids:
+        if (lxc_path / str(vmid)).exists():
+            yield f"CT {lxc_path / str(vmid)}"
+        for group in (f"/lxc/{vmid}", f"/lxc.monitor/{vmid}"):
+            if trees.exists(group):
+                names = [processes.command_name(pid) for pid in trees.processes(group)]
+                yield f"cgroup {group} with {names}"
+
+
+def _of_a_pod(mountpoint: Path, run_dir: Path, state_dir: Path) -> bool:
+    """The run directory itself is a mount: mounts below it are to propagate."""
+    return (mountpoint.is_relative_to(run_dir) and mountpoint != run_dir) or mountpoint.is_relative_to(state_dir)
+
+
+def _files(*directories: Path) -> Iterator[str]:
+    for directory in directories:
+        if directory.exists():
+            yield from (f"file {path}" for path in directory.iterdir())
+
+
+def _rows(database: Path) -> Iterator[str]:
+    with suppress(sqlite3.OperationalError):
+        connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+        try:
+            for table in ("sandboxes", "containers"):
+                yield from (f"row {row[0]} of {table}" for row in connection.execute(f"SELECT id FROM {table}"))
+        finally:
+            connection.close()
+
+
+def _mounts(roots: Iterable[Path], vmids: Iterable[int]) -> Iterator[str]:
+    places = [*roots, *(LXC_PATH / str(vmid) for vmid in vmids)]
+    for mount in mounts.mounts():
+        if any(mount.mountpoint.is_relative_to(place) for place in places):
+            yield f"mount {mount.mountpoint}"
+
+
+def _loop_devices(roots: Iterable[Path]) -> Iterator[str]:
+    places = [str(root) for root in roots]
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):
+            file = backing.read_text().strip()
+            if file.startswith(tuple(places)):
+                yield f"loop device {backing.parts[3]} of {file}"
+
+
+def _marked_processes() -> Iterator[str]:
+    mark = f"PVECRI_TEST_RUN={RUN_ID}".encode()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+            continue
+        with suppress(OSError):
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                yield f"process {entry.name}: {command.strip()}"
+
+
+def _links() -> list[str]:
+    text = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
+    return [line.split(": ")[1].partition("@")[0] for line in text.splitlines()]
+
+
+def _nat_rules() -> list[str]:
+    run = subprocess.run(["iptables", "-t", "nat", "-S"], capture_output=True, text=True, check=False)
+    return run.stdout.splitlines()
+
+
+def _packet_filter_rules() -> Iterator[str]:
+    yield from (f"rule {rule}" for rule in _nat_rules() if f'name: \\"{LINK_PREFIX}' in rule)
