@@ -100,6 +100,16 @@ class RootfsConformance:
         assert list(root.iterdir()) == []
         (root / "file").touch()
 
+    def test_an_image_may_have_a_layer_twice(self, driver: RootfsDriver) -> None:
+        low, middle = add_layers(driver, {"a": "1", "b": "1"}, {"a": "2", "c": "2"})
+        again = driver.layer_key([diff_id(0), diff_id(1), diff_id(0)])
+        directory = driver.begin_layer(again, middle)
+        (directory / "a").write_text("1")
+        (directory / "b").write_text("1")
+        driver.commit_layer(again, directory)
+        root = start(driver, [low, middle, again])
+        assert {name: (root / name).read_text() for name in "abc"} == {"a": "1", "b": "1", "c": "2"}
+
     def test_two_hundred_layers_are_mounted(self, driver: RootfsDriver, userns: Path) -> None:
         layers = add_layers(driver, *({f"f{number}": ""} for number in range(200)))
         driver.create_rootfs(ONE, layers, Owner(uid=ROOT, gid=ROOT))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The directory of blobs that skopeo fetches into and does not fetch again from: `sha256/<hex>`.
 
-Manifests and configs stay. A layer's blob is of no use once it is unpacked, except that its being there tells
+Configs stay. A layer's blob is of no use once it is unpacked, except that its being there tells
 skopeo not to fetch it: so it becomes a hole of its size, which takes no space.
 """
 
@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Set
 from pathlib import Path
 
-from pvecri.images.manifest import MAX_DOCUMENT, BadImage
+from pvecri.images.manifest import MAX_DOCUMENT, BadImage, digest_of
 
 
 class Blobs:
@@ -38,6 +38,10 @@ class Blobs:
         if len(data) > MAX_DOCUMENT:
             raise BadImage(f"{digest} is larger than {MAX_DOCUMENT} bytes")
         return data
+
+    def add(self, data: bytes) -> None:
+        """Keep a document under its digest."""
+        self.path(digest_of(data)).write_bytes(data)
 
     def sweep(self, keep: Set[str], hollow: Set[str]) -> None:
         """Delete all blobs but the digests in `keep` and `hollow`, and empty those in `hollow`.

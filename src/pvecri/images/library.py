@@ -64,7 +64,7 @@ class Library:
         """An image whose layers are gone is gone; the client pulls it again."""
         records = self.store.images()
         whole = [each for each in records if self.layers.keys() >= set(self.keys(each.layers))]
-        whole = [each for each in whole if not self.blobs.missing((each.manifest, each.image.id))]
+        whole = [each for each in whole if not self.blobs.missing((each.image.id,))]
         self.store.delete_images({each.image.id for each in records} - {each.image.id for each in whole})
         self.catalog = Catalog(whole, self._pinned)
 
@@ -146,9 +146,8 @@ class Library:
         self.store.delete_layers(dead)
         for key in dead:
             self.driver.remove_layer(key)
-        records = list(self.catalog.records.values())
-        documents = {digest for each in records for digest in (each.manifest, each.image.id)}
+        configs: set[str] = set(self.catalog.records)
         blobs = {digest for key in live if key in self.layers for digest in self.layers[key].blobs}
         # A driver that stacks layers unpacks one blob again for every parent.
-        keep, hollow = (documents | blobs, set[str]()) if self.driver.stacked else (documents, blobs)
+        keep, hollow = (configs | blobs, set[str]()) if self.driver.stacked else (configs, blobs)
         self.blobs.sweep(keep, hollow)

@@ -2,7 +2,7 @@
 """The Image Manager: what the rest of pvecri asks about images and containers' root filesystems.
 
 <images.root>/images.db      the store
-              blobs/         manifests and configs; holes in the place of layers' blobs
+              blobs/         configs; holes in the place of layers' blobs
               tmp/           pulls under way
               <driver>/      layers and root filesystems, as the rootfs driver keeps them
 """
@@ -75,6 +75,11 @@ class ImageManager:
         await asyncio.gather(*self._background, return_exceptions=True)
         await asyncio.to_thread(self._library.close)
 
+    async def idle(self) -> None:
+        """Return when what has been removed is gone and what has been added is on the disk."""
+        while self._background:
+            await asyncio.wait(self._background)
+
     # -- images ------------------------------------------------------------------------------------------------
 
     async def pull(self, reference: str, auth: RegistryAuth | None = None) -> Image:
@@ -123,7 +128,7 @@ class ImageManager:
         """What the store takes (CRI ImageFsInfo): sums kept for images, a count of what containers wrote."""
         layers = self._library.layers.values()
         size = sum(layer.bytes for layer in layers)
-        inodes = sum(layer.inodes + len(layer.blobs) for layer in layers) + 2 * len(self._library.catalog.records)
+        inodes = sum(layer.inodes + len(layer.blobs) for layer in layers) + len(self._library.catalog.records)
         written = await asyncio.to_thread(self._written, tuple(self._library.rootfs))
         return StoreUsage(images=self._usage(Usage(size, inodes)), containers=self._usage(written))
 

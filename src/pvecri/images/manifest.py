@@ -115,6 +115,11 @@ def verified(data: bytes, descriptor: Descriptor, what: str) -> bytes:
     return data
 
 
+def is_converted(data: bytes) -> bool:
+    """Whether the manifest or index, or anything that it names, is Docker's, which an OCI layout does not hold."""
+    return b"application/vnd.docker.distribution.manifest." in data
+
+
 def parse_layout(data: bytes) -> Descriptor:
     """The one manifest that a layout's index.json names."""
     manifests = _decode(data, _Index, "index.json").manifests
@@ -135,7 +140,10 @@ def parse_manifest(data: bytes) -> Manifest:
 
 
 def parse_config(data: bytes, manifest: Manifest) -> Content:
-    """The config, and the manifest's layers with the diff ids that the config gives them."""
+    """The config, and the manifest's layers with the diff ids that the config gives them.
+
+    The config is the image's own, which may differ from the one that the manifest names where that was converted.
+    """
     file = _decode(data, _ConfigFile, "config")
     diff_ids = file.rootfs.diff_ids or ()
     if len(diff_ids) != len(manifest.layers):
@@ -145,8 +153,8 @@ def parse_config(data: bytes, manifest: Manifest) -> Content:
             raise BadImage(f"the config's diff id {diff_id!r} is no sha256 digest")
     layers = zip(manifest.layers, diff_ids, strict=True)
     return Content(
-        config_digest=manifest.config.digest,
-        config_size=manifest.config.size,
+        config_digest=digest_of(data),
+        config_size=len(data),
         layers=tuple(Layer(digest=blob.digest, diff_id=diff_id, size=blob.size) for blob, diff_id in layers),
         config=_image_config(file.config or _RunConfig()),
     )

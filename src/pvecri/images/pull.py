@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -22,7 +22,7 @@ from pvecri.images.manifest import BadImage, Content, Layer
 from pvecri.images.reference import Reference
 from pvecri.images.skopeo import Skopeo
 from pvecri.images.store import ImageRecord, LayerRecord
-from pvecri.images.tasks import finish
+from pvecri.images.tasks import beside, finish
 from pvecri.images.unpacker import Job, Unpacked, Unpacker, unpacker
 from pvecri.model import Image, ImageId, RegistryAuth
 
@@ -46,18 +46,27 @@ class Puller:
         if reference.digest and (known := catalog.with_reference(reference)):
             return known.image.id
         async with self._library.pulling():
-            digest = reference.digest or manifests.digest_of(await self._skopeo.manifest(reference, auth))
-            known = catalog.with_content(digest) if reference.tag else None
-            record, layers = (known, ()) if known else await self._fetch(reference.at(digest), auth)
-            await self._library.add(self._library.catalog.naming(record, reference, digest), layers)
+            top = await self._skopeo.manifest(reference, auth)
+            digest = manifests.digest_of(top)
+            if reference.digest not in {"", digest}:
+                raise BadImage(f"{reference} has the digest {digest}")
+            known = catalog.with_content(digest)
+            converted = manifests.is_converted(top)
+            record, layers = (known, ()) if known else await self._fetch(reference.at(digest), auth, converted)
+            await self._library.add(catalog.naming(record, reference, digest), layers)
             return record.image.id
 
     async def _fetch(
-        self, reference: Reference, auth: RegistryAuth | None
+        self, reference: Reference, auth: RegistryAuth | None, converted: bool
     ) -> tuple[ImageRecord, Sequence[LayerRecord]]:
-        async with unpacker() as helper, self._layout() as layout:
+        """All that is under a digest. A `converted` image's own config, whose digest is its id, comes apart."""
+        async with AsyncExitStack() as stack:
+            helper = await stack.enter_async_context(unpacker())
+            layout = await stack.enter_async_context(self._layout())
+            own_config = beside(self._skopeo.config(reference, auth)) if converted else nullcontext(None)
+            config = await stack.enter_async_context(own_config)
             await self._skopeo.copy(reference, auth, layout, self._library.blobs.root)
-            digest, content = await asyncio.to_thread(self._read, layout)
+            content = await asyncio.to_thread(self._read, layout, await config if config else None)
             layers = await self._unpack(helper, content)
         image = Image(
             id=ImageId(content.config_digest),
@@ -65,7 +74,7 @@ class Puller:
             diff_ids=tuple(layer.diff_id for layer in content.layers),
             config=content.config,
         )
-        return ImageRecord(image=image, manifest=digest, layers=content.layers), layers
+        return ImageRecord(image=image, layers=content.layers), layers
 
     @asynccontextmanager
     async def _layout(self) -> AsyncIterator[Path]:
@@ -76,14 +85,16 @@ class Puller:
         finally:
             await finish(asyncio.to_thread(_remove_tree, directory))
 
-    def _read(self, layout: Path) -> tuple[str, Content]:
-        """The manifest's digest, and what it and the config say. Blocks."""
+    def _read(self, layout: Path, own_config: bytes | None) -> Content:
+        """What the manifest and the config say. Blocks."""
         blobs = self._library.blobs
         descriptor = manifests.parse_layout((layout / "index.json").read_bytes())
         data = manifests.verified(blobs.document(descriptor.digest), descriptor, "manifest")
         manifest = manifests.parse_manifest(data)
         config = manifests.verified(blobs.document(manifest.config.digest), manifest.config, "config")
-        return descriptor.digest, manifests.parse_config(config, manifest)
+        if own_config is not None:
+            blobs.add(own_config)
+        return manifests.parse_config(own_config or config, manifest)
 
     # -- layers ------------------------------------------------------------------------------------------------
 

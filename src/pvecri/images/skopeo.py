@@ -75,11 +75,15 @@ class Skopeo:
         """
         return await self._run(reference, auth, ("inspect", "--raw"))
 
+    async def config(self, reference: Reference, auth: RegistryAuth | None) -> bytes:
+        """The image's config for this machine's platform, byte by byte; raises what `manifest` raises."""
+        return await self._run(reference, auth, ("inspect", "--config", "--raw"))
+
     async def copy(self, reference: Reference, auth: RegistryAuth | None, layout: Path, blobs: Path) -> None:
         """Fetch the image for this machine's platform into a new OCI layout, its blobs into `blobs`/sha256.
 
-        Blobs that `blobs` has already are not fetched. skopeo checks the digest of everything it fetches. Raises
-        what `manifest` raises.
+        Blobs that `blobs` has already are not fetched. skopeo checks the digest of everything it fetches. What is
+        not OCI it converts: layers stay as they are, manifest and config do not. Raises what `manifest` raises.
         """
         keep_as_is = "--dest-oci-accept-uncompressed-layers"
         words = ("copy", "--quiet", keep_as_is, f"--dest-shared-blob-dir={blobs}")

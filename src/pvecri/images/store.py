@@ -31,10 +31,9 @@ _Record = TypeVar("_Record", bound=Value)
 
 
 class ImageRecord(Value, frozen=True):
-    """An image and what it is made of. `manifest` is the digest of the manifest in the blob directory."""
+    """An image and what it is made of, lowest layer first."""
 
     image: Image
-    manifest: str
     layers: tuple[Layer, ...]
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two ways to run work that more than its caller depends on."""
+"""Ways to run work that asyncio leaves to its users."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -27,12 +28,29 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
+async def _stop(task: asyncio.Task[T]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # nobody is left to hear of it
+
+
 async def _wait(task: asyncio.Task[T]) -> None:
     """Until the task is done or the waiter is cancelled once more, which changes nothing."""
     try:
         await asyncio.wait({task})
     except asyncio.CancelledError:
         return
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """Run `work` beside the context's body, which may await the task; it ends with the context at the latest."""
+    task = asyncio.ensure_future(work)
+    try:
+        yield task
+    finally:
+        await _stop(task)
 
 
 @dataclass
@@ -62,15 +80,9 @@ class SharedTasks(Generic[T]):
             shared.waiters -= 1
             if shared.waiters == 0:
                 self._running.pop(key, None)
-                await self._stop(shared.task)
+                await _stop(shared.task)
 
     async def close(self) -> None:
         """Cancel all; those who wait for them are cancelled too."""
         for shared in tuple(self._running.values()):
-            await self._stop(shared.task)
-
-    async def _stop(self, task: asyncio.Task[T]) -> None:
-        task.cancel()
-        await asyncio.wait({task})
-        if not task.cancelled():
-            task.exception()  # nobody is left to hear of it
+            await _stop(shared.task)

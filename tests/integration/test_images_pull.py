@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pulling from a real registry with the real skopeo. Needs root."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+from msgspec.structs import replace
+from support.image_builder import LayerBuilder, build_image, build_index, digest_of, gzipped, plain, zstd
+from support.registry import PASSWORD, USER, Registry, running_registry
+
+from pvecri.config import Config, ImagesConfig
+from pvecri.errors import DeadlineExceeded, InvalidArgument, NotFound, PermissionDenied, Unavailable
+from pvecri.images.manager import ImageManager
+from pvecri.images.manifest import BadImage
+from pvecri.linux import mounts
+from pvecri.model import Image, RegistryAuth
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking needs root")
+
+BASE = LayerBuilder().directory("bin").file("bin/sh", "shell").build()
+TOP = LayerBuilder().file("etc/motd", "hello").file("bin/.wh.gone").build()
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    directory = Path(mkdtemp(prefix="pvecri-"))
+    yield directory
+    mounts.umount_below(directory)
+    subprocess.run(["rm", "-rf", str(directory)], check=True)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    with running_registry(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def protected(tmp_path: Path) -> Iterator[Registry]:
+    with running_registry(tmp_path, protected=True) as running:
+        yield running
+
+
+def settings(root: Path, registry: Registry, **others: object) -> Config:
+    images = ImagesConfig(root=root, insecure_registries=(registry.address,))
+    return Config(images=replace(images, **others))
+
+
+@pytest.fixture
+async def manager(root: Path, registry: Registry) -> AsyncIterator[ImageManager]:
+    manager = ImageManager(settings(root, registry))
+    await manager.start()
+    yield manager
+    await manager.close()
+
+
+async def content(manager: ImageManager, image: Image) -> dict[str, str]:
+    """The files of an image, as a container sees them."""
+    path = await manager.prepare_rootfs("c" * 64, image.id, userns=None, root_uid=0, root_gid=0)
+    files = {str(each.relative_to(path)): each.read_text() for each in path.rglob("*") if each.is_file()}
+    await manager.remove_rootfs("c" * 64)
+    return files
+
+
+async def kept(manager: ImageManager, root: Path) -> list[str]:
+    """What is left in the store when all chores are done, apart from empty directories and the database."""
+    await manager.idle()
+    return sorted(
+        str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and "images.db" not in path.name
+    )
+
+
+# -- what a pull brings ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("docker", [False, True])
+@pytest.mark.parametrize("compress", [plain, gzipped, zstd])
+async def test_an_image_of_each_kind_is_pulled(
+    manager: ImageManager, registry: Registry, compress: Callable[[bytes], bytes], docker: bool
+) -> None:
+    if docker and compress is zstd:
+        pytest.skip("Docker's manifests know no zstd")
+    built = build_image(BASE, TOP, compress=compress, docker=docker, config={"Cmd": ["sh"], "User": "5"})
+    reference = registry.push("app", "1", built)
+    image = await manager.pull(reference)
+    assert (image.id, image.tags, image.digests) == (
+        built.id,
+        (reference,),
+        (f"{registry.address}/app@{built.digest}",),
+    )
+    assert (image.config.cmd, image.config.user) == (("sh",), "5")
+    assert image.diff_ids == (digest_of(BASE), digest_of(TOP))
+    assert image.size == len(built.config) + sum(map(len, built.layers))
+    assert await content(manager, image) == {"bin/sh": "shell", "etc/motd": "hello"}
+
+
+@pytest.mark.parametrize("docker", [False, True])
+async def test_of_an_index_this_machines_platform_is_pulled(
+    manager: ImageManager, registry: Registry, docker: bool
+) -> None:
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+    other = build_image(LayerBuilder().file("other").build(), docker=docker)
+    ours = build_image(BASE, docker=docker)
+    index = build_index(("s390x", other), (machine, ours), docker=docker)
+    image = await manager.pull(registry.push("app", "1", index))
+    assert image.id == ours.id
+    assert image.digests == (f"{registry.address}/app@{index.digest}",)
+
+
+async def test_a_digest_names_an_image_without_a_tag(manager: ImageManager, registry: Registry) -> None:
+    built = build_image(BASE)
+    registry.push("app", "1", built)
+    name = f"{registry.address}/app"
+    image = await manager.pull(f"{name}:ignored@{built.digest}")
+    assert (image.tags, image.digests) == ((), (f"{name}@{built.digest}",))
+
+
+async def test_an_image_without_layers_and_one_with_the_same_layer_twice_are_images(
+    manager: ImageManager, registry: Registry
+) -> None:
+    empty = await manager.pull(registry.push("empty", "1", build_image()))
+    twice = await manager.pull(registry.push("twice", "1", build_image(BASE, TOP, BASE)))
+    assert await content(manager, empty) == {}
+    assert await content(manager, twice) == {"bin/sh": "shell", "etc/motd": "hello"}
+
+
+async def test_an_images_config_file_can_be_read_as_it_came(manager: ImageManager, registry: Registry) -> None:
+    built = build_image(BASE)
+    image = await manager.pull(registry.push("app", "1", built))
+    assert manager.raw_config(image.id) == built.config
+
+
+# -- what a pull does not do twice -----------------------------------------------------------------------------
+
+
+async def test_by_digest_an_image_that_is_there_needs_no_network(
+    manager: ImageManager, registry: Registry
+) -> None:
+    built = build_image(BASE)
+    reference = f"{registry.address}/app@{built.digest}"
+    registry.push("app", "1", built)
+    image = await manager.pull(reference)
+    registry.stop()
+    assert await manager.pull(reference) == image
+
+
+async def test_a_tag_that_has_not_moved_fetches_nothing(manager: ImageManager, registry: Registry) -> None:
+    built = build_image(BASE)
+    image = await manager.pull(registry.push("app", "1", built))
+    await manager.idle()
+    registry.forget_blobs(*map(digest_of, built.blobs))
+    assert await manager.pull(f"{registry.address}/app:1") == image
+
+
+async def test_a_layer_that_is_there_is_not_fetched_for_another_image(
+    manager: ImageManager, registry: Registry
+) -> None:
+    first, second = build_image(BASE), build_image(BASE, TOP)
+    await manager.pull(registry.push("first", "1", first))
+    await manager.idle()
+    reference = registry.push("second", "1", second)
+    registry.forget_blobs(digest_of(first.layers[0]))
+    assert await content(manager, await manager.pull(reference)) == {"bin/sh": "shell", "etc/motd": "hello"}
+
+
+async def test_a_layers_blob_takes_no_space_once_it_is_unpacked(
+    manager: ImageManager, registry: Registry, root: Path
+) -> None:
+    built = build_image(LayerBuilder().file("f", os.urandom(100_000)).build())
+    await manager.pull(registry.push("app", "1", built))
+    await manager.idle()
+    blob = root / "blobs/sha256" / digest_of(built.layers[0]).removeprefix("sha256:")
+    assert (blob.stat().st_size, blob.stat().st_blocks) == (len(built.layers[0]), 0)
+
+
+async def test_pulls_of_one_image_at_the_same_time_share_the_download(
+    manager: ImageManager, registry: Registry
+) -> None:
+    reference = registry.push("app", "1", build_image(BASE))
+    images = await asyncio.gather(*(manager.pull(reference) for _ in range(5)))
+    assert len(set(map(id, images))) == 1
+
+
+async def test_different_images_with_the_same_layers_are_pulled_at_the_same_time(
+    manager: ImageManager, registry: Registry, root: Path
+) -> None:
+    references = [
+        registry.push(f"app{number}", "1", build_image(BASE, TOP, config={"User": str(number)}))
+        for number in range(6)
+    ]
+    images = await asyncio.gather(*map(manager.pull, references))
+    assert len({image.id for image in images}) == 6
+    assert len(list((root / "overlay/layers").iterdir())) == 2
+
+
+# -- tags ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_tag_that_moved_names_the_new_image(manager: ImageManager, registry: Registry) -> None:
+    old = await manager.pull(registry.push("app", "1", build_image(BASE)))
+    new = await manager.pull(registry.push("app", "1", build_image(TOP)))
+    assert manager.find(f"{registry.address}/app:1") == new
+    assert (manager.get(old.id).tags, manager.get(old.id).digests) == ((), old.digests)
+
+
+async def test_a_second_tag_of_the_same_content_fetches_nothing(manager: ImageManager, registry: Registry) -> None:
+    built = build_image(BASE)
+    await manager.pull(registry.push("app", "1", built))
+    reference = registry.push("app", "2", built)
+    await manager.idle()
+    registry.forget_blobs(*map(digest_of, built.blobs))
+    image = await manager.pull(reference)
+    assert image.tags == (f"{registry.address}/app:1", f"{registry.address}/app:2")
+    assert manager.list() == (image,)
+
+
+async def test_a_configured_reference_is_pinned(root: Path, registry: Registry) -> None:
+    reference = registry.push("app", "1", build_image(BASE))
+    manager = ImageManager(settings(root, registry, pinned=(reference,)))
+    await manager.start()
+    assert (await manager.pull(reference)).pinned
+    await manager.close()
+
+
+# -- removal ---------------------------------------------------------------------------------------------------
+
+
+async def test_removal_by_any_name_takes_all_names_and_everything_else(
+    manager: ImageManager, registry: Registry, root: Path
+) -> None:
+    built = build_image(BASE)
+    registry.push("app", "1", built)
+    await manager.pull(registry.push("app", "2", built))
+    image = await manager.pull(f"{registry.address}/app:1")
+    await manager.remove(image.id)
+    await manager.remove(image.id)
+    assert (manager.list(), await kept(manager, root)) == ((), [])
+
+
+async def test_layers_that_another_image_has_stay(manager: ImageManager, registry: Registry) -> None:
+    first = await manager.pull(registry.push("first", "1", build_image(BASE)))
+    second = await manager.pull(registry.push("second", "1", build_image(BASE, TOP)))
+    await manager.remove(first.tags[0])
+    assert await content(manager, second) == {"bin/sh": "shell", "etc/motd": "hello"}
+
+
+async def test_a_container_keeps_the_layers_of_a_removed_image_until_it_goes(
+    manager: ImageManager, registry: Registry, root: Path
+) -> None:
+    image = await manager.pull(registry.push("app", "1", build_image(BASE)))
+    path = await manager.prepare_rootfs("c" * 64, image.id, userns=None, root_uid=0, root_gid=0)
+    await manager.remove(image.id)
+    await manager.idle()
+    await manager.unmount_rootfs("c" * 64)
+    await manager.mount_rootfs("c" * 64, None)
+    assert (path / "bin/sh").read_text() == "shell"
+    await manager.remove_rootfs("c" * 64)
+    assert await kept(manager, root) == []
+
+
+# -- failures --------------------------------------------------------------------------------------------------
+
+
+async def test_an_unknown_name_tag_or_digest_is_not_found(manager: ImageManager, registry: Registry) -> None:
+    registry.push("app", "1", build_image(BASE))
+    for name in ("nothing:1", "app:2", f"app@{digest_of(b'nothing')}"):
+        with pytest.raises(NotFound, match="manifest unknown"):
+            await manager.pull(f"{registry.address}/{name}")
+
+
+async def test_an_index_without_this_platform_is_not_found(manager: ImageManager, registry: Registry) -> None:
+    reference = registry.push("app", "1", build_index(("s390x", build_image(BASE))))
+    with pytest.raises(NotFound, match="no image found"):
+        await manager.pull(reference)
+
+
+async def test_a_registry_that_is_gone_is_unavailable(manager: ImageManager, registry: Registry) -> None:
+    registry.stop()
+    with pytest.raises(Unavailable, match=r"^RegistryUnavailable: .*connection refused"):
+        await manager.pull(f"{registry.address}/app:1")
+
+
+async def test_a_program_that_is_missing_is_named_with_its_setting(root: Path, registry: Registry) -> None:
+    manager = ImageManager(settings(root, registry, skopeo="/nowhere/skopeo"))
+    await manager.start()
+    with pytest.raises(Unavailable, match=r"/nowhere/skopeo.*images\.skopeo"):
+        await manager.pull("app")
+    await manager.close()
+
+
+async def test_a_malformed_reference_is_an_invalid_argument(manager: ImageManager) -> None:
+    with pytest.raises(InvalidArgument, match=r"^image\.image: "):
+        await manager.pull("NOT A REFERENCE")
+
+
+async def test_a_pull_ends_with_its_time(root: Path, registry: Registry) -> None:
+    reference = registry.push("app", "1", build_image(BASE))
+    manager = ImageManager(settings(root, registry, pull_timeout=0.001))
+    await manager.start()
+    with pytest.raises(DeadlineExceeded, match=r"images\.pull_timeout"):
+        await manager.pull(reference)
+    assert await kept(manager, root) == []
+    await manager.close()
+
+
+async def test_a_cancelled_pull_leaves_nothing(manager: ImageManager, registry: Registry, root: Path) -> None:
+    reference = registry.push("app", "1", build_image(BASE, TOP))
+    pull = asyncio.ensure_future(manager.pull(reference))
+    while not list((root / "tmp").iterdir()):
+        await asyncio.sleep(0)
+    pull.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pull
+    assert await kept(manager, root) == []
+    assert (await manager.pull(reference)).tags == (reference,)
+
+
+async def test_credentials_open_a_protected_registry_and_wrong_ones_do_not(
+    root: Path, protected: Registry
+) -> None:
+    reference = protected.push("app", "1", build_image(BASE))
+    manager = ImageManager(settings(root, protected))
+    await manager.start()
+    for wrong in (None, RegistryAuth(username=USER, password="wrong")):
+        with pytest.raises(PermissionDenied, match="authentication required"):
+            await manager.pull(reference, wrong)
+    elsewhere = RegistryAuth(username=USER, password=PASSWORD, server_address="elsewhere.example")
+    with pytest.raises(PermissionDenied):
+        await manager.pull(reference, elsewhere)
+    right = RegistryAuth(username=USER, password=PASSWORD, server_address=protected.address)
+    assert (await manager.pull(reference, right)).tags == (reference,)
+    assert not list((root / "tmp").iterdir())
+    await manager.close()
+
+
+async def test_a_blob_that_is_not_what_its_digest_says_is_refused(
+    manager: ImageManager, registry: Registry, root: Path
+) -> None:
+    built = build_image(BASE)
+    reference = registry.push("app", "1", built)
+    registry.corrupt_blob(digest_of(built.layers[0]), gzipped(TOP))
+    with pytest.raises(Exception, match=digest_of(built.layers[0]).removeprefix("sha256:")):
+        await manager.pull(reference)
+    assert await kept(manager, root) == []
+
+
+async def test_a_layer_that_is_not_what_the_config_says_is_refused(
+    manager: ImageManager, registry: Registry, root: Path
+) -> None:
+    built = build_image(BASE, TOP, diff_ids=[digest_of(BASE), digest_of(b"other")])
+    reference = registry.push("app", "1", built)
+    with pytest.raises(BadImage, match=f"{digest_of(TOP)} where the config says {digest_of(b'other')}"):
+        await manager.pull(reference)
+    assert await kept(manager, root) == []
+
+
+async def test_claiming_a_layers_diff_id_does_not_give_its_content(
+    manager: ImageManager, registry: Registry
+) -> None:
+    await manager.pull(registry.push("secret", "1", build_image(BASE)))
+    thief = build_image(TOP, diff_ids=[digest_of(BASE)])
+    with pytest.raises(BadImage, match="where the config says"):
+        await manager.pull(registry.push("thief", "1", thief))
+
+
+async def test_a_known_blob_under_another_diff_id_is_refused(manager: ImageManager, registry: Registry) -> None:
+    await manager.pull(registry.push("app", "1", build_image(BASE)))
+    await manager.idle()
+    liar = build_image(BASE, diff_ids=[digest_of(TOP)])
+    with pytest.raises(BadImage, match=f"has the content {digest_of(BASE)}"):
+        await manager.pull(registry.push("liar", "1", liar))
+
+
+@pytest.mark.parametrize(
+    ("layer_type", "config_type", "problem"),
+    [
+        (None, "application/vnd.cncf.helm.config.v1+json", "not a container image"),
+        ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", None, "encrypted"),
+    ],
+)
+async def test_what_cannot_be_run_is_refused_by_its_media_type(
+    manager: ImageManager, registry: Registry, layer_type: str | None, config_type: str | None, problem: str
+) -> None:
+    built = build_image(BASE, layer_type=layer_type, config_type=config_type)
+    with pytest.raises(Exception, match=problem):
+        await manager.pull(registry.push("app", "1", built))
