@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
 from integration.rootfs_conformance import ONE, RootfsConformance, add_layers, start, userns
+from support.images import image_root
 from support.userns import user_namespace
 
 from pvecri.errors import FailedPrecondition
@@ -25,12 +24,8 @@ __all__ = ["userns"]  # a fixture of the suite
 
 @pytest.fixture
 def storage() -> Iterator[Path]:
-    """A directory that mapped roots can pass; pytest's own are closed to them."""
-    directory = Path(mkdtemp(prefix="pvecri-"))
-    directory.chmod(0o711)
-    yield directory
-    mounts.umount_below(directory)
-    subprocess.run(["rm", "-rf", str(directory)], check=True)
+    with image_root() as directory:
+        yield directory
 
 
 def overlay(root: Path, *, stage_layers: bool) -> OverlayDriver:

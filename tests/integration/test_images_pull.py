@@ -5,21 +5,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
-from msgspec.structs import replace
 from support.image_builder import LayerBuilder, build_image, build_index, digest_of, gzipped, plain, zstd
+from support.images import image_manager, image_root
 from support.registry import PASSWORD, USER, Registry, running_registry
 
-from pvecri.config import Config, ImagesConfig
 from pvecri.errors import DeadlineExceeded, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from pvecri.images.manager import ImageManager
 from pvecri.images.manifest import BadImage
-from pvecri.linux import mounts
 from pvecri.model import Image, RegistryAuth
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking needs root")
@@ -30,10 +26,8 @@ TOP = LayerBuilder().file("etc/motd", "hello").file("bin/.wh.gone").build()
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    directory = Path(mkdtemp(prefix="pvecri-"))
-    yield directory
-    mounts.umount_below(directory)
-    subprocess.run(["rm", "-rf", str(directory)], check=True)
+    with image_root() as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -48,17 +42,10 @@ def protected(tmp_path: Path) -> Iterator[Registry]:
         yield running
 
 
-def settings(root: Path, registry: Registry, **others: object) -> Config:
-    images = ImagesConfig(root=root, insecure_registries=(registry.address,))
-    return Config(images=replace(images, **others))
-
-
 @pytest.fixture
 async def manager(root: Path, registry: Registry) -> AsyncIterator[ImageManager]:
-    manager = ImageManager(settings(root, registry))
-    await manager.start()
-    yield manager
-    await manager.close()
+    async with image_manager(root, registry) as manager:
+        yield manager
 
 
 async def content(manager: ImageManager, image: Image) -> dict[str, str]:
@@ -223,10 +210,8 @@ async def test_a_second_tag_of_the_same_content_fetches_nothing(manager: ImageMa
 
 async def test_a_configured_reference_is_pinned(root: Path, registry: Registry) -> None:
     reference = registry.push("app", "1", build_image(BASE))
-    manager = ImageManager(settings(root, registry, pinned=(reference,)))
-    await manager.start()
-    assert (await manager.pull(reference)).pinned
-    await manager.close()
+    async with image_manager(root, registry, pinned=(reference,)) as manager:
+        assert (await manager.pull(reference)).pinned
 
 
 # -- removal ---------------------------------------------------------------------------------------------------
@@ -288,11 +273,9 @@ async def test_a_registry_that_is_gone_is_unavailable(manager: ImageManager, reg
 
 
 async def test_a_program_that_is_missing_is_named_with_its_setting(root: Path, registry: Registry) -> None:
-    manager = ImageManager(settings(root, registry, skopeo="/nowhere/skopeo"))
-    await manager.start()
-    with pytest.raises(Unavailable, match=r"/nowhere/skopeo.*images\.skopeo"):
-        await manager.pull("app")
-    await manager.close()
+    async with image_manager(root, registry, skopeo="/nowhere/skopeo") as manager:
+        with pytest.raises(Unavailable, match=r"/nowhere/skopeo.*images\.skopeo"):
+            await manager.pull("app")
 
 
 async def test_a_malformed_reference_is_an_invalid_argument(manager: ImageManager) -> None:
@@ -302,12 +285,10 @@ async def test_a_malformed_reference_is_an_invalid_argument(manager: ImageManage
 
 async def test_a_pull_ends_with_its_time(root: Path, registry: Registry) -> None:
     reference = registry.push("app", "1", build_image(BASE))
-    manager = ImageManager(settings(root, registry, pull_timeout=0.001))
-    await manager.start()
-    with pytest.raises(DeadlineExceeded, match=r"images\.pull_timeout"):
-        await manager.pull(reference)
-    assert await kept(manager, root) == []
-    await manager.close()
+    async with image_manager(root, registry, pull_timeout=0.001) as manager:
+        with pytest.raises(DeadlineExceeded, match=r"images\.pull_timeout"):
+            await manager.pull(reference)
+        assert await kept(manager, root) == []
 
 
 async def test_a_cancelled_pull_leaves_nothing(manager: ImageManager, registry: Registry, root: Path) -> None:
@@ -326,18 +307,16 @@ async def test_credentials_open_a_protected_registry_and_wrong_ones_do_not(
     root: Path, protected: Registry
 ) -> None:
     reference = protected.push("app", "1", build_image(BASE))
-    manager = ImageManager(settings(root, protected))
-    await manager.start()
-    for wrong in (None, RegistryAuth(username=USER, password="wrong")):
-        with pytest.raises(PermissionDenied, match="authentication required"):
-            await manager.pull(reference, wrong)
-    elsewhere = RegistryAuth(username=USER, password=PASSWORD, server_address="elsewhere.example")
-    with pytest.raises(PermissionDenied):
-        await manager.pull(reference, elsewhere)
-    right = RegistryAuth(username=USER, password=PASSWORD, server_address=protected.address)
-    assert (await manager.pull(reference, right)).tags == (reference,)
-    assert not list((root / "tmp").iterdir())
-    await manager.close()
+    async with image_manager(root, protected) as manager:
+        for wrong in (None, RegistryAuth(username=USER, password="wrong")):
+            with pytest.raises(PermissionDenied, match="authentication required"):
+                await manager.pull(reference, wrong)
+        elsewhere = RegistryAuth(username=USER, password=PASSWORD, server_address="elsewhere.example")
+        with pytest.raises(PermissionDenied):
+            await manager.pull(reference, elsewhere)
+        right = RegistryAuth(username=USER, password=PASSWORD, server_address=protected.address)
+        assert (await manager.pull(reference, right)).tags == (reference,)
+        assert not list((root / "tmp").iterdir())
 
 
 async def test_a_blob_that_is_not_what_its_digest_says_is_refused(

@@ -1,34 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The images that tests run."""
+"""Image Managers on storage of their own, for tests."""
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import mkdtemp
 
-from support.image_builder import BuiltImage, LayerBuilder, build_image, plain
+from msgspec.structs import replace
+from support.registry import Registry
 
-BUSYBOX = Path("/bin/busybox")
-APPLETS = (
-    "sh cat echo env id ls ps sleep true false kill touch mkdir rm chmod chown stat mount umount grep head tail "
-    "wc dd seq yes tr sort hostname ip nc wget nslookup pwd printf readlink sync tty stty ipcs setsid nohup test "
-    "mv cp ln date uname usleep mknod ping df vi unshare nsenter"
-)
-PASSWD = "root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\n"
-GROUP = "root:x:0:\nalice:x:1000:\nstaff:x:50:alice\n"
+from pvecri.config import Config, ImagesConfig
+from pvecri.images.manager import ImageManager
+from pvecri.linux import mounts
 
 
-def tools_layer() -> bytes:
-    """Busybox with its commands, some users, a world-writable /tmp."""
-    layer = LayerBuilder().directory("bin").file("bin/busybox", BUSYBOX.read_bytes(), mode=0o755)
-    for applet in APPLETS.split():
-        layer.symlink(f"bin/{applet}", "busybox")
-    for name in ("etc", "root", "home", "data", "usr", "var"):
-        layer.directory(name)
-    layer.directory("home/alice", uid=1000, gid=1000).directory("tmp", mode=0o1777)
-    return layer.file("etc/passwd", PASSWD, mode=0o644).file("etc/group", GROUP, mode=0o644).build()
+@contextmanager
+def image_root() -> Iterator[Path]:
+    """A directory that mapped roots can pass, which pytest's own are not; mounts below it go with it."""
+    directory = Path(mkdtemp(prefix="pvecri-"))
+    directory.chmod(0o711)
+    try:
+        yield directory
+    finally:
+        mounts.umount_below(directory)
+        subprocess.run(["rm", "-rf", str(directory)], check=True)
 
 
-def tools_image(**config: Any) -> BuiltImage:
-    """An image of these tools; `config` as the OCI image config's `config` object has it."""
-    return build_image(tools_layer(), compress=plain, config=config)
+@asynccontextmanager
+async def image_manager(root: Path, registry: Registry, **settings: object) -> AsyncIterator[ImageManager]:
+    """A started manager that may pull from `registry`; `settings` are those of the section `images`."""
+    images = ImagesConfig(root=root, insecure_registries=(registry.address,))
+    manager = ImageManager(Config(images=replace(images, **settings)))
+    await manager.start()
+    try:
+        yield manager
+    finally:
+        await manager.close()

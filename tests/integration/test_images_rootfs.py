@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Containers' root filesystems, and what the Image Manager finds after its restart. Needs root."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+from support.image_builder import LayerBuilder, build_image, digest_of
+from support.images import image_manager, image_root
+from support.registry import Registry, running_registry
+from support.userns import user_namespace
+
+from pvecri.errors import AlreadyExists, NotFound
+from pvecri.images.manager import ImageManager
+from pvecri.images.store import RootfsRecord, Store
+from pvecri.linux import mounts
+from pvecri.model import ContainerId, Image, ImageId
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+
+CONTAINER = "c" * 64
+CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)  # cap_net_bind_service=ep, VFS_CAP_REVISION_2
+BASE = LayerBuilder().directory("bin").file("bin/sh", "shell", mode=0o755, uid=5).build()
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    with image_root() as directory:
+        yield directory
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    with running_registry(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def userns() -> Iterator[Path]:
+    with user_namespace(first_id=300_000) as path:
+        yield path
+
+
+@pytest.fixture
+async def manager(root: Path, registry: Registry) -> AsyncIterator[ImageManager]:
+    async with image_manager(root, registry) as manager:
+        yield manager
+
+
+@pytest.fixture
+async def image(manager: ImageManager, registry: Registry) -> Image:
+    return await manager.pull(registry.push("app", "1", build_image(BASE)))
+
+
+async def prepare(manager: ImageManager, image: Image, userns: Path | None = None) -> Path:
+    owner = 300_000 if userns else 0
+    return await manager.prepare_rootfs(CONTAINER, image.id, userns=userns, root_uid=owner, root_gid=owner)
+
+
+def files(root: Path) -> list[str]:
+    """Everything but empty directories and the database."""
+    return [str(path) for path in root.rglob("*") if path.is_file() and not path.name.startswith("images.db")]
+
+
+# -- one container ---------------------------------------------------------------------------------------------
+
+
+async def test_a_user_namespaces_root_owns_its_root_filesystem(
+    manager: ImageManager, image: Image, userns: Path
+) -> None:
+    path = await prepare(manager, image, userns)
+    assert (path.stat().st_uid, (path / "bin/sh").stat().st_uid) == (300_000, 300_005)
+    assert manager.rootfs_ids() == {CONTAINER}
+
+
+async def test_a_program_gets_its_file_capabilities_in_a_user_namespace(
+    manager: ImageManager, registry: Registry, userns: Path
+) -> None:
+    capability = {"SCHILY.xattr.security.capability": CAPABILITY.decode("utf-8", "surrogateescape")}
+    busybox = Path("/bin/busybox").read_bytes()
+    builder = LayerBuilder().directory("bin").directory("proc")
+    layer = builder.file("bin/grep", busybox, mode=0o755, pax_headers=capability).build()
+    path = await prepare(manager, await manager.pull(registry.push("cap", "1", build_image(layer))), userns)
+    script = 'mount --rbind /proc "$0"/proc && exec chroot --userspec=9:9 "$0" /bin/grep CapPrm /proc/self/status'
+    process = await asyncio.create_subprocess_exec(
+        *("nsenter", f"--user={userns}", "unshare", "--mount", "sh", "-c", script, str(path)),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await process.communicate()
+    assert output.split() == [b"CapPrm:", b"0000000000000400"]
+
+
+async def test_a_container_has_one_root_filesystem_at_a_time(manager: ImageManager, image: Image) -> None:
+    await prepare(manager, image)
+    with pytest.raises(AlreadyExists):
+        await prepare(manager, image)
+    await manager.remove_rootfs(CONTAINER)
+    await prepare(manager, image)
+
+
+async def test_without_the_image_there_is_no_root_filesystem(manager: ImageManager) -> None:
+    with pytest.raises(NotFound, match="is not in the store"):
+        await manager.prepare_rootfs(CONTAINER, ImageId(digest_of(b"none")), userns=None, root_uid=0, root_gid=0)
+    with pytest.raises(NotFound, match="has no root filesystem"):
+        await manager.mount_rootfs(CONTAINER, None)
+
+
+async def test_a_root_filesystem_that_cannot_be_made_leaves_nothing(
+    manager: ImageManager, image: Image, root: Path
+) -> None:
+    with pytest.raises(FileNotFoundError):
+        await prepare(manager, image, root / "no-namespace")
+    await manager.idle()
+    assert manager.rootfs_ids() == set()
+    assert not list((root / "overlay/rootfs").iterdir())
+    await prepare(manager, image)
+
+
+async def test_a_cancelled_caller_leaves_no_root_filesystem(
+    manager: ImageManager, image: Image, root: Path
+) -> None:
+    caller = asyncio.ensure_future(prepare(manager, image))
+    while not manager.rootfs_ids():
+        await asyncio.sleep(0)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert manager.rootfs_ids() == set()
+    assert not list((root / "overlay/rootfs").iterdir())
+
+
+async def test_what_a_container_wrote_is_counted_apart_from_images(manager: ImageManager, image: Image) -> None:
+    path = await prepare(manager, image)
+    before, images = await manager.rootfs_usage(CONTAINER), (await manager.usage()).images
+    (path / "new").write_bytes(b"x" * 100_000)
+    after, usage = await manager.rootfs_usage(CONTAINER), await manager.usage()
+    assert after.inodes_used == before.inodes_used + 1
+    assert after.used_bytes >= before.used_bytes + 100_000
+    assert usage.containers.used_bytes == after.used_bytes
+    assert usage.images.used_bytes == images.used_bytes
+    assert images.inodes_used > 3
+
+
+async def test_removal_takes_the_written_files_and_may_be_repeated(
+    manager: ImageManager, image: Image, root: Path
+) -> None:
+    path = await prepare(manager, image)
+    (path / "written").write_text("x")
+    for _ in range(2):
+        await manager.remove_rootfs(CONTAINER)
+    await manager.unmount_rootfs(CONTAINER)
+    await manager.idle()
+    assert not any("written" in name for name in files(root))
+    assert (await manager.rootfs_usage(CONTAINER)).used_bytes == 0
+
+
+# -- restarts and crashes --------------------------------------------------------------------------------------
+
+
+async def test_images_and_mounted_roots_outlive_the_manager(root: Path, registry: Registry) -> None:
+    async with image_manager(root, registry) as first:
+        image = await first.pull(registry.push("app", "1", build_image(BASE)))
+        path = await prepare(first, image)
+        (path / "written").write_text("kept")
+    async with image_manager(root, registry) as second:
+        assert second.list() == (image,)
+        assert second.rootfs_ids() == {CONTAINER}
+        assert (path / "written").read_text() == "kept"
+        assert await second.mount_rootfs(CONTAINER, None) == path
+
+
+async def test_a_root_filesystem_is_mounted_again_after_the_nodes_restart(
+    root: Path, registry: Registry, userns: Path
+) -> None:
+    async with image_manager(root, registry) as first:
+        image = await first.pull(registry.push("app", "1", build_image(BASE)))
+        path = await prepare(first, image, userns)
+        (path / "written").write_text("kept")
+    mounts.umount_below(root)
+    async with image_manager(root, registry) as second:
+        assert await second.mount_rootfs(CONTAINER, userns) == path
+        assert (path / "written").read_text() == "kept"
+        assert (path / "bin/sh").stat().st_uid == 300_005
+
+
+async def test_what_a_crash_left_half_made_is_removed(root: Path, registry: Registry) -> None:
+    async with image_manager(root, registry):
+        pass
+    for name in (
+        "tmp/pull-x/layout",
+        "overlay/new/x",
+        "overlay/layers/" + "ab" * 32,
+        f"overlay/rootfs/{CONTAINER}/w",
+    ):
+        (root / name).mkdir(parents=True)
+        (root / name / "file").touch()
+    (root / "blobs/sha256" / ("cd" * 32)).touch()
+    async with image_manager(root, registry) as manager:
+        await manager.idle()
+        assert files(root) == []
+        assert manager.rootfs_ids() == set()
+
+
+async def test_a_recorded_root_filesystem_that_is_gone_is_forgotten(root: Path, registry: Registry) -> None:
+    async with image_manager(root, registry):
+        pass
+    store = Store(root / "images.db")
+    store.put_rootfs(RootfsRecord(container=ContainerId(CONTAINER), image=ImageId("x"), layers=()))
+    store.close()
+    async with image_manager(root, registry) as manager:
+        assert manager.rootfs_ids() == set()
+
+
+@pytest.mark.parametrize("loss", ["layer", "config", "power"])
+async def test_an_image_that_is_not_whole_any_more_is_pulled_again(
+    root: Path, registry: Registry, loss: str
+) -> None:
+    reference = registry.push("app", "1", build_image(BASE))
+    async with image_manager(root, registry) as manager:
+        image = await manager.pull(reference)
+        await manager.idle()
+    if loss == "layer":
+        subprocess.run(
+            ["rm", "-rf", root / "overlay/layers" / digest_of(BASE).removeprefix("sha256:")], check=True
+        )
+    elif loss == "config":
+        (root / "blobs/sha256" / image.id.removeprefix("sha256:")).unlink()
+    else:
+        store = Store(root / "images.db")
+        store.put(layers=[replace(layer, boot="another") for layer in store.layers()])
+        store.close()
+    async with image_manager(root, registry) as manager:
+        assert manager.list() == ()
+        assert await manager.pull(reference) == image
+        assert (await prepare(manager, image) / "bin/sh").read_text() == "shell"
