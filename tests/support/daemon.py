@@ -23,15 +23,15 @@ from pathlib import Path
 import msgspec
 from support import leaks
 from support.cri_client import CriClient, eventually
-from support.images import tools_image
 from support.leaks import VMIDS
 from support.netns import own_network_namespace
 from support.node import Descriptor
 from support.processes import Program
 from support.registry import Registry, running_registry
+from support.tools import tools_image
 
 from pvecri.cri.proto import cri_pb2 as pb
-from pvecri.linux import mounts
+from pvecri.linux import cgroups, mounts
 
 BRIDGE = "pvt0"
 SUBNET = "10.209.0.0/16"
@@ -81,6 +81,12 @@ class Node:
     def _token(self) -> str:
         return f"PVEAPIToken={self.descriptor.token_id}={self.descriptor.token_secret}"
 
+    def ct(self, vmid: int, what: str) -> dict[str, object]:
+        """What the API says of a CT: its `config`, its `status/current`, …"""
+        answer = self.request("GET", f"/nodes/{self.descriptor.node}/lxc/{vmid}/{what}")
+        assert isinstance(answer, dict)
+        return answer
+
     def cts(self) -> set[int]:
         """The VMIDs of the CTs that have a config."""
         return {int(path.stem) for path in self.state_dir.glob("pve/nodes/*/lxc/*.conf")}
@@ -113,6 +119,7 @@ class Machine:
     """See the module. `client` talks to the daemon that runs now."""
 
     client: CriClient
+    vmids = VMIDS
 
     def __init__(self, directory: Path, registry: Registry) -> None:
         self.directory = directory
@@ -168,6 +175,10 @@ class Machine:
         """Whether the runtime says that it is ready."""
         response = self.client.runtime.Status(pb.StatusRequest())
         return all(condition.status for condition in response.status.conditions)
+
+    def processes(self, pod: str, container: str) -> list[int]:
+        """A running container's processes, as the node numbers them."""
+        return cgroups.detect().processes(f"/lxc/{self.client.vmid(pod)}/{container}")
 
     # -- configuration ----------------------------------------------------------------------------------------
 
