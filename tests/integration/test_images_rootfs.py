@@ -226,7 +226,7 @@ async def test_an_image_that_is_not_whole_any_more_is_pulled_again(
         image = await manager.pull(reference)
         await manager.idle()
     if loss == "layer":
-        (root / "overlay/layers" / digest_of(BASE).removeprefix("sha256:")).rename(root / "lost")
+        (root / "overlay/layers" / digest_of(BASE).removeprefix("sha256:")).rename(root / "overlay/lost")
     elif loss == "config":
         (root / "blobs/sha256" / image.id.removeprefix("sha256:")).unlink()
     else:
