@@ -16,8 +16,11 @@ POWER_OFF = b"#!/bin/busybox sh\ntrap 'exit 0' PWR\nwhile true; do sleep 1000 & 
 """An init that ends on SIGPWR, as a distribution's does."""
 
 
-def write_template(path: Path, init: bytes = PAUSE) -> Path:
-    """Write the template as a tar archive, compressed when the name ends in ``.gz``."""
+def write_template(path: Path, init: bytes = PAUSE, outside: str = "") -> Path:
+    """Write the template as a tar archive, compressed when the name ends in ``.gz``.
+
+    ``outside`` adds a file by a name that is to lead out of the CT's root.
+    """
     with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w", compresslevel=1) as tar:  # type: ignore[call-overload]
         for name in _DIRECTORIES:
             tar.addfile(_entry(f"./{name}", tarfile.DIRTYPE, 0o1777 if name == "tmp" else 0o755))
@@ -29,6 +32,8 @@ def write_template(path: Path, init: bytes = PAUSE) -> Path:
             link = _entry(f"./bin/{name}", tarfile.SYMTYPE, 0o777)
             link.linkname = target
             tar.addfile(link)
+        if outside:
+            tar.addfile(_entry(outside, tarfile.REGTYPE, 0o644))
     return path
 
 

@@ -59,7 +59,7 @@ class AccessApi(Base):
         return owner == "root@pam" or self._granted(owner, path, priv)
 
     def _granted(self, user: str, path: str, priv: str) -> bool:
-        entries = {granted: privileges for granted, privileges in self.acl.get(user, [])}
+        entries = dict(self.acl.get(user, []))
         return any(priv in _effective(entries, candidate) for candidate in self._also(path))
 
     def _also(self, path: str) -> Iterator[str]:

@@ -89,12 +89,31 @@ class CgroupTree:
 
     def cpuset(self, cores: int, vmid: int) -> Limit | None:
         """``cores`` of the machine's CPUs, spread over the machine by VMID; None when that is all of them."""
-        name = "cpuset.cpus.effective" if self.unified else "cpuset.cpus"
-        available = parse_cpu_list((self._directory("cpuset") / name).read_text())
+        available = self._available_cpus()
         if not 0 < cores < len(available):
             return None
         chosen = sorted(available[(vmid + n) % len(available)] for n in range(cores))
         return Limit("cpuset", "cpuset.cpus", ",".join(map(str, chosen)))
+
+    def set_cores(self, vmid: int, cores: int) -> None:
+        """Give a running CT ``cores`` CPUs at once, or all for 0."""
+        every = ",".join(map(str, self._available_cpus()))
+        limit = self.cpuset(cores, vmid)
+        wanted = limit.value if limit else every
+        top = self._directory("cpuset") / "lxc" / str(vmid)
+        if self.unified:
+            (top / "cpuset.cpus").write_text(wanted)
+            return
+        # v1 wants each cgroup within its parent at every moment: first widen from the top, then narrow from below.
+        below = [top, *sorted(path for path in top.rglob("*") if path.is_dir())]
+        for path in below:
+            (path / "cpuset.cpus").write_text(every)
+        for path in reversed(below):
+            (path / "cpuset.cpus").write_text(wanted)
+
+    def _available_cpus(self) -> list[int]:
+        name = "cpuset.cpus.effective" if self.unified else "cpuset.cpus"
+        return parse_cpu_list((self._directory("cpuset") / name).read_text())
 
     def apply(self, vmid: int, limits: Iterable[Limit]) -> None:
         """Write limits to a running CT's cgroup at once. Raises OSError when the kernel refuses one."""

@@ -76,8 +76,7 @@ class ConfigApi(Base):
         if changed & _CPU:
             self.cgroups.apply(ct.vmid, self.cgroups.cpu_limits(ct.config))
         if "cores" in changed:
-            limit = self.cgroups.cpuset(int(ct.config.get("cores") or 0), ct.vmid)
-            self.cgroups.apply(ct.vmid, [limit] if limit else [])
+            self.cgroups.set_cores(ct.vmid, int(ct.config.get("cores") or 0))
 
 
 def check_patterns(values: Mapping[str, Any]) -> None:

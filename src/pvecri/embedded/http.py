@@ -60,7 +60,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = await handler(request)
     except web.HTTPNotFound:
         return _not_implemented(f"Method '{request.method} {path}' not implemented")
-    if response.status == 401 and not path == "/access/ticket":
+    if response.status == 401 and path != "/access/ticket":
         return web.Response(status=401, reason=response.reason)
     if response.status == 501 and path in str(response.reason):
         return _not_implemented(f"Method '{request.method} {path}' not implemented")

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,19 +32,45 @@ class StartFailed(Exception):
 
 @dataclass(frozen=True)
 class Mount:
-    """What to mount below a CT's rootfs: a directory to bind, or an image file with an ext4 filesystem."""
+    """What to mount in a CT's root: a directory to bind, or an image file with an ext4 filesystem."""
 
     source: Path
-    target: Path
+    root: Path
+    inside: str = ""
+    """Where in the root, empty for the root itself. Made, owned by ``owner``, where it is missing."""
+    owner: int = 0
     read_only: bool = False
 
     def perform(self) -> None:
-        if self.source.is_dir():
-            mounts.bind(self.source, self.target)
-        else:
-            mounts.mount_image(self.source, self.target)
+        """Mount it in the calling thread's mount namespace. Raises OSError."""
+        with _directory_in(self.root, self.inside, self.owner) as target:
+            if self.source.is_dir():
+                mounts.bind(self.source, target)
+            else:
+                mounts.mount_image(self.source, target)
         if self.read_only:
-            mounts.remount_read_only(self.target)
+            with _directory_in(self.root, self.inside, self.owner) as mounted:
+                mounts.remount_read_only(mounted)
+
+
+@contextlib.contextmanager
+def _directory_in(root: Path, inside: str, owner: int) -> Iterator[Path]:
+    """A path to a directory of a CT's root by which none of the CT's own symlinks is followed."""
+    directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in filter(None, inside.split("/")):
+            if name in {".", ".."}:
+                raise OSError(errno.EINVAL, "mount point leads elsewhere", inside)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o755, dir_fd=directory)
+                os.chown(name, owner, owner, dir_fd=directory, follow_symlinks=False)
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            below = os.open(name, flags, dir_fd=directory)
+            os.close(directory)
+            directory = below
+        yield Path(f"/proc/self/fd/{directory}")
+    finally:
+        os.close(directory)
 
 
 class Monitor:
@@ -70,6 +97,7 @@ class Monitor:
                 await monitor._wait_running()
         except BaseException:
             monitor.kill()
+            await monitor.ended()
             raise
         return monitor
 
@@ -149,7 +177,7 @@ class Monitor:
 def _executable(pid: int) -> tuple[int, int] | None:
     """Which file the process runs, None when it is gone."""
     try:
-        status = os.stat(f"/proc/{pid}/exe")
+        status = Path(f"/proc/{pid}/exe").stat()
     except (FileNotFoundError, ProcessLookupError):
         return None
     return status.st_dev, status.st_ino

@@ -14,7 +14,7 @@ from fakepve import lxc as model
 
 from . import lxcconfig, tasks
 from .base import Ct
-from .create import CreateApi
+from .create import CreateApi, id_shift
 from .layout import write_atomically
 from .monitor import Monitor, Mount, StartFailed
 
@@ -95,8 +95,8 @@ class PowerApi(CreateApi):
                 continue
             volume = options["volume"]
             source = self.storage_path(volume) if model.mount_type(volume) == "volume" else Path(volume)
-            target = root if key == "rootfs" else root / options["mp"].lstrip("/")
-            plan.append(Mount(source, target, read_only=options.get("ro") == "1"))
+            inside = "" if key == "rootfs" else options["mp"]
+            plan.append(Mount(source, root, inside, id_shift(ct.config), read_only=options.get("ro") == "1"))
         return plan
 
     async def _lxc_stop(self, user: str, v: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ for by image files: the API's answers and the CT's view (an ext4 filesystem of t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -82,7 +83,8 @@ class Storage:
             path = self.path / CONTENT_DIRS[content] / rest
         else:
             path = self.path / "images" / name
-        if ".." in Path(name).parts or Path(name).is_absolute():
+        # Joining an absolute path would leave the storage, as ".." would.
+        if ".." in Path(name).parts or name.startswith("/") or rest.startswith("/"):
             raise VolumeError(f"unable to parse directory volume name '{name}'")
         return path
 
@@ -112,8 +114,9 @@ class Storage:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-        if path.parent.parent == self.path / "images" and not any(path.parent.iterdir()):
-            path.parent.rmdir()
+        if path.parent.parent == self.path / "images":
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()  # stays while another volume of the CT is there
 
     def copy_from(self, source: Path, name: str) -> None:
         """Make the volume as a copy of another, holes and owners kept."""

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""An embedded node as a process, and a client of it, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+
+_SOURCE = Path(__file__).resolve().parents[2] / "src"
+_LXC_PATH = Path("/var/lib/lxc")
+_TIMEOUT_S = 30.0
+_POLL_S = 0.002
+
+
+@contextmanager
+def new_state_dir() -> Iterator[Path]:
+    """An empty state directory; the CTs of a node that used it are gone afterwards."""
+    directory = Path(tempfile.mkdtemp(prefix="pvecri-embedded-"))
+    try:
+        yield directory
+    finally:
+        for conf in directory.glob("pve/nodes/*/lxc/*.conf"):
+            subprocess.run(["lxc-stop", "--kill", "--name", conf.stem], check=False, capture_output=True)
+            shutil.rmtree(_LXC_PATH / conf.stem, ignore_errors=True)
+        shutil.rmtree(directory)
+
+
+class NodeProcess:
+    """``python -m pvecri.embedded`` while the context lasts, asked with its own token."""
+
+    def __init__(self, state_dir: Path, *options: str) -> None:
+        self.state_dir = state_dir
+        self._command = [sys.executable, "-m", "pvecri.embedded", "--state-dir", str(state_dir)]
+        self._command += ["--listen", "127.0.0.1:0", *options]
+        self._session: aiohttp.ClientSession
+
+    async def __aenter__(self) -> NodeProcess:
+        await self.begin()
+        return self
+
+    async def __aexit__(
+        self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        await self.end()
+
+    async def begin(self) -> None:
+        """Start the process and wait until it answers."""
+        environment = {**os.environ, "PYTHONPATH": str(_SOURCE)}
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, stdout=asyncio.subprocess.PIPE, env=environment
+        )
+        assert self._process.stdout is not None
+        assert await self._process.stdout.readline(), "the embedded node did not start"
+        descriptor = json.loads((self.state_dir / "node.json").read_text())
+        self._url = descriptor["url"]
+        pinned = aiohttp.Fingerprint(bytes.fromhex(descriptor["fingerprint"].replace(":", "")))
+        token = f"PVEAPIToken={descriptor['token_id']}={descriptor['token_secret']}"
+        self._session = aiohttp.ClientSession(
+            headers={"Authorization": token}, connector=aiohttp.TCPConnector(ssl=pinned)
+        )
+
+    async def end(self) -> None:
+        """End the process as a service manager does."""
+        await self._session.close()
+        self._process.terminate()
+        assert await self._process.wait() == 0
+
+    async def restart(self) -> None:
+        await self.end()
+        await self.begin()
+
+    async def ask(self, method: str, path: str, parameters: dict[str, Any] | None = None) -> Any:
+        """The data of the answer."""
+        status, reason, body = await self._send(method, path, parameters)
+        assert status == 200, f"{method} {path}: {status} {reason} {body}"
+        return json.loads(body)["data"]
+
+    async def get(self, path: str) -> Any:
+        return await self.ask("GET", path)
+
+    async def refusal(self, method: str, path: str, parameters: dict[str, Any] | None = None) -> tuple[int, str]:
+        """Status and reason phrase of an answer."""
+        status, reason, _ = await self._send(method, path, parameters)
+        return status, reason
+
+    async def _send(self, method: str, path: str, parameters: dict[str, Any] | None) -> tuple[int, str, str]:
+        url = f"{self._url}/api2/json{path}"
+        async with self._session.request(method, url, data=parameters) as response:
+            return response.status, str(response.reason), await response.text()
+
+    async def task(self, method: str, path: str, parameters: dict[str, Any] | None = None) -> None:
+        """Ask for a task and wait until it has ended well."""
+        exitstatus, log = await self.ended(await self.ask(method, path, parameters))
+        assert exitstatus == "OK", f"{method} {path}: {log}"
+
+    async def failed_task(
+        self, method: str, path: str, parameters: dict[str, Any] | None = None
+    ) -> tuple[str, list[str]]:
+        """Ask for a task that fails; its exit status and log."""
+        exitstatus, log = await self.ended(await self.ask(method, path, parameters))
+        assert exitstatus != "OK", f"{method} {path}"
+        return exitstatus, log
+
+    async def ended(self, upid: str) -> tuple[str, list[str]]:
+        """Exit status and log of a task, once it has ended."""
+        status: dict[str, Any] = {}
+
+        async def has_ended() -> bool:
+            status.update(await self.get(f"/nodes/pve/tasks/{upid}/status"))
+            return bool(status["status"] == "stopped")
+
+        await self.until(has_ended)
+        log = await self.get(f"/nodes/pve/tasks/{upid}/log")
+        return status["exitstatus"], [line["t"] for line in log]
+
+    async def tasks_ended(self, query: str) -> None:
+        """Wait until no task of the query runs."""
+
+        async def none_active() -> bool:
+            return not await self.get(f"/nodes/pve/tasks?source=active&{query}")
+
+        await self.until(none_active)
+
+    async def status_is(self, vmid: int, status: str) -> bool:
+        return bool((await self.get(f"/nodes/pve/lxc/{vmid}/status/current"))["status"] == status)
+
+    async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
+        """Wait for a condition, which must come true within half a minute."""
+        async with asyncio.timeout(_TIMEOUT_S):
+            while not await condition():
+                await asyncio.sleep(_POLL_S)
+
+    async def upload(self, template: Path) -> None:
+        form = aiohttp.FormData()
+        form.add_field("content", "vztmpl")
+        form.add_field("filename", template.read_bytes(), filename=template.name)
+        url = f"{self._url}/api2/json/nodes/pve/storage/local/upload"
+        async with self._session.post(url, data=form) as response:
+            assert response.status == 200, await response.text()
+            assert (await self.ended((await response.json())["data"]))[0] == "OK"
+
+    async def fault(self, fault: dict[str, Any]) -> None:
+        async with self._session.post(f"{self._url}/pvecri-embedded/fault", json=fault) as response:
+            assert response.status == 200, await response.text()
+
+    async def clear_faults(self) -> None:
+        async with self._session.delete(f"{self._url}/pvecri-embedded/fault") as response:
+            assert response.status == 200
+
+    @staticmethod
+    def wait_for_end_of(pidfd: int) -> None:
+        """Block until the process has ended, and close its pidfd."""
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        assert poller.poll(_TIMEOUT_S * 1000)
+        os.close(pidfd)
