@@ -17,6 +17,7 @@ import pytest
 from pve_replay.process import NodeProcess, new_state_dir
 from pve_replay.sandbox_template import write_template
 
+from pvecri.embedded import lxccommand
 from pvecri.embedded.cgroup import MIB, CgroupTree
 
 pytestmark = [
@@ -148,6 +149,17 @@ async def test_ct_whose_init_is_killed_is_seen_as_stopped(node: NodeProcess) -> 
     await node.until(lambda: node.status_is(VMID, "stopped"))
     await node.task("POST", f"{CT}/status/start")
     assert await node.status_is(VMID, "running")
+
+
+async def test_ct_ends_with_its_monitor_and_starts_again(node: NodeProcess) -> None:
+    await create(node)
+    monitor = lxccommand.monitor_pid(Path(f"/var/lib/lxc/{VMID}"))
+    assert monitor is not None
+    pidfd = os.pidfd_open(await init_pid(node))
+    os.kill(monitor, signal.SIGKILL)
+    await asyncio.to_thread(node.wait_for_end_of, pidfd)
+    await node.until(lambda: node.status_is(VMID, "stopped"))
+    await node.task("POST", f"{CT}/status/start")
 
 
 async def test_init_that_cannot_be_executed_fails_the_start_task_with_lxcs_words_in_its_log(

@@ -6,6 +6,10 @@ Proxmox's numbers are v2's: ``cpuunits`` is a weight from 1 to 10000, 100 being 
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +20,8 @@ CPU_PERIOD_US = 100_000
 DEFAULT_MEMORY_MIB = 512
 DEFAULT_SWAP_MIB = 512
 DEFAULT_CPU_WEIGHT = 100
+SWEEP_TIMEOUT_S = 10.0
+_SWEEP_POLL_S = 0.005
 _HIGH_GAP_MIB = 128
 _HIGH_GAP_FROM_MIB = 16 * 1024
 
@@ -128,6 +134,28 @@ class CgroupTree:
         for path, value in reversed(refused):
             path.write_text(value)
 
+    def exists(self, vmid: int) -> bool:
+        """True while a CT runs, or after its monitor was killed before it could tidy up."""
+        return any(path.exists() for path in self._of_ct(vmid))
+
+    def sweep(self, vmid: int) -> None:
+        """Kill what is left of a CT without a monitor, and remove its cgroups. Blocks until they are gone.
+
+        Raises TimeoutError for a process that does not die. Idempotent.
+        """
+        deadline = time.monotonic() + SWEEP_TIMEOUT_S
+        for top in self._of_ct(vmid):
+            while top.exists():
+                _kill_all(top)
+                _remove_tree(top)
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{top} still holds processes")
+                time.sleep(_SWEEP_POLL_S)
+
+    def _of_ct(self, vmid: int) -> list[Path]:
+        hierarchies = [self._root] if self.unified else [path for path in self._root.iterdir() if path.is_dir()]
+        return [path / kind / str(vmid) for path in hierarchies for kind in ("lxc", "lxc.monitor")]
+
     def usage(self, vmid: int) -> Usage:
         """The CT's usage; zeros for what is not counted or already gone."""
         if self.unified:
@@ -160,6 +188,22 @@ class CgroupTree:
 
     def _directory(self, controller: str) -> Path:
         return self._root if self.unified else self._root / controller
+
+
+def _kill_all(top: Path) -> None:
+    for path in top.glob("**/cgroup.procs"):
+        for pid in _read(path).split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+
+
+def _remove_tree(top: Path) -> None:
+    """Remove a cgroup and those below it, as far as they are empty."""
+    for path in sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True):
+        with contextlib.suppress(OSError):
+            path.rmdir()
+    with contextlib.suppress(OSError):
+        top.rmdir()
 
 
 def memory_high(memory_mib: int) -> int:

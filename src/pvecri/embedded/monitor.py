@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import signal
 import threading
@@ -18,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import lxccommand, mounts
+from .cgroup import CgroupTree
 from .lxccommand import LxcState
 
 LXC_START = "/usr/bin/lxc-start"
 START_TIMEOUT_S = 10.0
 """How long Proxmox waits for a started CT to run."""
 _POLL_S = 0.001
+_logger = logging.getLogger(__name__)
 
 
 class StartFailed(Exception):
@@ -76,10 +79,12 @@ def _directory_in(root: Path, inside: str, owner: int) -> Iterator[Path]:
 class Monitor:
     """A running lxc-start, started here or found running."""
 
-    def __init__(self, pid: int, lxc_dir: Path, *, own_child: bool) -> None:
+    def __init__(self, pid: int, vmid: int, lxc_path: Path, cgroups: CgroupTree, *, own_child: bool) -> None:
         self.pid = pid
         self.init_pid: int | None = None
-        self._lxc_dir = lxc_dir
+        self._vmid = vmid
+        self._lxc_dir = lxc_path / str(vmid)
+        self._cgroups = cgroups
         self._own_child = own_child
         self._pidfd = os.pidfd_open(pid)
         self._ended = asyncio.Event()
@@ -87,11 +92,12 @@ class Monitor:
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_end)
 
     @classmethod
-    async def start(cls, vmid: int, lxc_path: Path, mount_plan: list[Mount], stderr: Path) -> Monitor:
+    async def start(
+        cls, vmid: int, lxc_path: Path, cgroups: CgroupTree, mount_plan: list[Mount], stderr: Path
+    ) -> Monitor:
         """Start the CT's monitor and return when its init runs. Raises StartFailed."""
-        lxc_dir = lxc_path / str(vmid)
         pid = await _in_thread_of_its_own(lambda: _spawn(vmid, lxc_path, mount_plan, stderr))
-        monitor = cls(pid, lxc_dir, own_child=True)
+        monitor = cls(pid, vmid, lxc_path, cgroups, own_child=True)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await monitor._wait_running()
@@ -102,13 +108,14 @@ class Monitor:
         return monitor
 
     @classmethod
-    def adopt(cls, lxc_dir: Path) -> Monitor | None:
-        """The monitor that runs for ``lxc_dir`` since before this process, or None."""
+    def adopt(cls, vmid: int, lxc_path: Path, cgroups: CgroupTree) -> Monitor | None:
+        """The monitor that runs for the CT since before this process, or None."""
+        lxc_dir = lxc_path / str(vmid)
         pid, init_pid = lxccommand.monitor_pid(lxc_dir), lxccommand.init_pid(lxc_dir)
         if pid is None or init_pid is None:
             return None
         try:
-            monitor = cls(pid, lxc_dir, own_child=False)
+            monitor = cls(pid, vmid, lxc_path, cgroups, own_child=False)
         except ProcessLookupError:
             return None
         monitor.init_pid = init_pid
@@ -169,6 +176,20 @@ class Monitor:
         os.close(self._pidfd)
         if self._own_child:
             os.waitpid(self.pid, 0)
+        if self._cgroups.exists(self._vmid):
+            # It was killed: the CT must die with it, which LXC alone does not see to.
+            self._sweeping = asyncio.create_task(self._sweep())
+        else:
+            self._finish()
+
+    async def _sweep(self) -> None:
+        try:
+            await asyncio.to_thread(self._cgroups.sweep, self._vmid)
+        except TimeoutError:
+            _logger.exception("CT %d has no monitor and does not end", self._vmid)
+        self._finish()
+
+    def _finish(self) -> None:
         self._ended.set()
         for watcher in self._watchers:
             watcher()

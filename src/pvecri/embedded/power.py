@@ -42,7 +42,11 @@ class PowerApi(CreateApi):
         write_atomically(self.layout.lxc_config(ct.vmid), lxcconfig.render(ct.vmid, config, rootfs, self.cgroups))
         try:
             monitor = await Monitor.start(
-                ct.vmid, self.layout.lxc_path, self._mount_plan(ct), self.layout.stderr(ct.vmid)
+                ct.vmid,
+                self.layout.lxc_path,
+                self.cgroups,
+                self._mount_plan(ct),
+                self.layout.stderr(ct.vmid),
             )
         except (StartFailed, TimeoutError, OSError) as error:
             for line in self._start_errors(ct.vmid, error):
@@ -66,9 +70,11 @@ class PowerApi(CreateApi):
     def adopt_running(self) -> None:
         """Find the CTs that have run on while no API process did."""
         for ct in self.cts:
-            monitor = Monitor.adopt(self.layout.lxc_dir(ct.vmid))
+            monitor = Monitor.adopt(ct.vmid, self.layout.lxc_path, self.cgroups)
             if monitor is not None:
                 self.attach(ct, monitor)
+            else:
+                self.cgroups.sweep(ct.vmid)
 
     def forget_running(self) -> None:
         """Let go of the CTs; they run on."""
