@@ -8,6 +8,7 @@ security module. The spec builder asks here and writes only what can be had.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -29,6 +30,12 @@ class OciRuntime:
     path: str
     kind: str
     version: tuple[int, ...]
+    mount_options: frozenset[str] = frozenset()
+
+    @property
+    def recursive_readonly(self) -> bool:
+        """Whether it can make a mount read-only together with the mounts below it."""
+        return "rro" in self.mount_options
 
     @property
     def wants_mappings_with_userns_path(self) -> bool:
@@ -98,9 +105,24 @@ async def _oci_runtime(config: Config, trees: Cgroups) -> OciRuntime:
         # crun starts faster, and refuses hosts that have cgroup v1 in part.
         setting = "crun" if trees.pure_v2 and shutil.which("crun") else "runc"
     path = _program(setting, "runtime.oci_runtime")
-    process = await asyncio.create_subprocess_exec(path, "--version", stdout=asyncio.subprocess.PIPE)
-    text = (await process.communicate())[0].decode()
+    text = await _output(path, "--version")
     match = re.match(r"(runc|crun) version (\d+(?:\.\d+)*)", text)
     if match is None:
         raise ConfigError(f"runtime.oci_runtime: {path} is neither runc nor crun: {text.strip()[:80]!r}")
-    return OciRuntime(path, match[1], tuple(int(part) for part in match[2].split(".")))
+    version = tuple(int(part) for part in match[2].split("."))
+    return OciRuntime(path, match[1], version, _mount_options(await _output(path, "features")))
+
+
+def _mount_options(features: str) -> frozenset[str]:
+    """The mount options that a runtime knows (OCI runtime-spec, features.md); older ones do not tell."""
+    try:
+        return frozenset(json.loads(features).get("mountOptions", ()))
+    except ValueError:
+        return frozenset()
+
+
+async def _output(*command: str) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    return (await process.communicate())[0].decode(errors="replace")

@@ -53,9 +53,8 @@ class HostDevice:
 class Plan:
     """One container, with all its names resolved.
 
-    `namespace_dir` is the directory of the pod's namespaces as the OCI runtime sees it: `/proc/1/ns` when it runs
-    in the CT's pid namespace. `target_pid` is likewise as the runtime sees it. `mappings` are those of the CT's
-    user namespace, empty for a privileged CT.
+    `namespace_dir` is where the pod's namespaces are pinned. `target_pid` is a pid as the OCI runtime sees it, in
+    the pod's pid namespace. `mappings` are those of the pod's user namespace, empty when it has the node's.
     """
 
     id: ContainerId

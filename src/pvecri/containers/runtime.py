@@ -20,6 +20,7 @@ from pathlib import Path
 from pvecri.containers.abilities import Abilities
 from pvecri.errors import CommandError, DeadlineExceeded, FailedPrecondition, InternalError, InvalidArgument
 from pvecri.linux import processes
+from pvecri.linux.cgroups import Cgroups
 from pvecri.model import ContainerId
 
 EXEC_OUTPUT_LIMIT = 16 << 20
@@ -39,13 +40,19 @@ _BAD_COMMAND = (
 
 @dataclass(frozen=True)
 class PodNamespaces:
-    """How to reach a pod. `pid` is a path to the CT's pid namespace, None when the pod uses the node's.
+    """How to reach a pod. `pid` is a path to its pid namespace, None when it uses the node's.
 
-    `cgroup` is the group for the pod's monitors: in the CT's own, so that they share its limits and its end.
+    `depth` says how many levels below the node's that namespace is: 1 for a CT's own. `cgroup` is the group for
+    the pod's monitors: in the CT's own, so that they share its limits and its end.
     """
 
     pid: Path | None
+    depth: int
     cgroup: str
+
+    def container_cgroup(self, container: ContainerId) -> str:
+        """A container's group: beside that of the monitors."""
+        return f"{Path(self.cgroup).parent}/{container}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,11 @@ class OciRuntime:
         """
         reader, writer = os.pipe()
         try:
-            arguments = [*self._cgroup_prefix(pod), *_enter(pod), *self._conmon(container, bundle, stdio)]
+            arguments = [
+                *enter_cgroup(self._abilities.cgroups, pod.cgroup),
+                *_enter(pod),
+                *self._conmon(container, bundle, stdio),
+            ]
             with (bundle.directory / "conmon.log").open("ab") as log:
                 process = await asyncio.create_subprocess_exec(
                     *arguments,
@@ -197,14 +208,26 @@ class OciRuntime:
         finally:
             os.close(control)
 
+    def host_pid(self, pod: PodNamespaces, group: str, pid_file: Path) -> int:
+        """The host's number of a process in a cgroup, by the number in the pod that a file holds.
+
+        ProcessLookupError when it is not there, OSError or ValueError when the file says nothing.
+        """
+        wanted = pid_file.read_text().strip()
+        for pid in self._abilities.cgroups.processes(group):
+            numbers = processes.status(pid).get("NSpid", "").split()  # one a level, the host's first
+            if len(numbers) > pod.depth and numbers[pod.depth] == wanted:
+                return pid
+        raise ProcessLookupError(f"no process {wanted} in cgroup {group}")
+
     def _kill_session(self, pod: PodNamespaces, container: ContainerId, pid_file: Path) -> None:
         """Kill the processes that an exec began: they share its session."""
         try:
-            leader = host_pid(self._abilities, f"{Path(pod.cgroup).parent}/{container}", int(pid_file.read_text()))
+            leader = self.host_pid(pod, pod.container_cgroup(container), pid_file)
             session = os.getsid(leader)
         except (OSError, ValueError):
             return
-        for pid in self._abilities.cgroups.processes(f"{Path(pod.cgroup).parent}/{container}"):
+        for pid in self._abilities.cgroups.processes(pod.container_cgroup(container)):
             with suppress(ProcessLookupError):
                 if os.getsid(pid) == session:
                     os.kill(pid, signal.SIGKILL)
@@ -224,12 +247,6 @@ class OciRuntime:
 
     def _oci(self, *arguments: str) -> list[str]:
         return [self._program, f"--root={self._root}", *arguments]
-
-    def _cgroup_prefix(self, pod: PodNamespaces) -> list[str]:
-        trees = self._abilities.cgroups
-        trees.make(pod.cgroup)
-        files = [str(directory / "cgroup.procs") for directory in trees.directories(pod.cgroup)]
-        return ["/bin/sh", "-c", _ENTER_CGROUPS, "sh", *files, "--"]
 
     def _conmon(self, container: ContainerId, bundle: Bundle, stdio: Stdio) -> list[str]:
         log = f"k8s-file:{stdio.log}" if stdio.log else "none"
@@ -253,16 +270,11 @@ class OciRuntime:
         return arguments
 
 
-def host_pid(abilities: Abilities, group: str, ct_pid: int) -> int:
-    """The host's number of a process in a cgroup, by its number in the CT; ProcessLookupError when not there.
-
-    Host first, CT second is how NSpid lists them; a process of a pod with the node's pid namespace has one.
-    """
-    for pid in abilities.cgroups.processes(group):
-        numbers = processes.status(pid).get("NSpid", "").split()
-        if numbers and int(numbers[min(1, len(numbers) - 1)]) == ct_pid:
-            return pid
-    raise ProcessLookupError(f"no process {ct_pid} in cgroup {group}")
+def enter_cgroup(cgroups: Cgroups, group: str) -> list[str]:
+    """The beginning of a command whose process, and all it forks, shall be in a cgroup; the group is made."""
+    cgroups.make(group)
+    files = [str(directory / "cgroup.procs") for directory in cgroups.directories(group)]
+    return ["/bin/sh", "-c", _ENTER_CGROUPS, "sh", *files, "--"]
 
 
 def _enter(pod: PodNamespaces) -> list[str]:

@@ -57,10 +57,9 @@ def namespaces(plan: Plan) -> list[Json]:
 
 
 def _pid_namespace(mode: NamespaceMode, plan: Plan) -> list[Json]:
+    """None means the one that the OCI runtime is in: the pod's, or the node's when the pod uses that."""
     if mode is NamespaceMode.CONTAINER:
         return [{"type": "pid"}]
-    if mode is NamespaceMode.POD:
-        return [{"type": "pid", "path": f"{plan.namespace_dir}/pid"}]
     if mode is NamespaceMode.TARGET:
         return [{"type": "pid", "path": f"/proc/{plan.target_pid}/ns/pid"}]
     return []

@@ -57,13 +57,18 @@ class RuntimeService:
         response = pb.StatusResponse(
             status=pb.RuntimeStatus(conditions=[responses.condition(each) for each in conditions]),
             runtime_handlers=[
-                pb.RuntimeHandler(name=name, features=pb.RuntimeHandlerFeatures()) for name in HANDLERS
+                pb.RuntimeHandler(name=name, features=self._handler_features()) for name in HANDLERS
             ],
             features=pb.RuntimeFeatures(supplemental_groups_policy=True),
         )
         if request.verbose:
             response.info["config"] = json.dumps(self._described())
         return response
+
+    def _handler_features(self) -> pb.RuntimeHandlerFeatures:
+        return pb.RuntimeHandlerFeatures(
+            recursive_read_only_mounts=self._pods.recursive_readonly_mounts, user_namespaces=True
+        )
 
     def _described(self) -> dict[str, object]:
         settings = self._config

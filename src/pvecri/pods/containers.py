@@ -21,7 +21,7 @@ from pvecri.config import Config
 from pvecri.containers import capabilities, seccomp, spec, users
 from pvecri.containers.abilities import Abilities
 from pvecri.containers.plan import Plan
-from pvecri.containers.runtime import Bundle, ExecResult, OciRuntime, Stdio, host_pid
+from pvecri.containers.runtime import Bundle, ExecResult, OciRuntime, Stdio
 from pvecri.errors import (
     CommandError,
     DeadlineExceeded,
@@ -128,7 +128,6 @@ class Containers:
     def _plan(self, pod: LivePod, container: LiveContainer, image: Image, rootfs: Path) -> Plan:
         config = container.value.config
         security = config.security
-        host_pid_namespace = pod.namespaces.pid is None
         held = capabilities.granted(
             security.capabilities, privileged=security.privileged, available=self._abilities.capabilities
         )
@@ -147,7 +146,7 @@ class Containers:
             pod_files=pod.files,
             hostname=files.hostname(pod.value),
             mappings=pod.value.mappings,
-            namespace_dir=str(pod.namespace("")) if host_pid_namespace else "/proc/1/ns",
+            namespace_dir=str(pod.directory / "ns"),
             target_pid=self._target_pid(pod, security.namespaces.target_id),
             capabilities=held,
             seccomp=seccomp.for_container(
@@ -228,10 +227,10 @@ class Containers:
 
     def _hold(self, pod: LivePod, container: LiveContainer) -> None:
         """Take hold of the container's first process and of its conmon; ProcessLookupError when one is gone."""
-        bundle, group = container.bundle, pod.namespaces.cgroup
-        pid = host_pid(self._abilities, f"{pod.cgroup}/{container.id}", int(bundle.pid_file.read_text()))
-        container.process = Process(pid)
-        monitor = host_pid(self._abilities, group, int(bundle.conmon_pid_file.read_text()))
+        namespaces, bundle = pod.namespaces, container.bundle
+        group = namespaces.container_cgroup(container.id)
+        container.process = Process(self._runtime.host_pid(namespaces, group, bundle.pid_file))
+        monitor = self._runtime.host_pid(namespaces, namespaces.cgroup, bundle.conmon_pid_file)
         container.monitor = Process(monitor)
 
     async def _never_started(self, container: LiveContainer, error: BaseException) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from pvecri.config import Config
-from pvecri.errors import DeadlineExceeded, InternalError, ResourceExhausted
+from pvecri.errors import DeadlineExceeded, InternalError, ResourceExhausted, Unavailable
 from pvecri.linux import processes
 from pvecri.linux.cgroups import EVERY_DEVICE, Cgroups
 from pvecri.linux.processes import Process
@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 INIT_NAME = "catatonit"
 """What /proc/PID/comm says once the template's init has become itself."""
+
+CREATE_LOCK = "create"
+"""Proxmox's lock of a CT that is being created; until that is done its config says nothing else."""
 
 _SANDBOX_LINE = re.compile(r"^sandbox: ([0-9a-f]{64})\s*$", re.MULTILINE)
 _INSTALLATION_LINE = re.compile(r"^installation: (\w+)\s*$", re.MULTILINE)
@@ -148,11 +151,14 @@ class Cts:
         self._vmids.replace(guests | {pod.value.vmid for pod in self._pods.pods()})
 
     async def _owns(self, pod: LivePod) -> bool:
-        """Whether the CT with the pod's VMID exists and is the pod's."""
+        """Whether the CT with the pod's VMID exists and is the pod's; Unavailable while that cannot be told."""
         try:
             config = await self._proxmox.ct_config(pod.value.vmid)
         except CtNotFound:
             return False
+        if config.lock == CREATE_LOCK and not config.description:
+            # A number that is reserved, by a call of ours that was cut off or by another's: the rest comes later.
+            raise Unavailable(f"CT {pod.value.vmid} is being created, and does not say yet for whom")
         match = _SANDBOX_LINE.search(config.description)
         if match is None or match[1] != pod.id:
             log.warning("CT %d is not the one of pod %s; it is left alone", pod.value.vmid, pod.id)

@@ -34,13 +34,12 @@ def make_private_directory(directory: Path, root_gid: int) -> None:
     directory.chmod(0o710)
 
 
-def pin_namespaces(pod: LivePod) -> None:
-    """Give the namespaces of the pod's CT paths below the pod's directory, which is made."""
-    assert pod.init is not None
+def pin_namespaces(pod: LivePod, pid: int) -> None:
+    """Give the pod's namespaces, those of process `pid`, paths below the pod's directory, which is made."""
     make_private_directory(pod.directory, pod.value.root_uid)
     pod.namespace("net").parent.mkdir()
     for kind in PINNED:
-        namespaces.pin(Path(f"/proc/{pod.init.pid}/ns/{kind}"), pod.namespace(kind))
+        namespaces.pin(Path(f"/proc/{pid}/ns/{kind}"), pod.namespace(kind))
 
 
 def unpin_namespaces(pod: LivePod) -> None:

@@ -81,8 +81,12 @@ class LivePod:
     @property
     def namespaces(self) -> PodNamespaces:
         """How the OCI runtime reaches the pod."""
-        host_pid = self.value.config.security.namespaces.pid is NamespaceMode.NODE
-        return PodNamespaces(pid=None if host_pid else self.namespace("pid"), cgroup=f"{self.cgroup}/conmon")
+        options = self.value.config.security.namespaces
+        cgroup = f"{self.cgroup}/conmon"
+        if options.pid is NamespaceMode.NODE:
+            return PodNamespaces(pid=None, depth=0, cgroup=cgroup)
+        own_ids = options.user is not None and options.user.mode is NamespaceMode.POD
+        return PodNamespaces(pid=self.namespace("pid"), depth=2 if own_ids else 1, cgroup=cgroup)
 
     @property
     def alive(self) -> bool:

@@ -54,7 +54,12 @@ class PodManager:
             config, abilities, self._pods, images, OciRuntime(abilities, oci, exits), exits
         )
         self.sandboxes = Sandboxes(
-            self._pods, self._cts, network, self.containers, unprivileged=config.proxmox.unprivileged
+            self._pods,
+            self._cts,
+            network,
+            self.containers,
+            abilities.cgroups,
+            unprivileged=config.proxmox.unprivileged,
         )
         self.health = ProxmoxHealth(config.proxmox, proxmox)
         self._recovery = Recovery(self._pods, self.sandboxes, self.containers, self._cts, proxmox, network, images)
@@ -78,6 +83,11 @@ class PodManager:
                 with suppress(asyncio.CancelledError):
                     await task
         self._store.close()
+
+    @property
+    def recursive_readonly_mounts(self) -> bool:
+        """Whether containers can have them (CRI RuntimeHandlerFeatures)."""
+        return self._abilities.oci_runtime.recursive_readonly
 
     # -- what clients see -------------------------------------------------------------------------------------
 

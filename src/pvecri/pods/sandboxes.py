@@ -13,9 +13,10 @@ from contextlib import AsyncExitStack
 from msgspec.structs import replace
 
 from pvecri.errors import FailedPrecondition, InvalidArgument, NotFound, PvecriError
+from pvecri.linux.cgroups import Cgroups
 from pvecri.model import NamespaceMode, Sandbox, SandboxConfig, SandboxId, SandboxPhase
 from pvecri.network.manager import NetworkManager
-from pvecri.pods import files, validation
+from pvecri.pods import files, pause, validation
 from pvecri.pods.containers import Containers
 from pvecri.pods.cts import Cts
 from pvecri.pods.live import LivePod, Pods
@@ -27,13 +28,21 @@ class Sandboxes:
     """Makes and removes pod sandboxes. Calls for one pod wait for each other; different pods run at once."""
 
     def __init__(
-        self, pods: Pods, cts: Cts, network: NetworkManager, containers: Containers, *, unprivileged: bool
+        self,
+        pods: Pods,
+        cts: Cts,
+        network: NetworkManager,
+        containers: Containers,
+        cgroups: Cgroups,
+        *,
+        unprivileged: bool,
     ) -> None:
         """`unprivileged` is proxmox.unprivileged: whether pods get a user namespace where they can."""
         self._pods = pods
         self._cts = cts
         self._network = network
         self._containers = containers
+        self._cgroups = cgroups
         self._unprivileged = unprivileged
         self.leftovers = asyncio.Event()
         """Set when a pod is left in the phase REMOVING because a part of it could not be removed."""
@@ -51,7 +60,7 @@ class Sandboxes:
         async with pod.lock, AsyncExitStack() as undo:
             undo.callback(self._forget, pod)
             await self._make_ct(pod, undo)
-            await self._pin_namespaces(pod, undo)
+            await self._make_namespaces(pod, undo)
             await self._apply_sysctls(pod)
             await self._attach_network(pod, undo)
             await asyncio.to_thread(files.write_files, pod)
@@ -73,9 +82,10 @@ class Sandboxes:
         return self._pods.add_pod(sandbox)
 
     def _needs_privileged_ct(self, config: SandboxConfig) -> bool:
-        """A container in the node's user namespace cannot nest in the pid namespace of an unprivileged CT."""
+        """A user namespace other than the CT's cannot nest in the pid namespace of an unprivileged CT."""
         security = config.security
-        return security.privileged or security.namespaces.uses_host or not self._unprivileged
+        chosen = security.namespaces.user is not None  # the node's, said outright, or ids of the kubelet's choice
+        return security.privileged or security.namespaces.uses_host or chosen or not self._unprivileged
 
     async def _make_ct(self, pod: LivePod, undo: AsyncExitStack) -> None:
         # Pushed before the call: a create that is cut off may have made the CT all the same.
@@ -83,9 +93,16 @@ class Sandboxes:
         undo.push_async_callback(_logged, self._cts.stop, pod)
         await self._cts.create(pod)
 
-    async def _pin_namespaces(self, pod: LivePod, undo: AsyncExitStack) -> None:
+    async def _make_namespaces(self, pod: LivePod, undo: AsyncExitStack) -> None:
+        """The CT's own are the pod's, unless the kubelet has chosen the ids."""
+        assert pod.init is not None
+        holder = pod.init.pid
+        wanted = pod.value.config.security.namespaces.user
+        if wanted is not None and wanted.mode is NamespaceMode.POD:
+            holder = await pause.start(pod, self._cgroups, wanted)
+            self._pods.save_pod(pod, replace(pod.value, mappings=wanted.uids))
         undo.callback(files.remove_files, pod)
-        await asyncio.to_thread(files.pin_namespaces, pod)
+        await asyncio.to_thread(files.pin_namespaces, pod, holder)
         await asyncio.to_thread(files.set_hostname, pod)
 
     async def _apply_sysctls(self, pod: LivePod) -> None:

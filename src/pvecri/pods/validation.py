@@ -17,8 +17,10 @@ from pvecri.model import (
     NamespaceMode,
     NamespaceOptions,
     PortMapping,
+    Propagation,
     Resources,
     SandboxConfig,
+    UserNamespace,
 )
 
 HANDLERS = ("", "pvecri")
@@ -142,12 +144,28 @@ def _check_sandbox_namespaces(options: NamespaceOptions) -> None:
         raise InvalidArgument(f"{field}.network", f"{options.network.name} is not a mode for a network namespace")
     if options.ipc not in (NamespaceMode.POD, NamespaceMode.NODE):
         raise InvalidArgument(f"{field}.ipc", f"{options.ipc.name} is not a mode for an IPC namespace")
-    if options.user is not None and options.user.mode is not NamespaceMode.NODE:
-        raise InvalidArgument(
-            f"{field}.userns_options.mode",
-            "a user namespace of the kubelet's choice is not supported; pods have Proxmox's own by default "
-            "(proxmox.unprivileged)",
-        )
+    if options.user is not None:
+        _check_user_namespace(f"{field}.userns_options", options.user, options)
+
+
+def _check_user_namespace(field: str, user: UserNamespace, options: NamespaceOptions) -> None:
+    """CRI UserNamespace: NODE, or POD with one mapping of uids and one of gids that cover root."""
+    if user.mode is NamespaceMode.NODE:
+        if user.uids or user.gids:
+            raise InvalidArgument(f"{field}.uids", "mappings are only for mode POD")
+        return
+    if user.mode is not NamespaceMode.POD:
+        raise InvalidArgument(f"{field}.mode", f"{user.mode.name} is not a mode for a user namespace")
+    if options.uses_host:
+        raise InvalidArgument(f"{field}.mode", "POD cannot go with a network, pid or ipc namespace of the node")
+    for name in ("uids", "gids"):
+        mappings = getattr(user, name)
+        if len(mappings) != 1:
+            raise InvalidArgument(f"{field}.{name}", f"must hold one mapping, not {len(mappings)}")
+        if mappings[0].container_id != 0 or mappings[0].length == 0:
+            raise InvalidArgument(f"{field}.{name}[0]", "must map container_id 0 and have a length")
+    if user.uids != user.gids:
+        raise InvalidArgument(f"{field}.gids", "must be the same mapping as uids")
 
 
 def _check_sysctl(name: str, options: NamespaceOptions) -> None:
@@ -193,8 +211,10 @@ def _check_mount(field: str, mount: Mount) -> None:
     if mount.image:
         raise InvalidArgument(f"{field}.image", "image volumes are not supported")
     _absolute(f"{field}.host_path", mount.host_path)
-    if mount.recursive_readonly:
-        raise InvalidArgument(f"{field}.recursive_read_only", "recursive read-only mounts are not supported")
+    if mount.recursive_readonly and not mount.readonly:
+        raise InvalidArgument(f"{field}.recursive_read_only", "needs readonly")
+    if mount.recursive_readonly and mount.propagation is not Propagation.PRIVATE:
+        raise InvalidArgument(f"{field}.recursive_read_only", "needs PROPAGATION_PRIVATE")
 
 
 def _check_device(field: str, device: Device) -> None:
