@@ -160,12 +160,61 @@ async def test_removal_takes_the_written_files_and_may_be_repeated(
     assert (await manager.rootfs_usage(CONTAINER)).used_bytes == 0
 
 
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o7777
+
+
+async def test_a_directory_that_an_upper_layers_archive_leaves_out_keeps_its_attributes(
+    manager: ImageManager, registry: Registry, userns: Path
+) -> None:
+    base = LayerBuilder().directory(".", mode=0o555).directory("tmp", mode=0o1777)
+    base.directory("home").directory("home/me", mode=0o700, uid=7, gid=8).directory("new", mode=0o700)
+    top = LayerBuilder().file("tmp/x").file("home/me/deep/y").directory("new", mode=0o711).file("other/z")
+    path = await prepare(
+        manager, await manager.pull(registry.push("app", "1", build_image(base.build(), top.build()))), userns
+    )
+    names = (".", "tmp", "home", "home/me", "home/me/deep", "new", "other")
+    assert [oct(mode(path / name)) for name in names] == [
+        *("0o555", "0o1777", "0o755", "0o700", "0o755", "0o711", "0o755")
+    ]
+    assert ((path / "home/me").stat().st_uid, (path / "home/me").stat().st_gid) == (300_007, 300_008)
+    assert (path / "home/me/deep/y").exists()
+
+
+@pytest.mark.parametrize(
+    "removal",
+    [
+        LayerBuilder().file(".wh.d"),
+        LayerBuilder().file("d/.wh..wh..opq"),
+        LayerBuilder().file("d").file("e"),
+        LayerBuilder().symlink("d", "/etc").directory("e"),
+    ],
+)
+async def test_a_directory_that_was_removed_gives_no_attributes(
+    manager: ImageManager, registry: Registry, removal: LayerBuilder
+) -> None:
+    base, again = LayerBuilder().directory("d", mode=0o700).build(), LayerBuilder().file("d/sub/x").build()
+    image = await manager.pull(registry.push("app", "1", build_image(base, removal.build(), again)))
+    path = await prepare(manager, image)
+    assert (mode(path / "d"), mode(path / "d/sub")) == (0o755, 0o755)
+
+
+async def test_a_removed_directory_does_not_come_back_for_its_attributes(
+    manager: ImageManager, registry: Registry
+) -> None:
+    base, middle = LayerBuilder().directory("d", mode=0o700).build(), LayerBuilder().file("d/x").build()
+    built = build_image(base, middle, LayerBuilder().file(".wh.d").build())
+    path = await prepare(manager, await manager.pull(registry.push("app", "1", built)))
+    assert list(path.iterdir()) == []
+
+
 # -- restarts and crashes --------------------------------------------------------------------------------------
 
 
 async def test_images_and_mounted_roots_outlive_the_manager(root: Path, registry: Registry) -> None:
+    parentless = LayerBuilder().directory("tmp", mode=0o1777).build(), LayerBuilder().file("tmp/x").build()
     async with image_manager(root, registry) as first:
-        image = await first.pull(registry.push("app", "1", build_image(BASE)))
+        image = await first.pull(registry.push("app", "1", build_image(BASE, *parentless)))
         path = await prepare(first, image)
         (path / "written").write_text("kept")
     async with image_manager(root, registry) as second:

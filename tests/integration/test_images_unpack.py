@@ -125,7 +125,16 @@ async def test_a_sparse_file_keeps_its_holes(tmp_path: Path, style: str) -> None
 async def test_what_a_layer_takes_is_counted(tmp_path: Path) -> None:
     data = LayerBuilder().directory("d").file("d/f", "x" * 5000).hardlink("h", "d/f").build()
     (result,) = await unpack(tmp_path, data)
-    assert result == Unpacked(diff_id=digest_of(data), bytes=4 * 4096, inodes=3)
+    assert result == Unpacked(diff_id=digest_of(data), bytes=4 * 4096, inodes=3, implicit=(".",))
+
+
+async def test_directories_that_the_archive_leaves_out_are_told(tmp_path: Path) -> None:
+    names = [f"made/up/{number}-{'x' * 100}/f" for number in range(1000)]
+    builder = LayerBuilder().directory(".")
+    for name in names:
+        builder.file(name)
+    (result,) = await unpack(tmp_path, builder.directory("made").build())
+    assert result.implicit == ("made/up", *sorted(name.removesuffix("/f") for name in names))
 
 
 @pytest.mark.parametrize("compress", [plain, zstd])

@@ -63,7 +63,7 @@ class Library:
     def _load_images(self) -> None:
         """An image whose layers are gone is gone; the client pulls it again."""
         records = self.store.images()
-        whole = [each for each in records if self.layers.keys() >= set(self.keys(each.layers))]
+        whole = [each for each in records if self.layers.keys() >= set(self.stack(each))]
         whole = [each for each in whole if not self.blobs.missing((each.image.id,))]
         self.store.delete_images({each.image.id for each in records} - {each.image.id for each in whole})
         self.catalog = Catalog(whole, self._pinned)
@@ -82,6 +82,10 @@ class Library:
         """The driver's keys of an image's layers, lowest first."""
         diff_ids = [layer.diff_id for layer in layers]
         return tuple(self.driver.layer_key(diff_ids[: number + 1]) for number in range(len(diff_ids)))
+
+    def stack(self, record: ImageRecord) -> tuple[LayerKey, ...]:
+        """The layers of which the image's root filesystems are made, lowest first."""
+        return (*self.keys(record.layers), *((record.parents,) if record.parents else ()))
 
     async def add(self, images: Iterable[ImageRecord], layers: Iterable[LayerRecord] = ()) -> None:
         """Store new and changed records; all of them or none, also when the caller is cancelled."""
@@ -135,7 +139,7 @@ class Library:
                 self._keep(live)
 
     def _live_layers(self) -> set[LayerKey]:
-        images = (key for each in self.catalog.records.values() for key in self.keys(each.layers))
+        images = (key for each in self.catalog.records.values() for key in self.stack(each))
         return {*images, *(key for each in self.rootfs.values() for key in each.layers)}
 
     def _keep(self, live: set[LayerKey]) -> None:

@@ -150,7 +150,7 @@ class ImageManager:
             raise NotFound(f"image {image_id} is not in the store")
         if container in self._library.rootfs:
             raise AlreadyExists(f"container {container} has a root filesystem already")
-        layers = self._library.keys(record.layers)
+        layers = self._library.stack(record)
         rootfs = RootfsRecord(container=container, image=image_id, layers=layers)
         owner = Owner(uid=root_uid, gid=root_gid)
         async with AsyncExitStack() as undo:

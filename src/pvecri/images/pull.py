@@ -68,13 +68,18 @@ class Puller:
             await self._skopeo.copy(reference, auth, layout, self._library.blobs.root)
             content = await asyncio.to_thread(self._read, layout, await config if config else None)
             layers = await self._unpack(helper, content)
+            parents = await self._parents(content, layers)
         image = Image(
             id=ImageId(content.config_digest),
             size=content.size,
             diff_ids=tuple(layer.diff_id for layer in content.layers),
             config=content.config,
         )
-        return ImageRecord(image=image, layers=content.layers), layers
+        key = parents.key if parents else LayerKey("")
+        return ImageRecord(image=image, layers=content.layers, parents=key), (
+            *layers,
+            *((parents,) if parents else ()),
+        )
 
     @asynccontextmanager
     async def _layout(self) -> AsyncIterator[Path]:
@@ -111,6 +116,15 @@ class Puller:
             if batch:
                 records += await self._unpack_batch(helper, batch, parents)
         return records
+
+    async def _parents(self, content: Content, fresh: Sequence[LayerRecord]) -> LayerRecord | None:
+        """The record of the image's parents layer, made when it needs one."""
+        known = {**self._library.layers, **{record.key: record for record in fresh}}
+        layers = [(key, frozenset(known[key].implicit)) for key in self._library.keys(content.layers)]
+        key = await finish(asyncio.to_thread(self._library.driver.parents_layer, layers))
+        if key is None:
+            return None
+        return LayerRecord(key=key, diff_id="", blobs=(), bytes=0, inodes=0, boot=self._library.boot)
 
     def _is_known(self, key: LayerKey, layer: Layer) -> bool:
         """A layer is there for those who name a blob that is known to hold it, and for nobody else.
@@ -162,6 +176,7 @@ class Puller:
             blobs=(*(known.blobs if known else ()), layer.digest),
             bytes=result.bytes,
             inodes=result.inodes,
+            implicit=result.implicit,
             boot=known.boot if known else self._library.boot,
         )
 

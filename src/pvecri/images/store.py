@@ -31,16 +31,21 @@ _Record = TypeVar("_Record", bound=Value)
 
 
 class ImageRecord(Value, frozen=True):
-    """An image and what it is made of, lowest layer first."""
+    """An image and what it is made of, lowest layer first.
+
+    `parents` is the key of its parents layer (images/parents.py), empty when it needs none.
+    """
 
     image: Image
     layers: tuple[Layer, ...]
+    parents: LayerKey = LayerKey("")
 
 
 class LayerRecord(Value, frozen=True):
     """A layer that is unpacked. `blobs` are the digests of the blobs that are known to hold it.
 
-    `bytes` and `inodes` are what it takes; `boot` is empty once the layer is known to be on the disk.
+    `bytes` and `inodes` are what it takes, `implicit` the directories that its archive left out; `boot` is empty
+    once the layer is known to be on the disk. A parents layer has no diff id and no blobs.
     """
 
     key: LayerKey
@@ -48,6 +53,7 @@ class LayerRecord(Value, frozen=True):
     blobs: tuple[str, ...]
     bytes: int
     inodes: int
+    implicit: tuple[str, ...] = ()
     boot: str = ""
 
 

@@ -42,6 +42,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _NOT_STORED = frozenset({errno.ENOTSUP, errno.EPERM})
 _PR_SET_PDEATHSIG: Final = 1
+_LOCK: Final = os.memfd_create("answers")
 
 
 class LayerError(Exception):
@@ -206,6 +207,7 @@ class Tree:
     inodes: int = 1
     entries: int = 0
     times: list[tuple[bytes, int]] = field(default_factory=list)
+    implicit: set[bytes] = field(default_factory=lambda: {b"/"})
 
     def add(self, member: tarfile.TarInfo, archive: Archive) -> None:
         """Create one member, with all that its header says of it."""
@@ -245,10 +247,12 @@ class Tree:
         made = 0
         parts = path.split(b"/")[1:-1]
         for depth in range(1, len(parts) + 1):
+            parent = b"/" + b"/".join(parts[:depth])
             try:
-                os.mkdir(b"/" + b"/".join(parts[:depth]), 0o755)
+                os.mkdir(parent, 0o755)
             except FileExistsError:
                 continue
+            self.implicit.add(parent)
             made += 1
         self.inodes += made
         self.allocated += made * BLOCK
@@ -260,6 +264,7 @@ class Tree:
         _set_owner_and_mode(b"/", member)
         _set_attributes(b"/", member)
         self.times.append((b"/", _time(member)))
+        self.implicit.discard(b"/")
 
     def _whiteout(self, path: bytes, name: bytes) -> None:
         """Other names that begin with .wh..wh. are old bookkeeping of aufs and mean nothing."""
@@ -334,6 +339,7 @@ class Tree:
         _set_owner_and_mode(path, member)
         if member.isdir() or member.isreg() or member.issparse():
             _set_attributes(path, member)
+        self.implicit.discard(path)
         if member.isdir():
             self.times.append((path, _time(member)))
         else:
@@ -408,14 +414,17 @@ def unpack(job: dict[str, Any]) -> dict[str, Any]:
     for member in members(archive):
         tree.add(member, archive)
     tree.finish()
-    return {"diff_id": archive.digest(), "bytes": tree.allocated, "inodes": tree.inodes}
+    implicit = [path.decode("utf-8", "replace").lstrip("/") or "." for path in sorted(tree.implicit)]
+    return {"diff_id": archive.digest(), "bytes": tree.allocated, "inodes": tree.inodes, "implicit": implicit}
 
 
 def _answer(number: int, result: dict[str, Any]) -> None:
-    """One write of less than PIPE_BUF, so that the lines of several processes do not mix."""
-    if "error" in result:
-        result["error"] = result["error"][:500]
-    os.write(1, json.dumps({"job": number, **result}).encode() + b"\n")
+    """A line by itself: the processes share the pipe, so each locks it."""
+    line = memoryview(json.dumps({"job": number, **result}).encode() + b"\n")
+    os.lockf(_LOCK, os.F_LOCK, 0)
+    while line:
+        line = line[os.write(1, line) :]
+    os.lockf(_LOCK, os.F_ULOCK, 0)
 
 
 def _child(number: int, job: dict[str, Any], parent: int) -> NoReturn:

@@ -20,6 +20,9 @@ from pvecri.model import Value
 _START: Final = "import sys; sys.path.append(sys.argv[1]); import unpack; unpack.main()"
 
 
+MAX_ANSWER: Final = 64 << 20
+
+
 class Job(Value, frozen=True):
     """Unpack the layer blob at `blob` into the empty `directory`, within the limits of the configuration."""
 
@@ -30,11 +33,15 @@ class Job(Value, frozen=True):
 
 
 class Unpacked(Value, frozen=True):
-    """What came out: the digest of the uncompressed archive, and what its files take."""
+    """What came out: the digest of the uncompressed archive, and what its files take.
+
+    `implicit` are directories, relative to the layer, that the archive left out (`.` is the layer itself).
+    """
 
     diff_id: str
     bytes: int
     inodes: int
+    implicit: tuple[str, ...] = ()
 
 
 class _Answer(Value, frozen=True):
@@ -42,7 +49,11 @@ class _Answer(Value, frozen=True):
     diff_id: str = ""
     bytes: int = 0
     inodes: int = 0
+    implicit: tuple[str, ...] = ()
     error: str = ""
+
+    def result(self) -> Unpacked:
+        return Unpacked(diff_id=self.diff_id, bytes=self.bytes, inodes=self.inodes, implicit=self.implicit)
 
 
 class Unpacker:
@@ -64,7 +75,7 @@ class Unpacker:
             answer = await self._answer()
             if answer.error:
                 raise BadImage(f"layer {Path(jobs[answer.job].blob).name} cannot be unpacked: {answer.error}")
-            results[answer.job] = Unpacked(diff_id=answer.diff_id, bytes=answer.bytes, inodes=answer.inodes)
+            results[answer.job] = answer.result()
         return [results[number] for number in range(len(jobs))]
 
     async def _answer(self) -> _Answer:
@@ -85,6 +96,7 @@ async def unpacker() -> AsyncIterator[Unpacker]:
         *(sys.executable, "-I", "-S", "-c", _START, str(Path(__file__).parent)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        limit=MAX_ANSWER,
         env={"PATH": os.environ.get("PATH", os.defpath)},
     )
     try:

@@ -62,6 +62,14 @@ class RootfsDriver(Protocol):
         """Give up a directory of begin_layer. Idempotent."""
         ...
 
+    def parents_layer(self, layers: Sequence[tuple[LayerKey, frozenset[str]]]) -> LayerKey | None:
+        """A committed layer to put on top of these, which gives directories their attributes back.
+
+        `layers` lowest first, each with the directories that its archive left out (images/parents.py). None when
+        none is needed, as it never is for a driver that stacks layers.
+        """
+        ...
+
     def remove_layer(self, key: LayerKey) -> None:
         """The layer is gone for `layers`; collect_garbage frees its space. No rootfs uses it. Idempotent."""
         ...

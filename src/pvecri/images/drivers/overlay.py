@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -27,6 +28,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from pvecri.errors import FailedPrecondition
+from pvecri.images import parents
 from pvecri.images.drivers.base import LayerKey, Owner
 from pvecri.linux import mounts
 from pvecri.model import ContainerId
@@ -83,6 +85,17 @@ class OverlayDriver:
 
     def abort_layer(self, directory: Path) -> None:
         self._discard(directory)
+
+    def parents_layer(self, layers: Sequence[tuple[LayerKey, frozenset[str]]]) -> LayerKey | None:
+        unpacked = [parents.Unpacked(self._layers / key, implicit) for key, implicit in layers]
+        directories = parents.inherited(unpacked)
+        if not directories:
+            return None
+        key = LayerKey(hashlib.sha256("\n".join(parents.described(directories)).encode()).hexdigest())
+        directory = self.begin_layer(key, None)
+        parents.make(directory, directories)
+        self.commit_layer(key, directory)
+        return key
 
     def remove_layer(self, key: LayerKey) -> None:
         self._discard(self._layers / key)
