@@ -21,7 +21,7 @@ MAC_ANNOTATION = "network.pvecri.io/mac"
 BURST_BITS = 0xFFFF_FFFF
 """As large as the bandwidth plugin takes: kubelet's annotations name a rate and no burst."""
 
-_QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:[eE]([+-]?\d+)|([numkMGTPE]|[KMGTPE]i)?)")
+_QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:[eE]([+-]?\d+)|([numkMGTPE]|[KMGTPE]i)?)", re.ASCII)
 _SUFFIX = {suffix: 1000.0**power for power, suffix in enumerate("kMGTPE", start=1)}
 _SUFFIX |= {f"{suffix}i": 1024.0**power for power, suffix in enumerate("KMGTPE", start=1)}
 _SUFFIX |= {"m": 1e-3, "u": 1e-6, "n": 1e-9, "": 1.0}

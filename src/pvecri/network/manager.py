@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from pvecri.config import NetworkConfig
 from pvecri.model import SandboxConfig, SandboxId
 from pvecri.network import loopback
 from pvecri.network.attachment import Attachment, AttachmentStore
+from pvecri.network.cancellation import ended
 from pvecri.network.capabilities import capability_arguments, cni_args
 from pvecri.network.conflist import ConfigDirectory, Network
 from pvecri.network.errors import NetworkNotReady, PluginError
@@ -79,7 +79,7 @@ class NetworkManager:
         attachment = self._attachment(sandbox_id, str(netns), sandbox, self._directory.network())
         await asyncio.to_thread(loopback.bring_up, netns)
         async with AsyncExitStack() as undo:
-            undo.push_async_callback(_to_the_end, self._undo_add, attachment)
+            undo.push_async_callback(self._undo_add, attachment)
             self._store.write(attachment)
             result = await self._runner.add(attachment)
             network = _read_result(result, attachment.network)
@@ -138,12 +138,14 @@ class NetworkManager:
 
     async def _undo_add(self, attachment: Attachment) -> None:
         """After a failed ADD. When this fails too the record stays, so that a later detach tries again."""
-        try:
-            await self._runner.delete(attachment, best_effort=True)
-        except PluginError as error:
-            log.warning("sandbox %s: undoing a failed attach: %s", attachment.sandbox_id, error)
+        undoing = asyncio.create_task(self._runner.delete(attachment, best_effort=True))
+        cancelled = await ended(undoing)
+        if problem := undoing.exception():
+            log.warning("sandbox %s: undoing a failed attach: %s", attachment.sandbox_id, problem)
         else:
             self._store.remove(attachment.sandbox_id)
+        if cancelled is not None:
+            raise cancelled
 
 
 def _read_result(result: bytes, network: Network) -> PodNetwork:
@@ -151,19 +153,3 @@ def _read_result(result: bytes, network: Network) -> PodNetwork:
         return pod_network(result)
     except ValueError as error:
         raise PluginError(network.plugins[-1].type, "ADD", network.path, str(error)) from error
-
-
-async def _to_the_end(
-    undo: Callable[[Attachment], Coroutine[object, object, None]], attachment: Attachment
-) -> None:
-    """Run an undo that a cancellation of the caller, a second one too, must not cut short."""
-    task = asyncio.create_task(undo(attachment))
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    task.result()

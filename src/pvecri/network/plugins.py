@@ -13,6 +13,7 @@ import msgspec
 
 from pvecri.config import NetworkConfig
 from pvecri.network.attachment import Attachment
+from pvecri.network.cancellation import ended
 from pvecri.network.capabilities import runtime_config
 from pvecri.network.conflist import Network, Plugin
 from pvecri.network.errors import PluginError
@@ -145,21 +146,28 @@ async def _execute(
 
     It gets a process group of its own, which is killed when the time is over or the caller is cancelled.
     """
-    process = await asyncio.create_subprocess_exec(
-        program,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=environment,
-        start_new_session=True,
+    starting = asyncio.create_task(
+        asyncio.create_subprocess_exec(
+            program,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
     )
+    # Cut short, asyncio would kill the plugin alone, and leave the programs that it has started.
+    cancelled = await ended(starting)
+    process = starting.result()
     try:
+        if cancelled is not None:
+            raise cancelled
         async with asyncio.timeout(timeout):
             output, words = await process.communicate(config)
     finally:
         if process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            await ended(asyncio.create_task(process.wait()))
     assert process.returncode is not None
     return process.returncode, output, words

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Network Manager with CNI's own bridge, host-local and portmap plugins."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from support.netns import network_namespace, own_network_namespace
+
+from pvecri.config import NetworkConfig
+from pvecri.errors import NotFound
+from pvecri.linux import namespaces
+from pvecri.model import PortMapping, Protocol, SandboxConfig, SandboxId, SandboxMetadata
+from pvecri.network.errors import NetworkNotReady, PluginError
+from pvecri.network.manager import NetworkManager
+
+SANDBOX_ID = SandboxId("5a" * 32)
+SANDBOX = SandboxConfig(metadata=SandboxMetadata(name="web", namespace="default", uid="42"))
+HOST_PORT = 18_080
+
+
+@pytest.fixture(autouse=True)
+def node() -> Iterator[None]:
+    with own_network_namespace():
+        yield
+
+
+@pytest.fixture
+def netns() -> Iterator[Path]:
+    with network_namespace() as path:
+        yield path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> NetworkConfig:
+    conf_dir = tmp_path / "net.d"
+    conf_dir.mkdir()
+    return NetworkConfig(conf_dir=conf_dir, bin_dirs=(Path("/usr/lib/cni"),), cache_dir=tmp_path / "cache")
+
+
+@pytest.fixture
+async def manager(config: NetworkConfig) -> AsyncIterator[NetworkManager]:
+    network_manager = NetworkManager(config)
+    await network_manager.start()
+    yield network_manager
+    await network_manager.close()
+
+
+@pytest.fixture
+def bridge(config: NetworkConfig, tmp_path: Path) -> Path:
+    """A bridge network with addresses of host-local and host ports; returns host-local's directory."""
+    write_network(config, [bridge_plugin(tmp_path), {"type": "portmap", "capabilities": {"portMappings": True}}])
+    return tmp_path / "leases"
+
+
+def bridge_plugin(directory: Path) -> dict[str, object]:
+    ipam = {
+        "type": "host-local",
+        "dataDir": str(directory / "leases"),
+        "ranges": [[{"subnet": "10.213.9.0/24"}], [{"subnet": "fd00:213:9::/64"}]],
+        "routes": [{"dst": "0.0.0.0/0"}],
+    }
+    return {"type": "bridge", "bridge": "pvtest0", "isGateway": True, "ipMasq": True, "ipam": ipam}
+
+
+def write_network(config: NetworkConfig, plugins: list[dict[str, object]], version: str = "1.0.0") -> None:
+    conflist = {"cniVersion": version, "name": "pods", "plugins": plugins}
+    (config.conf_dir / "10-pods.conflist").write_text(json.dumps(conflist))
+
+
+def leases(directory: Path) -> set[str]:
+    """The addresses that host-local has given out."""
+    return {path.name for path in directory.glob("pods/*") if path.name[0] in "1f"}
+
+
+def rules() -> list[str]:
+    """The packet filter's rules that speak of the sandbox or its port."""
+    saved = subprocess.run(["iptables-save"], check=True, capture_output=True, text=True).stdout
+    return [line for line in saved.splitlines() if SANDBOX_ID in line or str(HOST_PORT) in line]
+
+
+def addresses(netns: Path, device: str) -> str:
+    command = ["nsenter", f"--net={netns}", "ip", "-o", "addr", "show", device]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+async def test_an_attached_pod_has_lo_eth0_and_its_addresses(
+    manager: NetworkManager, bridge: Path, netns: Path
+) -> None:
+    network = await manager.attach(SANDBOX_ID, netns, SANDBOX)
+
+    assert network.ips == ("10.213.9.2", "fd00:213:9::2")
+    assert [interface.name for interface in network.interfaces] == ["eth0"]
+    assert "10.213.9.2/24" in addresses(netns, "eth0")
+    assert "127.0.0.1/8" in addresses(netns, "lo")
+    assert manager.network_of(SANDBOX_ID) == network
+    await manager.detach(SANDBOX_ID, netns, SANDBOX)
+
+
+async def test_a_detached_pod_leaves_no_lease_no_rule_and_no_record(
+    manager: NetworkManager, bridge: Path, netns: Path
+) -> None:
+    sandbox = with_host_port()
+    await manager.attach(SANDBOX_ID, netns, sandbox)
+    assert leases(bridge) == {"10.213.9.2", "fd00:213:9::2"}
+    assert rules()
+
+    await manager.detach(SANDBOX_ID, netns, sandbox)
+
+    assert (leases(bridge), rules(), manager.attached()) == (set(), [], [])
+    await manager.detach(SANDBOX_ID, netns, sandbox)
+
+
+async def test_a_pod_whose_namespace_is_gone_frees_its_addresses(manager: NetworkManager, bridge: Path) -> None:
+    with network_namespace() as netns:
+        await manager.attach(SANDBOX_ID, netns, SANDBOX)
+
+    await manager.detach(SANDBOX_ID, netns, SANDBOX)
+    await manager.detach(SANDBOX_ID, None, SANDBOX)
+
+    assert leases(bridge) == set()
+
+
+async def test_a_host_port_leads_to_the_pod(manager: NetworkManager, bridge: Path, netns: Path) -> None:
+    sandbox = with_host_port()
+    await manager.attach(SANDBOX_ID, netns, sandbox)
+    listener = namespaces.run_inside([netns], lambda: socket.create_server(("", 8080)))
+    with listener, socket.create_connection(("10.213.9.1", HOST_PORT)) as client:
+        served, _ = listener.accept()
+        with served:
+            client.sendall(b"hello")
+            assert served.recv(5) == b"hello"
+    await manager.detach(SANDBOX_ID, netns, sandbox)
+
+
+async def test_a_mapping_without_a_host_port_opens_none(
+    manager: NetworkManager, bridge: Path, netns: Path
+) -> None:
+    mapping = PortMapping(protocol=Protocol.TCP, container_port=HOST_PORT, host_port=0)
+    sandbox = SandboxConfig(metadata=SANDBOX.metadata, port_mappings=(mapping,))
+
+    await manager.attach(SANDBOX_ID, netns, sandbox)
+
+    assert not [rule for rule in rules() if str(HOST_PORT) in rule]
+    await manager.detach(SANDBOX_ID, netns, sandbox)
+
+
+async def test_detach_uses_the_network_that_attach_used(
+    manager: NetworkManager, config: NetworkConfig, bridge: Path, netns: Path
+) -> None:
+    await manager.attach(SANDBOX_ID, netns, SANDBOX)
+    (config.conf_dir / "10-pods.conflist").unlink()
+    with pytest.raises(NetworkNotReady):
+        await manager.attach(SandboxId("6b" * 32), netns, SANDBOX)
+
+    await manager.detach(SANDBOX_ID, netns, SANDBOX)
+
+    assert leases(bridge) == set()
+
+
+async def test_an_attached_pod_passes_check_until_its_interface_is_gone(
+    manager: NetworkManager, config: NetworkConfig, tmp_path: Path, netns: Path
+) -> None:
+    write_network(config, [bridge_plugin(tmp_path)])
+    await manager.attach(SANDBOX_ID, netns, SANDBOX)
+    await manager.check(SANDBOX_ID)
+
+    remove_interface(netns)
+
+    with pytest.raises(PluginError, match="CHECK: "):
+        await manager.check(SANDBOX_ID)
+    await manager.detach(SANDBOX_ID, netns, SANDBOX)
+
+
+@pytest.mark.parametrize("version", ["0.3.1", "0.4.0"])
+async def test_older_configurations_work(
+    manager: NetworkManager, config: NetworkConfig, tmp_path: Path, netns: Path, version: str
+) -> None:
+    write_network(config, [bridge_plugin(tmp_path)], version)
+
+    network = await manager.attach(SANDBOX_ID, netns, SANDBOX)
+    await manager.detach(SANDBOX_ID, netns, SANDBOX)
+
+    assert network.ips[0] == "10.213.9.2"
+    assert leases(tmp_path / "leases") == set()
+
+
+async def test_pods_attached_at_once_get_addresses_of_their_own(manager: NetworkManager, bridge: Path) -> None:
+    with network_namespace() as first, network_namespace() as second:
+        pods = {SandboxId("1a" * 32): first, SandboxId("2b" * 32): second}
+        networks = await asyncio.gather(*(manager.attach(each, path, SANDBOX) for each, path in pods.items()))
+        await asyncio.gather(*(manager.detach(each, path, SANDBOX) for each, path in pods.items()))
+
+    assert len({network.ips for network in networks}) == 2
+    assert leases(bridge) == set()
+
+
+async def test_a_namespace_that_does_not_exist_is_not_found(manager: NetworkManager, bridge: Path) -> None:
+    with pytest.raises(NotFound, match="/proc/0/ns/net does not exist"):
+        await manager.attach(SANDBOX_ID, Path("/proc/0/ns/net"), SANDBOX)
+
+    assert manager.attached() == []
+
+
+def remove_interface(netns: Path) -> None:
+    subprocess.run(["nsenter", f"--net={netns}", "ip", "link", "del", "eth0"], check=True)
+
+
+def with_host_port() -> SandboxConfig:
+    mapping = PortMapping(protocol=Protocol.TCP, container_port=8080, host_port=HOST_PORT)
+    return SandboxConfig(metadata=SANDBOX.metadata, port_mappings=(mapping,))

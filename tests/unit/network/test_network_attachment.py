@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attachments are kept on disk as they were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pvecri.model import SandboxId
+from pvecri.network import conflist
+from pvecri.network.attachment import Attachment, AttachmentStore
+from pvecri.network.plugins import execution_config
+
+NETWORK = conflist.parse(
+    b'{"cniVersion": "1.0.0", "name": "pods", "type": "bridge", "capabilities": {"mac": true}}', "/etc/10.conf"
+)
+ATTACHMENT = Attachment(
+    sandbox_id=SandboxId("5a"),
+    netns="/proc/1/ns/net",
+    args="IgnoreUnknown=1",
+    arguments={"mac": "02:00:00:00:00:01"},
+    network=NETWORK,
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> AttachmentStore:
+    made = AttachmentStore(tmp_path / "cni")
+    made.prepare()
+    return made
+
+
+@pytest.mark.parametrize("result", [b"", b'{"cniVersion": "1.0.0"}'])
+def test_a_record_reads_back_as_it_was_written(store: AttachmentStore, result: bytes) -> None:
+    attachment = msgspec.structs.replace(ATTACHMENT, result=result)
+
+    store.write(attachment)
+
+    assert store.read(SandboxId("5a")) == attachment
+    assert store.sandboxes() == ["5a"]
+
+
+def test_a_record_that_is_removed_is_gone(store: AttachmentStore) -> None:
+    store.write(ATTACHMENT)
+
+    store.remove(SandboxId("5a"))
+    store.remove(SandboxId("5a"))
+
+    assert store.read(SandboxId("5a")) is None
+    assert store.sandboxes() == []
+
+
+def test_a_record_that_is_damaged_counts_as_none(store: AttachmentStore, tmp_path: Path) -> None:
+    (tmp_path / "cni" / "5a.json").write_text('{"sandboxId"')
+
+    assert store.read(SandboxId("5a")) is None
+
+
+def test_a_plugin_reads_runtime_config_in_place_of_capabilities() -> None:
+    config = msgspec.json.decode(execution_config(NETWORK.plugins[0], ATTACHMENT, b'{"ips": []}'))
+
+    assert config == {
+        "cniVersion": "1.0.0",
+        "name": "pods",
+        "type": "bridge",
+        "runtimeConfig": {"mac": "02:00:00:00:00:01"},
+        "prevResult": {"ips": []},
+    }

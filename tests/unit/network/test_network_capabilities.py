@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pod says becomes capability arguments and CNI_ARGS."""
+
+from __future__ import annotations
+
+import pytest
+
+from pvecri.errors import InvalidArgument
+from pvecri.model import DnsConfig, PortMapping, Protocol, SandboxConfig, SandboxMetadata
+from pvecri.network.capabilities import capability_arguments, cni_args, parse_quantity, runtime_config
+from pvecri.network.conflist import Plugin, PluginOptions
+
+METADATA = SandboxMetadata(name="web", namespace="default", uid="42")
+
+
+def arguments(**config: object) -> PluginOptions:
+    return capability_arguments(SandboxConfig(metadata=METADATA, **config))  # type: ignore[arg-type]
+
+
+def test_a_plain_pod_has_no_arguments() -> None:
+    assert arguments() == {}
+
+
+def test_only_ports_of_the_host_are_mapped() -> None:
+    ports = (
+        PortMapping(protocol=Protocol.TCP, container_port=80, host_port=8080),
+        PortMapping(protocol=Protocol.UDP, container_port=53, host_port=53, host_ip="10.0.0.1"),
+        PortMapping(protocol=Protocol.TCP, container_port=81, host_port=0),
+    )
+
+    assert arguments(port_mappings=ports) == {
+        "portMappings": [
+            {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+            {"hostPort": 53, "containerPort": 53, "protocol": "udp", "hostIP": "10.0.0.1"},
+        ]
+    }
+
+
+def test_bandwidth_comes_from_kubelets_annotations_in_bits() -> None:
+    annotations = {"kubernetes.io/ingress-bandwidth": "10M"}
+
+    assert arguments(annotations=annotations)["bandwidth"] == {
+        "ingressRate": 10_000_000,
+        "ingressBurst": 0xFFFFFFFF,
+    }
+
+
+def test_bandwidth_that_is_no_quantity_is_refused_by_its_annotation() -> None:
+    with pytest.raises(InvalidArgument, match=r"config\.annotations\[kubernetes\.io/egress-bandwidth\]: 'fast'"):
+        arguments(annotations={"kubernetes.io/egress-bandwidth": "fast"})
+
+
+def test_dns_addresses_and_mac_are_passed_on() -> None:
+    given = arguments(
+        dns=DnsConfig(servers=("10.0.0.10",), searches=("cluster.local",)),
+        annotations={
+            "network.pvecri.io/ips": "10.0.0.9/24, fd00::9/64",
+            "network.pvecri.io/mac": "02:00:00:00:00:01",
+        },
+    )
+
+    assert given["dns"] == {"servers": ["10.0.0.10"], "searches": ["cluster.local"]}
+    assert given["ips"] == ["10.0.0.9/24", "fd00::9/64"]
+    assert given["mac"] == "02:00:00:00:00:01"
+
+
+def test_a_plugin_gets_only_what_it_asks_for() -> None:
+    plugin = Plugin(type="x", capabilities={"mac": True, "dns": False})
+
+    assert runtime_config(plugin, {"mac": "m", "dns": {}, "ips": []}) == {"mac": "m"}
+
+
+def test_cni_args_say_who_the_pod_is() -> None:
+    assert cni_args("5a5a", SandboxConfig(metadata=METADATA)) == (
+        "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=5a5a;K8S_POD_UID=42"
+    )
+
+
+@pytest.mark.parametrize("name", ["a;IP=10.0.0.1", "a=b"])
+def test_a_name_cannot_smuggle_arguments_in(name: str) -> None:
+    metadata = SandboxMetadata(name=name, namespace="default", uid="42")
+
+    with pytest.raises(InvalidArgument, match=r"config\.metadata\.name"):
+        cni_args("5a5a", SandboxConfig(metadata=metadata))
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("10", 10),
+        ("10M", 10_000_000),
+        ("1.5Gi", 3 << 29),
+        ("500k", 500_000),
+        ("1e6", 1_000_000),
+        ("100m", 1),
+        (".5k", 500),
+        ("1E", 10**18),
+    ],
+)
+def test_quantities_are_read_as_kubernetes_writes_them(text: str, number: int) -> None:
+    assert parse_quantity(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "M", "10 M", "10MB", "-1", "1ki", "٣"])
+def test_what_is_no_quantity_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a quantity"):
+        parse_quantity(text)
