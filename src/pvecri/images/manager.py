@@ -29,7 +29,7 @@ from pvecri.images.pull import Puller
 from pvecri.images.reference import Reference
 from pvecri.images.store import RootfsRecord, Store
 from pvecri.images.tasks import SharedTasks, finish
-from pvecri.images.usage import Usage, tree_usage
+from pvecri.images.usage import Meter, Usage
 from pvecri.model import ContainerId, FilesystemUsage, Image, ImageId, RegistryAuth, Value
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ class ImageManager:
         self._root = config.images_root
         self._driver = make_driver(config.images.driver, self._root)
         self._pulls = SharedTasks[ImageId]()
+        self._meter = Meter()
         self._slots = asyncio.Semaphore(PARALLEL_PULLS)
         self._background: set[asyncio.Task[None]] = set()
         self._chores = asyncio.Lock()
@@ -181,6 +182,7 @@ class ImageManager:
         record = self._library.rootfs.get(container)
         if record is not None:
             await self._library.drop_rootfs(container)
+            self._meter.forget(self._driver.writable_layer(container))
             if record.image not in self._library.catalog.records:
                 await self._library.sweep()
             self._in_background(self._tidy())
@@ -228,7 +230,7 @@ class ImageManager:
         return self._driver.mount_rootfs(record.container, record.layers, userns)
 
     def _written(self, containers: tuple[ContainerId, ...]) -> Usage:
-        found = [tree_usage(self._driver.writable_layer(container)) for container in containers]
+        found = [self._meter.measure(self._driver.writable_layer(container)) for container in containers]
         return Usage(sum(each.bytes for each in found), sum(each.inodes for each in found))
 
     def _usage(self, used: Usage) -> FilesystemUsage:

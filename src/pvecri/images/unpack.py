@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import json
 import os
 import resource
@@ -25,172 +24,20 @@ import signal
 import stat
 import sys
 import tarfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
-CHUNK: Final = 1 << 18
+from pvecri.images.archive import Archive, LayerError, decompressed, members
+
 BLOCK: Final = 4096
-MAX_HEADER: Final = 4 << 20
-"""The most that a name, link or pax header may take, in bytes."""
 MAX_MEMORY: Final = 1 << 30
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
-_GZIP_MAGIC = b"\x1f\x8b"
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _NOT_STORED = frozenset({errno.ENOTSUP, errno.EPERM})
 _PR_SET_PDEATHSIG: Final = 1
 _LOCK: Final = os.memfd_create("answers")
-
-
-class LayerError(Exception):
-    """The archive is refused."""
-
-
-# -- from the blob to the bytes of the archive -----------------------------------------------------------------
-
-
-def decompressed(fd: int) -> Iterator[bytes]:
-    """The archive's bytes, whatever the blob is compressed with: its first bytes tell more than its media type."""
-    magic = os.pread(fd, 4, 0)
-    if magic.startswith(_GZIP_MAGIC):
-        return _gunzip(fd)
-    if magic == _ZSTD_MAGIC:
-        return _unzstd(fd)
-    return _chunks(fd)
-
-
-def _chunks(fd: int) -> Iterator[bytes]:
-    while chunk := os.read(fd, CHUNK):
-        yield chunk
-
-
-def _gunzip(fd: int) -> Iterator[bytes]:
-    """All members, one after the other; pigz and stargz write more than one."""
-    engine = zlib.decompressobj(wbits=31)
-    for chunk in _chunks(fd):
-        data, more = chunk, True
-        while data or more:
-            if engine.eof:
-                engine = zlib.decompressobj(wbits=31)
-            output = engine.decompress(data, CHUNK)
-            yield output
-            data = engine.unused_data if engine.eof else engine.unconsumed_tail
-            more = len(output) == CHUNK and not engine.eof  # the engine may hold back what exceeds a chunk
-    if not engine.eof:
-        raise LayerError("the gzip stream ends too early")
-
-
-def _unzstd(fd: int) -> Iterator[bytes]:
-    """zstd(1) does it: the standard library learned it in Python 3.14 only."""
-    receive, send = os.pipe()
-    actions = [(os.POSIX_SPAWN_DUP2, fd, 0), (os.POSIX_SPAWN_DUP2, send, 1)]
-    try:
-        child = os.posix_spawnp("zstd", ["zstd", "-dcq"], os.environ, file_actions=actions)
-    except FileNotFoundError as error:
-        raise LayerError("it is compressed with zstd, and the program zstd is not installed") from error
-    os.close(send)
-    return _output(receive, child)
-
-
-def _output(receive: int, child: int) -> Iterator[bytes]:
-    yield from _chunks(receive)
-    os.close(receive)
-    if os.waitpid(child, 0)[1] != 0:
-        raise LayerError("zstd cannot decompress it")
-
-
-class Archive:
-    """The archive as a forward-only file that keeps count and digest of all that passes.
-
-    `read` is tarfile's, for headers; `copy` and `skip_to` are ours, for content.
-    """
-
-    def __init__(self, chunks: Iterator[bytes], max_size: int) -> None:
-        self._chunks = chunks
-        self._max_size = max_size
-        self._chunk = b""
-        self._start = 0
-        self._position = 0
-        self._received = 0
-        self._hash = hashlib.sha256()
-
-    def tell(self) -> int:
-        return self._position
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= MAX_HEADER:
-            raise LayerError(f"a header of {size} bytes")
-        pieces = []
-        for piece in self._take(size):
-            pieces.append(bytes(piece))
-        return b"".join(pieces)
-
-    def copy(self, fd: int, size: int) -> None:
-        """Write the next `size` bytes to a file."""
-        for piece in self._take(size):
-            written = 0
-            while written < len(piece):
-                written += os.write(fd, piece[written:])
-            size -= len(piece)
-        if size:
-            raise LayerError("the archive ends in the middle of a file")
-
-    def skip_to(self, position: int) -> None:
-        if position < self._position:
-            raise LayerError("a file's content is longer than its header says")
-        for _ in self._take(position - self._position):
-            pass
-
-    def digest(self) -> str:
-        """Of everything, including what follows the archive's end."""
-        while self._more():
-            pass
-        return f"sha256:{self._hash.hexdigest()}"
-
-    def _take(self, size: int) -> Iterator[memoryview]:
-        """The next `size` bytes in pieces, fewer at the end."""
-        while size:
-            if self._start == len(self._chunk) and not self._more():
-                return
-            piece = memoryview(self._chunk)[self._start : self._start + size]
-            self._start += len(piece)
-            self._position += len(piece)
-            size -= len(piece)
-            yield piece
-
-    def _more(self) -> bool:
-        for chunk in self._chunks:
-            if chunk:
-                self._hash.update(chunk)
-                self._received += len(chunk)
-                if self._received > self._max_size:
-                    raise LayerError(f"it is larger than {self._max_size} bytes (images.max_layer_size)")
-                self._chunk, self._start = chunk, 0
-                return True
-        return False
-
-
-def members(archive: Archive) -> Iterator[tarfile.TarInfo]:
-    """The archive's members, each to be consumed before the next.
-
-    tarfile's own iteration takes a broken header in the middle for the archive's end, which would drop files.
-    """
-    try:
-        reader = tarfile.TarFile(fileobj=archive, mode="r", encoding="utf-8")  # type: ignore[arg-type]
-        member = reader.firstmember  # type: ignore[attr-defined]
-        while member is not None:
-            yield member
-            archive.skip_to(reader.offset)
-            member = tarfile.TarInfo.fromtarfile(reader)
-    except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
-        return
-    except (tarfile.TarError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
-        if archive.tell() == 0:
-            return
-        raise LayerError(f"not a tar archive: {error} at byte {archive.tell()}") from error
 
 
 # -- from the archive to the directory -------------------------------------------------------------------------
@@ -234,7 +81,7 @@ class Tree:
         if self.size > self.max_size:
             raise LayerError(f"its files are larger than {self.max_size} bytes (images.max_layer_size)")
 
-    def _with_parents(self, path: bytes, create: Any) -> None:
+    def _with_parents(self, path: bytes, create: Callable[[], None]) -> None:
         """Archives may leave out the directories above a file."""
         try:
             create()

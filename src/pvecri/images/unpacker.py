@@ -17,7 +17,7 @@ from pvecri.images.manifest import BadImage
 from pvecri.images.tasks import finish
 from pvecri.model import Value
 
-_START: Final = "import sys; sys.path.append(sys.argv[1]); import unpack; unpack.main()"
+_START: Final = "import sys; sys.path.append(sys.argv[1]); from pvecri.images.unpack import main; main()"
 
 
 MAX_ANSWER: Final = 64 << 20
@@ -93,7 +93,7 @@ async def unpacker() -> AsyncIterator[Unpacker]:
     Started before there is anything to unpack, its start-up takes no time from the pull.
     """
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-S", "-c", _START, str(Path(__file__).parent)),
+        *(sys.executable, "-I", "-S", "-c", _START, str(Path(__file__).parents[2])),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=MAX_ANSWER,

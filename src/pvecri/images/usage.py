@@ -4,11 +4,16 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK = 512
+_DEEPEST = 200
+"""Deeper directories are not counted: each level holds a descriptor and a stack frame."""
+_LONG = 0.1
+_REST = 20
 
 
 class Usage(NamedTuple):
@@ -16,6 +21,35 @@ class Usage(NamedTuple):
 
     bytes: int
     inodes: int
+
+
+class Meter:
+    """Counts trees, but large ones not all the time. May be used by several threads.
+
+    A count that took longer than a tenth of a second is given out again for twenty times as long as it took, so
+    that counting takes a twentieth of a CPU at most, however large the tree and however often one asks.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[float, Usage]] = {}
+
+    def measure(self, top: Path) -> Usage:
+        """What `tree_usage` says of `top`, now or a little earlier. Blocks."""
+        begin = time.monotonic()
+        until, known = self._known.get(top, (0.0, Usage(0, 0)))
+        if begin < until:
+            return known
+        usage = tree_usage(top)
+        took = time.monotonic() - begin
+        if took > _LONG:
+            self._known[top] = (begin + took * (1 + _REST), usage)
+        else:
+            self._known.pop(top, None)
+        return usage
+
+    def forget(self, top: Path) -> None:
+        """The tree is gone."""
+        self._known.pop(top, None)
 
 
 def tree_usage(top: Path) -> Usage:
@@ -59,7 +93,3 @@ def _below(fd: int, links: set[int], depth: int = 0) -> Usage:
             except OSError:  # removed or replaced in the meantime
                 continue
     return Usage(size, inodes)
-
-
-_DEEPEST = 200
-"""Deeper directories are not counted: each level holds a descriptor and a stack frame."""

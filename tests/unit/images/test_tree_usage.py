@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pvecri.images.usage import Usage, tree_usage
+from pvecri.images.usage import Meter, Usage, tree_usage
 
 
 def test_a_directory_that_is_not_there_takes_nothing(tmp_path: Path) -> None:
@@ -30,3 +30,11 @@ def test_a_hole_takes_no_space_and_a_hard_link_no_second_inode(tmp_path: Path) -
 def test_symlinks_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path)
     assert tree_usage(tmp_path).inodes == 2
+
+
+def test_a_meter_gives_what_a_count_gives_and_forgets_trees_that_are_gone(tmp_path: Path) -> None:
+    meter = Meter()
+    assert meter.measure(tmp_path) == tree_usage(tmp_path)
+    tmp_path.rmdir()
+    meter.forget(tmp_path)
+    assert meter.measure(tmp_path) == Usage(0, 0)
