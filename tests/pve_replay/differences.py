@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-_OCI = "the node unpacks tar templates only; the task fails and says so. The runtime brings its own template."
 _PULL = "the node fetches no images; the runtime does that itself."
 
 DIFFERENCES: dict[str, str] = {
@@ -15,18 +14,10 @@ DIFFERENCES: dict[str, str] = {
     "03-storage.json: oci pull unknown tag": _PULL,
     "03-storage.json: oci pull unknown registry": _PULL,
     "03-storage.json: download-url refused": "the node downloads nothing: the task fails with other words.",
-    "04-create.json: create oci template sh": _OCI,
-    "04-create.json: create oci template by cri token": _OCI,
     "04-create.json: create bad net0": (
         "an unknown key of a property string is reported in older words, alone; the status and the parameter at "
         "fault are the same."
     ),
-    "04b-create-oci.json: create oci template": _OCI,
-    "04b-create-oci.json: create oci template sh": _OCI,
-    "04b-create-oci.json: create oci template by cri token": _OCI,
-    "04b-create-oci.json: config 212": _OCI,
-    "04b-create-oci.json: config 213": _OCI,
-    "04b-create-oci.json: config 214": _OCI,
     "06-status.json: termproxy": (
         "the recorded node had no termproxy program, so the call failed there; the runtime opens no consoles."
     ),

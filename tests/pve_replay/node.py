@@ -24,6 +24,7 @@ from pvecri.embedded.node import EmbeddedNode
 
 from . import scenario
 from .compare import Answer, alike
+from .oci_archive import APP, SHELL, write_image
 from .records import Record
 from .sandbox_template import POWER_OFF, write_template
 from .scenario import PASSWORDS, ROLE, STORAGES, TOKENS, Prepared
@@ -246,6 +247,9 @@ async def replay_node(file: str) -> AsyncIterator[ReplayNode]:
     share = layout.state_dir / "share"
     share.mkdir()
     shutil.copy(cache / "busybox-rig_1.0_amd64.tar.gz", share)
+    layer = write_template(layout.state_dir / "layer.tar")
+    write_image(cache / "sh-oci_1.0.tar", SHELL, layer)
+    write_image(cache / "app-oci_1.0.tar", APP, layer)
     (cache / "corrupt.tar.gz").write_bytes(b"\0" * 5000)
     await node.serve(str(certificate.certificate), str(certificate.key))
     connector = aiohttp.TCPConnector(ssl=False)

@@ -21,7 +21,7 @@ def write_template(path: Path, init: bytes = PAUSE, outside: str = "") -> Path:
 
     ``outside`` adds a file by a name that is to lead out of the CT's root.
     """
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w", compresslevel=1) as tar:  # type: ignore[call-overload]
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
         for name in _DIRECTORIES:
             tar.addfile(_entry(f"./{name}", tarfile.DIRTYPE, 0o1777 if name == "tmp" else 0o755))
         for name, source in _BINARIES.items():

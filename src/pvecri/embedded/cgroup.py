@@ -95,8 +95,7 @@ class CgroupTree:
 
     def cpuset(self, cores: int, vmid: int) -> Limit | None:
         """``cores`` of the machine's CPUs, spread over the machine by VMID; None when that is all of them."""
-        available = self._available_cpus()
-        if not 0 < cores < len(available):
+        if cores <= 0 or cores >= len(available := self._available_cpus()):
             return None
         chosen = sorted(available[(vmid + n) % len(available)] for n in range(cores))
         return Limit("cpuset", "cpuset.cpus", ",".join(map(str, chosen)))

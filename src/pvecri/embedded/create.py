@@ -20,7 +20,7 @@ from .config import check_patterns
 from .lxcconfig import ID_COUNT, ID_SHIFT, is_unprivileged
 from .monitor import Mount
 from .mounts import in_namespace_of_its_own, unmount
-from .template import TemplateError
+from .template import TemplateError, Unpacked
 from .volumes import GIB, VolumeError, format_size
 
 DEFAULT_ROOTFS_GIB = 4
@@ -36,6 +36,12 @@ _UNTAR = (
 def id_shift(config: Mapping[str, Any]) -> int:
     """The host's uid and gid of the CT's root."""
     return ID_SHIFT if is_unprivileged(config) else 0
+
+
+def _host_managed(options: Mapping[str, Any]) -> dict[str, str]:
+    """The nics of a CT from an image, whose addresses Proxmox sets from outside."""
+    nics = {key: value for key, value in options.items() if re.fullmatch(r"net\d+", key)}
+    return {key: model.normalise(key, f"{value},host-managed=1") for key, value in nics.items()}
 
 
 class CreateApi(Base):
@@ -121,13 +127,16 @@ class CreateApi(Base):
                 made[key] = await asyncio.to_thread(self._realise_for, ct.vmid, key, value, made)
             archive = self._template_path(ostemplate)
             tasks.log(f"extracting archive '{archive}'")
-            size = await asyncio.to_thread(self._extract, ct, archive, made)
-            tasks.log(f"Total bytes read: {size}")
+            unpacked = await asyncio.to_thread(self._extract, ct, archive, made)
+            tasks.log(f"Total bytes read: {unpacked.size}")
         except (VolumeError, TemplateError, TaskError, OSError) as error:
             await asyncio.to_thread(self._remove_files, ct, made)
             self._drop(ct)
             raise TaskError(f"unable to create CT {ct.vmid} - {error}") from error
         ct.config = self._new_config(ct.vmid, options, made)
+        if unpacked.options is not None:
+            tasks.log("Detected OCI archive")
+            ct.config |= {**unpacked.options, **_host_managed(options)}
         self.save(ct)
 
     @staticmethod
@@ -144,8 +153,8 @@ class CreateApi(Base):
             raise TaskError(f"volume '{ostemplate}' does not exist")
         return path
 
-    def _extract(self, ct: Ct, archive: Path, config: Mapping[str, Any]) -> int:
-        """Unpack the template into the new root; returns the bytes of its files. Runs in a thread."""
+    def _extract(self, ct: Ct, archive: Path, config: Mapping[str, Any]) -> Unpacked:
+        """Unpack the template into the new root. Runs in a thread."""
         root = self.storage_path(model.parse_mount(config["rootfs"])["volume"])
         shift = id_shift(config)
         try:
@@ -160,11 +169,11 @@ class CreateApi(Base):
                 command = f"lxc-usernsexec {maps} -- {command}"
             raise TemplateError(f"command '{command}' failed: exit code 2") from None
 
-    def _extract_into_image(self, ct: Ct, archive: Path, image: Path, shift: int) -> int:
+    def _extract_into_image(self, ct: Ct, archive: Path, image: Path, shift: int) -> Unpacked:
         rootfs = self.layout.rootfs(ct.vmid)
         rootfs.mkdir(parents=True, exist_ok=True)
 
-        def extract() -> int:
+        def extract() -> Unpacked:
             Mount(image, rootfs).perform()
             try:
                 return self.templates.unpack(archive, rootfs, shift)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Makes the files of a CT's root directory from archive entries that nobody vouches for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+from pathlib import Path
+from typing import IO
+
+
+def inside(root: Path, name: str) -> Path:
+    """The path of ``name`` below ``root``, symlinks followed.
+
+    Raises tarfile.OutsideDestinationError (a TarError) when that leads out of the root.
+    """
+    path = (root / name.lstrip("/")).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise tarfile.OutsideDestinationError(tarfile.TarInfo(name), str(path))
+    return path
+
+
+def write_entry(member: tarfile.TarInfo, data: bytes | IO[bytes] | None, root: Path, id_shift: int) -> int:
+    """Make one entry of an archive below ``root``; returns its size when it is a file.
+
+    Entries below /dev are left out, as Proxmox leaves them out: the CT's /dev is mounted at its start.
+    """
+    mode = member.mode & 0o7777
+    # The filter refuses names and links that lead out of the root; the mode bits it clears are the CT's own.
+    member = tarfile.tar_filter(member, str(root))
+    name = os.path.normpath(member.name)
+    if name.split("/", 1)[0] == "dev" and name != "dev":
+        return 0
+    target = root / name
+    if member.isdir():
+        target.mkdir(exist_ok=True)
+    elif member.isreg():
+        _write_file(target, data)
+    elif member.issym():
+        target.symlink_to(member.linkname)
+    elif member.islnk():
+        target.hardlink_to(inside(root, member.linkname))
+        return 0
+    else:
+        return 0  # devices and pipes: an unprivileged CT could not have made them either
+    os.lchown(target, member.uid + id_shift, member.gid + id_shift)
+    if not member.issym():
+        target.chmod(mode)
+    return member.size if member.isreg() else 0
+
+
+def _write_file(target: Path, data: bytes | IO[bytes] | None) -> None:
+    with target.open("xb", buffering=0) as file:
+        if isinstance(data, bytes):
+            file.write(data)
+        elif data is not None:
+            shutil.copyfileobj(data, file)
