@@ -287,7 +287,10 @@ class Propagation(Enum):
 
 
 class Mount(Value, frozen=True):
-    """A directory or file of the node, or an image's content, at `container_path`."""
+    """A directory or file of the node, or an image's content, at `container_path`.
+
+    `image_ref` is the id of the image that `image` meant when the container was made.
+    """
 
     container_path: str
     host_path: str = ""
@@ -299,6 +302,7 @@ class Mount(Value, frozen=True):
     gid_mappings: tuple[IdMapping, ...] = ()
     image: str = ""
     image_sub_path: str = ""
+    image_ref: str = ""
 
 
 class Device(Value, frozen=True):

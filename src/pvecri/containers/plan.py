@@ -26,13 +26,18 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class BindSource:
-    """One mount of the request, resolved: `source` is what to bind, on this host."""
+    """One mount of the request, resolved: `source` is what to bind, on this host.
+
+    `restrictions` are the nosuid, nodev and noexec of the mount that the source is on: a user namespace cannot
+    take them off, and must repeat them to make the mount read-only.
+    """
 
     source: Path
     container_path: str
     readonly: bool
     recursive_readonly: bool
     propagation: str
+    restrictions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Plan:
     binds: tuple[BindSource, ...]
     devices: tuple[HostDevice, ...]
     pod_files: Path
+    pod_files_restrictions: tuple[str, ...]
     hostname: str
     mappings: tuple[IdMapping, ...]
     namespace_dir: str

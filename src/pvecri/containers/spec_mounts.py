@@ -44,9 +44,9 @@ def kernel_mounts(plan: Plan) -> list[Json]:
 
 def pod_mounts(plan: Plan) -> list[Json]:
     """What the containers of a pod share: hosts, hostname, resolv.conf and /dev/shm."""
-    access = "ro" if plan.config.security.readonly_rootfs else "rw"
+    access = ("ro", *plan.pod_files_restrictions) if plan.config.security.readonly_rootfs else ("rw",)
     files = [
-        _mount(f"/etc/{name}", "bind", str(plan.pod_files / name), "rbind", "rprivate", access)
+        _mount(f"/etc/{name}", "bind", str(plan.pod_files / name), "rbind", "rprivate", *access)
         for name in ("hosts", "hostname", "resolv.conf")
     ]
     host_ipc = plan.sandbox.security.namespaces.ipc is NamespaceMode.NODE
@@ -57,7 +57,8 @@ def pod_mounts(plan: Plan) -> list[Json]:
 def bind_mount(bind: BindSource) -> Json:
     """One mount of the request."""
     access = "rro" if bind.recursive_readonly else "ro" if bind.readonly else "rw"
-    return _mount(_normal(bind.container_path), "bind", str(bind.source), "rbind", bind.propagation, access)
+    options = ("rbind", bind.propagation, access, *(bind.restrictions if bind.readonly else ()))
+    return _mount(_normal(bind.container_path), "bind", str(bind.source), *options)
 
 
 def _mount(destination: str, kind: str, source: str, *options: str) -> Json:

@@ -161,14 +161,18 @@ def _image_spec(value: Container) -> pb.ImageSpec:
 
 
 def _mount(value: Mount) -> pb.Mount:
-    return pb.Mount(
+    described = pb.Mount(
         container_path=value.container_path,
         host_path=value.host_path,
         readonly=value.readonly,
         selinux_relabel=value.selinux_relabel,
         propagation=_PROPAGATIONS[value.propagation],
         recursive_read_only=value.recursive_readonly,
+        image_sub_path=value.image_sub_path,
     )
+    if value.image:
+        described.image.CopyFrom(pb.ImageSpec(image=value.image, image_ref=value.image_ref))
+    return described
 
 
 def _resources(value: Resources) -> pb.LinuxContainerResources:

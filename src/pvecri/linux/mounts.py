@@ -229,6 +229,13 @@ def parse_mountinfo(line: bytes) -> MountEntry:
     )
 
 
+def restrictions(path: Path) -> tuple[str, ...]:
+    """Which of nosuid, nodev and noexec the mount has that `path` is on, by mount(8)'s names."""
+    flags = os.statvfs(path).f_flag
+    known = {"nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC}
+    return tuple(name for name, flag in known.items() if flags & flag)
+
+
 def umount_below(path: Path) -> None:
     """Detach everything that is mounted at or below `path`, the deepest first. Idempotent."""
     top = path.parent.resolve() / path.name

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from pvecri.config import Config
 from pvecri.containers import capabilities, seccomp, spec, users
 from pvecri.containers.abilities import Abilities
-from pvecri.containers.plan import Plan
+from pvecri.containers.plan import BindSource, Plan
 from pvecri.containers.runtime import Bundle, ExecResult, OciRuntime, Stdio
 from pvecri.errors import (
     CommandError,
@@ -30,6 +30,7 @@ from pvecri.errors import (
     NotFound,
 )
 from pvecri.images.manager import ImageManager
+from pvecri.linux import mounts
 from pvecri.linux.processes import Process
 from pvecri.model import (
     Container,
@@ -37,6 +38,7 @@ from pvecri.model import (
     ContainerId,
     ContainerState,
     Image,
+    ImageId,
     SandboxPhase,
 )
 from pvecri.pods import files, validation, volumes
@@ -89,8 +91,9 @@ class Containers:
         container = self._pods.add_container(self._describe(pod, config, image))
         async with container.lock, AsyncExitStack() as undo:
             undo.callback(self._pods.drop_container, container)
-            rootfs = await self._prepare_rootfs(pod, container, undo)
-            self._write_bundle(pod, container, image, rootfs, undo)
+            rootfs = await self._prepare_rootfs(pod, container.id, container.value.image_id, undo)
+            image_volumes = await self._prepare_image_volumes(pod, container, undo)
+            self._write_bundle(pod, container, image, rootfs, image_volumes, undo)
             self._pods.save_container(container, container.value)
             undo.pop_all()
         return container.id
@@ -108,24 +111,56 @@ class Containers:
             stop_signal=config.stop_signal or image.config.stop_signal or "SIGTERM",
         )
 
-    async def _prepare_rootfs(self, pod: LivePod, container: LiveContainer, undo: AsyncExitStack) -> Path:
-        undo.push_async_callback(self._images.remove_rootfs, container.id)
+    async def _prepare_rootfs(self, pod: LivePod, name: str, image: ImageId, undo: AsyncExitStack) -> Path:
+        undo.push_async_callback(self._images.remove_rootfs, name)
         owner = pod.value.root_uid
-        return await self._images.prepare_rootfs(
-            container.id, container.value.image_id, userns=_userns(pod), root_uid=owner, root_gid=owner
-        )
+        return await self._images.prepare_rootfs(name, image, userns=_userns(pod), root_uid=owner, root_gid=owner)
+
+    async def _prepare_image_volumes(
+        self, pod: LivePod, container: LiveContainer, undo: AsyncExitStack
+    ) -> dict[int, Path]:
+        """Mount the image of each image volume, as a root filesystem that nobody writes to; paths by mount."""
+        prepared: dict[int, Path] = {}
+        config = container.value.config
+        resolved = list(config.mounts)
+        for index, mount in enumerate(config.mounts):
+            if not mount.image:
+                continue
+            image = self._images.find(mount.image)
+            if image is None:
+                raise NotFound(f"config.mounts[{index}].image.image: image {mount.image!r} is not in the store")
+            name = rootfs_name(container.id, index)
+            prepared[index] = await self._prepare_rootfs(pod, name, image.id, undo)
+            resolved[index] = replace(mount, image_ref=image.id)
+        container.value = replace(container.value, config=replace(config, mounts=tuple(resolved)))
+        return prepared
+
+    def _rootfs_names(self, container: LiveContainer) -> list[str]:
+        """The root filesystem, and those that are image volumes."""
+        config = container.value.config
+        images = [index for index, mount in enumerate(config.mounts) if mount.image]
+        return [container.id, *(rootfs_name(container.id, index) for index in images)]
 
     def _write_bundle(
-        self, pod: LivePod, container: LiveContainer, image: Image, rootfs: Path, undo: AsyncExitStack
+        self,
+        pod: LivePod,
+        container: LiveContainer,
+        image: Image,
+        rootfs: Path,
+        image_volumes: dict[int, Path],
+        undo: AsyncExitStack,
     ) -> None:
         undo.callback(_remove_bundle, container.bundle)
         files.make_private_directory(container.bundle.directory, pod.value.root_uid)
-        plan = self._plan(pod, container, image, rootfs)
+        binds = volumes.resolve_binds(container.value.config, _staging(pod, container), image_volumes)
+        plan = self._plan(pod, container, image, rootfs, binds)
         container.value = replace(container.value, user=plan.user)
         container.bundle.spec.touch(mode=0o600)  # its environment may hold secrets
         container.bundle.spec.write_bytes(spec.build(plan))
 
-    def _plan(self, pod: LivePod, container: LiveContainer, image: Image, rootfs: Path) -> Plan:
+    def _plan(
+        self, pod: LivePod, container: LiveContainer, image: Image, rootfs: Path, binds: tuple[BindSource, ...]
+    ) -> Plan:
         config = container.value.config
         security = config.security
         held = capabilities.granted(
@@ -141,9 +176,10 @@ class Containers:
             image_reference=container.value.image_reference,
             rootfs=rootfs,
             user=users.resolve(security, image.config.user, rootfs),
-            binds=volumes.resolve_binds(config, _staging(pod, container)),
+            binds=binds,
             devices=volumes.resolve_devices(config),
             pod_files=pod.files,
+            pod_files_restrictions=mounts.restrictions(pod.files),
             hostname=files.hostname(pod.value),
             mappings=pod.value.mappings,
             namespace_dir=str(pod.directory / "ns"),
@@ -205,7 +241,7 @@ class Containers:
     def _prepare_start(self, pod: LivePod, container: LiveContainer) -> None:
         """What is made only now, because it holds on to things of the node."""
         config = container.value.config
-        volumes.resolve_binds(config, None if not pod.value.mappings else container.bundle.directory)
+        volumes.check_sources(config)
         userns = _userns(pod)
         if userns is not None and config.mounts:
             volumes.stage(config, container.bundle.directory / "volumes", userns)
@@ -320,7 +356,8 @@ class Containers:
             self._runtime.forget(container.id)
         (self._exits / container.id).unlink(missing_ok=True)
         await asyncio.to_thread(volumes.unstage, container.bundle.directory / "volumes")
-        await self._images.unmount_rootfs(container.id)
+        for name in self._rootfs_names(container):
+            await self._images.unmount_rootfs(name)
 
     @staticmethod
     def _let_go(container: LiveContainer) -> None:
@@ -388,7 +425,8 @@ class Containers:
         """As `remove`, by the object."""
         await self.kill(container)
         async with container.lock:
-            await self._images.remove_rootfs(container.id)
+            for name in self._rootfs_names(container):
+                await self._images.remove_rootfs(name)
             await asyncio.to_thread(_remove_bundle, container.bundle)
             self._pods.drop_container(container)
 
@@ -420,6 +458,11 @@ class Containers:
         if container.value.state is not ContainerState.RUNNING:
             raise FailedPrecondition(f"container {container.id} is {container.value.state.value}, not running")
         return container
+
+
+def rootfs_name(container: ContainerId, mount: int) -> str:
+    """What the Image Manager knows an image volume by: the container's id and the mount's index."""
+    return f"{container}.{mount}"
 
 
 def _remove_bundle(bundle: Bundle) -> None:

@@ -85,8 +85,10 @@ class Recovery:
             for directory in (self._pods.directory / kind).iterdir():
                 if directory.name not in known:
                     await asyncio.to_thread(mounts.remove_tree, directory)
-        for container_id in self._images.rootfs_ids() - {container.id for container in self._pods.containers()}:
-            await self._images.remove_rootfs(container_id)
+        containers = {str(container.id) for container in self._pods.containers()}
+        for name in self._images.rootfs_ids():
+            if name.partition(".")[0] not in containers:  # an image volume's has the mount's index behind the id
+                await self._images.remove_rootfs(name)
 
     async def run(self) -> None:
         """Clean up now, and whenever a failed call has left something to remove; until cancelled."""

@@ -209,12 +209,22 @@ def _check_mount(field: str, mount: Mount) -> None:
     if ".." in PurePosixPath(mount.container_path).parts:
         raise InvalidArgument(f"{field}.container_path", f"{mount.container_path!r} has a '..' in it")
     if mount.image:
-        raise InvalidArgument(f"{field}.image", "image volumes are not supported")
-    _absolute(f"{field}.host_path", mount.host_path)
+        _check_image_volume(field, mount)
+    else:
+        _absolute(f"{field}.host_path", mount.host_path)
     if mount.recursive_readonly and not mount.readonly:
         raise InvalidArgument(f"{field}.recursive_read_only", "needs readonly")
     if mount.recursive_readonly and mount.propagation is not Propagation.PRIVATE:
         raise InvalidArgument(f"{field}.recursive_read_only", "needs PROPAGATION_PRIVATE")
+
+
+def _check_image_volume(field: str, mount: Mount) -> None:
+    if mount.host_path:
+        raise InvalidArgument(f"{field}.host_path", "must be empty when image is set")
+    if not mount.readonly:
+        raise InvalidArgument(f"{field}.readonly", "must be set: an image volume cannot be written to")
+    if ".." in PurePosixPath(mount.image_sub_path).parts or mount.image_sub_path.startswith("/"):
+        raise InvalidArgument(f"{field}.image_sub_path", f"{mount.image_sub_path!r} leads out of the image")
 
 
 def _check_device(field: str, device: Device) -> None:

@@ -7,14 +7,15 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pvecri.containers.plan import BindSource, HostDevice
 from pvecri.errors import InvalidArgument
 from pvecri.linux import mounts
 from pvecri.linux.cgroups import DeviceRule
-from pvecri.model import ContainerConfig, Propagation
+from pvecri.linux.paths import open_in_root
+from pvecri.model import ContainerConfig, Mount, Propagation
 
 log = logging.getLogger(__name__)
 
@@ -22,17 +23,22 @@ _PER_CONTAINER = ("/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/consol
 """What a privileged container has of its own, although it sees all the node's devices."""
 
 
-def resolve_binds(config: ContainerConfig, staging: Path | None) -> tuple[BindSource, ...]:
+def resolve_binds(
+    config: ContainerConfig, staging: Path | None, images: Mapping[int, Path]
+) -> tuple[BindSource, ...]:
     """Where each mount of the request comes from; InvalidArgument for a source that does not exist.
 
-    With a `staging` directory the source will be an idmapped clone below it (`stage`).
+    With a `staging` directory the source will be an idmapped clone below it (`stage`). `images` has, by the
+    mount's index, where the images of image volumes are mounted.
     """
+    check_sources(config)
     binds: list[BindSource] = []
     for index, mount in enumerate(config.mounts):
         field = f"config.mounts[{index}]"
+        if mount.image:
+            binds.append(_image_volume(field, mount, images[index]))
+            continue
         source = Path(mount.host_path)
-        if not source.exists():
-            raise InvalidArgument(f"{field}.host_path", f"{mount.host_path} does not exist on the node")
         if staging is not None and mount.propagation is Propagation.BIDIRECTIONAL:
             raise InvalidArgument(f"{field}.propagation", "PROPAGATION_BIDIRECTIONAL needs a privileged pod")
         _check_propagation(field, source.resolve(), mount.propagation)
@@ -43,9 +49,39 @@ def resolve_binds(config: ContainerConfig, staging: Path | None) -> tuple[BindSo
                 readonly=mount.readonly,
                 recursive_readonly=mount.recursive_readonly,
                 propagation=mount.propagation.value,
+                restrictions=mounts.restrictions(source),
             )
         )
     return tuple(binds)
+
+
+def check_sources(config: ContainerConfig) -> None:
+    """InvalidArgument for a mount whose source is not there (any more)."""
+    for index, mount in enumerate(config.mounts):
+        if not mount.image and not Path(mount.host_path).exists():
+            raise InvalidArgument(
+                f"config.mounts[{index}].host_path", f"{mount.host_path} does not exist on the node"
+            )
+
+
+def _image_volume(field: str, mount: Mount, rootfs: Path) -> BindSource:
+    try:
+        fd = open_in_root(rootfs, mount.image_sub_path or "/", os.O_PATH)
+    except OSError as error:
+        problem = f"{mount.image_sub_path!r} is not in the image {mount.image}: {error.strerror}"
+        raise InvalidArgument(f"{field}.image_sub_path", problem) from error
+    try:
+        source = Path(f"/proc/self/fd/{fd}").readlink()
+    finally:
+        os.close(fd)
+    return BindSource(
+        source=source,
+        container_path=mount.container_path,
+        readonly=True,
+        recursive_readonly=False,
+        propagation=Propagation.PRIVATE.value,
+        restrictions=mounts.restrictions(source),
+    )
 
 
 def _check_propagation(field: str, source: Path, wanted: Propagation) -> None:
@@ -73,6 +109,8 @@ def stage(config: ContainerConfig, staging: Path, userns: Path) -> None:
     userns_fd = os.open(userns, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for index, mount in enumerate(config.mounts):
+            if mount.image:
+                continue  # mounted idmapped by the Image Manager
             source, target = Path(mount.host_path).resolve(), staging / str(index)
             if source.is_dir():
                 target.mkdir(exist_ok=True)
