@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -58,6 +59,18 @@ def refused(code: grpc.StatusCode, words: str) -> Iterator[None]:
     assert re.search(words, error.details()), error.details()
 
 
+def pod_security(**fields: Any) -> pb.LinuxPodSandboxConfig:
+    """The `linux` of a pod; `fields` as LinuxSandboxSecurityContext has them."""
+    return pb.LinuxPodSandboxConfig(security_context=pb.LinuxSandboxSecurityContext(**fields))
+
+
+def security(**fields: Any) -> pb.LinuxContainerConfig:
+    """The `linux` of a container, as the kubelet makes it: with a pid namespace of its own unless `fields` say."""
+    own_pid = pb.NamespaceOption(pid=pb.CONTAINER)
+    context = pb.LinuxContainerSecurityContext(**{"namespace_options": own_pid, **fields})
+    return pb.LinuxContainerConfig(security_context=context)
+
+
 class CriClient:
     """Calls a daemon's socket. Ids are the CRI's strings."""
 
@@ -92,6 +105,7 @@ class CriClient:
             "image": pb.ImageSpec(image=self.image),
             "command": command,
             "log_path": f"{name}_{attempt}.log",
+            "linux": security(),
         }
         return pb.ContainerConfig(**{**defaults, **fields})
 
@@ -119,6 +133,10 @@ class CriClient:
         request = pb.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True)
         response: pb.PodSandboxStatusResponse = self.runtime.PodSandboxStatus(request, timeout=CALL_TIMEOUT)
         return response
+
+    def vmid(self, pod: str) -> int:
+        """The number of the pod's CT."""
+        return int(json.loads(self.pod_info(pod).info["info"])["vmid"])
 
     def pods(self, **wanted: Any) -> list[pb.PodSandbox]:
         """ListPodSandbox with a filter."""
@@ -187,7 +205,7 @@ class CriClient:
 
     def logs(self, container: str) -> list[LogLine]:
         """What the container's log holds now."""
-        lines = Path(self.status(container).log_path).read_bytes().splitlines()
+        lines = Path(self.status(container).log_path).read_bytes().split(b"\n")[:-1]
         matches = [_LOG_LINE.match(line) for line in lines]
         assert all(matches), lines
         return [

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ExecSync over the socket."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from support.cri_client import CriClient, eventually, pod_security, refused, security
+from support.daemon import Machine
+
+from pvecri.cri.proto import cri_pb2 as pb
+
+UNKNOWN = "0" * 64
+LIMIT = 16 << 20
+
+
+@pytest.fixture
+def pod(cri: CriClient) -> str:
+    return cri.run_pod()
+
+
+@pytest.fixture
+def container(cri: CriClient, pod: str) -> str:
+    return cri.run(pod, "sleep", "1000")
+
+
+def test_output_errors_and_the_exit_code_come_back_apart(cri: CriClient, container: str) -> None:
+    response = cri.exec(container, "sh", "-c", "echo out; echo err >&2; exit 5")
+    assert (response.stdout, response.stderr, response.exit_code) == (b"out\n", b"err\n", 5)
+
+
+def test_bytes_that_are_no_text_come_back_unchanged(cri: CriClient, container: str) -> None:
+    assert cri.exec(container, "printf", "\\000\\377\\r\\n").stdout == b"\0\xff\r\n"
+
+
+def test_a_command_runs_as_the_container_does(cri: CriClient, pod: str) -> None:
+    linux = security(run_as_username="alice", capabilities=pb.Capability(drop_capabilities=["ALL"]))
+    envs = [pb.KeyValue(key="COLOUR", value=b"blue")]
+    container = cri.run(pod, "sleep", "1000", linux=linux, envs=envs, working_dir="/tmp")
+    assert cri.output(container, "sh", "-c", "id -u; echo $COLOUR; pwd").split() == ["1000", "blue", "/tmp"]
+
+
+def test_a_command_shares_the_containers_namespaces_and_cgroup(cri: CriClient, container: str) -> None:
+    script = "cat /proc/self/cgroup; for kind in mnt net pid ipc uts user; do readlink /proc/self/ns/$kind; done"
+    inside = cri.output(container, "sh", "-c", script)
+    of_init = cri.output(container, "sh", "-c", script.replace("/proc/self", "/proc/1"))
+    assert inside == of_init
+
+
+def test_a_command_that_takes_too_long_is_killed_with_its_children(
+    machine: Machine, cri: CriClient, pod: str, container: str
+) -> None:
+    with refused(grpc.StatusCode.DEADLINE_EXCEEDED, f"exec in container {container}: timeout of 1 s"):
+        cri.exec(container, "sh", "-c", "sleep 2000 & sleep 3000 & sleep 4000", timeout=1)
+    eventually(lambda: len(machine.processes(pod, container)) == 1, "only the container's own process is left")
+    assert cri.status(container).state == pb.CONTAINER_RUNNING
+
+
+def test_a_call_that_the_client_gives_up_ends_the_command(
+    machine: Machine, cri: CriClient, pod: str, container: str
+) -> None:
+    request = pb.ExecSyncRequest(container_id=container, cmd=["sleep", "2000"])
+    call = cri.runtime.ExecSync.future(request)
+    eventually(lambda: len(machine.processes(pod, container)) > 1, "the command runs")
+    call.cancel()
+    eventually(lambda: len(machine.processes(pod, container)) == 1, "the command is gone")
+
+
+def test_a_command_that_leaves_a_child_behind_comes_back(cri: CriClient, container: str) -> None:
+    response = cri.exec(container, "sh", "-c", "sleep 2000 >/dev/null 2>&1 & echo left", timeout=60)
+    assert (response.stdout, response.exit_code) == (b"left\n", 0)
+
+
+def test_output_beyond_16_mib_is_cut_off_and_the_command_ends_all_the_same(cri: CriClient, container: str) -> None:
+    response = cri.exec(container, "sh", "-c", "head -c 20000000 /dev/zero; echo end >&2")
+    assert (len(response.stdout), response.stderr, response.exit_code) == (LIMIT, b"end\n", 0)
+
+
+def test_a_command_that_does_not_exist_fails_as_in_a_shell(cri: CriClient, container: str) -> None:
+    response = cri.exec(container, "/not/there")
+    assert response.exit_code != 0
+    assert b"/not/there" in response.stderr
+
+
+def test_no_command_is_an_invalid_argument(cri: CriClient, container: str) -> None:
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "cmd: must not be empty"):
+        cri.exec(container)
+
+
+def test_only_a_running_container_takes_commands(cri: CriClient, pod: str) -> None:
+    created = cri.create(pod, cri.container_config("true", name="created"))
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, f"container {created} is created, not running"):
+        cri.exec(created, "true")
+    ended = cri.run(pod, "true")
+    cri.wait_for_exit(ended)
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, f"container {ended} is exited, not running"):
+        cri.exec(ended, "true")
+
+
+def test_a_container_that_does_not_exist_is_not_found(cri: CriClient) -> None:
+    with refused(grpc.StatusCode.NOT_FOUND, UNKNOWN):
+        cri.exec(UNKNOWN, "true")
+
+
+def test_twenty_commands_at_once_do_not_mix(cri: CriClient, container: str) -> None:
+    with ThreadPoolExecutor(20) as threads:
+        outputs = threads.map(lambda number: cri.output(container, "echo", str(number)), range(20))
+    assert list(outputs) == [f"{number}\n" for number in range(20)]
+
+
+def test_the_end_of_the_container_ends_its_commands(cri: CriClient, pod: str, container: str) -> None:
+    request = pb.ExecSyncRequest(container_id=container, cmd=["sh", "-c", "echo started; sleep 2000"])
+    call = cri.runtime.ExecSync.future(request)
+    eventually(lambda: "sleep 2000" in cri.output(container, "ps"), "the command runs")
+    cri.stop(container)
+    assert call.result().exit_code == 137
+
+
+@pytest.mark.parametrize("options", [pb.NamespaceOption(pid=pb.NODE), pb.NamespaceOption(network=pb.NODE)])
+def test_commands_run_in_containers_with_the_nodes_namespaces(cri: CriClient, options: pb.NamespaceOption) -> None:
+    pod = cri.run_pod(cri.pod_config(linux=pod_security(namespace_options=options)))
+    container = cri.run(pod, "sleep", "1000", linux=security(namespace_options=options))
+    assert cri.output(container, "echo", "here") == "here\n"
+    with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "timeout of 1 s"):
+        cri.exec(container, "sleep", "2000", timeout=1)

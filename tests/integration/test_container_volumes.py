@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mounts of the node's files and directories into containers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from support import leaks
+from support.cri_client import CriClient, pod_security, refused, security
+
+from pvecri.cri.proto import cri_pb2 as pb
+from pvecri.linux import mounts
+
+PRIVILEGED = pod_security(privileged=True)
+
+
+@pytest.fixture
+def volume() -> Iterator[Path]:
+    """A directory of the node that everyone may write to."""
+    directory = Path(tempfile.mkdtemp(prefix=leaks.PREFIX))
+    directory.chmod(0o777)
+    try:
+        yield directory
+    finally:
+        mounts.umount_below(directory)
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def shared(volume: Path) -> Path:
+    """The same, on a mount of its own that propagates."""
+    mounts.mount("shared", volume, "tmpfs", 0, "mode=777")
+    mounts.make_shared(volume)
+    return volume
+
+
+@pytest.fixture(params=["unprivileged", "privileged"])
+def pod(request: pytest.FixtureRequest, cri: CriClient) -> str:
+    linux = PRIVILEGED if request.param == "privileged" else pb.LinuxPodSandboxConfig()
+    return cri.run_pod(cri.pod_config(linux=linux))
+
+
+def mounted(host_path: Path, container_path: str = "/data", **fields: Any) -> dict[str, Any]:
+    return {"mounts": [pb.Mount(host_path=str(host_path), container_path=container_path, **fields)]}
+
+
+def test_a_directory_is_seen_and_written_with_the_nodes_owners(cri: CriClient, pod: str, volume: Path) -> None:
+    (volume / "of-root").write_text("x")
+    (volume / "of-alice").write_text("x")
+    os.chown(volume / "of-alice", 1000, 1000)
+    script = "stat -c '%n %u:%g' /data/of-*; touch /data/made; chown 1000:50 /data/made"
+    shown = cri.finish(pod, "sh", "-c", script, **mounted(volume))
+    assert shown == "/data/of-alice 1000:1000\n/data/of-root 0:0\n"
+    status = (volume / "made").stat()
+    assert (status.st_uid, status.st_gid) == (1000, 50)
+
+
+def test_a_user_of_the_pod_has_that_users_rights_on_the_node(cri: CriClient, pod: str, volume: Path) -> None:
+    (volume / "secret").write_text("only root's")
+    (volume / "secret").chmod(0o600)
+    linux = security(run_as_user=pb.Int64Value(value=1000))
+    script = "cat /data/secret 2>/dev/null || echo refused; touch /data/made"
+    assert cri.finish(pod, "sh", "-c", script, linux=linux, **mounted(volume)) == "refused\n"
+    assert (volume / "made").stat().st_uid == 1000
+
+
+def test_a_file_can_be_mounted_alone(cri: CriClient, pod: str, volume: Path) -> None:
+    (volume / "file").write_text("content\n")
+    fields = mounted(volume / "file", "/etc/config/file")
+    assert cri.finish(pod, "cat", "/etc/config/file", **fields) == "content\n"
+
+
+def test_a_symbolic_link_is_followed_on_the_node(cri: CriClient, pod: str, volume: Path) -> None:
+    (volume / "real").mkdir()
+    (volume / "real/file").write_text("content\n")
+    (volume / "link").symlink_to("real")
+    assert cri.finish(pod, "cat", "/data/file", **mounted(volume / "link")) == "content\n"
+
+
+def test_a_read_only_mount_cannot_be_written(cri: CriClient, pod: str, volume: Path) -> None:
+    fields = mounted(volume, readonly=True)
+    script = "touch /data/file 2>/dev/null || echo refused"
+    assert cri.finish(pod, "sh", "-c", script, **fields) == "refused\n"
+    assert list(volume.iterdir()) == []
+
+
+def test_a_mount_covers_what_the_pod_would_have_there(cri: CriClient, pod: str, volume: Path) -> None:
+    (volume / "hosts").write_text("from the volume\n")
+    fields = mounted(volume / "hosts", "/etc/hosts")
+    assert cri.finish(pod, "cat", "/etc/hosts", **fields) == "from the volume\n"
+
+
+def test_mounts_can_lie_in_each_other_in_any_order(cri: CriClient, pod: str, volume: Path) -> None:
+    for name in ("outer", "inner"):
+        (volume / name).mkdir()
+        (volume / name / "file").write_text(f"{name}\n")
+    inner = pb.Mount(host_path=str(volume / "inner"), container_path="/data/inner")
+    outer = pb.Mount(host_path=str(volume / "outer"), container_path="/data")
+    shown = cri.finish(pod, "cat", "/data/file", "/data/inner/file", mounts=[inner, outer])
+    assert shown == "outer\ninner\n"
+
+
+def test_containers_of_a_pod_share_a_volume(cri: CriClient, pod: str, volume: Path) -> None:
+    cri.finish(pod, "sh", "-c", "echo shared >/data/file", name="writer", **mounted(volume))
+    assert cri.finish(pod, "cat", "/data/file", name="reader", **mounted(volume)) == "shared\n"
+
+
+def test_status_tells_the_mounts(cri: CriClient, pod: str, volume: Path) -> None:
+    fields = mounted(volume, readonly=True)
+    container = cri.create(pod, cri.container_config("true", **fields))
+    assert list(cri.status(container).mounts) == fields["mounts"]
+
+
+def test_a_private_mount_does_not_see_what_is_mounted_later(cri: CriClient, pod: str, shared: Path) -> None:
+    (shared / "later").mkdir()
+    container = cri.run(pod, "sleep", "1000", **mounted(shared))
+    mounts.mount("later", shared / "later", "tmpfs")
+    (shared / "later/file").touch()
+    assert cri.output(container, "ls", "/data/later") == ""
+
+
+def test_what_the_node_mounts_later_shows_when_it_is_to_propagate(cri: CriClient, pod: str, shared: Path) -> None:
+    (shared / "later").mkdir()
+    fields = mounted(shared, propagation=pb.PROPAGATION_HOST_TO_CONTAINER)
+    container = cri.run(pod, "sleep", "1000", **fields)
+    mounts.mount("later", shared / "later", "tmpfs")
+    (shared / "later/file").touch()
+    assert cri.output(container, "ls", "/data/later") == "file\n"
+
+
+def test_what_a_privileged_container_mounts_shows_on_the_node(cri: CriClient, shared: Path) -> None:
+    pod = cri.run_pod(cri.pod_config(linux=PRIVILEGED))
+    (shared / "inside").mkdir()
+    fields = mounted(shared, propagation=pb.PROPAGATION_BIDIRECTIONAL)
+    container = cri.run(pod, "sleep", "1000", linux=security(privileged=True), **fields)
+    cri.output(container, "sh", "-c", "mount -t tmpfs inside /data/inside && touch /data/inside/file")
+    assert (shared / "inside/file").exists()
+
+
+def test_both_ways_needs_a_privileged_pod(cri: CriClient, shared: Path) -> None:
+    fields = mounted(shared, propagation=pb.PROPAGATION_BIDIRECTIONAL)
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, r"mounts\[0\]\.propagation: .*needs a privileged pod"):
+        cri.create(cri.run_pod(), cri.container_config("true", **fields))
+
+
+def test_propagation_from_a_mount_that_is_not_shared_is_refused(cri: CriClient, volume: Path) -> None:
+    mounts.mount("private", volume, "tmpfs")
+    mounts.make_private(volume)
+    fields = mounted(volume, propagation=pb.PROPAGATION_HOST_TO_CONTAINER)
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, f"mount {volume}, which is not shared"):
+        cri.create(cri.run_pod(), cri.container_config("true", **fields))
+
+
+def test_a_container_path_with_dots_in_it_is_refused(cri: CriClient, pod: str, volume: Path) -> None:
+    (volume / "file").write_text("content\n")
+    fields = mounted(volume, "/bin/../../data")
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, r"mounts\[0\]\.container_path: .* has a '\.\.' in it"):
+        cri.create(pod, cri.container_config("true", **fields))

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RunPodSandbox, StopPodSandbox, RemovePodSandbox and what may be asked of pods, over the socket."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from support.cri_client import CriClient, eventually, pod_security, refused
+from support.daemon import Machine
+
+from pvecri.cri.proto import cri_pb2 as pb
+
+HOST = pb.NODE
+UNKNOWN = "0" * 64
+KINDS = {
+    "unprivileged": pb.LinuxPodSandboxConfig(),
+    "privileged": pod_security(privileged=True),
+    "host network": pod_security(namespace_options=pb.NamespaceOption(network=HOST)),
+    "host pid": pod_security(namespace_options=pb.NamespaceOption(pid=HOST)),
+    "host ipc": pod_security(namespace_options=pb.NamespaceOption(ipc=HOST)),
+    "host everything": pod_security(namespace_options=pb.NamespaceOption(network=HOST, pid=HOST, ipc=HOST)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pod_of_every_kind_runs_a_container_and_leaves_nothing(
+    machine: Machine, cri: CriClient, kind: str
+) -> None:
+    pod = cri.run_pod(cri.pod_config(linux=KINDS[kind]))
+    assert cri.finish(pod, "echo", "hello") == "hello\n"
+    running = cri.run(pod, "sleep", "1000", name="running")
+    cri.stop_pod(pod)
+    assert cri.pod_status(pod).state == pb.SANDBOX_NOTREADY
+    assert cri.status(running).state == pb.CONTAINER_EXITED
+    assert cri.status(running).exit_code == 137
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+@pytest.mark.parametrize("kind", ["unprivileged", "privileged"])
+def test_a_ready_pod_can_be_removed_without_being_stopped(machine: Machine, cri: CriClient, kind: str) -> None:
+    pod = cri.run_pod(cri.pod_config(linux=KINDS[kind]))
+    cri.run(pod, "sleep", "1000")
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+def test_status_tells_what_was_asked_for(cri: CriClient) -> None:
+    config = cri.pod_config(labels={"app": "web"}, annotations={"note": "x" * 3000})
+    pod = cri.run_pod(config)
+    status = cri.pod_status(pod)
+    assert (status.id, status.state, status.metadata) == (pod, pb.SANDBOX_READY, config.metadata)
+    assert (status.labels, status.annotations) == (config.labels, config.annotations)
+    assert status.created_at > 0
+    assert status.network.ip.startswith("10.209.")
+
+
+def test_stopping_and_removing_twice_is_fine(cri: CriClient) -> None:
+    pod = cri.run_pod()
+    cri.stop_pod(pod)
+    cri.stop_pod(pod)
+    cri.remove_pod(pod)
+    cri.remove_pod(pod)
+    cri.stop_pod(pod)
+
+
+def test_stopping_and_removing_what_does_not_exist_is_fine(cri: CriClient) -> None:
+    cri.stop_pod(UNKNOWN)
+    cri.remove_pod(UNKNOWN)
+    cri.stop(UNKNOWN)
+    cri.remove(UNKNOWN)
+
+
+def test_the_status_of_what_does_not_exist_is_not_found(cri: CriClient) -> None:
+    with refused(grpc.StatusCode.NOT_FOUND, f"pod sandbox '{UNKNOWN}' does not exist"):
+        cri.pod_status(UNKNOWN)
+    with refused(grpc.StatusCode.NOT_FOUND, f"container '{UNKNOWN}' does not exist"):
+        cri.status(UNKNOWN)
+
+
+def test_an_empty_id_is_an_invalid_argument(cri: CriClient) -> None:
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "pod_sandbox_id: must not be empty"):
+        cri.stop_pod("")
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "container_id: must not be empty"):
+        cri.remove("")
+
+
+def test_two_pods_cannot_have_one_name(cri: CriClient) -> None:
+    config = cri.pod_config()
+    pod = cri.run_pod(config)
+    with refused(grpc.StatusCode.ALREADY_EXISTS, f"{config.metadata.name}.*its id is {pod}"):
+        cri.run_pod(config)
+    config.metadata.attempt = 1
+    cri.run_pod(config)
+
+
+def test_pods_are_listed_by_id_state_and_labels(cri: CriClient) -> None:
+    web = cri.run_pod(cri.pod_config(labels={"app": "web", "tier": "front"}))
+    data = cri.run_pod(cri.pod_config(labels={"app": "data", "tier": "back"}))
+    cri.stop_pod(data)
+    ready = pb.PodSandboxStateValue(state=pb.SANDBOX_READY)
+    stopped = pb.PodSandboxStateValue(state=pb.SANDBOX_NOTREADY)
+    assert [pod.id for pod in cri.pods()] == [web, data]
+    assert [pod.id for pod in cri.pods(id=web[:13])] == [web]
+    assert [pod.id for pod in cri.pods(state=ready)] == [web]
+    assert [pod.id for pod in cri.pods(state=stopped)] == [data]
+    assert [pod.id for pod in cri.pods(label_selector={"tier": "back"})] == [data]
+    assert cri.pods(label_selector={"tier": "back", "app": "web"}) == []
+    assert cri.pods(id=UNKNOWN) == []
+
+
+def test_containers_are_listed_by_id_pod_state_and_labels(cri: CriClient) -> None:
+    first, second = cri.run_pod(), cri.run_pod()
+    running = cri.run(first, "sleep", "1000", labels={"app": "web"})
+    ended = cri.run(second, "true", labels={"app": "data"})
+    cri.wait_for_exit(ended)
+    state = pb.ContainerStateValue(state=pb.CONTAINER_EXITED)
+    assert [each.id for each in cri.containers()] == [running, ended]
+    assert [each.id for each in cri.containers(id=ended[:13])] == [ended]
+    assert [each.id for each in cri.containers(pod_sandbox_id=first)] == [running]
+    assert [each.id for each in cri.containers(pod_sandbox_id=first[:13])] == [running]
+    assert [each.id for each in cri.containers(state=state)] == [ended]
+    assert [each.id for each in cri.containers(label_selector={"app": "web"})] == [running]
+
+
+def test_an_abbreviated_id_is_enough(cri: CriClient) -> None:
+    pod = cri.run_pod()
+    assert cri.pod_status(pod[:12]).id == pod
+
+
+def test_a_stopped_pod_takes_no_container(cri: CriClient) -> None:
+    pod = cri.run_pod()
+    waiting = cri.create(pod, cri.container_config("true"))
+    cri.stop_pod(pod)
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, f"pod sandbox {pod} is not ready"):
+        cri.create(pod, cri.container_config("true", name="other"))
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, f"pod sandbox {pod} is not ready"):
+        cri.start(waiting)
+
+
+def test_ten_pods_at_once_all_run_and_all_go(machine: Machine, cri: CriClient) -> None:
+    with ThreadPoolExecutor(10) as threads:
+        pods = list(threads.map(lambda _: cri.run_pod(), range(10)))
+        outputs = list(threads.map(lambda pod: cri.finish(pod, "hostname"), pods))
+        names = [f"{cri.pod_status(pod).metadata.name}\n" for pod in pods]
+        assert outputs == names
+        assert len({cri.pod_status(pod).network.ip for pod in pods}) == 10
+        list(threads.map(cri.remove_pod, pods))
+    machine.assert_nothing_left()
+
+
+@pytest.mark.parametrize("point", ["vzcreate", "vzstart"])
+def test_a_call_that_the_client_gives_up_leaves_nothing(machine: Machine, cri: CriClient, point: str) -> None:
+    machine.node.fault(task=point, hold=True)
+    request = pb.RunPodSandboxRequest(config=cri.pod_config())
+    call = cri.runtime.RunPodSandbox.future(request)
+    eventually(lambda: machine.node.cts() & set(machine.vmids), "the CT's config is there")
+    call.cancel()
+    machine.node.clear_faults()
+    eventually(lambda: set(machine.leftovers()) <= machine.usual, "all is undone")
+    eventually(lambda: not machine.node.cts() & set(machine.vmids), "the CT is gone")
+
+
+def test_a_deadline_that_passes_leaves_nothing(machine: Machine, cri: CriClient) -> None:
+    machine.node.fault(task="vzcreate", hold=True)
+    with refused(grpc.StatusCode.DEADLINE_EXCEEDED, ""):
+        cri.run_pod(timeout=0.5)
+    machine.node.clear_faults()
+    eventually(lambda: set(machine.leftovers()) <= machine.usual, "all is undone")
+
+
+def test_two_calls_that_stop_and_remove_one_pod_at_once_both_succeed(machine: Machine, cri: CriClient) -> None:
+    pod = cri.run_pod()
+    cri.run(pod, "sleep", "1000")
+    calls = [cri.stop_pod, cri.remove_pod, cri.stop_pod, cri.remove_pod]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda call: call(pod), calls))
+    machine.assert_nothing_left()

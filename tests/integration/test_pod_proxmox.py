@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pod as Proxmox shows it."""
+
+from __future__ import annotations
+
+import pytest
+from support.cri_client import CriClient, pod_security
+from support.daemon import Machine
+
+from pvecri.cri.proto import cri_pb2 as pb
+
+MIB = 1 << 20
+
+
+def test_the_ct_carries_the_pods_name_tags_and_description(machine: Machine, cri: CriClient) -> None:
+    config = cri.pod_config("web-0")
+    pod = cri.run_pod(config)
+    ct = machine.node.ct(cri.vmid(pod), "config")
+    assert ct["hostname"] == "web-0"
+    assert ct["tags"] == "pvecri"
+    assert str(ct["description"]).startswith("Kubernetes pod tests/web-0\n")
+    assert f"uid: {config.metadata.uid}\n" in str(ct["description"])
+    assert f"sandbox: {pod}\n" in str(ct["description"])
+
+
+def test_a_pod_without_a_hostname_is_shown_by_its_name(machine: Machine, cri: CriClient) -> None:
+    pod = cri.run_pod(cri.pod_config("job.runner_1", hostname=""))
+    assert machine.node.ct(cri.vmid(pod), "config")["hostname"] == "job.runner-1"
+
+
+@pytest.mark.parametrize("privileged", [False, True])
+def test_only_a_pod_that_needs_it_is_a_privileged_ct(machine: Machine, cri: CriClient, privileged: bool) -> None:
+    pod = cri.run_pod(cri.pod_config(linux=pod_security(privileged=privileged)))
+    assert bool(machine.node.ct(cri.vmid(pod), "config").get("unprivileged")) is not privileged
+
+
+def test_the_ct_runs_while_the_pod_is_ready_and_is_gone_after_it(machine: Machine, cri: CriClient) -> None:
+    pod = cri.run_pod()
+    vmid = cri.vmid(pod)
+    assert machine.node.ct(vmid, "status/current")["status"] == "running"
+    cri.stop_pod(pod)
+    assert machine.node.ct(vmid, "status/current")["status"] == "stopped"
+    cri.remove_pod(pod)
+    assert vmid not in machine.node.cts()
+
+
+def test_the_ct_is_sized_by_the_pods_resources(machine: Machine, cri: CriClient) -> None:
+    wanted = pb.LinuxContainerResources(
+        cpu_quota=150_000, cpu_period=100_000, cpu_shares=1024, memory_limit_in_bytes=256 * MIB
+    )
+    pod = cri.run_pod(cri.pod_config(linux=pb.LinuxPodSandboxConfig(resources=wanted)))
+    ct = machine.node.ct(cri.vmid(pod), "config")
+    # 256 MiB and the overhead of 32, and memory.high (1016/1024 of the size) is not below them.
+    assert (int(str(ct["memory"])), int(str(ct["swap"]))) == (291, 0)
+    assert float(str(ct["cpulimit"])) == 1.5
+    assert int(str(ct["cpuunits"])) == 39
+
+
+def test_a_pod_without_limits_may_use_the_node(machine: Machine, cri: CriClient) -> None:
+    ct = machine.node.ct(cri.vmid(cri.run_pod()), "config")
+    total = machine.node.request("GET", f"/nodes/{machine.node.descriptor.node}/status")
+    assert isinstance(total, dict)
+    assert int(str(ct["memory"])) == total["memory"]["total"] // MIB
+    assert float(str(ct.get("cpulimit", 0))) == 0
+
+
+def test_a_vmid_that_was_freed_is_not_used_again_at_once(cri: CriClient) -> None:
+    first = cri.run_pod()
+    vmid = cri.vmid(first)
+    cri.remove_pod(first)
+    assert cri.vmid(cri.run_pod()) != vmid
+
+
+def test_containers_count_to_their_ct(machine: Machine, cri: CriClient) -> None:
+    pod = cri.run_pod()
+    before = int(str(machine.node.ct(cri.vmid(pod), "status/current")["mem"]))
+    cri.run(pod, "sh", "-c", "dd if=/dev/zero of=/dev/shm/block bs=1M count=32; echo done; sleep 1000")
+    container = cri.containers(pod_sandbox_id=pod)[0].id
+    cri.output(container, "sh", "-c", "until [ $(stat -c %s /dev/shm/block) = 33554432 ]; do usleep 1000; done")
+    after = int(str(machine.node.ct(cri.vmid(pod), "status/current")["mem"]))
+    assert after - before >= 32 * MIB
