@@ -160,6 +160,15 @@ class Resources(Value, frozen=True):
     hugepage_limits: tuple[HugepageLimit, ...] = ()
     unified: dict[str, str] = {}
 
+    def updated(self, changes: Resources) -> Resources:
+        """These, with what `changes` says in their place; what it does not say stays."""
+        said = {
+            name: value
+            for name in self.__struct_fields__
+            if (value := getattr(changes, name)) != getattr(Resources(), name)
+        }
+        return msgspec.structs.replace(self, **said)
+
 
 # -- pod sandboxes -------------------------------------------------------------------------------------------
 

@@ -17,11 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pvecri.containers import spec_linux
 from pvecri.containers.abilities import Abilities
 from pvecri.errors import CommandError, DeadlineExceeded, FailedPrecondition, InternalError, InvalidArgument
 from pvecri.linux import processes
 from pvecri.linux.cgroups import Cgroups
-from pvecri.model import ContainerId
+from pvecri.model import ContainerId, Resources
 
 EXEC_OUTPUT_LIMIT = 16 << 20
 """Bytes of each of stdout and stderr that ExecSync returns, as CRI-O and containerd have it."""
@@ -149,6 +150,11 @@ class OciRuntime:
         """Let the container's command run; its container was created."""
         await self._run(pod, "start", container)
 
+    async def update(self, pod: PodNamespaces, container: ContainerId, wanted: Resources) -> None:
+        """Change a running container's limits; CommandError when the kernel does not take them."""
+        limits = json.dumps(spec_linux.limits(wanted, self._abilities)).encode()
+        await self._run(pod, "update", "--resources", "-", container, stdin=limits)
+
     async def delete(self, pod: PodNamespaces | None, container: ContainerId) -> None:
         """Remove what the OCI runtime keeps of a container, killing what is left of it. Idempotent.
 
@@ -232,15 +238,15 @@ class OciRuntime:
                 if os.getsid(pid) == session:
                     os.kill(pid, signal.SIGKILL)
 
-    async def _run(self, pod: PodNamespaces | None, *arguments: str) -> None:
+    async def _run(self, pod: PodNamespaces | None, *arguments: str, stdin: bytes | None = None) -> None:
         command = [*(_enter(pod) if pod else ()), *self._oci(*arguments)]
         process = await asyncio.create_subprocess_exec(
             *command,
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )
-        _, errors = await process.communicate()
+        _, errors = await process.communicate(stdin)
         if process.returncode:
             name = f"{self._abilities.oci_runtime.kind} {' '.join(arguments)}"
             raise CommandError(name, process.returncode, errors.decode(errors="replace"))

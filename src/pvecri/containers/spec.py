@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 
 from pvecri.containers import spec_linux, spec_mounts
+from pvecri.containers.abilities import Abilities
 from pvecri.containers.plan import Json, Plan
 from pvecri.errors import InvalidArgument
+from pvecri.model import Resources
 
 OCI_VERSION = "1.0.2"
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -24,6 +26,13 @@ def build(plan: Plan) -> bytes:
         "linux": spec_linux.linux(plan),
     }
     return json.dumps(document, indent=1).encode()
+
+
+def with_limits(document: bytes, wanted: Resources, abilities: Abilities) -> bytes:
+    """A spec with other limits, for a container that has not been started."""
+    changed: Json = json.loads(document)
+    changed["linux"]["resources"] |= spec_linux.limits(wanted, abilities)
+    return json.dumps(changed, indent=1).encode()
 
 
 def process(plan: Plan) -> Json:

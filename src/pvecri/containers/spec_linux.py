@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pvecri.containers import capabilities
+from pvecri.containers.abilities import Abilities
 from pvecri.containers.plan import HostDevice, Json, Plan
 from pvecri.errors import InvalidArgument
 from pvecri.model import NamespaceMode, ProfileKind, Propagation, Resources
@@ -66,16 +67,22 @@ def _pid_namespace(mode: NamespaceMode, plan: Plan) -> list[Json]:
 
 
 def resources(plan: Plan) -> Json:
-    """The cgroup's limits; what this machine has no controller for is left out."""
-    wanted = plan.config.resources
-    described: Json = {"devices": device_rules(plan), "cpu": cpu(wanted), "memory": memory(wanted, plan)}
+    """The cgroup's limits, and the devices it may use."""
+    described = limits(plan.config.resources, plan.abilities)
+    described["devices"] = device_rules(plan)
     if plan.pids_limit > 0 and "pids" in plan.abilities.controllers:
         described["pids"] = {"limit": plan.pids_limit}
-    if "hugetlb" in plan.abilities.controllers:
+    return described
+
+
+def limits(wanted: Resources, abilities: Abilities) -> Json:
+    """The limits that the CRI can set, and change; what this machine has no controller for is left out."""
+    described: Json = {"cpu": cpu(wanted), "memory": memory(wanted, abilities)}
+    if "hugetlb" in abilities.controllers:
         described["hugepageLimits"] = [
             {"pageSize": entry.page_size, "limit": entry.limit} for entry in wanted.hugepage_limits
         ]
-    if plan.abilities.cgroups.pure_v2 and wanted.unified:
+    if abilities.cgroups.pure_v2 and wanted.unified:
         described["unified"] = wanted.unified
     return {key: value for key, value in described.items() if value}
 
@@ -92,12 +99,12 @@ def cpu(wanted: Resources) -> Json:
     return {key: value for key, value in described.items() if value}
 
 
-def memory(wanted: Resources, plan: Plan) -> Json:
+def memory(wanted: Resources, abilities: Abilities) -> Json:
     """Limits in bytes. `swap` is memory and swap together; without a wish it equals the limit: no swap."""
     if not wanted.memory_limit:
         return {}
     described = {"limit": wanted.memory_limit}
-    if plan.abilities.swap_limit:
+    if abilities.swap_limit:
         described["swap"] = wanted.memory_swap_limit or wanted.memory_limit
     return described
 

@@ -107,7 +107,7 @@ class RuntimeService:
         return pb.RemovePodSandboxResponse()
 
     async def pod_sandbox_status(self, request: pb.PodSandboxStatusRequest) -> pb.PodSandboxStatusResponse:
-        """PodSandboxStatus; verbose adds the VMID by which Proxmox knows the pod."""
+        """PodSandboxStatus; verbose adds the VMID by which Proxmox knows the pod, and the CT's config."""
         sandbox = self._pods.sandbox(_given("pod_sandbox_id", request.pod_sandbox_id))
         response = pb.PodSandboxStatusResponse(status=responses.sandbox_status(sandbox))
         if request.verbose:
@@ -117,6 +117,7 @@ class RuntimeService:
                     "node": self._config.proxmox.node_name,
                     "privileged": sandbox.privileged,
                     "cgroup": f"/lxc/{sandbox.vmid}",
+                    "config": await self._pods.ct_config(sandbox.id),
                 }
             )
         return response
@@ -134,13 +135,24 @@ class RuntimeService:
             ]
         )
 
+    async def update_pod_sandbox_resources(
+        self, request: pb.UpdatePodSandboxResourcesRequest
+    ) -> pb.UpdatePodSandboxResourcesResponse:
+        """UpdatePodSandboxResources: the CT is resized through the Proxmox API."""
+        await self._pods.sandboxes.update_resources(
+            _given("pod_sandbox_id", request.pod_sandbox_id),
+            requests.resources(request.resources),
+            requests.resources(request.overhead),
+        )
+        return pb.UpdatePodSandboxResourcesResponse()
+
     # -- containers -------------------------------------------------------------------------------------------
 
     async def create_container(self, request: pb.CreateContainerRequest) -> pb.CreateContainerResponse:
         """CreateContainer."""
         pod = self._pods.sandboxes.ready(_given("pod_sandbox_id", request.pod_sandbox_id))
         config = requests.container_config(request.config)
-        return pb.CreateContainerResponse(container_id=await self._pods.containers.create(pod, config))
+        return pb.CreateContainerResponse(container_id=await self._pods.creator.create(pod, config))
 
     async def start_container(self, request: pb.StartContainerRequest) -> pb.StartContainerResponse:
         """StartContainer."""
@@ -172,7 +184,7 @@ class RuntimeService:
         )
 
     async def container_status(self, request: pb.ContainerStatusRequest) -> pb.ContainerStatusResponse:
-        """ContainerStatus; verbose adds the pod and its VMID."""
+        """ContainerStatus; verbose adds the pod, its VMID and the OCI spec."""
         container = self._pods.container(_given("container_id", request.container_id))
         response = pb.ContainerStatusResponse(status=responses.container_status(container))
         if request.verbose:
@@ -182,19 +194,28 @@ class RuntimeService:
                     "sandboxID": sandbox.id,
                     "vmid": sandbox.vmid,
                     "cgroup": f"/lxc/{sandbox.vmid}/{container.id}",
+                    "runtimeSpec": json.loads(self._pods.oci_spec(container.id)),
                 }
             )
         return response
 
+    async def update_container_resources(
+        self, request: pb.UpdateContainerResourcesRequest
+    ) -> pb.UpdateContainerResourcesResponse:
+        """UpdateContainerResources."""
+        container_id = _given("container_id", request.container_id)
+        await self._pods.commands.update_resources(container_id, requests.resources(request.linux))
+        return pb.UpdateContainerResourcesResponse()
+
     async def exec_sync(self, request: pb.ExecSyncRequest) -> pb.ExecSyncResponse:
         """ExecSync."""
         container_id = _given("container_id", request.container_id)
-        result = await self._pods.containers.exec_sync(container_id, list(request.cmd), request.timeout)
+        result = await self._pods.commands.exec_sync(container_id, list(request.cmd), request.timeout)
         return responses.exec_result(result)
 
     async def reopen_container_log(self, request: pb.ReopenContainerLogRequest) -> pb.ReopenContainerLogResponse:
         """ReopenContainerLog."""
-        await self._pods.containers.reopen_log(_given("container_id", request.container_id))
+        await self._pods.commands.reopen_log(_given("container_id", request.container_id))
         return pb.ReopenContainerLogResponse()
 
     # -- statistics -------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CreateContainer, StartContainer, StopContainer and RemoveContainer: OCI containers inside a pod's CT.
+"""StartContainer, StopContainer and RemoveContainer: OCI containers inside a pod's CT.
 
 None of these costs a Proxmox call.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-import shutil
 import signal
 import time
 from contextlib import AsyncExitStack
@@ -18,30 +16,22 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from pvecri.config import Config
-from pvecri.containers import capabilities, seccomp, spec, users
 from pvecri.containers.abilities import Abilities
-from pvecri.containers.plan import BindSource, Plan
-from pvecri.containers.runtime import Bundle, ExecResult, OciRuntime, Stdio
+from pvecri.containers.runtime import OciRuntime, Stdio
 from pvecri.errors import (
     CommandError,
     DeadlineExceeded,
     FailedPrecondition,
-    InvalidArgument,
     NotFound,
 )
 from pvecri.images.manager import ImageManager
-from pvecri.linux import mounts
 from pvecri.linux.processes import Process
 from pvecri.model import (
     Container,
-    ContainerConfig,
-    ContainerId,
     ContainerState,
-    Image,
-    ImageId,
     SandboxPhase,
 )
-from pvecri.pods import files, validation, volumes
+from pvecri.pods import bundles, volumes
 from pvecri.pods.live import LiveContainer, LivePod, Pods
 
 log = logging.getLogger(__name__)
@@ -49,15 +39,12 @@ log = logging.getLogger(__name__)
 KILL_PATIENCE = 10.0
 """Seconds after SIGKILL in which a container must have ended."""
 
-REOPEN_PATIENCE = 10.0
-"""Seconds in which conmon must have opened a log file anew."""
-
 START_ERROR_CODE = 128
 KILLED_CODE = 128 + signal.SIGKILL
 
 
 class Containers:
-    """Makes and removes containers. Calls for one container wait for each other; different ones run at once."""
+    """Runs, ends and removes containers. Calls for one container wait for each other, others run at once."""
 
     def __init__(
         self,
@@ -75,135 +62,6 @@ class Containers:
         self._images = images
         self._runtime = runtime
         self._exits = exits
-
-    # -- create -----------------------------------------------------------------------------------------------
-
-    async def create(self, pod: LivePod, config: ContainerConfig) -> ContainerId:
-        """Make a container of a ready pod (CRI CreateContainer): its root filesystem and its OCI spec.
-
-        InvalidArgument names a bad field, NotFound the image, AlreadyExists a name that is taken. Nothing is left
-        behind when it fails.
-        """
-        validation.check_container(config, pod.value.config)
-        image = self._images.find(config.image)
-        if image is None:
-            raise NotFound(f"config.image.image: image {config.image!r} is not in the store; pull it first")
-        container = self._pods.add_container(self._describe(pod, config, image))
-        async with container.lock, AsyncExitStack() as undo:
-            undo.callback(self._pods.drop_container, container)
-            rootfs = await self._prepare_rootfs(pod, container.id, container.value.image_id, undo)
-            image_volumes = await self._prepare_image_volumes(pod, container, undo)
-            self._write_bundle(pod, container, image, rootfs, image_volumes, undo)
-            self._pods.save_container(container, container.value)
-            undo.pop_all()
-        return container.id
-
-    def _describe(self, pod: LivePod, config: ContainerConfig, image: Image) -> Container:
-        log_path = str(Path(pod.value.config.log_directory, config.log_path)) if config.log_path else ""
-        return Container(
-            id=ContainerId(secrets.token_hex(32)),
-            sandbox_id=pod.id,
-            config=config,
-            image_id=image.id,
-            image_reference=next(iter((*image.digests, *image.tags)), image.id),
-            created_at=time.time_ns(),
-            log_path=log_path,
-            stop_signal=config.stop_signal or image.config.stop_signal or "SIGTERM",
-        )
-
-    async def _prepare_rootfs(self, pod: LivePod, name: str, image: ImageId, undo: AsyncExitStack) -> Path:
-        undo.push_async_callback(self._images.remove_rootfs, name)
-        owner = pod.value.root_uid
-        return await self._images.prepare_rootfs(name, image, userns=_userns(pod), root_uid=owner, root_gid=owner)
-
-    async def _prepare_image_volumes(
-        self, pod: LivePod, container: LiveContainer, undo: AsyncExitStack
-    ) -> dict[int, Path]:
-        """Mount the image of each image volume, as a root filesystem that nobody writes to; paths by mount."""
-        prepared: dict[int, Path] = {}
-        config = container.value.config
-        resolved = list(config.mounts)
-        for index, mount in enumerate(config.mounts):
-            if not mount.image:
-                continue
-            image = self._images.find(mount.image)
-            if image is None:
-                raise NotFound(f"config.mounts[{index}].image.image: image {mount.image!r} is not in the store")
-            name = rootfs_name(container.id, index)
-            prepared[index] = await self._prepare_rootfs(pod, name, image.id, undo)
-            resolved[index] = replace(mount, image_ref=image.id)
-        container.value = replace(container.value, config=replace(config, mounts=tuple(resolved)))
-        return prepared
-
-    def _rootfs_names(self, container: LiveContainer) -> list[str]:
-        """The root filesystem, and those that are image volumes."""
-        config = container.value.config
-        images = [index for index, mount in enumerate(config.mounts) if mount.image]
-        return [container.id, *(rootfs_name(container.id, index) for index in images)]
-
-    def _write_bundle(
-        self,
-        pod: LivePod,
-        container: LiveContainer,
-        image: Image,
-        rootfs: Path,
-        image_volumes: dict[int, Path],
-        undo: AsyncExitStack,
-    ) -> None:
-        undo.callback(_remove_bundle, container.bundle)
-        files.make_private_directory(container.bundle.directory, pod.value.root_uid)
-        binds = volumes.resolve_binds(container.value.config, _staging(pod, container), image_volumes)
-        plan = self._plan(pod, container, image, rootfs, binds)
-        container.value = replace(container.value, user=plan.user)
-        container.bundle.spec.touch(mode=0o600)  # its environment may hold secrets
-        container.bundle.spec.write_bytes(spec.build(plan))
-
-    def _plan(
-        self, pod: LivePod, container: LiveContainer, image: Image, rootfs: Path, binds: tuple[BindSource, ...]
-    ) -> Plan:
-        config = container.value.config
-        security = config.security
-        held = capabilities.granted(
-            security.capabilities, privileged=security.privileged, available=self._abilities.capabilities
-        )
-        return Plan(
-            id=container.id,
-            sandbox_id=pod.id,
-            vmid=pod.value.vmid,
-            config=config,
-            sandbox=pod.value.config,
-            image=image.config,
-            image_reference=container.value.image_reference,
-            rootfs=rootfs,
-            user=users.resolve(security, image.config.user, rootfs),
-            binds=binds,
-            devices=volumes.resolve_devices(config),
-            pod_files=pod.files,
-            pod_files_restrictions=mounts.restrictions(pod.files),
-            hostname=files.hostname(pod.value),
-            mappings=pod.value.mappings,
-            namespace_dir=str(pod.directory / "ns"),
-            target_pid=self._target_pid(pod, security.namespaces.target_id),
-            capabilities=held,
-            seccomp=seccomp.for_container(
-                security.seccomp,
-                default=self._config.runtime.seccomp_profile,
-                capabilities=held,
-                privileged=security.privileged,
-            ),
-            abilities=self._abilities,
-            pids_limit=self._config.runtime.pids_limit,
-        )
-
-    def _target_pid(self, pod: LivePod, target_id: str) -> int | None:
-        """The first process of the container whose pid namespace is to be shared, as the pod numbers it."""
-        if not target_id:
-            return None
-        field = "config.linux.security_context.namespace_options.target_id"
-        target = next((each for each in pod.containers.values() if each.id.startswith(target_id)), None)
-        if target is None or target.value.state is not ContainerState.RUNNING:
-            raise InvalidArgument(field, f"no container {target_id!r} runs in the pod")
-        return int(target.bundle.pid_file.read_text())
 
     # -- start ------------------------------------------------------------------------------------------------
 
@@ -242,9 +100,9 @@ class Containers:
         """What is made only now, because it holds on to things of the node."""
         config = container.value.config
         volumes.check_sources(config)
-        userns = _userns(pod)
+        userns = bundles.userns(pod)
         if userns is not None and config.mounts:
-            volumes.stage(config, container.bundle.directory / "volumes", userns)
+            volumes.stage(config, bundles.staging(container), userns)
         if config.devices:
             rules = volumes.device_rules(volumes.resolve_devices(config))
             self._abilities.cgroups.allow_devices(pod.cgroup, rules)
@@ -355,8 +213,8 @@ class Containers:
             self._abilities.cgroups.kill(f"{pod.cgroup}/{container.id}")
             self._runtime.forget(container.id)
         (self._exits / container.id).unlink(missing_ok=True)
-        await asyncio.to_thread(volumes.unstage, container.bundle.directory / "volumes")
-        for name in self._rootfs_names(container):
+        await asyncio.to_thread(volumes.unstage, bundles.staging(container))
+        for name in bundles.rootfs_names(container.value):
             await self._images.unmount_rootfs(name)
 
     @staticmethod
@@ -425,58 +283,10 @@ class Containers:
         """As `remove`, by the object."""
         await self.kill(container)
         async with container.lock:
-            for name in self._rootfs_names(container):
+            for name in bundles.rootfs_names(container.value):
                 await self._images.remove_rootfs(name)
-            await asyncio.to_thread(_remove_bundle, container.bundle)
+            await asyncio.to_thread(bundles.remove_bundle, container.bundle)
             self._pods.drop_container(container)
-
-    # -- commands and logs ------------------------------------------------------------------------------------
-
-    async def exec_sync(self, container_id: str, command: list[str], timeout: float) -> ExecResult:
-        """Run a command in a running container and collect its output (CRI ExecSync); timeout 0 means none."""
-        container = self._running(container_id)
-        if not command:
-            raise InvalidArgument("cmd", "must not be empty")
-        pod = self._pods.pod_of(container)
-        return await self._runtime.exec(pod.namespaces, container.id, command, container.bundle, timeout or None)
-
-    async def reopen_log(self, container_id: str) -> None:
-        """Write on to a new file at the log path, and return when it is there (CRI ReopenContainerLog)."""
-        container = self._running(container_id)
-        self._runtime.reopen_log(container.bundle)
-        log_path = Path(container.value.log_path)
-        try:
-            async with asyncio.timeout(REOPEN_PATIENCE):
-                while container.value.log_path and not log_path.exists():
-                    await asyncio.sleep(0.005)
-        except TimeoutError:
-            raise DeadlineExceeded(f"container {container.id}: conmon did not open {log_path} anew") from None
-
-    def _running(self, container_id: str) -> LiveContainer:
-        """The container when it runs; NotFound or FailedPrecondition."""
-        container = self._pods.container(container_id)
-        if container.value.state is not ContainerState.RUNNING:
-            raise FailedPrecondition(f"container {container.id} is {container.value.state.value}, not running")
-        return container
-
-
-def rootfs_name(container: ContainerId, mount: int) -> str:
-    """What the Image Manager knows an image volume by: the container's id and the mount's index."""
-    return f"{container}.{mount}"
-
-
-def _remove_bundle(bundle: Bundle) -> None:
-    """Remove a bundle. Clones of the node's volumes may be mounted below it: they are never entered."""
-    volumes.unstage(bundle.directory / "volumes")
-    shutil.rmtree(bundle.directory, ignore_errors=True)
-
-
-def _userns(pod: LivePod) -> Path | None:
-    return pod.namespace("user") if pod.value.mappings else None
-
-
-def _staging(pod: LivePod, container: LiveContainer) -> Path | None:
-    return container.bundle.directory / "volumes" if pod.value.mappings else None
 
 
 def signal_number(name: str) -> int:

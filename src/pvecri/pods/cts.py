@@ -17,13 +17,13 @@ from pvecri.errors import DeadlineExceeded, InternalError, ResourceExhausted, Un
 from pvecri.linux import processes
 from pvecri.linux.cgroups import EVERY_DEVICE, Cgroups
 from pvecri.linux.processes import Process
-from pvecri.model import IdMapping, SandboxConfig, Vmid
+from pvecri.model import IdMapping, Resources, SandboxConfig, Vmid
 from pvecri.pods.live import LivePod, Pods
 from pvecri.pods.vmids import VmidAllocator
 from pvecri.proxmox.api import ProxmoxApi
-from pvecri.proxmox.ctspec import CtSpec
+from pvecri.proxmox.ctspec import CtSpec, size_parameters
 from pvecri.proxmox.errors import CtExists, CtNotFound
-from pvecri.proxmox.sizing import ct_size
+from pvecri.proxmox.sizing import CtSize, ct_size
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,27 @@ class Cts:
         if pod.value.privileged:
             # The CT's device filter bounds those of the containers below it.
             self._cgroups.allow_devices(pod.cgroup, EVERY_DEVICE)
+
+    async def resize(self, pod: LivePod, resources: Resources, overhead: Resources) -> None:
+        """Give the running CT the size that these ask for (PUT …/config); it takes effect at once. Idempotent."""
+        await self.prepare()
+        size = self._size(resources, overhead)
+        await self._proxmox.configure_ct(pod.value.vmid, **size_parameters(size))
+
+    def _size(self, resources: Resources, overhead: Resources) -> CtSize:
+        return ct_size(
+            resources,
+            overhead,
+            node_memory=self._node_memory,
+            overhead_mib=self._config.proxmox.memory_overhead_mib,
+        )
+
+    async def config(self, pod: LivePod) -> dict[str, str]:
+        """The CT's config as Proxmox has it, option by option; empty when there is no CT."""
+        try:
+            return (await self._proxmox.ct_config(pod.value.vmid)).raw if pod.value.vmid else {}
+        except CtNotFound:
+            return {}
 
     async def stop(self, pod: LivePod) -> None:
         """Stop the pod's CT. Idempotent: stopped, gone and never made are all fine."""
@@ -200,12 +221,7 @@ class Cts:
             hostname=sandbox.hostname or sandbox.metadata.name,
             template=self._template,
             storage=settings.storage,
-            size=ct_size(
-                sandbox.resources,
-                sandbox.overhead,
-                node_memory=self._node_memory,
-                overhead_mib=settings.memory_overhead_mib,
-            ),
+            size=self._size(sandbox.resources, sandbox.overhead),
             arch=self._arch,
             rootfs_size_gib=settings.rootfs_size_gib,
             unprivileged=not pod.value.privileged,

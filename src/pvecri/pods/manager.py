@@ -14,7 +14,9 @@ from pvecri.linux import mounts
 from pvecri.model import Container, ContainerId, Sandbox, SandboxPhase
 from pvecri.network.manager import NetworkManager
 from pvecri.pods import stats
+from pvecri.pods.commands import Commands
 from pvecri.pods.containers import Containers
+from pvecri.pods.creation import Creator
 from pvecri.pods.cts import Cts
 from pvecri.pods.health import ProxmoxHealth
 from pvecri.pods.live import LiveContainer, Pods
@@ -26,7 +28,7 @@ from pvecri.proxmox.api import ProxmoxApi
 
 
 class PodManager:
-    """Use between `start` and `close`. `sandboxes` and `containers` carry out the CRI's calls."""
+    """Use between `start` and `close`; `sandboxes`, `creator`, `containers` and `commands` do what is asked."""
 
     def __init__(
         self,
@@ -50,9 +52,10 @@ class PodManager:
         self._store = Store(runtime.state_dir / "pods.db")
         self._pods = Pods(self._store, runtime.run_dir)
         self._cts = Cts(config, proxmox, self._pods, abilities.cgroups, self._store.installation_id())
-        self.containers = Containers(
-            config, abilities, self._pods, images, OciRuntime(abilities, oci, exits), exits
-        )
+        oci_runtime = OciRuntime(abilities, oci, exits)
+        self.creator = Creator(config, abilities, self._pods, images)
+        self.containers = Containers(config, abilities, self._pods, images, oci_runtime, exits)
+        self.commands = Commands(abilities, self._pods, oci_runtime)
         self.sandboxes = Sandboxes(
             self._pods,
             self._cts,
@@ -99,6 +102,15 @@ class PodManager:
     def sandbox(self, sandbox_id: str) -> Sandbox:
         """One sandbox; NotFound."""
         return self._pods.pod(sandbox_id).value
+
+    async def ct_config(self, sandbox_id: str) -> dict[str, str]:
+        """The config of a sandbox's CT, asked of Proxmox."""
+        return await self._cts.config(self._pods.pod(sandbox_id))
+
+    def oci_spec(self, container_id: str) -> bytes:
+        """A container's OCI spec as JSON; empty when it is gone."""
+        path = self._pods.container(container_id).bundle.spec
+        return path.read_bytes() if path.exists() else b"{}"
 
     def list_containers(self) -> list[Container]:
         """The containers, oldest first."""

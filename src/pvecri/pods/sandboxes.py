@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from pvecri.errors import FailedPrecondition, InvalidArgument, NotFound, PvecriError
 from pvecri.linux.cgroups import Cgroups
-from pvecri.model import NamespaceMode, Sandbox, SandboxConfig, SandboxId, SandboxPhase
+from pvecri.model import NamespaceMode, Resources, Sandbox, SandboxConfig, SandboxId, SandboxPhase
 from pvecri.network.manager import NetworkManager
 from pvecri.pods import files, pause, validation
 from pvecri.pods.containers import Containers
@@ -146,6 +146,23 @@ class Sandboxes:
             return
         async with pod.lock:
             await self._remove(pod)
+
+    async def update_resources(self, sandbox_id: str, resources: Resources, overhead: Resources) -> None:
+        """Resize a pod's CT in place (CRI UpdatePodSandboxResources); what is not said stays as it is.
+
+        InvalidArgument for values that make no sense, NotFound and FailedPrecondition for the pod.
+        """
+        validation.check_resources("resources", resources)
+        validation.check_resources("overhead", overhead)
+        pod = self.ready(sandbox_id)
+        async with pod.lock:
+            config = replace(
+                pod.value.config,
+                resources=pod.value.config.resources.updated(resources),
+                overhead=pod.value.config.overhead.updated(overhead),
+            )
+            await self._cts.resize(pod, config.resources, config.overhead)
+            self._pods.save_pod(pod, replace(pod.value, config=config))
 
     async def finish_removal(self, pod: LivePod) -> None:
         """Remove a pod that an earlier daemon was making or removing."""

@@ -48,8 +48,8 @@ def check_sandbox(config: SandboxConfig, runtime_handler: str) -> None:
     _check_sandbox_namespaces(config.security.namespaces)
     for name in config.sysctls:
         _check_sysctl(name, config.security.namespaces)
-    _check_resources("config.linux.resources", config.resources)
-    _check_resources("config.linux.overhead", config.overhead)
+    check_resources("config.linux.resources", config.resources)
+    check_resources("config.linux.overhead", config.overhead)
 
 
 def check_container(config: ContainerConfig, sandbox: SandboxConfig) -> None:
@@ -68,7 +68,7 @@ def check_container(config: ContainerConfig, sandbox: SandboxConfig) -> None:
     if config.cdi_devices:
         raise InvalidArgument("config.CDI_devices", "CDI devices are not supported")
     _check_log_path(config.log_path, sandbox.log_directory)
-    _check_resources("config.linux.resources", config.resources)
+    check_resources("config.linux.resources", config.resources)
     _check_container_security(config, sandbox)
 
 
@@ -183,7 +183,8 @@ def _check_sysctl(name: str, options: NamespaceOptions) -> None:
         raise InvalidArgument(field, "is not a sysctl that a pod has of its own")
 
 
-def _check_resources(field: str, resources: Resources) -> None:
+def check_resources(field: str, resources: Resources) -> None:
+    """InvalidArgument for the first value of LinuxContainerResources, found at `field`, that makes no sense."""
     for name in ("cpu_period", "cpu_shares", "memory_limit"):
         if getattr(resources, name) < 0:
             raise InvalidArgument(f"{field}.{_CRI_NAMES.get(name, name)}", "must not be negative")

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CreateContainer: a root filesystem and an OCI spec, made from the request, the image and the pod."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from pvecri.config import Config
+from pvecri.containers import capabilities, seccomp, spec, users
+from pvecri.containers.abilities import Abilities
+from pvecri.containers.plan import BindSource, Plan
+from pvecri.errors import InvalidArgument, NotFound
+from pvecri.images.manager import ImageManager
+from pvecri.linux import mounts
+from pvecri.model import Container, ContainerConfig, ContainerId, ContainerState, Image, ImageId
+from pvecri.pods import bundles, files, validation, volumes
+from pvecri.pods.live import LiveContainer, LivePod, Pods
+
+
+class Creator:
+    """Makes containers, up to the point where they can be started."""
+
+    def __init__(self, config: Config, abilities: Abilities, pods: Pods, images: ImageManager) -> None:
+        self._config = config
+        self._abilities = abilities
+        self._pods = pods
+        self._images = images
+
+    async def create(self, pod: LivePod, config: ContainerConfig) -> ContainerId:
+        """Make a container of a ready pod (CRI CreateContainer): its root filesystem and its OCI spec.
+
+        InvalidArgument names a bad field, NotFound the image, AlreadyExists a name that is taken. Nothing is left
+        behind when it fails.
+        """
+        validation.check_container(config, pod.value.config)
+        image = self._images.find(config.image)
+        if image is None:
+            raise NotFound(f"config.image.image: image {config.image!r} is not in the store; pull it first")
+        container = self._pods.add_container(self._describe(pod, config, image))
+        async with container.lock, AsyncExitStack() as undo:
+            undo.callback(self._pods.drop_container, container)
+            rootfs = await self._prepare_rootfs(pod, container.id, container.value.image_id, undo)
+            image_volumes = await self._prepare_image_volumes(pod, container, undo)
+            self._write_bundle(pod, container, image, rootfs, image_volumes, undo)
+            self._pods.save_container(container, container.value)
+            undo.pop_all()
+        return container.id
+
+    def _describe(self, pod: LivePod, config: ContainerConfig, image: Image) -> Container:
+        log_path = str(Path(pod.value.config.log_directory, config.log_path)) if config.log_path else ""
+        return Container(
+            id=ContainerId(secrets.token_hex(32)),
+            sandbox_id=pod.id,
+            config=config,
+            image_id=image.id,
+            image_reference=next(iter((*image.digests, *image.tags)), image.id),
+            created_at=time.time_ns(),
+            log_path=log_path,
+            stop_signal=config.stop_signal or image.config.stop_signal or "SIGTERM",
+        )
+
+    async def _prepare_rootfs(self, pod: LivePod, name: str, image: ImageId, undo: AsyncExitStack) -> Path:
+        undo.push_async_callback(self._images.remove_rootfs, name)
+        owner = pod.value.root_uid
+        return await self._images.prepare_rootfs(
+            name, image, userns=bundles.userns(pod), root_uid=owner, root_gid=owner
+        )
+
+    async def _prepare_image_volumes(
+        self, pod: LivePod, container: LiveContainer, undo: AsyncExitStack
+    ) -> dict[int, Path]:
+        """Mount the image of each image volume, as a root filesystem that nobody writes to; paths by mount."""
+        prepared: dict[int, Path] = {}
+        config = container.value.config
+        resolved = list(config.mounts)
+        for index, mount in enumerate(config.mounts):
+            if not mount.image:
+                continue
+            image = self._images.find(mount.image)
+            if image is None:
+                raise NotFound(f"config.mounts[{index}].image.image: image {mount.image!r} is not in the store")
+            name = bundles.image_volume_name(container.id, index)
+            prepared[index] = await self._prepare_rootfs(pod, name, image.id, undo)
+            resolved[index] = replace(mount, image_ref=image.id)
+        container.value = replace(container.value, config=replace(config, mounts=tuple(resolved)))
+        return prepared
+
+    def _write_bundle(
+        self,
+        pod: LivePod,
+        container: LiveContainer,
+        image: Image,
+        rootfs: Path,
+        image_volumes: dict[int, Path],
+        undo: AsyncExitStack,
+    ) -> None:
+        undo.callback(bundles.remove_bundle, container.bundle)
+        files.make_private_directory(container.bundle.directory, pod.value.root_uid)
+        staging = bundles.staging(container) if pod.value.mappings else None
+        binds = volumes.resolve_binds(container.value.config, staging, image_volumes)
+        plan = self._plan(pod, container, image, rootfs, binds)
+        container.value = replace(container.value, user=plan.user)
+        container.bundle.spec.touch(mode=0o600)  # its environment may hold secrets
+        container.bundle.spec.write_bytes(spec.build(plan))
+
+    def _plan(
+        self, pod: LivePod, container: LiveContainer, image: Image, rootfs: Path, binds: tuple[BindSource, ...]
+    ) -> Plan:
+        config = container.value.config
+        security = config.security
+        held = capabilities.granted(
+            security.capabilities, privileged=security.privileged, available=self._abilities.capabilities
+        )
+        return Plan(
+            id=container.id,
+            sandbox_id=pod.id,
+            vmid=pod.value.vmid,
+            config=config,
+            sandbox=pod.value.config,
+            image=image.config,
+            image_reference=container.value.image_reference,
+            rootfs=rootfs,
+            user=users.resolve(security, image.config.user, rootfs),
+            binds=binds,
+            devices=volumes.resolve_devices(config),
+            pod_files=pod.files,
+            pod_files_restrictions=mounts.restrictions(pod.files),
+            hostname=files.hostname(pod.value),
+            mappings=pod.value.mappings,
+            namespace_dir=str(pod.directory / "ns"),
+            target_pid=self._target_pid(pod, security.namespaces.target_id),
+            capabilities=held,
+            seccomp=seccomp.for_container(
+                security.seccomp,
+                default=self._config.runtime.seccomp_profile,
+                capabilities=held,
+                privileged=security.privileged,
+            ),
+            abilities=self._abilities,
+            pids_limit=self._config.runtime.pids_limit,
+        )
+
+    def _target_pid(self, pod: LivePod, target_id: str) -> int | None:
+        """The first process of the container whose pid namespace is to be shared, as the pod numbers it."""
+        if not target_id:
+            return None
+        field = "config.linux.security_context.namespace_options.target_id"
+        target = next((each for each in pod.containers.values() if each.id.startswith(target_id)), None)
+        if target is None or target.value.state is not ContainerState.RUNNING:
+            raise InvalidArgument(field, f"no container {target_id!r} runs in the pod")
+        return int(target.bundle.pid_file.read_text())
