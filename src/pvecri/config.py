@@ -7,6 +7,7 @@ another is refused with its path (`proxmox.vmid_range`) before anything is start
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import tomllib
 from pathlib import Path
@@ -116,6 +117,22 @@ class NetworkConfig(Section, frozen=True):
     plugin_timeout: Positive = 60.0
 
 
+class StreamingConfig(Section, frozen=True):
+    """The server that exec, attach and port-forward clients are sent to.
+
+    `port` 0 takes a free one. With `tls_cert` and `tls_key` (PEM files) it speaks HTTPS. `url_lifetime` is how
+    many seconds a URL may wait for its one use, `idle_timeout` after how many a silent connection is closed.
+    """
+
+    address: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    url_lifetime: Positive = 60.0
+    idle_timeout: Positive = 4 * 3600.0
+    max_sessions: Annotated[int, msgspec.Meta(gt=0)] = 256
+
+
 class LogConfig(Section, frozen=True):
     """The daemon's own log, to standard error."""
 
@@ -129,6 +146,7 @@ class Config(Section, frozen=True):
     runtime: RuntimeConfig = RuntimeConfig()
     images: ImagesConfig = ImagesConfig()
     network: NetworkConfig = NetworkConfig()
+    streaming: StreamingConfig = StreamingConfig()
     log: LogConfig = LogConfig()
 
     @property
@@ -188,6 +206,16 @@ def _check(config: Config, origin: str) -> None:
         raise ConfigError(f"{origin}: proxmox.username and proxmox.password_file go together")
     if proxmox.token_id and proxmox.username:
         raise ConfigError(f"{origin}: set proxmox.token_id or proxmox.username, not both")
+    _check_streaming(config.streaming, origin)
     for name in ("socket", "state_dir", "run_dir", "lxc_path"):
         if not getattr(config.runtime, name).is_absolute():
             raise ConfigError(f"{origin}: runtime.{name}: must be an absolute path")
+
+
+def _check_streaming(streaming: StreamingConfig, origin: str) -> None:
+    if bool(streaming.tls_cert) != bool(streaming.tls_key):
+        raise ConfigError(f"{origin}: streaming.tls_cert and streaming.tls_key go together")
+    try:
+        ipaddress.ip_address(streaming.address)
+    except ValueError as error:
+        raise ConfigError(f"{origin}: streaming.address: {error}") from None

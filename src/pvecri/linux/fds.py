@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pipes and ptys in the event loop, without a buffer of our own: what nobody reads stays in the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import select
+import struct
+import termios
+from collections.abc import Callable
+
+CHUNK = 32 << 10
+"""Bytes read at once: half of a pipe."""
+
+
+class AsyncFd:
+    """An end of a pipe, or the master of a pty, that this owns. One task may read and one may write at a time."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        os.set_blocking(fd, False)
+
+    async def read(self, size: int = CHUNK) -> bytes:
+        """The next bytes, as soon as there are any; empty at the end."""
+        while (data := self.read_now(size)) is None:
+            loop = asyncio.get_running_loop()
+            await _ready(self.fd, loop.add_reader, loop.remove_reader)
+        return data
+
+    def read_now(self, size: int = CHUNK) -> bytes | None:
+        """As `read`, but None when there is nothing to read now."""
+        try:
+            return os.read(self.fd, size)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EIO:  # how a pty says that no process has its other side open
+                raise
+            return b""
+
+    async def write(self, data: bytes) -> None:
+        """Write all of `data`; BrokenPipeError when nobody reads any more."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self.fd, view) :]
+            except BlockingIOError:
+                loop = asyncio.get_running_loop()
+                await _ready(self.fd, loop.add_writer, loop.remove_writer)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Set a pty's size; the foreground processes are told by SIGWINCH."""
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("=HHHH", rows, columns, 0, 0))
+
+    def close(self) -> None:
+        """Close it; nobody may be waiting on it. Idempotent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+async def _ready(fd: int, add: Callable[..., None], remove: Callable[[int], bool]) -> None:
+    ready = asyncio.Event()
+    add(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        remove(fd)
+
+
+async def peer_gone(socket_fd: int) -> None:
+    """Return when a stream socket's peer has closed its side, also while data that came before is unread."""
+    with select.epoll() as watch:
+        watch.register(socket_fd, select.EPOLLRDHUP)
+        loop = asyncio.get_running_loop()
+        await _ready(watch.fileno(), loop.add_reader, loop.remove_reader)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exec and Attach: a command's streams over SPDY or WebSocket, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from pvecri.errors import DeadlineExceeded, PvecriError
+from pvecri.streaming import remotecommand
+from pvecri.streaming.remotecommand import CHANNELS, StreamType, Version
+from pvecri.streaming.requests import CommandRequest
+from pvecri.streaming.session import serve
+from pvecri.streaming.spdy_headers import Headers
+from pvecri.streaming.spdy_link import SpdyLink
+from pvecri.streaming.streams import Activity, CommandStreams, PeerSizes, PeerStream
+from pvecri.streaming.websocket import ChannelLink, WebSocket
+from pvecri.streaming.wire import Wire
+
+log = logging.getLogger(__name__)
+
+OPENING_PATIENCE = 30.0
+"""Seconds in which a SPDY client must have opened the streams that it asked for, as the kubelet has it."""
+
+
+def wanted(request: CommandRequest, version: Version) -> set[StreamType]:
+    """The streams that a command has."""
+    asked = {
+        StreamType.ERROR: True,
+        StreamType.STDIN: request.stdin,
+        StreamType.STDOUT: request.stdout,
+        StreamType.STDERR: request.stderr,
+        StreamType.RESIZE: request.tty and version.resize,
+    }
+    return {kind for kind, yes in asked.items() if yes}
+
+
+async def serve_over_spdy(request: CommandRequest, version: Version, wire: Wire, idle_timeout: float) -> None:
+    """Run the command for a client that opens its streams one by one."""
+    activity = Activity()
+    opening = _Opening(wanted(request, version))
+    link = SpdyLink(wire, activity, opening.add)
+
+    async def work() -> None:
+        await _run(request, version, await opening.complete())
+
+    await serve(link, work(), activity, idle_timeout)
+
+
+async def serve_over_websocket(
+    request: CommandRequest, version: Version, websocket: WebSocket, idle_timeout: float
+) -> None:
+    """Run the command for a client whose channels are there from the start."""
+    activity = Activity()
+    link = ChannelLink(websocket, activity, version.framing, len(CHANNELS))
+    streams = dict(zip(CHANNELS, link.streams, strict=True))
+    unused = streams.keys() - wanted(request, version)
+    for kind in unused:
+        streams.pop(kind).discard()
+
+    async def work() -> None:
+        # Clients wait for a first message before they take the connection as made.
+        first = next(kind for kind in (*CHANNELS[1:3], StreamType.ERROR) if kind in streams)
+        await streams[first].write(b"")
+        await _run(request, version, streams)
+
+    await serve(link, work(), activity, idle_timeout)
+
+
+class _Opening:
+    """The streams of a SPDY connection, until all that are wanted are there."""
+
+    def __init__(self, kinds: set[StreamType]) -> None:
+        self._missing = kinds
+        self._streams: dict[StreamType, PeerStream] = {}
+        self._complete = asyncio.Event()
+
+    def add(self, stream: PeerStream, headers: Headers) -> bool:
+        kind = next((kind for kind in self._missing if kind.value == headers.get("streamtype")), None)
+        if kind is None:
+            return False
+        self._streams[kind] = stream
+        self._missing.discard(kind)
+        if not self._missing:
+            self._complete.set()
+        return True
+
+    async def complete(self) -> Mapping[StreamType, PeerStream]:
+        try:
+            async with asyncio.timeout(OPENING_PATIENCE):
+                await self._complete.wait()
+        except TimeoutError:
+            missing = ", ".join(sorted(kind.value for kind in self._missing))
+            raise DeadlineExceeded(
+                f"the client did not open these streams in {OPENING_PATIENCE:g} s: {missing}"
+            ) from None
+        return self._streams
+
+
+async def _run(request: CommandRequest, version: Version, streams: Mapping[StreamType, PeerStream]) -> None:
+    resize = streams.get(StreamType.RESIZE)
+    status = await _outcome(
+        request,
+        version,
+        CommandStreams(
+            stdin=streams.get(StreamType.STDIN),
+            stdout=streams.get(StreamType.STDOUT),
+            stderr=streams.get(StreamType.STDERR),
+            sizes=PeerSizes(resize) if resize else None,
+        ),
+    )
+    for stream in streams.values():
+        stream.discard()
+    if status:
+        await streams[StreamType.ERROR].write(status)
+    for stream in streams.values():
+        await stream.finish()
+
+
+async def _outcome(request: CommandRequest, version: Version, streams: CommandStreams) -> bytes:
+    """Run the command; how it ended, as the client is to be told."""
+    try:
+        return remotecommand.exit_status(version, await request.run(streams))
+    except PvecriError as error:
+        log.info("%s: %s: %s", request.kind.value, error.status, error)
+        return remotecommand.failure_status(version, str(error))
+    except OSError as error:
+        log.exception("%s failed", request.kind.value)
+        return remotecommand.failure_status(version, f"{request.kind.value}: {error}")

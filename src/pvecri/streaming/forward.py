@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PortForward: connections to ports of a pod, each a pair of streams, one for its bytes and one for its error.
+
+Over SPDY (`portforward.k8s.io`, also tunnelled through a WebSocket) the client opens a pair for every connection;
+the headers `streamtype` (error or data), `port` and `requestID` say which streams belong together. Over WebSocket
+channels (`v4.channel.k8s.io`) every port has one connection: channel 2i has the bytes and 2i+1 the error of port
+i, and the first message on each is the port's number, in two bytes, the lower one first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from pvecri.linux.fds import CHUNK
+from pvecri.streaming.channels import BINARY, Framing
+from pvecri.streaming.requests import ForwardRequest
+from pvecri.streaming.session import serve
+from pvecri.streaming.spdy_headers import Headers
+from pvecri.streaming.spdy_link import SpdyLink
+from pvecri.streaming.streams import Activity, PeerStream
+from pvecri.streaming.websocket import ChannelLink, WebSocket
+from pvecri.streaming.wire import Wire
+
+log = logging.getLogger(__name__)
+
+SPDY_PROTOCOL = "portforward.k8s.io"
+TUNNEL_PROTOCOL = "SPDY/3.1+portforward.k8s.io"
+CHANNEL_PROTOCOLS = {
+    "v4.channel.k8s.io": BINARY,
+    "v4.base64.channel.k8s.io": Framing(base64=True),
+    "": BINARY,
+}
+
+Connect = Callable[[int], Awaitable[socket.socket]]
+
+
+async def serve_over_spdy(request: ForwardRequest, wire: Wire, idle_timeout: float) -> None:
+    """Forward for a client that opens a pair of streams for every connection, until it leaves."""
+    activity = Activity()
+    pairs = _Pairs(request.connect)
+    await serve(SpdyLink(wire, activity, pairs.add), pairs.run(), activity, idle_timeout)
+
+
+async def serve_over_channels(
+    request: ForwardRequest, framing: Framing, websocket: WebSocket, idle_timeout: float
+) -> None:
+    """Forward one connection to each port of the request, until all have ended or the client leaves."""
+    activity = Activity()
+    link = ChannelLink(websocket, activity, framing, 2 * len(request.ports))
+
+    async def work() -> None:
+        async with asyncio.TaskGroup() as group:
+            for index, port in enumerate(request.ports):
+                pair = _Pair(port, data=link.streams[2 * index], error=link.streams[2 * index + 1])
+                group.create_task(_announce_and_forward(request.connect, pair))
+
+    await serve(link, work(), activity, idle_timeout)
+
+
+@dataclass
+class _Pair:
+    port: int
+    data: PeerStream | None = None
+    error: PeerStream | None = None
+
+
+class _Pairs:
+    """Puts the streams of a SPDY connection together, and forwards each pair in a task of its own."""
+
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
+        self._waiting: dict[str, _Pair] = {}
+        self._complete: asyncio.Queue[_Pair] = asyncio.Queue()
+
+    def add(self, stream: PeerStream, headers: Headers) -> bool:
+        """False for a stream that is no half of a pair."""
+        kind, port = headers.get("streamtype"), _port(headers.get("port", ""))
+        if kind not in {"error", "data"} or port is None:
+            return False
+        # Clients that send no id open the error stream, then at once the data stream.
+        key = headers.get("requestid") or f"stream {stream.number - 2 * (kind == 'data')}"
+        pair = self._waiting.setdefault(key, _Pair(port))
+        if getattr(pair, kind) is not None or pair.port != port:
+            return False
+        setattr(pair, kind, stream)
+        if pair.data is not None and pair.error is not None:
+            self._complete.put_nowait(self._waiting.pop(key))
+        return True
+
+    async def run(self) -> None:
+        """Forward what comes, without end."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                pair = await self._complete.get()
+                group.create_task(_forward(self._connect, pair), name=f"forward to port {pair.port}")
+
+
+def _port(text: str) -> int | None:
+    return (
+        int(text) if text.isascii() and text.isdecimal() and len(text) <= 5 and 0 < int(text) <= 0xFFFF else None
+    )
+
+
+async def _announce_and_forward(connect: Connect, pair: _Pair) -> None:
+    number = pair.port.to_bytes(2, "little")
+    for stream in (pair.data, pair.error):
+        assert stream is not None
+        await stream.write(number)
+    await _forward(connect, pair)
+
+
+async def _forward(connect: Connect, pair: _Pair) -> None:
+    """One connection, from its beginning to its end. Its failures go to its error stream and end no other one."""
+    data, error = pair.data, pair.error
+    assert data is not None
+    assert error is not None
+    error.discard()
+    try:
+        with await connect(pair.port) as connection:
+            await _copy(connection, data)
+    except BrokenPipeError:
+        pass
+    except OSError as failure:
+        log.info("port-forward to port %d: %s", pair.port, failure)
+        await _write_last(error, f"error forwarding port {pair.port} to pod: {failure}")
+    finally:
+        data.discard()
+        await data.finish()
+        await error.finish()
+
+
+async def _write_last(stream: PeerStream, text: str) -> None:
+    try:
+        await stream.write(text.encode())
+    except BrokenPipeError:
+        return
+
+
+async def _copy(connection: socket.socket, stream: PeerStream) -> None:
+    """Both ways, until both have ended; each side learns at once when the other sends no more."""
+    sending = asyncio.create_task(_to_pod(stream, connection))
+    receiving = asyncio.create_task(_to_client(connection, stream))
+    tasks = (sending, receiving)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for task in tasks:
+            task.cancel()
+        endings = await asyncio.gather(*tasks, return_exceptions=True)
+    failures = [ending for ending in endings if isinstance(ending, Exception)]
+    if failures:
+        raise failures[0]
+
+
+async def _to_pod(stream: PeerStream, connection: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    while data := await stream.read():
+        await loop.sock_sendall(connection, data)
+    if stream.was_reset:
+        raise BrokenPipeError("the client closed the connection")
+    connection.shutdown(socket.SHUT_WR)
+
+
+async def _to_client(connection: socket.socket, stream: PeerStream) -> None:
+    loop = asyncio.get_running_loop()
+    while data := await loop.sock_recv(connection, CHUNK):
+        await stream.write(data)
+    await stream.finish()

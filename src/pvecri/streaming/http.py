@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP/1.1 request that a streaming connection begins with, and the answer that makes it one (by h11)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import h11
+
+from pvecri.streaming.wire import TcpWire
+
+MAX_REQUEST = 16 << 10
+"""Bytes of a request's line and headers."""
+
+PROTOCOL_HEADER = "x-stream-protocol-version"
+
+
+class HttpError(Exception):
+    """The request is refused with a status; the connection goes on to its end."""
+
+    def __init__(self, status: int, text: str, headers: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+        self.headers = headers
+
+
+@dataclass(frozen=True)
+class HttpRequest:
+    """A request without a body. Headers are by name, in lower case, in the order in which they came."""
+
+    method: str
+    path: str
+    headers: tuple[tuple[str, str], ...]
+
+    def values(self, name: str) -> list[str]:
+        """The values of a header whose values may be many: several headers, or one with commas."""
+        texts = [value for key, value in self.headers if key == name]
+        return [part.strip() for text in texts for part in text.split(",") if part.strip()]
+
+    @property
+    def upgrade(self) -> str:
+        """The protocol that the client wants to go on with, in lower case; empty for none."""
+        wants = any(value.lower() == "upgrade" for value in self.values("connection"))
+        return ",".join(self.values("upgrade")).lower() if wants else ""
+
+
+class HttpExchange:
+    """The one request of a connection, and its answer."""
+
+    def __init__(self, wire: TcpWire) -> None:
+        self._wire = wire
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_REQUEST)
+
+    async def receive(self) -> HttpRequest | None:
+        """The request; None when the client closes without one. HttpError when it is malformed or has a body."""
+        try:
+            request = await self._next()
+            if not isinstance(request, h11.Request):
+                return None
+            if not isinstance(await self._next(), h11.EndOfMessage):
+                raise HttpError(400, "a body is not expected")
+        except h11.RemoteProtocolError as error:
+            raise HttpError(error.error_status_hint, str(error)) from None
+        rest, _ = self._http.trailing_data
+        self._wire.unread(rest)
+        headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers)
+        return HttpRequest(request.method.decode(), request.target.decode("latin-1"), headers)
+
+    async def _next(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            self._http.receive_data(await self._wire.read())
+        return event
+
+    async def switch(self, headers: Sequence[tuple[str, str]]) -> None:
+        """101 Switching Protocols; from now on the wire is the new protocol's."""
+        answer = self._http.send(h11.InformationalResponse(status_code=101, headers=list(headers)))
+        await self._wire.write(answer or b"")
+
+    async def refuse(self, error: HttpError) -> None:
+        """Answer with an error's status and text."""
+        body = f"{error.text}\n".encode()
+        headers = [("content-type", "text/plain; charset=utf-8"), ("content-length", str(len(body)))]
+        response = h11.Response(
+            status_code=error.status, headers=[*headers, ("connection", "close"), *error.headers]
+        )
+        parts = [self._http.send(event) for event in (response, h11.Data(data=body), h11.EndOfMessage())]
+        await self._wire.write(b"".join(part or b"" for part in parts))
+
+
+async def receive_within(exchange: HttpExchange, seconds: float) -> HttpRequest | None:
+    """As `receive`; also None when the request is not complete after `seconds`."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await exchange.receive()
+    except TimeoutError:
+        return None

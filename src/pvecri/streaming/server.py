@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The streaming server: gives out one-time URLs, and serves those who come with them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Sequence
+from contextlib import suppress
+from ipaddress import ip_address
+
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection
+from wsproto.utilities import RemoteProtocolError
+
+from pvecri.config import ConfigError, StreamingConfig
+from pvecri.streaming import command, forward
+from pvecri.streaming.http import PROTOCOL_HEADER, HttpError, HttpExchange, HttpRequest, receive_within
+from pvecri.streaming.remotecommand import SPDY_VERSIONS, WEBSOCKET_VERSIONS, Version, negotiate
+from pvecri.streaming.requests import CommandRequest, ForwardRequest, Request
+from pvecri.streaming.tokens import Tokens
+from pvecri.streaming.websocket import WebSocket, WebSocketWire
+from pvecri.streaming.wire import READ_SIZE, TcpWire
+
+log = logging.getLogger(__name__)
+
+REQUEST_PATIENCE = 30.0
+"""Seconds in which a client that connected must have sent its request."""
+
+SPDY = "spdy/3.1"
+WEBSOCKET = "websocket"
+
+
+class StreamingServer:
+    """Serves between `start` and `close`."""
+
+    def __init__(self, config: StreamingConfig) -> None:
+        self._config = config
+        self._tokens: Tokens[Request] = Tokens(config.url_lifetime)
+        self._connections: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._base = ""
+
+    async def start(self) -> None:
+        """Listen; ConfigError when the address or the certificate cannot be used."""
+        config = self._config
+        context = _tls(config)
+        try:
+            self._server = await asyncio.start_server(
+                self._connected, config.address, config.port, ssl=context, limit=READ_SIZE
+            )
+        except OSError as error:
+            raise ConfigError(f"streaming.address, streaming.port: {error.strerror}") from error
+        host, port = self._server.sockets[0].getsockname()[:2]
+        self._base = f"{'https' if context else 'http'}://{_reachable(host)}:{port}"
+        log.info("streaming on %s", self._base)
+
+    async def close(self) -> None:
+        """Take no new connections and end those that there are: their commands are killed."""
+        if self._server is not None:
+            self._server.close()
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def url(self, request: Request) -> str:
+        """A URL by which a client may come once for `request`; ResourceExhausted when too many wait to be used."""
+        return f"{self._base}/{request.kind.value}/{self._tokens.issue(request)}"
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        wire = TcpWire(reader, writer)
+        try:
+            await self._serve(wire)
+        except asyncio.CancelledError:
+            pass  # by close: the task ends here in any case, and asyncio's server would log it as an error
+        except Exception:
+            log.exception("streaming connection failed")
+        finally:
+            wire.abort()
+            self._connections.discard(task)
+
+    async def _serve(self, wire: TcpWire) -> None:
+        exchange = HttpExchange(wire)
+        with suppress(BrokenPipeError):
+            try:
+                request = await receive_within(exchange, REQUEST_PATIENCE)
+                if request is not None:
+                    await self._dispatch(request, exchange, wire)
+            except HttpError as error:
+                log.info("streaming request refused: %d %s", error.status, error)
+                await exchange.refuse(error)
+                await wire.close()
+
+    async def _dispatch(self, http: HttpRequest, exchange: HttpExchange, wire: TcpWire) -> None:
+        request = self._claim(http)
+        if http.upgrade == WEBSOCKET:
+            await self._serve_websocket(request, http, wire)
+        elif http.upgrade == SPDY:
+            await self._serve_spdy(request, http, exchange, wire)
+        else:
+            raise HttpError(400, "an upgrade to SPDY/3.1 or WebSocket is expected")
+
+    def _claim(self, http: HttpRequest) -> Request:
+        """What the URL stands for; it cannot be used again."""
+        if http.method not in {"GET", "POST"}:
+            raise HttpError(405, f"{http.method} is not allowed", [("allow", "GET, POST")])
+        if len(self._connections) > self._config.max_sessions:
+            raise HttpError(503, f"streaming.max_sessions ({self._config.max_sessions}) is reached")
+        kind, _, token = http.path.partition("?")[0].removeprefix("/").partition("/")
+        request = self._tokens.take(token)
+        if request is None or request.kind.value != kind:
+            raise HttpError(404, "unknown, used or expired; ask for a new URL (streaming.url_lifetime)")
+        return request
+
+    # -- SPDY -------------------------------------------------------------------------------------------------
+
+    async def _serve_spdy(
+        self, request: Request, http: HttpRequest, exchange: HttpExchange, wire: TcpWire
+    ) -> None:
+        offered = http.values(PROTOCOL_HEADER)
+        if not offered:
+            raise HttpError(400, f"the header {PROTOCOL_HEADER} is expected")
+        idle = self._config.idle_timeout
+        if isinstance(request, ForwardRequest):
+            if forward.SPDY_PROTOCOL not in offered:
+                raise _no_common_protocol(offered, [forward.SPDY_PROTOCOL])
+            await exchange.switch(_spdy_headers(forward.SPDY_PROTOCOL))
+            await forward.serve_over_spdy(request, wire, idle)
+            return
+        version = _negotiate(offered, SPDY_VERSIONS)
+        await exchange.switch(_spdy_headers(version.name))
+        await command.serve_over_spdy(request, version, wire, idle)
+
+    # -- WebSocket --------------------------------------------------------------------------------------------
+
+    async def _serve_websocket(self, request: Request, http: HttpRequest, wire: TcpWire) -> None:
+        offered = http.values("sec-websocket-protocol") or [""]
+        if isinstance(request, CommandRequest):
+            version = _negotiate(offered, WEBSOCKET_VERSIONS)
+            websocket = await _accept(http, wire, version.name)
+            await command.serve_over_websocket(request, version, websocket, self._config.idle_timeout)
+            return
+        known = (forward.TUNNEL_PROTOCOL, *forward.CHANNEL_PROTOCOLS)
+        protocol = next((name for name in offered if name in known), None)
+        if protocol is None:
+            raise _no_common_protocol(offered, known)
+        websocket = await _accept(http, wire, protocol)
+        await self._forward_websocket(request, protocol, websocket)
+
+    async def _forward_websocket(self, request: ForwardRequest, protocol: str, websocket: WebSocket) -> None:
+        idle = self._config.idle_timeout
+        if protocol == forward.TUNNEL_PROTOCOL:
+            await forward.serve_over_spdy(request, WebSocketWire(websocket), idle)
+        else:
+            await forward.serve_over_channels(request, forward.CHANNEL_PROTOCOLS[protocol], websocket, idle)
+
+
+async def _accept(http: HttpRequest, wire: TcpWire, protocol: str) -> WebSocket:
+    """The server's half of the WebSocket handshake."""
+    if http.method != "GET":
+        raise HttpError(405, "a WebSocket begins with GET", [("allow", "GET")])
+    connection = WSConnection(ConnectionType.SERVER)
+    try:
+        connection.initiate_upgrade_connection(
+            [(name.encode("latin-1"), value.encode("latin-1")) for name, value in http.headers], http.path
+        )
+    except RemoteProtocolError as error:
+        raise HttpError(400, str(error)) from None
+    list(connection.events())  # the request, which we know
+    await wire.write(connection.send(AcceptConnection(subprotocol=protocol or None)))
+    return WebSocket(wire, connection)
+
+
+def _spdy_headers(protocol: str) -> list[tuple[str, str]]:
+    return [("connection", "Upgrade"), ("upgrade", "SPDY/3.1"), (PROTOCOL_HEADER, protocol)]
+
+
+def _negotiate(offered: Sequence[str], versions: Sequence[Version]) -> Version:
+    version = negotiate(offered, versions)
+    if version is None:
+        raise _no_common_protocol(offered, [version.name for version in versions if version.name])
+    return version
+
+
+def _no_common_protocol(offered: Sequence[str], known: Sequence[str]) -> HttpError:
+    names = [name for name in known if name]
+    return HttpError(
+        403,
+        f"no common protocol: the client has {', '.join(offered)}; the server has {', '.join(names)}",
+        [("x-accepted-stream-protocol-versions", name) for name in names],
+    )
+
+
+def _reachable(host: str) -> str:
+    """The host for a URL: an address that means all of the machine's is no address to connect to."""
+    address = ip_address(host)
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "[::1]"
+    return host if address.version == 4 else f"[{host}]"
+
+
+def _tls(config: StreamingConfig) -> ssl.SSLContext | None:
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(config.tls_cert, config.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"streaming.tls_cert, streaming.tls_key: {error}") from error
+    return context

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of one connection: work goes on until it is done, the client leaves, or too long nothing happens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from typing import Protocol
+
+from pvecri.streaming.errors import ProtocolError
+from pvecri.streaming.streams import Activity
+
+log = logging.getLogger(__name__)
+
+
+class Link(Protocol):
+    """The protocol's side of a connection."""
+
+    async def run(self) -> None:
+        """Read until the client leaves; ProtocolError when it breaks the protocol."""
+        ...
+
+    async def close(self) -> None:
+        """Say goodbye, and close when the client has everything. Not while `run` runs."""
+        ...
+
+
+async def serve(link: Link, work: Coroutine[None, None, None], activity: Activity, idle_timeout: float) -> None:
+    """Do `work` while the link reads. Work that is not done when the client leaves is cancelled.
+
+    Nothing passing over the connection for `idle_timeout` seconds ends it, too.
+    """
+    reading = asyncio.create_task(link.run(), name="streaming: read")
+    working = asyncio.create_task(work, name="streaming: work")
+    idle = asyncio.create_task(activity.wait_idle(idle_timeout), name="streaming: idle")
+    tasks = (reading, working, idle)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if idle.done():
+            log.info("streaming connection closed: idle for streaming.idle_timeout (%g s)", idle_timeout)
+    finally:
+        for task in tasks:
+            task.cancel()
+        endings = await asyncio.gather(*tasks, return_exceptions=True)
+        _report(endings)
+    if endings[1] is None:
+        await link.close()
+
+
+def _report(endings: Sequence[BaseException | None]) -> None:
+    for ending in endings:
+        if isinstance(ending, ProtocolError):
+            log.info("streaming connection closed: %s", ending)
+        elif isinstance(ending, Exception) and not isinstance(ending, BrokenPipeError):
+            log.error("streaming connection failed", exc_info=ending)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""WebSocket connections over a wire (RFC 6455, by wsproto), and what Kubernetes puts into their messages."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from wsproto import WSConnection
+from wsproto.connection import ConnectionState
+from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
+from wsproto.utilities import LocalProtocolError, RemoteProtocolError
+
+from pvecri.streaming import channels
+from pvecri.streaming.channels import ChannelClosed, ChannelData, ChannelReader, Framing
+from pvecri.streaming.errors import ProtocolError
+from pvecri.streaming.streams import Activity, PeerStream
+from pvecri.streaming.wire import Wire
+
+NORMAL_CLOSURE = 1000
+PROTOCOL_ERROR = 1002
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A part of a message, `finished` with its last one. Text is UTF-8."""
+
+    data: bytes
+    finished: bool
+
+
+class WebSocket:
+    """The server's end, after the handshake. Any number of tasks may send, one may receive."""
+
+    def __init__(self, wire: Wire, connection: WSConnection) -> None:
+        self._wire = wire
+        self._connection = connection
+        self._fragments: deque[Fragment] = deque()
+
+    async def receive(self) -> Fragment | None:
+        """The next part of a message; None when the client has gone. ProtocolError."""
+        while not self._fragments:
+            for event in self._parse(await self._wire.read()):
+                if not await self._handle(event):
+                    return None
+        return self._fragments.popleft()
+
+    def _parse(self, data: bytes) -> Iterator[Event]:
+        """Wsproto's events; as one that says that the client has gone when there is no data."""
+        try:
+            self._connection.receive_data(data or None)
+            yield from self._connection.events()
+        except (RemoteProtocolError, LocalProtocolError) as error:
+            raise ProtocolError(f"WebSocket: {error}") from None
+
+    async def _handle(self, event: Event) -> bool:
+        """False when the client has gone."""
+        match event:
+            case BytesMessage():
+                self._fragments.append(Fragment(bytes(event.data), event.message_finished))
+            case TextMessage():
+                self._fragments.append(Fragment(event.data.encode(), event.message_finished))
+            case Ping():
+                await self._wire.write(self._connection.send(event.response()))
+            case CloseConnection():
+                with suppress(BrokenPipeError, LocalProtocolError):
+                    await self._wire.write(self._connection.send(event.response()))
+                return False
+        return True
+
+    async def send(self, data: bytes, *, text: bool = False) -> None:
+        """Send one message; BrokenPipeError when the client is gone."""
+        message: Event = TextMessage(data.decode()) if text else BytesMessage(data)
+        try:
+            frame = self._connection.send(message)
+        except LocalProtocolError as error:
+            raise BrokenPipeError("the connection is closing") from error
+        await self._wire.write(frame)
+
+    async def gone(self) -> None:
+        """Return when the client has gone, also while what it sent before is unread."""
+        await self._wire.gone()
+
+    async def close(self, code: int = NORMAL_CLOSURE) -> None:
+        """Say goodbye, and close when the client has everything. Not while something receives."""
+        if self._connection.state is ConnectionState.OPEN:
+            with suppress(BrokenPipeError, LocalProtocolError):
+                await self._wire.write(self._connection.send(CloseConnection(code)))
+        await self._wire.close()
+
+
+class WebSocketWire:
+    """Bytes in binary messages: the wire on which SPDY is tunnelled through a WebSocket."""
+
+    def __init__(self, websocket: WebSocket) -> None:
+        self._websocket = websocket
+
+    async def read(self) -> bytes:
+        """As Wire has it. An empty message says nothing."""
+        while (fragment := await self._websocket.receive()) is not None:
+            if fragment.data:
+                return fragment.data
+        return b""
+
+    async def write(self, data: bytes) -> None:
+        """As Wire has it."""
+        if data:
+            await self._websocket.send(data)
+
+    async def gone(self) -> None:
+        """As Wire has it."""
+        await self._websocket.gone()
+
+    async def close(self) -> None:
+        """As Wire has it."""
+        await self._websocket.close()
+
+
+class ChannelLink:
+    """A connection whose messages belong to channels, each a PeerStream from the start."""
+
+    def __init__(self, websocket: WebSocket, activity: Activity, framing: Framing, count: int) -> None:
+        """`count` is how many channels there are."""
+        self._websocket = websocket
+        self._framing = framing
+        self._reader = ChannelReader(framing, count)
+        self.streams = [PeerStream(number, self, activity) for number in range(count)]
+
+    async def run(self) -> None:
+        """Read until the client leaves; ProtocolError when it breaks the protocol. All streams have ended then."""
+        try:
+            while (fragment := await self._websocket.receive()) is not None:
+                for event in self._reader.receive(fragment.data, finished=fragment.finished):
+                    await self._handle(event)
+        except BrokenPipeError:
+            return
+        finally:
+            for stream in self.streams:
+                stream.reset()
+
+    async def _handle(self, event: channels.ChannelEvent) -> None:
+        stream = self.streams[event.channel]
+        match event:
+            case ChannelData(_, payload):
+                await stream.wait_for_room(self._websocket.gone)
+                stream.feed(payload)
+            case ChannelClosed():
+                stream.feed_end()
+
+    async def send(self, stream: int, data: bytes) -> None:
+        """As Carrier has it."""
+        await self._websocket.send(channels.encode(self._framing, stream, data), text=self._framing.base64)
+
+    async def send_end(self, stream: int) -> None:
+        """As Carrier has it: a server cannot say this of one channel, its end of the connection says it of all."""
+
+    async def close(self) -> None:
+        """Say goodbye, and close when the client has everything. Not while `run` runs."""
+        await self._websocket.close()
