@@ -86,6 +86,7 @@ class RuntimeConfig(Section, frozen=True):
     start_timeout: Positive = 60.0
     log_size_max: int = -1
     pids_limit: int = 0
+    ignore_selinux_options: bool = False
 
 
 class ImagesConfig(Section, frozen=True):

@@ -104,6 +104,7 @@ class SandboxSecurity(Value, frozen=True):
     groups_policy: GroupsPolicy = GroupsPolicy.MERGE
     seccomp: SecurityProfile | None = None
     apparmor: SecurityProfile | None = None
+    selinux_label: str = ""
 
 
 class Capabilities(Value, frozen=True):
@@ -131,6 +132,7 @@ class ContainerSecurity(Value, frozen=True):
     readonly_paths: tuple[str, ...] = ()
     seccomp: SecurityProfile | None = None
     apparmor: SecurityProfile | None = None
+    selinux_label: str = ""
 
 
 # -- resources -----------------------------------------------------------------------------------------------

@@ -221,6 +221,7 @@ def _sandbox_security(message: pb.LinuxSandboxSecurityContext) -> SandboxSecurit
         groups_policy=_policy(message.supplemental_groups_policy),
         seccomp=_profile(message.seccomp) if message.HasField("seccomp") else None,
         apparmor=_profile(message.apparmor) if message.HasField("apparmor") else None,
+        selinux_label=_selinux_label(message.selinux_options),
     )
 
 
@@ -248,7 +249,14 @@ def _container_security(message: pb.LinuxContainerSecurityContext) -> ContainerS
         apparmor=_profile(message.apparmor)
         if message.HasField("apparmor")
         else _named_profile(message.apparmor_profile),
+        selinux_label=_selinux_label(message.selinux_options),
     )
+
+
+def _selinux_label(message: pb.SELinuxOption) -> str:
+    """`user:role:type:level`; empty when nothing is said."""
+    parts = (message.user, message.role, message.type, message.level)
+    return ":".join(parts) if any(parts) else ""
 
 
 def _profile(message: pb.SecurityProfile) -> SecurityProfile:

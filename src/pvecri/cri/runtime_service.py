@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from msgspec.structs import replace
+
 import pvecri
 from pvecri.config import Config
 from pvecri.cri import requests, responses
@@ -92,6 +94,8 @@ class RuntimeService:
     async def run_pod_sandbox(self, request: pb.RunPodSandboxRequest) -> pb.RunPodSandboxResponse:
         """RunPodSandbox."""
         config = requests.sandbox_config(request.config)
+        if self._config.runtime.ignore_selinux_options:
+            config = replace(config, security=replace(config.security, selinux_label=""))
         return pb.RunPodSandboxResponse(
             pod_sandbox_id=await self._pods.sandboxes.run(config, request.runtime_handler)
         )
@@ -152,6 +156,8 @@ class RuntimeService:
         """CreateContainer."""
         pod = self._pods.sandboxes.ready(_given("pod_sandbox_id", request.pod_sandbox_id))
         config = requests.container_config(request.config)
+        if self._config.runtime.ignore_selinux_options:
+            config = replace(config, security=replace(config.security, selinux_label=""))
         return pb.CreateContainerResponse(container_id=await self._pods.creator.create(pod, config))
 
     async def start_container(self, request: pb.StartContainerRequest) -> pb.StartContainerResponse:

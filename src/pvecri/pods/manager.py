@@ -9,6 +9,7 @@ from contextlib import suppress
 from pvecri.config import Config
 from pvecri.containers.abilities import Abilities
 from pvecri.containers.runtime import OciRuntime
+from pvecri.errors import PvecriError
 from pvecri.images.manager import ImageManager
 from pvecri.linux import mounts
 from pvecri.model import Container, ContainerId, Sandbox, SandboxPhase
@@ -104,8 +105,12 @@ class PodManager:
         return self._pods.pod(sandbox_id).value
 
     async def ct_config(self, sandbox_id: str) -> dict[str, str]:
-        """The config of a sandbox's CT, asked of Proxmox."""
-        return await self._cts.config(self._pods.pod(sandbox_id))
+        """The config of a sandbox's CT, asked of Proxmox; its one entry `error` says why there is none."""
+        pod = self._pods.pod(sandbox_id)
+        try:
+            return await self._cts.config(pod)
+        except PvecriError as error:
+            return {"error": str(error)}
 
     def oci_spec(self, container_id: str) -> bytes:
         """A container's OCI spec as JSON; empty when it is gone."""

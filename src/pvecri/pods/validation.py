@@ -45,6 +45,7 @@ def check_sandbox(config: SandboxConfig, runtime_handler: str) -> None:
     if config.dns is not None:
         _check_dns(config.dns)
     _check_ports(config.port_mappings)
+    check_selinux(config.security.selinux_label)
     _check_sandbox_namespaces(config.security.namespaces)
     for name in config.sysctls:
         _check_sysctl(name, config.security.namespaces)
@@ -183,6 +184,16 @@ def _check_sysctl(name: str, options: NamespaceOptions) -> None:
         raise InvalidArgument(field, "is not a sysctl that a pod has of its own")
 
 
+def check_selinux(label: str) -> None:
+    """A label that cannot be applied must not be taken for applied."""
+    if label:
+        raise InvalidArgument(
+            "config.linux.security_context.selinux_options",
+            f"{label!r} cannot be had: Proxmox VE has AppArmor, not SELinux "
+            "(runtime.ignore_selinux_options = true lets such pods run without)",
+        )
+
+
 def check_resources(field: str, resources: Resources) -> None:
     """InvalidArgument for the first value of LinuxContainerResources, found at `field`, that makes no sense."""
     for name in ("cpu_period", "cpu_shares", "memory_limit"):
@@ -254,6 +265,7 @@ def _check_container_security(config: ContainerConfig, sandbox: SandboxConfig) -
         value = getattr(security, name)
         if value is not None and not 0 <= value < 1 << 32:
             raise InvalidArgument(f"{field}.{name}.value", f"{value} is not an id")
+    check_selinux(security.selinux_label)
     options, pod = security.namespaces, sandbox.security.namespaces
     if options.pid is NamespaceMode.TARGET and not options.target_id:
         raise InvalidArgument(f"{field}.namespace_options.target_id", "must name a container when pid is TARGET")
