@@ -91,13 +91,13 @@ def embedded_node(state_dir: Path) -> Iterator[EmbeddedNode]:
         descriptor = msgspec.json.decode((state_dir / "node.json").read_bytes(), type=Descriptor)
         yield EmbeddedNode(state_dir, descriptor)
     finally:
-        _remove_cts(state_dir)
+        remove_cts(state_dir)
         process.terminate()
         process.wait()
         process.stdout.close()
 
 
-def _remove_cts(state_dir: Path) -> None:
+def remove_cts(state_dir: Path) -> None:
     """Kill and forget the CTs that the node's configs name, should a test have left any."""
     for conf in state_dir.glob("pve/nodes/*/lxc/*.conf"):
         subprocess.run(["lxc-stop", "--kill", "--name", conf.stem], check=False, capture_output=True)

@@ -25,6 +25,12 @@ import msgspec
 from pvecri.errors import InternalError, PermissionDenied, PvecriError, Unavailable
 
 
+NOT_PASSED_ON = 595
+"""pveproxy could not reach pvedaemon, or the other node: the request has arrived nowhere."""
+GATEWAY_STATUSES = frozenset({502, 503, 504, NOT_PASSED_ON, 596, 597, 599})
+"""pveproxy, or a proxy before it, got no answer (596 and up are AnyEvent::HTTP's own)."""
+
+
 class ProxmoxError(InternalError):
     """Proxmox refused or failed.
 
@@ -116,7 +122,7 @@ def from_answer(doing: str, status: int, reason: str, body: bytes, account: str)
         )
     if answer.errors:
         return ParameterError(doing, answer.errors, status)
-    if status in (595, 596, 597, 599) or "no quorum" in words:
+    if status in GATEWAY_STATUSES or "no quorum" in words:
         return Unavailable(f"Proxmox: {doing}: {status} {words}")
     return kind_of(words)(doing, words, status)
 

@@ -30,9 +30,6 @@ KEEPALIVE = 2.5
 """Seconds an idle connection is kept. pveproxy closes it after five; ours must be gone first."""
 CONNECTIONS = 8
 
-_NOT_ARRIVED = 595
-_GATEWAY_ERRORS = frozenset({502, 503, 504, 596, 597, 599})
-
 
 class ConnectionLost(Unavailable):
     """The request was sent and no answer came: nobody knows whether Proxmox has done it."""
@@ -130,7 +127,10 @@ class Transport:
                 if not failure.worth_repeating:
                     raise failure.error from failure
             else:
-                if not (reply.status == _NOT_ARRIVED or (repeatable and reply.status in _GATEWAY_ERRORS)):
+                if not (
+                    reply.status == errors.NOT_PASSED_ON
+                    or (repeatable and reply.status in errors.GATEWAY_STATUSES)
+                ):
                     return reply
             await asyncio.sleep(delay)
         try:

@@ -102,3 +102,12 @@ def test_a_file_that_is_broken_is_named_with_its_problem(tmp_path: Path) -> None
         ConfigDirectory(tmp_path).network()
     with pytest.raises(NetworkNotReady):
         ConfigDirectory(tmp_path / "missing").network()
+
+
+def test_the_example_is_a_network_with_host_ports() -> None:
+    example = Path(__file__).parents[3] / "examples" / "10-pvecri.conflist"
+
+    network = conflist.parse(example.read_bytes(), str(example))
+
+    assert [plugin.type for plugin in network.plugins] == ["bridge", "portmap"]
+    assert network.plugins[1].can("portMappings")

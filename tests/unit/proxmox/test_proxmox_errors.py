@@ -70,7 +70,8 @@ def test_an_error_without_a_body_has_the_reason_phrase() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [(595, "Connection refused"), (500, "cluster not ready - no quorum?")]
+    ("status", "words"),
+    [(595, "Connection refused"), (503, "Service Unavailable"), (500, "cluster not ready - no quorum?")],
 )
 def test_what_will_pass_is_unavailable(status: int, words: str) -> None:
     assert isinstance(answered(status, words), Unavailable)
