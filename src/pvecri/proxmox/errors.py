@@ -24,7 +24,6 @@ import msgspec
 
 from pvecri.errors import InternalError, PermissionDenied, PvecriError, Unavailable
 
-
 NOT_PASSED_ON = 595
 """pveproxy could not reach pvedaemon, or the other node: the request has arrived nowhere."""
 GATEWAY_STATUSES = frozenset({502, 503, 504, NOT_PASSED_ON, 596, 597, 599})
