@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the documentation says of the code is so, and what it points to is there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pvecri import config
+from pvecri.config import Config, Section
+from pvecri.cri.image_service import ImageService
+from pvecri.cri.proto import cri_pb2
+from pvecri.cri.runtime_service import RuntimeService
+from pvecri.cri.server import snake_case
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+SERVICES = {"RuntimeService": RuntimeService, "ImageService": ImageService}
+
+
+def settings() -> Iterator[str]:
+    """Every `section.key` of the configuration file."""
+    for section in msgspec.structs.fields(Config):
+        assert isinstance(section.type, type)
+        assert issubclass(section.type, Section)
+        for setting in msgspec.structs.fields(section.type):
+            yield f"{section.name}.{setting.name}"
+
+
+def calls() -> Iterator[tuple[str, str, bool]]:
+    """Every call of the CRI: its service, its name, and whether it has a method here."""
+    for name, implementation in SERVICES.items():
+        for method in cri_pb2.DESCRIPTOR.services_by_name[name].methods:
+            yield name, method.name, hasattr(implementation, snake_case(method.name))
+
+
+@pytest.mark.parametrize("setting", list(settings()))
+def test_configuration_page_has_a_row_for_every_setting(setting: str) -> None:
+    assert re.search(rf"^\| `{re.escape(setting)}` \|", (DOCS / "configuration.md").read_text(), re.MULTILINE)
+
+
+def test_configuration_page_has_no_setting_that_does_not_exist() -> None:
+    documented = re.findall(r"^\| `(\w+\.\w+)` \|", (DOCS / "configuration.md").read_text(), re.MULTILINE)
+    assert sorted(documented) == sorted(settings())
+
+
+def test_configuration_page_tells_the_defaults_as_they_are() -> None:
+    page = (DOCS / "configuration.md").read_text()
+    for section in msgspec.structs.fields(Config):
+        for setting in msgspec.structs.fields(type(section.default)):
+            if isinstance(setting.default, str | int | float):
+                written = msgspec.json.encode(setting.default).decode()
+                row = rf"^\| `{section.name}\.{setting.name}` \| [^|]* \| `{re.escape(written)}` \|"
+                assert re.search(row, page, re.MULTILINE), f"{section.name}.{setting.name} is {written}"
+
+
+@pytest.mark.parametrize(("service", "name", "answered"), list(calls()))
+def test_cri_page_says_of_every_call_whether_it_is_answered(service: str, name: str, answered: bool) -> None:
+    word = "yes" if answered else "UNIMPLEMENTED"
+    row = re.search(rf"^\| `{name}` \| ([^|]*) \|", (DOCS / "cri.md").read_text(), re.MULTILINE)
+    assert row is not None, f"docs/cri.md has no row for {service}.{name}"
+    assert row[1].strip() == word
+
+
+def test_example_configuration_can_be_used() -> None:
+    config.load(ROOT / "examples/config.toml")
+
+
+@pytest.mark.parametrize("page", sorted(path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*.md")), ids=str)
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    check_links(ROOT / page)
+
+
+@pytest.mark.parametrize("page", ["README.md", "packaging/README.md"])
+def test_links_of_a_readme_lead_somewhere(page: str) -> None:
+    check_links(ROOT / page)
+
+
+def test_index_of_the_documentation_names_every_page() -> None:
+    index = (DOCS / "README.md").read_text()
+    pages = [str(path.relative_to(DOCS)) for path in (*DOCS.glob("*.md"), *DOCS.glob("operations/*.md"))]
+    assert [page for page in pages if f"({page})" not in index and page != "README.md"] == []
+
+
+def check_links(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+    missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+    assert missing == [], f"{page} points to what is not there"
