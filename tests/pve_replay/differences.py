@@ -6,18 +6,10 @@ from __future__ import annotations
 _PULL = "the node fetches no images; the runtime does that itself."
 
 DIFFERENCES: dict[str, str] = {
-    "01-auth.json: unknown node": (
-        "the resolver's own words for a name that does not resolve, which depend on the machine's DNS; the status "
-        "and the rest of the message are the same."
-    ),
     "03-storage.json: oci pull again (exists)": _PULL,
     "03-storage.json: oci pull unknown tag": _PULL,
     "03-storage.json: oci pull unknown registry": _PULL,
     "03-storage.json: download-url refused": "the node downloads nothing: the task fails with other words.",
-    "04-create.json: create bad net0": (
-        "an unknown key of a property string is reported in older words, alone; the status and the parameter at "
-        "fault are the same."
-    ),
     "06-status.json: termproxy": (
         "the recorded node had no termproxy program, so the call failed there; the runtime opens no consoles."
     ),

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import tempfile
 import urllib.parse
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -232,39 +231,46 @@ def _special_bodies(record: Record, headers: Any, data: Any) -> Any:
 @asynccontextmanager
 async def replay_node(file: str) -> AsyncIterator[ReplayNode]:
     """A node that stands as the recorded one did before ``file``; nothing of it is left afterwards."""
-    base = Path(tempfile.mkdtemp(prefix="pvecri-replay-"))
-    base.chmod(0o755)  # the roots of unprivileged CTs are reached through it
-    layout = Layout(base / "state", "pve", base / "lxc")
-    layout.make_directories()
+    async with AsyncExitStack() as undo:
+        base = Path(tempfile.mkdtemp(prefix="pvecri-replay-"))
+        undo.callback(shutil.rmtree, base)
+        base.chmod(0o755)  # the roots of unprivileged CTs are reached through it
+        layout = Layout(base / "state", "pve", base / "lxc")
+        layout.make_directories()
+        certificate = Certificate.load_or_make(layout, "127.0.0.1")
+        node = _new_node(layout)
+        _write_templates(layout)
+        await node.serve(str(certificate.certificate), str(certificate.key))
+        undo.push_async_callback(_tear_down, node)
+        session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False))
+        replay = ReplayNode(node, await undo.enter_async_context(session))
+        for ct in scenario.CTS.get(file, ()):
+            await replay.prepare(ct)
+        if file in scenario.WITHOUT_TASKS:
+            node.tasks.clear()
+            node.tasklog.clear()
+        yield replay
+
+
+def _new_node(layout: Layout) -> EmbeddedNode:
+    """A node with the recorded one's storages, users and tokens."""
     identity = Identity("pvecri@pve!runtime", "unused", ROOT_PASSWORD)
-    certificate = Certificate.load_or_make(layout, "127.0.0.1")
     node = EmbeddedNode(layout, identity, host="127.0.0.1", port=0)
-    _set_up_access(node)
     for name, (kind, content) in STORAGES.items():
         node.add_storage(name, kind, content)
+    _set_up_access(node)
+    return node
+
+
+def _write_templates(layout: Layout) -> None:
     cache = layout.storage("local") / "template" / "cache"
-    write_template(cache / "busybox-rig_1.0_amd64.tar.gz", POWER_OFF)
     share = layout.state_dir / "share"
     share.mkdir()
-    shutil.copy(cache / "busybox-rig_1.0_amd64.tar.gz", share)
+    shutil.copy(write_template(cache / "busybox-rig_1.0_amd64.tar.gz", POWER_OFF), share)
     layer = write_template(layout.state_dir / "layer.tar")
     write_image(cache / "sh-oci_1.0.tar", SHELL, layer)
     write_image(cache / "app-oci_1.0.tar", APP, layer)
     (cache / "corrupt.tar.gz").write_bytes(b"\0" * 5000)
-    await node.serve(str(certificate.certificate), str(certificate.key))
-    connector = aiohttp.TCPConnector(ssl=False)
-    try:
-        async with aiohttp.ClientSession(connector=connector) as session:
-            replay = ReplayNode(node, session)
-            for ct in scenario.CTS.get(file, ()):
-                await replay.prepare(ct)
-            if file in scenario.WITHOUT_TASKS:
-                node.tasks.clear()
-                node.tasklog.clear()
-            yield replay
-    finally:
-        await _tear_down(node)
-        shutil.rmtree(base)
 
 
 def _set_up_access(node: EmbeddedNode) -> None:
@@ -282,4 +288,3 @@ async def _tear_down(node: EmbeddedNode) -> None:
             ct.monitor.kill()
             await ct.monitor.ended()
     await node.shut_down()
-    await asyncio.sleep(0)

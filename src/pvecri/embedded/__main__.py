@@ -56,6 +56,12 @@ async def serve(arguments: argparse.Namespace) -> None:
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     layout = Layout(arguments.state_dir.resolve(), arguments.node, arguments.lxc_path.resolve())
     layout.make_directories()
+    with layout.exclusive():
+        await serve_layout(layout, arguments, ended)
+
+
+async def serve_layout(layout: Layout, arguments: argparse.Namespace, ended: asyncio.Event) -> None:
+    """Serve from this state directory until ``ended``."""
     host, _, port = arguments.listen.rpartition(":")
     identity = Identity.load_or_make(layout)
     certificate = Certificate.load_or_make(layout, host)
@@ -73,7 +79,11 @@ async def serve(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    asyncio.run(serve(parse_arguments()))
+    arguments = parse_arguments()
+    try:
+        asyncio.run(serve(arguments))
+    except BlockingIOError:
+        sys.exit(f"another embedded node serves from {arguments.state_dir}")
 
 
 if __name__ == "__main__":

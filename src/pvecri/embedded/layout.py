@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +65,13 @@ class Layout:
     def rootfs(self, vmid: int) -> Path:
         """Where the CT's root filesystem is mounted, in its monitor's mount namespace only."""
         return self.lxc_dir(vmid) / "rootfs"
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Have the state directory to oneself. Raises BlockingIOError when another process serves from it."""
+        with (self.state_dir / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
 
     def make_directories(self) -> None:
         """Make every directory a node needs. Idempotent."""

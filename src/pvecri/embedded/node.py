@@ -18,12 +18,13 @@ from .machine import MachineApi
 from .storage import CONTENT, StorageFilesApi
 from .tasks import TaskApi
 from .views import ViewsApi
+from .wording import WordingApi
 
 DRAIN_TIMEOUT_S = 60.0
 UPLOAD_MAX_BYTES = 1024**3
 
 
-class EmbeddedNode(TaskApi, AccessApi, StorageFilesApi, ConfigApi, CloneApi, ViewsApi, MachineApi):
+class EmbeddedNode(TaskApi, AccessApi, StorageFilesApi, ConfigApi, CloneApi, ViewsApi, MachineApi, WordingApi):
     """One node. ``start`` to serve, ``stop`` to end the API; the CTs run on."""
 
     def __init__(
@@ -35,6 +36,7 @@ class EmbeddedNode(TaskApi, AccessApi, StorageFilesApi, ConfigApi, CloneApi, Vie
         self.version, self.release_version = "9.2.11", "9.2"
         self.client_max_size = UPLOAD_MAX_BYTES
         self.body_timeout = 0.0
+        self.max_requests = 0  # fakepve would keep the bodies of the last requests
         self.storages: dict[str, dict[str, Any]] = {}
         self.add_storage("local", "dir", CONTENT)
         self.add_token(identity.token_id, identity.token_secret, separated=True)
@@ -54,6 +56,7 @@ class EmbeddedNode(TaskApi, AccessApi, StorageFilesApi, ConfigApi, CloneApi, Vie
 
     async def shut_down(self) -> None:
         """Answer no more, let running tasks end, let go of the CTs."""
+        self.faults.clear()
         await self.stop()
         await self.drain_tasks(DRAIN_TIMEOUT_S)
         self.forget_running()
