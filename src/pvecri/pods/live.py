@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,14 @@ from pvecri.linux.processes import Process
 from pvecri.model import (
     Container,
     ContainerId,
+    ContainerState,
     Image,
     NamespaceMode,
     Sandbox,
     SandboxId,
     SandboxPhase,
 )
+from pvecri.pods.events import OF_CONTAINER, OF_SANDBOX, Event, EventKind, Events
 from pvecri.pods.store import Store
 
 ID_LENGTH = 64
@@ -30,12 +33,14 @@ ID_LENGTH = 64
 class LiveContainer:
     """A container. `process` is its first process and `monitor` its conmon, while they run.
 
+    `made` is set when its creation is complete: only then is it shown to clients, and its changes are events.
     `lock` is held by whoever changes the container; `settled` is set when its end has been recorded and what it
     held (mounts, cgroup, the OCI runtime's state) is released.
     """
 
     value: Container
     bundle: Bundle
+    made: bool = False
     process: Process | None = None
     monitor: Process | None = None
     watcher: asyncio.Task[None] | None = None
@@ -103,13 +108,15 @@ class Pods:
         self._pods: dict[SandboxId, LivePod] = {}
         self._containers: dict[ContainerId, LiveContainer] = {}
         self.directory = directory
+        self.events = Events()
+        """What happens to pods and containers: told wherever a change is stored, so that none is forgotten."""
 
     def load(self) -> None:
         """Read the store; nothing is live yet."""
         for sandbox in self._store.sandboxes():
             self._pods[sandbox.id] = LivePod(sandbox, self.directory / "pods" / sandbox.id)
         for container in self._store.containers():
-            self._attach(container)
+            self._attach(container).made = True
 
     def _attach(self, container: Container) -> LiveContainer:
         live = LiveContainer(container, Bundle(self.directory / "containers" / container.id))
@@ -134,14 +141,19 @@ class Pods:
     def save_pod(self, pod: LivePod, value: Sandbox) -> None:
         """Change a sandbox."""
         self._store.save_sandbox(value)
+        kinds = OF_SANDBOX.get((pod.value.phase, value.phase), ())
         pod.value = value
+        for kind in kinds:
+            self._tell(pod, pod.id, kind)
 
     def drop_pod(self, pod: LivePod) -> None:
         """Forget a sandbox and its containers. Idempotent."""
         self._store.delete_sandbox(pod.id)
-        self._pods.pop(pod.id, None)
+        known = self._pods.pop(pod.id, None)
         for container in pod.containers:
             self._containers.pop(container, None)
+        if known is not None and pod.value.phase is not SandboxPhase.CREATING:
+            self._tell(pod, pod.id, EventKind.DELETED)
 
     def pods(self) -> list[LivePod]:
         """Every sandbox, in whatever phase."""
@@ -167,17 +179,24 @@ class Pods:
         return self._attach(container)
 
     def save_container(self, container: LiveContainer, value: Container) -> None:
-        """Change a container."""
+        """Change a container. The first time, its creation is complete."""
         self._store.save_container(value)
-        container.value = value
+        before: ContainerState | None = container.value.state if container.made else None
+        container.value, container.made = value, True
+        kind = OF_CONTAINER.get((before, value.state))
+        if kind is not None:
+            self._tell(self.pod_of(container), container.id, kind)
 
     def drop_container(self, container: LiveContainer) -> None:
         """Forget a container. Idempotent."""
         self._store.delete_container(container.id)
-        self._containers.pop(container.id, None)
+        known = self._containers.pop(container.id, None)
         pod = self._pods.get(container.value.sandbox_id)
-        if pod is not None:
-            pod.containers.pop(container.id, None)
+        if pod is None:
+            return
+        pod.containers.pop(container.id, None)
+        if known is not None and container.made:
+            self._tell(pod, container.id, EventKind.DELETED)
 
     def containers(self) -> list[LiveContainer]:
         """Every container."""
@@ -194,6 +213,10 @@ class Pods:
     def uses_image(self, image: Image) -> bool:
         """Whether a container was made from an image."""
         return any(container.value.image_id == image.id for container in self._containers.values())
+
+    def _tell(self, pod: LivePod, subject: str, kind: EventKind) -> None:
+        containers = tuple(each.value for each in pod.containers.values() if each.made)
+        self.events.publish(Event(subject, kind, time.time_ns(), pod.value, containers))
 
 
 K = TypeVar("K", bound=str)
