@@ -87,6 +87,7 @@ class RuntimeConfig(Section, frozen=True):
     log_size_max: int = -1
     pids_limit: int = 0
     ignore_selinux_options: bool = False
+    cdi_spec_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))
 
 
 class ImagesConfig(Section, frozen=True):

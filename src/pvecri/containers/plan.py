@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pvecri.containers.abilities import Abilities
+from pvecri.containers.cdi import Edits
+from pvecri.containers.devices import HostDevice
 from pvecri.model import (
     ContainerConfig,
     ContainerId,
@@ -41,25 +43,12 @@ class BindSource:
 
 
 @dataclass(frozen=True)
-class HostDevice:
-    """A device node of this host as the container shall see it; `kind` is c or b."""
-
-    container_path: str
-    kind: str
-    major: int
-    minor: int
-    mode: int
-    uid: int
-    gid: int
-    access: str
-
-
-@dataclass(frozen=True)
 class Plan:
     """One container, with all its names resolved.
 
     `namespace_dir` is where the pod's namespaces are pinned. `target_pid` is a pid as the OCI runtime sees it, in
     the pod's pid namespace. `mappings` are those of the pod's user namespace, empty when it has the node's.
+    A container in a user namespace has its devices bound from `device_nodes`, where each is named by its index.
     """
 
     id: ContainerId
@@ -73,6 +62,7 @@ class Plan:
     user: ContainerUser
     binds: tuple[BindSource, ...]
     devices: tuple[HostDevice, ...]
+    device_nodes: Path
     pod_files: Path
     pod_files_restrictions: tuple[str, ...]
     hostname: str
@@ -83,6 +73,7 @@ class Plan:
     seccomp: Json | None
     abilities: Abilities
     pids_limit: int = 0
+    edits: tuple[Edits, ...] = ()
 
     @property
     def privileged(self) -> bool:

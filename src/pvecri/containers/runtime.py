@@ -169,17 +169,15 @@ class OciRuntime:
         shutil.rmtree(self._root / container, ignore_errors=True)
 
     async def exec(
-        self, pod: PodNamespaces, container: ContainerId, command: list[str], bundle: Bundle, timeout: float | None
+        self, pod: PodNamespaces, container: ContainerId, command: list[str], timeout: float | None
     ) -> ExecResult:
         """Run a command in a running container and wait for it.
 
         After `timeout` seconds its whole session is killed: DeadlineExceeded. A command that cannot be executed
         ends as a shell would have it: 126 or 127 is the OCI runtime's choice, with its words on stderr.
         """
-        pid_file = bundle.directory / f"exec-{os.urandom(6).hex()}.pid"
         process = await asyncio.create_subprocess_exec(
-            *_enter(pod),
-            *self._oci("exec", "--pid-file", str(pid_file), container, *command),
+            *self.exec_arguments(pod, container, command),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -190,29 +188,45 @@ class OciRuntime:
                     _drain(process.stdout), _drain(process.stderr), process.wait()
                 )
         except TimeoutError:
-            self._kill_session(pod, container, pid_file)
             raise DeadlineExceeded(f"exec in container {container}: timeout of {timeout:g} s exceeded") from None
         finally:
-            if process.returncode is None:
-                self._kill_session(pod, container, pid_file)
-                with suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
-            pid_file.unlink(missing_ok=True)
+            await self.kill_exec(pod, container, process)
         return ExecResult(code, stdout, stderr)
+
+    def exec_arguments(
+        self, pod: PodNamespaces, container: ContainerId, command: list[str], *, tty: bool = False
+    ) -> list[str]:
+        """What runs a command in a running container; it ends as the command does.
+
+        With `tty` the command gets a terminal of its own, and what runs it must have one as its standard streams
+        and its controlling terminal: the size of the one becomes the other's.
+        """
+        return [*_enter(pod), *self._oci("exec", *["--tty"] * tty, container, *command)]
+
+    async def kill_exec(
+        self, pod: PodNamespaces, container: ContainerId, process: asyncio.subprocess.Process
+    ) -> None:
+        """Kill what `exec_arguments` began, when it has not ended, with all of the command's session; wait for it.
+
+        The command descends from `process`, wherever in its start it is.
+        """
+        if process.returncode is not None:
+            return
+        tree = processes.stop_tree(process.pid)
+        sessions = {_session(pid) for pid in tree} - {_session(os.getpid())}
+        group = self._abilities.cgroups.processes(pod.container_cgroup(container))
+        for pid in {*tree, *(pid for pid in group if _session(pid) in sessions)}:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await process.wait()
 
     def reopen_log(self, bundle: Bundle) -> None:
         """Tell conmon to open the log file anew (after it was renamed); FailedPrecondition when it is gone."""
-        try:
-            control = os.open(bundle.directory / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise FailedPrecondition(
-                f"{bundle.directory.name}: no conmon is listening: {error.strerror}"
-            ) from error
-        try:
-            os.write(control, b"2 0 0\n")
-        finally:
-            os.close(control)
+        _tell_conmon(bundle, "2 0 0")
+
+    def resize(self, bundle: Bundle, columns: int, rows: int) -> None:
+        """Set the size of a container's terminal; FailedPrecondition when its conmon is gone."""
+        _tell_conmon(bundle, f"1 {rows} {columns}")
 
     def host_pid(self, pod: PodNamespaces, group: str, pid_file: Path) -> int:
         """The host's number of a process in a cgroup, by the number in the pod that a file holds.
@@ -225,18 +239,6 @@ class OciRuntime:
             if len(numbers) > pod.depth and numbers[pod.depth] == wanted:
                 return pid
         raise ProcessLookupError(f"no process {wanted} in cgroup {group}")
-
-    def _kill_session(self, pod: PodNamespaces, container: ContainerId, pid_file: Path) -> None:
-        """Kill the processes that an exec began: they share its session."""
-        try:
-            leader = self.host_pid(pod, pod.container_cgroup(container), pid_file)
-            session = os.getsid(leader)
-        except (OSError, ValueError):
-            return
-        for pid in self._abilities.cgroups.processes(pod.container_cgroup(container)):
-            with suppress(ProcessLookupError):
-                if os.getsid(pid) == session:
-                    os.kill(pid, signal.SIGKILL)
 
     async def _run(self, pod: PodNamespaces | None, *arguments: str, stdin: bytes | None = None) -> None:
         command = [*(_enter(pod) if pod else ()), *self._oci(*arguments)]
@@ -287,6 +289,25 @@ def _enter(pod: PodNamespaces) -> list[str]:
     if pod.pid is None:
         return []
     return ["nsenter", f"--pid={pod.pid}", "unshare", "--mount", "--propagation=unchanged", "--mount-proc", "--"]
+
+
+def _session(pid: int) -> int:
+    """The session that a process is in; -1 when it is gone."""
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return -1
+
+
+def _tell_conmon(bundle: Bundle, message: str) -> None:
+    try:
+        control = os.open(bundle.directory / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise FailedPrecondition(f"{bundle.directory.name}: no conmon is listening: {error.strerror}") from error
+    try:
+        os.write(control, f"{message}\n".encode())
+    finally:
+        os.close(control)
 
 
 def _check_answer(answer: bytes, bundle: Bundle) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import json
 
-from pvecri.containers import spec_linux, spec_mounts
+from pvecri.containers import cdi, spec_linux, spec_mounts
 from pvecri.containers.abilities import Abilities
 from pvecri.containers.plan import Json, Plan
 from pvecri.errors import InvalidArgument
+from pvecri.linux.cgroups import DeviceRule
 from pvecri.model import Resources
 
 OCI_VERSION = "1.0.2"
@@ -25,6 +26,8 @@ def build(plan: Plan) -> bytes:
         "annotations": described_by(plan),
         "linux": spec_linux.linux(plan),
     }
+    for edits in plan.edits:
+        cdi.apply(document, edits)
     return json.dumps(document, indent=1).encode()
 
 
@@ -33,6 +36,16 @@ def with_limits(document: bytes, wanted: Resources, abilities: Abilities) -> byt
     changed: Json = json.loads(document)
     changed["linux"]["resources"] |= spec_linux.limits(wanted, abilities)
     return json.dumps(changed, indent=1).encode()
+
+
+def allowed_devices(document: bytes) -> list[DeviceRule]:
+    """The devices that a spec allows, beyond those that every container has."""
+    rules = json.loads(document)["linux"]["resources"]["devices"]
+    return [
+        DeviceRule(rule["type"], rule.get("major"), rule.get("minor"), rule["access"])
+        for rule in rules
+        if rule["allow"]
+    ]
 
 
 def process(plan: Plan) -> Json:

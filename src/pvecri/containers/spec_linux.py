@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from pvecri.containers import capabilities
 from pvecri.containers.abilities import Abilities
-from pvecri.containers.plan import HostDevice, Json, Plan
+from pvecri.containers.devices import HostDevice
+from pvecri.containers.plan import Json, Plan
 from pvecri.errors import InvalidArgument
 from pvecri.model import NamespaceMode, ProfileKind, Propagation, Resources
 
@@ -20,7 +21,7 @@ def linux(plan: Plan) -> Json:
         "namespaces": namespaces(plan),
         "cgroupsPath": plan.cgroup,
         "resources": resources(plan),
-        "devices": [_device(device) for device in plan.devices],
+        "devices": [] if plan.mappings else [_device(device) for device in plan.devices],
         "rootfsPropagation": _rootfs_propagation(plan),
     }
     if plan.mappings and plan.abilities.oci_runtime.wants_mappings_with_userns_path:

@@ -15,7 +15,8 @@ def mounts(plan: Plan) -> list[Json]:
     """All mounts, in the order they are made; one of the request replaces ours at the same place."""
     requested = sorted(plan.binds, key=lambda bind: len(PurePosixPath(bind.container_path).parts))
     taken = {_normal(bind.container_path) for bind in requested}
-    ours = [mount for mount in (*kernel_mounts(plan), *pod_mounts(plan)) if mount["destination"] not in taken]
+    provided = (*kernel_mounts(plan), *pod_mounts(plan), *device_mounts(plan))
+    ours = [mount for mount in provided if mount["destination"] not in taken]
     return [*ours, *(bind_mount(bind) for bind in requested)]
 
 
@@ -52,6 +53,16 @@ def pod_mounts(plan: Plan) -> list[Json]:
     host_ipc = plan.sandbox.security.namespaces.ipc is NamespaceMode.NODE
     shm = HOST_SHM if host_ipc else str(plan.pod_files / "shm")
     return [*files, _mount("/dev/shm", "bind", shm, "rbind", "rprivate", "rw", "nosuid", "nodev", "noexec")]
+
+
+def device_mounts(plan: Plan) -> list[Json]:
+    """The devices of a container in a user namespace, which cannot make nodes of its own."""
+    if not plan.mappings:
+        return []
+    return [
+        _mount(device.container_path, "bind", str(plan.device_nodes / str(index)), "bind", "rprivate", "rw")
+        for index, device in enumerate(plan.devices)
+    ]
 
 
 def bind_mount(bind: BindSource) -> Json:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from pvecri.containers.runtime import Bundle
+from pvecri.linux import mounts
 from pvecri.model import Container, ContainerId
 from pvecri.pods import volumes
 from pvecri.pods.live import LiveContainer, LivePod
@@ -15,6 +16,11 @@ from pvecri.pods.live import LiveContainer, LivePod
 def staging(container: LiveContainer) -> Path:
     """Where idmapped clones of the node's volumes are mounted for a container."""
     return container.bundle.directory / "volumes"
+
+
+def device_nodes(bundle: Bundle) -> Path:
+    """Where the devices of a container in a user namespace have their nodes."""
+    return bundle.directory / "devices"
 
 
 def userns(pod: LivePod) -> Path | None:
@@ -36,4 +42,6 @@ def rootfs_names(container: Container) -> list[str]:
 def remove_bundle(bundle: Bundle) -> None:
     """Remove a bundle. Clones of the node's volumes may be mounted below it: they are never entered."""
     volumes.unstage(bundle.directory / "volumes")
+    if device_nodes(bundle).exists():
+        mounts.remove_tree(device_nodes(bundle))
     shutil.rmtree(bundle.directory, ignore_errors=True)

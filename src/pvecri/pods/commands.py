@@ -30,15 +30,15 @@ class Commands:
 
     async def exec_sync(self, container_id: str, command: list[str], timeout: float) -> ExecResult:
         """Run a command in a running container and collect its output (CRI ExecSync); timeout 0 means none."""
-        container = self._running(container_id)
+        container = self.running(container_id)
         if not command:
             raise InvalidArgument("cmd", "must not be empty")
         pod = self._pods.pod_of(container)
-        return await self._runtime.exec(pod.namespaces, container.id, command, container.bundle, timeout or None)
+        return await self._runtime.exec(pod.namespaces, container.id, command, timeout or None)
 
     async def reopen_log(self, container_id: str) -> None:
         """Write on to a new file at the log path, and return when it is there (CRI ReopenContainerLog)."""
-        container = self._running(container_id)
+        container = self.running(container_id)
         self._runtime.reopen_log(container.bundle)
         log_path = Path(container.value.log_path)
         try:
@@ -69,7 +69,7 @@ class Commands:
             config = replace(container.value.config, resources=wanted)
             self._pods.save_container(container, replace(container.value, config=config))
 
-    def _running(self, container_id: str) -> LiveContainer:
+    def running(self, container_id: str) -> LiveContainer:
         """The container when it runs; NotFound or FailedPrecondition."""
         container = self._pods.container(container_id)
         if container.value.state is not ContainerState.RUNNING:

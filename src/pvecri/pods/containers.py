@@ -16,6 +16,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from pvecri.config import Config
+from pvecri.containers import spec
 from pvecri.containers.abilities import Abilities
 from pvecri.containers.runtime import OciRuntime, Stdio
 from pvecri.errors import (
@@ -103,8 +104,8 @@ class Containers:
         userns = bundles.userns(pod)
         if userns is not None and config.mounts:
             volumes.stage(config, bundles.staging(container), userns)
-        if config.devices:
-            rules = volumes.device_rules(volumes.resolve_devices(config))
+        rules = spec.allowed_devices(container.bundle.spec.read_bytes())
+        if rules and not config.security.privileged:
             self._abilities.cgroups.allow_devices(pod.cgroup, rules)
         if container.value.log_path:
             Path(container.value.log_path).parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from pvecri.config import Config
-from pvecri.containers import capabilities, seccomp, spec, users
+from pvecri.containers import capabilities, cdi, devices, seccomp, spec, users
 from pvecri.containers.abilities import Abilities
 from pvecri.containers.plan import BindSource, Plan
 from pvecri.errors import InvalidArgument, NotFound
@@ -104,6 +104,8 @@ class Creator:
         staging = bundles.staging(container) if pod.value.mappings else None
         binds = volumes.resolve_binds(container.value.config, staging, image_volumes)
         plan = self._plan(pod, container, image, rootfs, binds)
+        if plan.mappings and plan.devices:
+            devices.make_nodes(plan.device_nodes, plan.devices, plan.mappings)
         container.value = replace(container.value, user=plan.user)
         container.bundle.spec.touch(mode=0o600)  # its environment may hold secrets
         container.bundle.spec.write_bytes(spec.build(plan))
@@ -116,6 +118,8 @@ class Creator:
         held = capabilities.granted(
             security.capabilities, privileged=security.privileged, available=self._abilities.capabilities
         )
+        edits = cdi.find(config.cdi_devices, self._config.runtime.cdi_spec_dirs)
+        asked = volumes.resolve_devices(config)
         return Plan(
             id=container.id,
             sandbox_id=pod.id,
@@ -127,7 +131,8 @@ class Creator:
             rootfs=rootfs,
             user=users.resolve(security, image.config.user, rootfs),
             binds=binds,
-            devices=volumes.resolve_devices(config),
+            devices=tuple({each.container_path: each for each in (*asked, *cdi.devices(edits))}.values()),
+            device_nodes=bundles.device_nodes(container.bundle),
             pod_files=pod.files,
             pod_files_restrictions=mounts.restrictions(pod.files),
             hostname=files.hostname(pod.value),
@@ -143,6 +148,7 @@ class Creator:
             ),
             abilities=self._abilities,
             pids_limit=self._config.runtime.pids_limit,
+            edits=edits,
         )
 
     def _target_pid(self, pod: LivePod, target_id: str) -> int | None:

@@ -66,8 +66,6 @@ def check_container(config: ContainerConfig, sandbox: SandboxConfig) -> None:
         _check_mount(f"config.mounts[{index}]", mount)
     for index, device in enumerate(config.devices):
         _check_device(f"config.devices[{index}]", device)
-    if config.cdi_devices:
-        raise InvalidArgument("config.CDI_devices", "CDI devices are not supported")
     _check_log_path(config.log_path, sandbox.log_directory)
     check_resources("config.linux.resources", config.resources)
     _check_container_security(config, sandbox)

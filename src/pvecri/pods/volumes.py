@@ -10,10 +10,10 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pvecri.containers.plan import BindSource, HostDevice
+from pvecri.containers.devices import HostDevice
+from pvecri.containers.plan import BindSource
 from pvecri.errors import InvalidArgument
 from pvecri.linux import mounts
-from pvecri.linux.cgroups import DeviceRule
 from pvecri.linux.paths import open_in_root
 from pvecri.model import ContainerConfig, Mount, Propagation
 
@@ -155,11 +155,6 @@ def resolve_devices(config: ContainerConfig) -> tuple[HostDevice, ...]:
             raise InvalidArgument(f"config.devices[{index}].host_path", f"{path} is not a device of the node")
         found |= {device.container_path: device for device in devices}
     return tuple(found.values())
-
-
-def device_rules(devices: tuple[HostDevice, ...]) -> list[DeviceRule]:
-    """The devices as entries of a cgroup's device list."""
-    return [DeviceRule(device.kind, device.major, device.minor, device.access) for device in devices]
 
 
 def _devices_below(path: Path, container_path: str, access: str) -> Iterator[HostDevice]:
