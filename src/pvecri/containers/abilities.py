@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pvecri.config import Config, ConfigError
-from pvecri.containers import capabilities
+from pvecri.containers import apparmor, capabilities
 from pvecri.linux import cgroups
 from pvecri.linux.cgroups import Cgroups
 
@@ -48,7 +48,11 @@ class OciRuntime:
 
 @dataclass(frozen=True)
 class Abilities:
-    """See the module. `lowest_oom_score_adj` is the least value that a child of ours may be given."""
+    """See the module.
+
+    `lowest_oom_score_adj` is the least value that a child of ours may be given; `apparmor_default` says whether
+    the default profile is loaded.
+    """
 
     cgroups: Cgroups
     oci_runtime: OciRuntime
@@ -56,6 +60,7 @@ class Abilities:
     capabilities: frozenset[str]
     lowest_oom_score_adj: int
     apparmor: bool
+    apparmor_default: bool
     selinux: bool
     swap_limit: bool
     controllers: frozenset[str] = field(default_factory=frozenset)
@@ -65,6 +70,7 @@ async def discover(config: Config) -> Abilities:
     """Look at the machine; ConfigError when a program that pvecri needs is missing."""
     trees = cgroups.detect()
     held = capabilities.effective()
+    confines = _enabled(Path("/sys/module/apparmor/parameters/enabled"), "Y")
     current = int(Path("/proc/self/oom_score_adj").read_text())
     return Abilities(
         cgroups=trees,
@@ -72,7 +78,8 @@ async def discover(config: Config) -> Abilities:
         conmon=_program(config.runtime.conmon, "runtime.conmon"),
         capabilities=held,
         lowest_oom_score_adj=-1000 if CAP_SYS_RESOURCE in held else current,
-        apparmor=_enabled(Path("/sys/module/apparmor/parameters/enabled"), "Y"),
+        apparmor=confines,
+        apparmor_default=confines and await apparmor.load_default(),
         selinux=Path("/sys/fs/selinux/enforce").exists(),
         swap_limit=_swap_limit(trees),
         controllers=trees.controllers,

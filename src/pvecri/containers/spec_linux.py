@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from pvecri.containers import capabilities
+from pvecri.containers import apparmor, capabilities
 from pvecri.containers.abilities import Abilities
 from pvecri.containers.devices import HostDevice
 from pvecri.containers.plan import Json, Plan
 from pvecri.errors import InvalidArgument
 from pvecri.model import NamespaceMode, ProfileKind, Propagation, Resources
 
-APPARMOR_DEFAULT = "pvecri-default"
 _SECURITY = "config.linux.security_context"
 
 
@@ -160,11 +159,15 @@ def ambient_capabilities(plan: Plan) -> frozenset[str]:
 
 def apparmor_profile(plan: Plan) -> str:
     """The profile's name, or empty for none; InvalidArgument when one is demanded that cannot be had."""
-    profile = plan.config.security.apparmor
-    if profile is None or profile.kind is ProfileKind.UNCONFINED or plan.privileged:
+    profile, abilities = plan.config.security.apparmor, plan.abilities
+    if profile is not None and profile.kind is ProfileKind.LOCALHOST:
+        field = f"{_SECURITY}.apparmor.localhost_ref"
+        if not abilities.apparmor:
+            raise InvalidArgument(field, "this node's kernel does not have AppArmor enabled")
+        if not apparmor.is_loaded(profile.localhost_ref):
+            raise InvalidArgument(field, f"the profile {profile.localhost_ref!r} is not loaded on this node")
+        return profile.localhost_ref
+    if plan.privileged or not abilities.apparmor_default:
         return ""
-    if plan.abilities.apparmor:
-        return profile.localhost_ref if profile.kind is ProfileKind.LOCALHOST else ""
-    if profile.kind is ProfileKind.LOCALHOST:
-        raise InvalidArgument(f"{_SECURITY}.apparmor", "this node's kernel does not have AppArmor enabled")
-    return ""
+    unconfined = profile is not None and profile.kind is ProfileKind.UNCONFINED
+    return "" if unconfined else apparmor.DEFAULT_PROFILE
