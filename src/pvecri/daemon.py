@@ -20,6 +20,7 @@ from pvecri.images.manager import ImageManager
 from pvecri.network.manager import NetworkManager
 from pvecri.pods.manager import PodManager
 from pvecri.proxmox.api import ProxmoxApi
+from pvecri.streaming.server import StreamingServer
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +55,11 @@ async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
         pods = PodManager(config, found, proxmox, images, network)
         stack.push_async_callback(pods.close)
         await pods.start()
-        server = CriServer(
-            config.runtime.socket, RuntimeService(config, pods, images, network), ImageService(images)
-        )
+        streaming = StreamingServer(config.streaming)
+        await streaming.start()
+        stack.push_async_callback(streaming.close)
+        runtime = RuntimeService(config, pods, images, network, streaming)
+        server = CriServer(config.runtime.socket, runtime, ImageService(images))
         await server.start()
         stack.push_async_callback(server.close)
         log.info("serving the CRI on unix://%s", config.runtime.socket)

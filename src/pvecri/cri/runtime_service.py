@@ -12,6 +12,7 @@ import pvecri
 from pvecri.config import Config
 from pvecri.cri import requests, responses
 from pvecri.cri.proto import cri_pb2 as pb
+from pvecri.cri.streaming_calls import StreamingCalls
 from pvecri.errors import InvalidArgument
 from pvecri.images.manager import ImageManager
 from pvecri.model import Container, ContainerId, Sandbox
@@ -19,6 +20,7 @@ from pvecri.network.manager import NetworkManager
 from pvecri.pods.health import Condition, image_store_condition
 from pvecri.pods.manager import PodManager
 from pvecri.pods.validation import HANDLERS
+from pvecri.streaming.server import StreamingServer
 
 RUNTIME_NAME = "pvecri"
 CRI_VERSION = "v1"
@@ -29,11 +31,19 @@ KUBELET_VERSION = "0.1.0"
 class RuntimeService:
     """Answers reads from memory; hands everything else to the Pod Manager."""
 
-    def __init__(self, config: Config, pods: PodManager, images: ImageManager, network: NetworkManager) -> None:
+    def __init__(
+        self,
+        config: Config,
+        pods: PodManager,
+        images: ImageManager,
+        network: NetworkManager,
+        streaming: StreamingServer,
+    ) -> None:
         self._config = config
         self._pods = pods
         self._images = images
         self._network = network
+        self._streaming = StreamingCalls(pods, streaming)
 
     # -- the runtime ------------------------------------------------------------------------------------------
 
@@ -223,6 +233,20 @@ class RuntimeService:
         """ReopenContainerLog."""
         await self._pods.commands.reopen_log(_given("container_id", request.container_id))
         return pb.ReopenContainerLogResponse()
+
+    # -- streaming --------------------------------------------------------------------------------------------
+
+    async def exec(self, request: pb.ExecRequest) -> pb.ExecResponse:
+        """Exec."""
+        return self._streaming.exec(request)
+
+    async def attach(self, request: pb.AttachRequest) -> pb.AttachResponse:
+        """Attach."""
+        return self._streaming.attach(request)
+
+    async def port_forward(self, request: pb.PortForwardRequest) -> pb.PortForwardResponse:
+        """PortForward."""
+        return self._streaming.port_forward(request)
 
     # -- statistics -------------------------------------------------------------------------------------------
 

@@ -21,16 +21,26 @@ class AsyncFd:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self._wake = asyncio.Event()
+        self._ends_when_empty = False
         os.set_blocking(fd, False)
 
     async def read(self, size: int = CHUNK) -> bytes:
         """The next bytes, as soon as there are any; empty at the end."""
-        while (data := self.read_now(size)) is None:
-            loop = asyncio.get_running_loop()
-            await _ready(self.fd, loop.add_reader, loop.remove_reader)
+        loop = asyncio.get_running_loop()
+        while (data := self._read_now(size)) is None:
+            if self._ends_when_empty:
+                return b""
+            self._wake.clear()
+            await _ready(self.fd, self._wake, loop.add_reader, loop.remove_reader)
         return data
 
-    def read_now(self, size: int = CHUNK) -> bytes | None:
+    def end_when_empty(self) -> None:
+        """Have what is in the pipe now read to its end, though a process may still have its other side open."""
+        self._ends_when_empty = True
+        self._wake.set()
+
+    def _read_now(self, size: int) -> bytes | None:
         """As `read`, but None when there is nothing to read now."""
         try:
             return os.read(self.fd, size)
@@ -49,7 +59,7 @@ class AsyncFd:
                 view = view[os.write(self.fd, view) :]
             except BlockingIOError:
                 loop = asyncio.get_running_loop()
-                await _ready(self.fd, loop.add_writer, loop.remove_writer)
+                await _ready(self.fd, asyncio.Event(), loop.add_writer, loop.remove_writer)
             except OSError as error:
                 if error.errno != errno.EIO:
                     raise
@@ -66,8 +76,7 @@ class AsyncFd:
             self.fd = -1
 
 
-async def _ready(fd: int, add: Callable[..., None], remove: Callable[[int], bool]) -> None:
-    ready = asyncio.Event()
+async def _ready(fd: int, ready: asyncio.Event, add: Callable[..., None], remove: Callable[[int], bool]) -> None:
     add(fd, ready.set)
     try:
         await ready.wait()
@@ -80,4 +89,4 @@ async def peer_gone(socket_fd: int) -> None:
     with select.epoll() as watch:
         watch.register(socket_fd, select.EPOLLRDHUP)
         loop = asyncio.get_running_loop()
-        await _ready(watch.fileno(), loop.add_reader, loop.remove_reader)
+        await _ready(watch.fileno(), asyncio.Event(), loop.add_reader, loop.remove_reader)

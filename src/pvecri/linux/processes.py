@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -71,6 +72,24 @@ def status(pid: int) -> dict[str, str]:
     except (FileNotFoundError, ProcessLookupError):
         return {}
     return {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+
+
+def stop_tree(pid: int) -> list[int]:
+    """SIGSTOP a process and all that descend from it, parents first, so that none can escape by forking.
+
+    Their numbers; those that are gone meanwhile are left out.
+    """
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    found = [pid]
+    for task in tasks:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for child in (task / "children").read_text().split():
+                found += stop_tree(int(child))
+    return found
 
 
 def command_name(pid: int) -> str:

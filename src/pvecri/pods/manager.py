@@ -25,11 +25,12 @@ from pvecri.pods.recovery import Recovery
 from pvecri.pods.sandboxes import Sandboxes
 from pvecri.pods.stats import Usage
 from pvecri.pods.store import Store
+from pvecri.pods.streams import Streams
 from pvecri.proxmox.api import ProxmoxApi
 
 
 class PodManager:
-    """Use between `start` and `close`; `sandboxes`, `creator`, `containers` and `commands` do what is asked."""
+    """Use between `start` and `close`; its parts, such as `sandboxes` and `containers`, do what is asked."""
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class PodManager:
             abilities.cgroups,
             unprivileged=config.proxmox.unprivileged,
         )
+        self.streams = Streams(self._pods, oci_runtime, self.commands, self.sandboxes)
         self.health = ProxmoxHealth(config.proxmox, proxmox)
         self._recovery = Recovery(self._pods, self.sandboxes, self.containers, self._cts, proxmox, network, images)
         self._tasks: list[asyncio.Task[None]] = []

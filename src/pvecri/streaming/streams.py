@@ -8,13 +8,17 @@ connection feeds it, up to LIMIT bytes, and then reads no more from the client u
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Protocol
 
+from pvecri.streaming.errors import ProtocolError
 from pvecri.streaming.remotecommand import SizeReader, TerminalSize
+
+log = logging.getLogger(__name__)
 
 LIMIT = 128 << 10
 """Bytes of a stream from the client that are held before its connection is no longer read."""
@@ -205,10 +209,15 @@ class PeerSizes:
         self._sizes: deque[TerminalSize] = deque()
 
     async def next(self) -> TerminalSize | None:
-        """As Sizes has it; ProtocolError when the client sends something else."""
+        """As Sizes has it. Of a client that sends something else no more is read."""
         while not self._sizes:
             data = await self._stream.read()
             if not data:
                 return None
-            self._sizes.extend(self._reader.receive(data))
+            try:
+                self._sizes.extend(self._reader.receive(data))
+            except ProtocolError as error:
+                log.info("%s", error)
+                self._stream.discard()
+                return None
         return self._sizes.popleft()
