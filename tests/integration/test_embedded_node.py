@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,17 @@ async def test_address_given_to_the_ct_from_outside_shows_in_its_interfaces(node
     (lo,) = await node.get(f"{CT}/interfaces")
     assert lo["inet"] == "127.0.0.1/8"
     assert lo["ip-addresses"][0] == {"ip-address": "127.0.0.1", "prefix": "8", "ip-address-type": "inet"}
+
+
+def test_nic_is_a_veth_between_the_ct_and_its_bridge() -> None:
+    command = ["unshare", "--net", "--mount", sys.executable, "-m", "pve_replay.bridged", str(VMID)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    seen = json.loads(done.stdout)
+    assert seen["names"] == ["lo", "eth0"]
+    assert seen["hwaddr"] == "bc:24:11:00:00:01"
+    assert seen["ports of vmbr0"] == [f"veth{VMID}i0"]
+    assert seen["ports after the stop"] == []
 
 
 async def test_privileged_ct_keeps_the_ids_of_the_host(node: NodeProcess) -> None:

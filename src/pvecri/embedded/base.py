@@ -29,6 +29,14 @@ class Ct(FakeCt):  # type: ignore[misc]
     cpu_sample: tuple[float, int] = (0.0, 0)
     """When its CPU time was last read (monotonic seconds), and what it was (nanoseconds)."""
 
+    @property
+    def status(self) -> str:
+        return "running" if self.monitor is not None else "stopped"
+
+    @status.setter
+    def status(self, _modelled: str) -> None:
+        """fakepve sets what its model says; the monitor knows better."""
+
     def conf(self) -> ctconf.CtConf:
         return ctconf.CtConf(self.config, self.pending, self.snapshots)
 

@@ -57,14 +57,12 @@ class PowerApi(CreateApi):
     def attach(self, ct: Ct, monitor: Monitor) -> None:
         """The CT runs under ``monitor`` until that ends, for whatever reason."""
         ct.monitor = monitor
-        ct.status = "running"
         ct.pid = monitor.init_pid
         monitor.on_end(lambda: self._detach(ct))
 
     @staticmethod
     def _detach(ct: Ct) -> None:
         ct.monitor = None
-        ct.status = "stopped"
         ct.pid = None
 
     def adopt_running(self) -> None:
