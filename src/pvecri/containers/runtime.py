@@ -155,6 +155,14 @@ class OciRuntime:
         limits = json.dumps(spec_linux.limits(wanted, self._abilities)).encode()
         await self._run(pod, "update", "--resources", "-", container, stdin=limits)
 
+    async def checkpoint(self, pod: PodNamespaces, container: ContainerId, images: Path, work: Path) -> None:
+        """Have CRIU write a running container's state into the new directory `images`; it goes on running.
+
+        CommandError with CRIU's words, which `work`/dump.log has in full.
+        """
+        paths = ("--image-path", str(images), "--work-path", str(work))
+        await self._run(pod, "checkpoint", *paths, "--leave-running", "--file-locks", container)
+
     async def delete(self, pod: PodNamespaces | None, container: ContainerId) -> None:
         """Remove what the OCI runtime keeps of a container, killing what is left of it. Idempotent.
 

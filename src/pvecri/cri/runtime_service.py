@@ -223,6 +223,12 @@ class RuntimeService:
         await self._pods.commands.update_resources(container_id, requests.resources(request.linux))
         return pb.UpdateContainerResourcesResponse()
 
+    async def checkpoint_container(self, request: pb.CheckpointContainerRequest) -> pb.CheckpointContainerResponse:
+        """CheckpointContainer."""
+        container_id = _given("container_id", request.container_id)
+        await self._pods.checkpoints.write(container_id, request.location, request.timeout)
+        return pb.CheckpointContainerResponse()
+
     async def exec_sync(self, request: pb.ExecSyncRequest) -> pb.ExecSyncResponse:
         """ExecSync."""
         container_id = _given("container_id", request.container_id)

@@ -191,6 +191,10 @@ class ImageManager:
         """What the container wrote (CRI ContainerStats.writable_layer); 0 when it has no root filesystem."""
         return self._usage(await asyncio.to_thread(self._written, (ContainerId(container_id),)))
 
+    def writable_layer(self, container_id: str) -> Path:
+        """The directory of what a container wrote, with overlayfs' marks for what it removed."""
+        return self._driver.writable_layer(ContainerId(container_id))
+
     def rootfs_ids(self) -> set[str]:
         """The containers that have a root filesystem."""
         return set(self._library.rootfs)

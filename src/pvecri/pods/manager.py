@@ -15,6 +15,7 @@ from pvecri.linux import mounts
 from pvecri.model import Container, ContainerId, Sandbox, SandboxPhase
 from pvecri.network.manager import NetworkManager
 from pvecri.pods import stats
+from pvecri.pods.checkpoint import Checkpoints
 from pvecri.pods.commands import Commands
 from pvecri.pods.containers import Containers
 from pvecri.pods.creation import Creator
@@ -58,6 +59,7 @@ class PodManager:
         self.creator = Creator(config, abilities, self._pods, images)
         self.containers = Containers(config, abilities, self._pods, images, oci_runtime, exits)
         self.commands = Commands(abilities, self._pods, oci_runtime)
+        self.checkpoints = Checkpoints(self._pods, oci_runtime, images)
         self.sandboxes = Sandboxes(
             self._pods,
             self._cts,
