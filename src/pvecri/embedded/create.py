@@ -70,7 +70,14 @@ class CreateApi(Base):
                 # A task of its own, whose UPID nobody is told.
                 await self._ct_task(ct, "vzstart", user, lambda: self._start_steps(ct, user))
 
-        return str(await self._ct_task(ct, "vzcreate", user, body))
+        upid = str(await self._ct_task(ct, "vzcreate", user, body))
+        self._running[upid].add_done_callback(lambda _: self._forget_unmade(ct))
+        return upid
+
+    def _forget_unmade(self, ct: Ct) -> None:
+        """A task that failed before its work has reserved the id for nothing."""
+        if ct in self.cts and ct.config == {"lock": "create"}:
+            self._drop(ct)
 
     def _check_create_permissions(self, user: str, vmid: int, v: Mapping[str, Any], unprivileged: int) -> None:
         pool = v.get("pool")

@@ -53,6 +53,16 @@ class Fault:
         return values
 
 
+def _refusal(status: int, text: str) -> web.Response:
+    """An error as Proxmox frames it: 401 and the proxy's own 59x come without a body."""
+    if status == 401 or status >= 590:
+        response = web.Response(status=status, reason=text)
+    else:
+        response = web.json_response({"message": f"{text}\n", "data": None}, status=status, reason=text)
+    response.force_close()
+    return response
+
+
 class Faults:
     """The faults that are set, oldest first."""
 
@@ -93,9 +103,7 @@ class Faults:
             await fault.cleared.wait()
             raise ConnectionResetError("fault on demand: no answer")
         if fault.status is not None:
-            response = web.Response(status=fault.status, reason=fault.text)
-            response.force_close()
-            return response
+            return _refusal(fault.status, fault.text)
         return await handler(request)
 
     def _take(self, wanted: Any) -> Fault | None:
