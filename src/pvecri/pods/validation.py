@@ -64,6 +64,7 @@ def check_container(config: ContainerConfig, sandbox: SandboxConfig) -> None:
         _check_env(f"config.envs[{index}]", name, value)
     for index, mount in enumerate(config.mounts):
         _check_mount(f"config.mounts[{index}]", mount)
+        _check_mount_mappings(f"config.mounts[{index}]", mount, sandbox.security.namespaces.user)
     for index, device in enumerate(config.devices):
         _check_device(f"config.devices[{index}]", device)
     _check_log_path(config.log_path, sandbox.log_directory)
@@ -226,6 +227,16 @@ def _check_mount(field: str, mount: Mount) -> None:
         raise InvalidArgument(f"{field}.recursive_read_only", "needs readonly")
     if mount.recursive_readonly and mount.propagation is not Propagation.PRIVATE:
         raise InvalidArgument(f"{field}.recursive_read_only", "needs PROPAGATION_PRIVATE")
+
+
+def _check_mount_mappings(field: str, mount: Mount, user: UserNamespace | None) -> None:
+    """A mount's ids are mapped as the pod's are; the kubelet repeats the pod's mappings for each mount."""
+    for name, wanted, pod in (
+        ("uidMappings", mount.uid_mappings, user.uids if user else ()),
+        ("gidMappings", mount.gid_mappings, user.gids if user else ()),
+    ):
+        if wanted and wanted != pod:
+            raise InvalidArgument(f"{field}.{name}", "is not the mapping of the pod's user namespace")
 
 
 def _check_image_volume(field: str, mount: Mount) -> None:
