@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What network interfaces of other network namespaces have counted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pvecri.linux import namespaces
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What went in or out: bytes and packets, and packets that were faulty or dropped."""
+
+    bytes: int
+    packets: int
+    errors: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """An interface's counters since it was made."""
+
+    name: str
+    received: Traffic
+    sent: Traffic
+
+
+def read(network_namespaces: Sequence[Path]) -> list[tuple[Interface, ...] | None]:
+    """The interfaces of each namespace, given by path, without `lo`; None for one that is gone.
+
+    One thread goes from namespace to namespace. Blocks: call it from a worker thread.
+    """
+    return namespaces.run_inside([], lambda: [_enter_and_read(path) for path in network_namespaces])
+
+
+def _enter_and_read(namespace: Path) -> tuple[Interface, ...] | None:
+    try:
+        namespaces.setns(namespace)
+    except OSError:
+        return None
+    # Not /proc/net: that is the namespace of the process's main thread.
+    fd = os.open("/proc/thread-self/net/dev", os.O_RDONLY | os.O_CLOEXEC)
+    with os.fdopen(fd) as file:
+        return parse(file.read())
+
+
+def parse(text: str) -> tuple[Interface, ...]:
+    """/proc/net/dev (proc_pid_net(5)): two lines of headings, then eight counters received and eight sent."""
+    found = []
+    for line in text.splitlines()[2:]:
+        name, _, numbers = line.rpartition(":")
+        counts = [int(number) for number in numbers.split()]
+        if name.strip() != "lo":
+            found.append(Interface(name.strip(), Traffic(*counts[0:4]), Traffic(*counts[8:12])))
+    return tuple(found)
