@@ -139,9 +139,8 @@ class Cts:
 
     async def orphans(self) -> AsyncIterator[int]:
         """The VMIDs of CTs that this installation made and no longer knows: their rows were lost."""
-        known = {pod.value.vmid for pod in self._pods.pods()}
         for guest in await self._proxmox.guests():
-            if guest.vmid in known or guest.type != "lxc" or guest.node != self._config.proxmox.node_name:
+            if guest.type != "lxc" or guest.node != self._config.proxmox.node_name:
                 continue
             if not guest.tag_set.issuperset(self._config.proxmox.tags):
                 continue
@@ -149,8 +148,10 @@ class Cts:
                 config = await self._proxmox.ct_config(guest.vmid)
             except CtNotFound:
                 continue
+            # Asked last: a pod's row is there before its CT is.
+            known = any(pod.value.vmid == guest.vmid for pod in self._pods.pods())
             match = _INSTALLATION_LINE.search(config.description)
-            if match and match[1] == self._installation:
+            if not known and match and match[1] == self._installation:
                 yield guest.vmid
 
     def find_init(self, pod: LivePod) -> Process | None:

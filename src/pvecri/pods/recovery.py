@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -98,27 +99,39 @@ class Recovery:
             await self._sandboxes.leftovers.wait()
 
     async def _clean_up(self) -> None:
-        """Finish removals, as long as it takes; then see to CTs and attachments without a pod."""
+        """Try again and again until nothing is left to clean up."""
         pause = RETRY_FIRST
-        while True:
-            try:
-                await self._clean_up_once()
-            except PvecriError as error:
-                log.warning("cleaning up after an earlier run: %s; trying again in %g s", error, pause)
-            else:
-                return
+        while not await self._clean_up_once():
+            log.warning("trying to clean up again in %g s", pause)
             await asyncio.sleep(pause)
             pause = min(pause * 2, RETRY_MAX)
 
-    async def _clean_up_once(self) -> None:
-        await self._cts.prepare()
-        for pod in self._pods.pods():
-            if pod.value.phase is SandboxPhase.REMOVING:
-                await self._sandboxes.finish_removal(pod)
+    async def _clean_up_once(self) -> bool:
+        """Finish removals, then see to CTs and attachments without a pod; whether all of it succeeded.
+
+        What fails does not keep the rest from its turn.
+        """
+        removals = [
+            partial(self._sandboxes.finish_removal, pod)
+            for pod in self._pods.pods()
+            if pod.value.phase is SandboxPhase.REMOVING
+        ]
+        succeeded = True
+        for step in (self._cts.prepare, *removals, self._destroy_orphans, self._release_attachments):
+            try:
+                await step()
+            except PvecriError as error:
+                log.warning("cleaning up: %s", error)
+                succeeded = False
+        return succeeded
+
+    async def _destroy_orphans(self) -> None:
         async for vmid in self._cts.orphans():
             log.warning("CT %d was made here and no pod has it: destroying it", vmid)
             await self._proxmox.stop_ct(Vmid(vmid))
             await self._proxmox.destroy_ct(Vmid(vmid))
+
+    async def _release_attachments(self) -> None:
         known = {pod.id for pod in self._pods.pods()}
         for sandbox_id in self._network.attached():
             if sandbox_id not in known:

@@ -56,6 +56,7 @@ class Sandboxes:
         steps before it made is removed again, in reverse order.
         """
         validation.check_sandbox(config, runtime_handler)
+        self._check_network(config)
         pod = self._reserve(config, runtime_handler)
         async with pod.lock, AsyncExitStack() as undo:
             undo.callback(self._forget, pod)
@@ -68,6 +69,12 @@ class Sandboxes:
             self.watch(pod)
             undo.pop_all()
         return pod.id
+
+    def _check_network(self, config: SandboxConfig) -> None:
+        """FailedPrecondition when the pod could not be attached: better known before Proxmox has made its CT."""
+        status = self._network.status()
+        if not status.ready and config.security.namespaces.network is not NamespaceMode.NODE:
+            raise FailedPrecondition(status.message)
 
     def _reserve(self, config: SandboxConfig, runtime_handler: str) -> LivePod:
         """Take the name and write down the intent."""
@@ -138,14 +145,19 @@ class Sandboxes:
     async def remove(self, sandbox_id: str) -> None:
         """Remove a pod and all that is in it (CRI RemovePodSandbox). Idempotent; unknown is fine.
 
-        A pod that runs is stopped first. When a part fails the pod stays, to be removed again.
+        A pod that runs is stopped first. When a part fails the pod stays, to be removed again: by the client, or
+        by itself once it is stopped.
         """
         try:
             pod = self._pods.pod(sandbox_id)
         except NotFound:
             return
         async with pod.lock:
-            await self._remove(pod)
+            try:
+                await self._remove(pod)
+            except PvecriError:
+                self.leftovers.set()
+                raise
 
     async def update_resources(self, sandbox_id: str, resources: Resources, overhead: Resources) -> None:
         """Resize a pod's CT in place (CRI UpdatePodSandboxResources); what is not said stays as it is.
