@@ -73,7 +73,9 @@ def _serve(plan: Plan) -> None:
         print(f"configuration          {plan.config}")
         print(f"logs                   {plan.state}/daemon.log, {plan.state}/node.log")
         print(f"pods here              {len(client.pods())}")
-        _print_clients(plan.socket)
+        crictl = plan.state / "crictl.yaml"
+        crictl.write_text(f"runtime-endpoint: unix://{plan.socket}\nimage-endpoint: unix://{plan.socket}\n")
+        _print_clients(f"crictl --config {crictl}", plan.socket)
         print("\nCtrl-C stops both programs; pods go on. `script/serve --purge` removes everything.", flush=True)
         while True:
             signal.pause()
@@ -83,14 +85,15 @@ def _serve_real(path: Path) -> int:
     """Become the daemon."""
     settings = config.load(path)
     print(f"Proxmox node           {settings.proxmox.url}  (node {settings.proxmox.node_name})")
-    _print_clients(settings.runtime.socket)
+    endpoint = f"unix://{settings.runtime.socket}"
+    _print_clients(f"crictl --runtime-endpoint {endpoint} --image-endpoint {endpoint}", settings.runtime.socket)
     print(flush=True)
     os.execv(sys.executable, [sys.executable, "-m", "pvecri", "--config", str(path), "serve"])
 
 
-def _print_clients(socket: Path) -> None:
-    print(f"\n    crictl --runtime-endpoint unix://{socket} pods")
-    print(f"    crictl --runtime-endpoint unix://{socket} run examples/container.json examples/pod.json")
+def _print_clients(crictl: str, socket: Path) -> None:
+    print(f"\n    {crictl} pods")
+    print(f"    {crictl} run --with-pull examples/container.json examples/pod.json")
     print(f"    kubelet --container-runtime-endpoint=unix://{socket} …")
 
 
