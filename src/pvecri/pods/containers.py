@@ -254,8 +254,13 @@ class Containers:
             raise DeadlineExceeded(f"container {container.id} did not end within {KILL_PATIENCE:g} s of SIGKILL")
 
     async def kill_all(self, pod: LivePod) -> None:
-        """Kill all containers of a pod. Idempotent."""
-        await asyncio.gather(*(self.kill(container) for container in pod.containers.values()))
+        """Kill all containers of a pod. Idempotent; one that does not end is left to the end of its CT."""
+        kills = (self.kill(container) for container in pod.containers.values())
+        for outcome in await asyncio.gather(*kills, return_exceptions=True):
+            if isinstance(outcome, DeadlineExceeded):
+                log.warning("%s", outcome)
+            elif isinstance(outcome, BaseException):
+                raise outcome
 
     async def settle_all(self, pod: LivePod) -> None:
         """Wait until the ends of all containers of a pod, whose CT has stopped, are recorded."""

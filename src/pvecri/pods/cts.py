@@ -118,6 +118,8 @@ class Cts:
         """Stop the pod's CT. Idempotent: stopped, gone and never made are all fine."""
         if pod.value.vmid and (pod.alive or await self._owns(pod)):
             await self._proxmox.stop_ct(pod.value.vmid)
+            # Containers of a pod with the node's pid namespace do not die with the CT's init.
+            self._cgroups.kill(pod.cgroup)
         if pod.init is not None:
             pod.init.close()
             pod.init = None
