@@ -24,6 +24,7 @@ from pvecri.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     NotFound,
+    PvecriError,
 )
 from pvecri.images.manager import ImageManager
 from pvecri.linux.processes import Process
@@ -182,8 +183,12 @@ class Containers:
         await self._settle(pod, container)
 
     async def _settle(self, pod: LivePod, container: LiveContainer) -> None:
-        await self._release(pod, container)
-        container.settled.set()
+        try:
+            await self._release(pod, container)
+        except (PvecriError, OSError) as error:
+            log.warning("container %s: cannot let go of all it held: %s", container.id, error)
+        finally:
+            container.settled.set()
 
     def _ended(self, container: LiveContainer) -> Container:
         """The container's value with how it ended. No exit file means that conmon was killed."""
@@ -287,8 +292,8 @@ class Containers:
 
     async def discard(self, container: LiveContainer) -> None:
         """As `remove`, by the object."""
-        await self.kill(container)
-        async with container.lock:
+        async with container.lock:  # so that no start comes between
+            await self.kill(container)
             for name in bundles.rootfs_names(container.value):
                 await self._images.remove_rootfs(name)
             await asyncio.to_thread(bundles.remove_bundle, container.bundle)
