@@ -77,6 +77,7 @@ class CreateApi(Base):
     def _forget_unmade(self, ct: Ct) -> None:
         """A task that failed before its work has reserved the id for nothing."""
         if ct in self.cts and ct.config == {"lock": "create"}:
+            self._remove_files(ct, {})
             self._drop(ct)
 
     def _check_create_permissions(self, user: str, vmid: int, v: Mapping[str, Any], unprivileged: int) -> None:
