@@ -150,10 +150,12 @@ class Cts:
                 config = await self._proxmox.ct_config(guest.vmid)
             except CtNotFound:
                 continue
-            # Asked last: a pod's row is there before its CT is.
-            known = any(pod.value.vmid == guest.vmid for pod in self._pods.pods())
-            match = _INSTALLATION_LINE.search(config.description)
-            if not known and match and match[1] == self._installation:
+            installation = _INSTALLATION_LINE.search(config.description)
+            sandbox = _SANDBOX_LINE.search(config.description)
+            if installation is None or sandbox is None or installation[1] != self._installation:
+                continue
+            # Asked last, and not before the list of guests came: pods are being made meanwhile.
+            if not any(pod.id == sandbox[1] for pod in self._pods.pods()):
                 yield guest.vmid
 
     def find_init(self, pod: LivePod) -> Process | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from msgspec.structs import replace
@@ -111,7 +112,7 @@ class Recovery:
 
         What fails does not keep the rest from its turn.
         """
-        removals = [
+        removals: list[Callable[[], Awaitable[None]]] = [
             partial(self._sandboxes.finish_removal, pod)
             for pod in self._pods.pods()
             if pod.value.phase is SandboxPhase.REMOVING
