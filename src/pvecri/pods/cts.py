@@ -22,7 +22,7 @@ from pvecri.pods.live import LivePod, Pods
 from pvecri.pods.vmids import VmidAllocator
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import CtSpec, size_parameters
-from pvecri.proxmox.errors import CtExists, CtNotFound
+from pvecri.proxmox.errors import CtExists, CtNotFound, ProxmoxError
 from pvecri.proxmox.sizing import CtSize, ct_size
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,9 @@ class Cts:
             except CtExists:
                 log.info("VMID %d is taken by another guest, taking the next", pod.value.vmid)
                 self._pods.save_pod(pod, replace(pod.value, vmid=0))
+            except ProxmoxError:
+                self._template = ""  # somebody may have deleted it: the next pod looks again
+                raise
         init = await self._wait_for_init(pod, upid.start_time)
         pod.init = Process(init)
         self._pods.save_pod(pod, replace(pod.value, mappings=id_mappings(init)))
