@@ -62,6 +62,7 @@ async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
         server = CriServer(config.runtime.socket, runtime, ImageService(images))
         await server.start()
         stack.push_async_callback(server.close)
+        stack.callback(pods.events.close)
         log.info("serving the CRI on unix://%s", config.runtime.socket)
         if ready is not None:
             ready.set()

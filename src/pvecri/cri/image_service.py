@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 
 from pvecri.cri import requests, responses
+from pvecri.cri.chunks import chunks
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.errors import InvalidArgument
 from pvecri.images.manager import ImageManager
@@ -19,11 +21,18 @@ class ImageService:
 
     async def list_images(self, request: pb.ListImagesRequest) -> pb.ListImagesResponse:
         """ListImages; a filter that names an image answers with that one or none."""
-        wanted = request.filter.image.image
-        if wanted:
-            found = self._images.find(wanted)
-            return pb.ListImagesResponse(images=[responses.image(found)] if found else [])
-        return pb.ListImagesResponse(images=[responses.image(image) for image in self._images.list()])
+        return pb.ListImagesResponse(images=self._listed(request.filter))
+
+    async def stream_images(self, request: pb.StreamImagesRequest) -> AsyncIterator[pb.StreamImagesResponse]:
+        """StreamImages."""
+        for chunk in chunks(self._listed(request.filter)):
+            yield pb.StreamImagesResponse(images=chunk)
+
+    def _listed(self, wanted: pb.ImageFilter) -> list[pb.Image]:
+        if wanted.image.image:
+            found = self._images.find(wanted.image.image)
+            return [responses.image(found)] if found else []
+        return [responses.image(image) for image in self._images.list()]
 
     async def image_status(self, request: pb.ImageStatusRequest) -> pb.ImageStatusResponse:
         """ImageStatus; an image that is not there is an empty answer, not an error."""

@@ -20,7 +20,6 @@ from pvecri.model import (
     SandboxState,
 )
 from pvecri.pods.health import Condition
-from pvecri.pods.stats import Usage
 
 _SANDBOX_STATES = {SandboxState.READY: pb.SANDBOX_READY, SandboxState.NOTREADY: pb.SANDBOX_NOTREADY}
 _CONTAINER_STATES = {
@@ -54,7 +53,7 @@ def sandbox(value: Sandbox) -> pb.PodSandbox:
     """An entry of ListPodSandbox."""
     return pb.PodSandbox(
         id=value.id,
-        metadata=_sandbox_metadata(value.config.metadata),
+        metadata=sandbox_metadata(value.config.metadata),
         state=sandbox_state(value),
         created_at=value.created_at,
         labels=value.config.labels,
@@ -67,7 +66,7 @@ def sandbox_status(value: Sandbox) -> pb.PodSandboxStatus:
     """What PodSandboxStatus says."""
     return pb.PodSandboxStatus(
         id=value.id,
-        metadata=_sandbox_metadata(value.config.metadata),
+        metadata=sandbox_metadata(value.config.metadata),
         state=sandbox_state(value),
         created_at=value.created_at,
         network=pb.PodSandboxNetworkStatus(
@@ -82,7 +81,8 @@ def sandbox_status(value: Sandbox) -> pb.PodSandboxStatus:
     )
 
 
-def _sandbox_metadata(value: SandboxMetadata) -> pb.PodSandboxMetadata:
+def sandbox_metadata(value: SandboxMetadata) -> pb.PodSandboxMetadata:
+    """The four together are unique."""
     return pb.PodSandboxMetadata(name=value.name, uid=value.uid, namespace=value.namespace, attempt=value.attempt)
 
 
@@ -105,7 +105,7 @@ def container(value: Container) -> pb.Container:
     return pb.Container(
         id=value.id,
         pod_sandbox_id=value.sandbox_id,
-        metadata=_container_metadata(value),
+        metadata=container_metadata(value),
         image=_image_spec(value),
         image_ref=value.image_reference,
         image_id=value.image_id,
@@ -120,7 +120,7 @@ def container_status(value: Container) -> pb.ContainerStatus:
     """What ContainerStatus says."""
     return pb.ContainerStatus(
         id=value.id,
-        metadata=_container_metadata(value),
+        metadata=container_metadata(value),
         state=container_state(value),
         created_at=value.created_at,
         started_at=value.started_at,
@@ -152,7 +152,8 @@ def signal_of(name: str) -> str:
     return wanted if wanted in pb.Signal.keys() else "RUNTIME_DEFAULT"  # noqa: SIM118
 
 
-def _container_metadata(value: Container) -> pb.ContainerMetadata:
+def container_metadata(value: Container) -> pb.ContainerMetadata:
+    """Unique within the pod."""
     return pb.ContainerMetadata(name=value.config.metadata.name, attempt=value.config.metadata.attempt)
 
 
@@ -195,31 +196,6 @@ def _resources(value: Resources) -> pb.LinuxContainerResources:
 def exec_result(value: ExecResult) -> pb.ExecSyncResponse:
     """What ExecSync says."""
     return pb.ExecSyncResponse(stdout=value.stdout, stderr=value.stderr, exit_code=value.exit_code)
-
-
-def container_stats(value: Container, usage: Usage, layer: FilesystemUsage) -> pb.ContainerStats:
-    """An entry of ListContainerStats."""
-    now = usage.timestamp
-    return pb.ContainerStats(
-        attributes=pb.ContainerAttributes(
-            id=value.id,
-            metadata=_container_metadata(value),
-            labels=value.config.labels,
-            annotations=value.config.annotations,
-        ),
-        cpu=pb.CpuUsage(timestamp=now, usage_core_nano_seconds=_count(usage.cpu_ns)),
-        memory=pb.MemoryUsage(
-            timestamp=now,
-            working_set_bytes=_count(usage.working_set),
-            available_bytes=_count(usage.memory_available),
-            usage_bytes=_count(usage.memory_usage),
-            rss_bytes=_count(usage.memory_rss),
-            page_faults=_count(usage.page_faults),
-            major_page_faults=_count(usage.major_page_faults),
-        ),
-        swap=pb.SwapUsage(timestamp=now, swap_usage_bytes=_count(usage.swap_usage)),
-        writable_layer=filesystem(layer),
-    )
 
 
 def _count(value: int) -> pb.UInt64Value:

@@ -4,23 +4,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
 
 from msgspec.structs import replace
 
 import pvecri
 from pvecri.config import Config
 from pvecri.cri import requests, responses
+from pvecri.cri.filters import given
+from pvecri.cri.list_calls import ListCalls
+from pvecri.cri.monitoring_calls import MonitoringCalls
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.cri.streaming_calls import StreamingCalls
-from pvecri.errors import InvalidArgument
 from pvecri.images.manager import ImageManager
-from pvecri.model import Container, ContainerId, Sandbox
+from pvecri.model import Sandbox
 from pvecri.network.manager import NetworkManager
 from pvecri.pods.health import Condition, image_store_condition
 from pvecri.pods.manager import PodManager
 from pvecri.pods.validation import HANDLERS
 from pvecri.streaming.server import StreamingServer
+
+log = logging.getLogger(__name__)
 
 RUNTIME_NAME = "pvecri"
 CRI_VERSION = "v1"
@@ -28,7 +32,7 @@ KUBELET_VERSION = "0.1.0"
 """What VersionResponse.version has carried in every runtime since the CRI began."""
 
 
-class RuntimeService:
+class RuntimeService(ListCalls, MonitoringCalls):
     """Answers reads from memory; hands everything else to the Pod Manager."""
 
     def __init__(
@@ -39,8 +43,9 @@ class RuntimeService:
         network: NetworkManager,
         streaming: StreamingServer,
     ) -> None:
+        ListCalls.__init__(self, pods)
+        MonitoringCalls.__init__(self, pods)
         self._config = config
-        self._pods = pods
         self._images = images
         self._network = network
         self._streaming = StreamingCalls(pods, streaming)
@@ -99,6 +104,14 @@ class RuntimeService:
         """RuntimeConfig: cgroups are made by Proxmox and pvecri, never through systemd's slices."""
         return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=pb.CGROUPFS))
 
+    async def update_runtime_config(
+        self, request: pb.UpdateRuntimeConfigRequest
+    ) -> pb.UpdateRuntimeConfigResponse:
+        """UpdateRuntimeConfig: addresses are the CNI configuration's affair, so the pod CIDR is only logged."""
+        if cidr := request.runtime_config.network_config.pod_cidr:
+            log.info("the kubelet's pod CIDR is %s; pods get what the CNI configuration says", cidr)
+        return pb.UpdateRuntimeConfigResponse()
+
     # -- pod sandboxes ----------------------------------------------------------------------------------------
 
     async def run_pod_sandbox(self, request: pb.RunPodSandboxRequest) -> pb.RunPodSandboxResponse:
@@ -112,17 +125,17 @@ class RuntimeService:
 
     async def stop_pod_sandbox(self, request: pb.StopPodSandboxRequest) -> pb.StopPodSandboxResponse:
         """StopPodSandbox."""
-        await self._pods.sandboxes.stop(_given("pod_sandbox_id", request.pod_sandbox_id))
+        await self._pods.sandboxes.stop(given("pod_sandbox_id", request.pod_sandbox_id))
         return pb.StopPodSandboxResponse()
 
     async def remove_pod_sandbox(self, request: pb.RemovePodSandboxRequest) -> pb.RemovePodSandboxResponse:
         """RemovePodSandbox."""
-        await self._pods.sandboxes.remove(_given("pod_sandbox_id", request.pod_sandbox_id))
+        await self._pods.sandboxes.remove(given("pod_sandbox_id", request.pod_sandbox_id))
         return pb.RemovePodSandboxResponse()
 
     async def pod_sandbox_status(self, request: pb.PodSandboxStatusRequest) -> pb.PodSandboxStatusResponse:
         """PodSandboxStatus; verbose adds the VMID by which Proxmox knows the pod, and the CT's config."""
-        sandbox = self._pods.sandbox(_given("pod_sandbox_id", request.pod_sandbox_id))
+        sandbox = self._pods.sandbox(given("pod_sandbox_id", request.pod_sandbox_id))
         response = pb.PodSandboxStatusResponse(status=responses.sandbox_status(sandbox))
         if request.verbose:
             response.info["info"] = json.dumps(
@@ -136,25 +149,12 @@ class RuntimeService:
             )
         return response
 
-    async def list_pod_sandbox(self, request: pb.ListPodSandboxRequest) -> pb.ListPodSandboxResponse:
-        """ListPodSandbox."""
-        wanted = request.filter
-        return pb.ListPodSandboxResponse(
-            items=[
-                responses.sandbox(sandbox)
-                for sandbox in self._pods.list_sandboxes()
-                if sandbox.id.startswith(wanted.id)
-                and (not wanted.HasField("state") or responses.sandbox_state(sandbox) == wanted.state.state)
-                and _matches(sandbox.config.labels, wanted.label_selector)
-            ]
-        )
-
     async def update_pod_sandbox_resources(
         self, request: pb.UpdatePodSandboxResourcesRequest
     ) -> pb.UpdatePodSandboxResourcesResponse:
         """UpdatePodSandboxResources: the CT is resized through the Proxmox API."""
         await self._pods.sandboxes.update_resources(
-            _given("pod_sandbox_id", request.pod_sandbox_id),
+            given("pod_sandbox_id", request.pod_sandbox_id),
             requests.resources(request.resources),
             requests.resources(request.overhead),
         )
@@ -164,7 +164,7 @@ class RuntimeService:
 
     async def create_container(self, request: pb.CreateContainerRequest) -> pb.CreateContainerResponse:
         """CreateContainer."""
-        pod = self._pods.sandboxes.ready(_given("pod_sandbox_id", request.pod_sandbox_id))
+        pod = self._pods.sandboxes.ready(given("pod_sandbox_id", request.pod_sandbox_id))
         config = requests.container_config(request.config)
         if self._config.runtime.ignore_selinux_options:
             config = replace(config, security=replace(config.security, selinux_label=""))
@@ -172,36 +172,22 @@ class RuntimeService:
 
     async def start_container(self, request: pb.StartContainerRequest) -> pb.StartContainerResponse:
         """StartContainer."""
-        await self._pods.containers.start(_given("container_id", request.container_id))
+        await self._pods.containers.start(given("container_id", request.container_id))
         return pb.StartContainerResponse()
 
     async def stop_container(self, request: pb.StopContainerRequest) -> pb.StopContainerResponse:
         """StopContainer."""
-        await self._pods.containers.stop(_given("container_id", request.container_id), request.timeout)
+        await self._pods.containers.stop(given("container_id", request.container_id), request.timeout)
         return pb.StopContainerResponse()
 
     async def remove_container(self, request: pb.RemoveContainerRequest) -> pb.RemoveContainerResponse:
         """RemoveContainer."""
-        await self._pods.containers.remove(_given("container_id", request.container_id))
+        await self._pods.containers.remove(given("container_id", request.container_id))
         return pb.RemoveContainerResponse()
-
-    async def list_containers(self, request: pb.ListContainersRequest) -> pb.ListContainersResponse:
-        """ListContainers."""
-        wanted = request.filter
-        return pb.ListContainersResponse(
-            containers=[
-                responses.container(container)
-                for container in self._pods.list_containers()
-                if container.id.startswith(wanted.id)
-                and container.sandbox_id.startswith(wanted.pod_sandbox_id)
-                and (not wanted.HasField("state") or responses.container_state(container) == wanted.state.state)
-                and _matches(container.config.labels, wanted.label_selector)
-            ]
-        )
 
     async def container_status(self, request: pb.ContainerStatusRequest) -> pb.ContainerStatusResponse:
         """ContainerStatus; verbose adds the pod, its VMID and the OCI spec."""
-        container = self._pods.container(_given("container_id", request.container_id))
+        container = self._pods.container(given("container_id", request.container_id))
         response = pb.ContainerStatusResponse(status=responses.container_status(container))
         if request.verbose:
             sandbox: Sandbox = self._pods.sandbox_of(container)
@@ -219,25 +205,25 @@ class RuntimeService:
         self, request: pb.UpdateContainerResourcesRequest
     ) -> pb.UpdateContainerResourcesResponse:
         """UpdateContainerResources."""
-        container_id = _given("container_id", request.container_id)
+        container_id = given("container_id", request.container_id)
         await self._pods.commands.update_resources(container_id, requests.resources(request.linux))
         return pb.UpdateContainerResourcesResponse()
 
     async def checkpoint_container(self, request: pb.CheckpointContainerRequest) -> pb.CheckpointContainerResponse:
         """CheckpointContainer."""
-        container_id = _given("container_id", request.container_id)
+        container_id = given("container_id", request.container_id)
         await self._pods.checkpoints.write(container_id, request.location, request.timeout)
         return pb.CheckpointContainerResponse()
 
     async def exec_sync(self, request: pb.ExecSyncRequest) -> pb.ExecSyncResponse:
         """ExecSync."""
-        container_id = _given("container_id", request.container_id)
+        container_id = given("container_id", request.container_id)
         result = await self._pods.commands.exec_sync(container_id, list(request.cmd), request.timeout)
         return responses.exec_result(result)
 
     async def reopen_container_log(self, request: pb.ReopenContainerLogRequest) -> pb.ReopenContainerLogResponse:
         """ReopenContainerLog."""
-        await self._pods.commands.reopen_log(_given("container_id", request.container_id))
+        await self._pods.commands.reopen_log(given("container_id", request.container_id))
         return pb.ReopenContainerLogResponse()
 
     # -- streaming --------------------------------------------------------------------------------------------
@@ -253,38 +239,3 @@ class RuntimeService:
     async def port_forward(self, request: pb.PortForwardRequest) -> pb.PortForwardResponse:
         """PortForward."""
         return self._streaming.port_forward(request)
-
-    # -- statistics -------------------------------------------------------------------------------------------
-
-    async def container_stats(self, request: pb.ContainerStatsRequest) -> pb.ContainerStatsResponse:
-        """ContainerStats."""
-        container = self._pods.container(_given("container_id", request.container_id))
-        return pb.ContainerStatsResponse(stats=await self._stats(container))
-
-    async def list_container_stats(self, request: pb.ListContainerStatsRequest) -> pb.ListContainerStatsResponse:
-        """ListContainerStats."""
-        wanted = request.filter
-        return pb.ListContainerStatsResponse(
-            stats=[
-                await self._stats(container)
-                for container in self._pods.list_containers()
-                if container.id.startswith(wanted.id)
-                and container.sandbox_id.startswith(wanted.pod_sandbox_id)
-                and _matches(container.config.labels, wanted.label_selector)
-            ]
-        )
-
-    async def _stats(self, container: Container) -> pb.ContainerStats:
-        usage = self._pods.usage(ContainerId(container.id))
-        return responses.container_stats(container, usage, await self._images.rootfs_usage(container.id))
-
-
-def _given(field: str, value: str) -> str:
-    if not value:
-        raise InvalidArgument(field, "must not be empty")
-    return value
-
-
-def _matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
-    """Whether labels have every entry of a selector."""
-    return all(labels.get(key) == value for key, value in selector.items())

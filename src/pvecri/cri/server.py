@@ -12,7 +12,7 @@ import logging
 import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +126,12 @@ def _streaming(name: str, call: Any) -> Callable[[Message, Context], AsyncIterat
     async def behaviour(request: Message, context: Context) -> AsyncIterator[Message]:
         if call is None:
             await _unimplemented(name, context)
+        assert call is not None
         try:
-            async for message in call(request):
-                yield message
+            async with aclosing(call(request)) as messages:
+                await context.send_initial_metadata(())  # tells the client that, say, its subscription began
+                async for message in messages:
+                    yield message
         except BaseException as error:
             await _abort(name, error, context)
             raise

@@ -292,6 +292,14 @@ def _blkio_lines(text: bytes) -> Iterator[tuple[tuple[bytes, bytes], int]]:
             yield (words[0], words[1]), int(words[2])
 
 
+def swap_total() -> int:
+    """The machine's swap, used or not."""
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith(b"SwapTotal:"):
+            return int(line.split()[1]) << 10
+    return 0
+
+
 def _hugepage_sizes() -> Iterator[str]:
     """As cgroup files name them: `2MB`, `1GB`."""
     for directory in sorted(_HUGEPAGES.glob("hugepages-*kB")):

@@ -210,6 +210,10 @@ class Pods:
         """The pod that a container is in."""
         return self._pods[container.value.sandbox_id]
 
+    def group(self, container: LiveContainer) -> str:
+        """The cgroup of a container, below its CT's."""
+        return f"{self.pod_of(container).cgroup}/{container.id}"
+
     def uses_image(self, image: Image) -> bool:
         """Whether a container was made from an image."""
         return any(container.value.image_id == image.id for container in self._containers.values())

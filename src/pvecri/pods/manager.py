@@ -12,19 +12,19 @@ from pvecri.containers.runtime import OciRuntime
 from pvecri.errors import PvecriError
 from pvecri.images.manager import ImageManager
 from pvecri.linux import mounts
-from pvecri.model import Container, ContainerId, Sandbox, SandboxPhase
+from pvecri.model import Container, Sandbox, SandboxPhase
 from pvecri.network.manager import NetworkManager
-from pvecri.pods import stats
 from pvecri.pods.checkpoint import Checkpoints
 from pvecri.pods.commands import Commands
 from pvecri.pods.containers import Containers
 from pvecri.pods.creation import Creator
 from pvecri.pods.cts import Cts
 from pvecri.pods.health import ProxmoxHealth
-from pvecri.pods.live import LiveContainer, Pods
+from pvecri.pods.layers import WritableLayers
+from pvecri.pods.live import Pods
 from pvecri.pods.recovery import Recovery
 from pvecri.pods.sandboxes import Sandboxes
-from pvecri.pods.stats import Usage
+from pvecri.pods.stats import Statistics
 from pvecri.pods.store import Store
 from pvecri.pods.streams import Streams
 from pvecri.proxmox.api import ProxmoxApi
@@ -69,6 +69,9 @@ class PodManager:
             unprivileged=config.proxmox.unprivileged,
         )
         self.streams = Streams(self._pods, oci_runtime, self.commands, self.sandboxes)
+        self.events = self._pods.events
+        self._layers = WritableLayers(images.rootfs_usage)
+        self.statistics = Statistics(self._pods, abilities.cgroups, self._layers)
         self.health = ProxmoxHealth(config.proxmox, proxmox)
         self._recovery = Recovery(self._pods, self.sandboxes, self.containers, self._cts, proxmox, network, images)
         self._tasks: list[asyncio.Task[None]] = []
@@ -79,6 +82,7 @@ class PodManager:
         self._tasks = [
             asyncio.create_task(self.health.run(), name="Proxmox health"),
             asyncio.create_task(self._recovery.run(), name="recovery"),
+            asyncio.create_task(self.statistics.run(), name="statistics"),
         ]
 
     async def close(self) -> None:
@@ -90,6 +94,7 @@ class PodManager:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
+        await self._layers.close()
         self._store.close()
 
     @property
@@ -122,21 +127,13 @@ class PodManager:
         return path.read_bytes() if path.exists() else b"{}"
 
     def list_containers(self) -> list[Container]:
-        """The containers, oldest first."""
-        return sorted(
-            (container.value for container in self._pods.containers()), key=lambda value: value.created_at
-        )
+        """The containers, oldest first; not those that are being made."""
+        shown = [container.value for container in self._pods.containers() if container.made]
+        return sorted(shown, key=lambda container: container.created_at)
 
     def container(self, container_id: str) -> Container:
         """One container; NotFound."""
         return self._pods.container(container_id).value
-
-    def usage(self, container_id: ContainerId) -> Usage:
-        """What a container uses; zeros when it does not run. NotFound."""
-        return stats.read(self._abilities.cgroups, self._group(self._pods.container(container_id)))
-
-    def _group(self, container: LiveContainer) -> str:
-        return f"{self._pods.pod_of(container).cgroup}/{container.id}"
 
     def sandbox_of(self, container: Container) -> Sandbox:
         """The sandbox that a container is in."""

@@ -162,6 +162,6 @@ def test_interfaces_are_read_without_the_loopback() -> None:
         "Inter-|   Receive                               |  Transmit\n"
         " face |bytes    packets errs drop fifo frame compr multicast|bytes    packets errs drop fifo colls\n"
         "    lo:  100       1    0    0    0     0   0         0      100       1    0    0    0     0 0 0\n"
-        "  eth0: 1806      21    1    2    0     0          0         0      822      11    3    4    0     0 0 0\n"
+        "  eth0: 1806      21    1    2    0     0   0         0      822      11    3    4    0     0 0 0\n"
     )
     assert interfaces.parse(text) == (Interface("eth0", Traffic(1806, 21, 1, 2), Traffic(822, 11, 3, 4)),)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics and events. docs/monitoring.md tells what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from pvecri.cri import filters, responses_stats
+from pvecri.cri.chunks import chunks
+from pvecri.cri.filters import given
+from pvecri.cri.proto import cri_pb2 as pb
+from pvecri.pods.events import Subscription
+from pvecri.pods.manager import PodManager
+
+
+class MonitoringCalls:
+    """A part of RuntimeService."""
+
+    def __init__(self, pods: PodManager) -> None:
+        self._statistics = pods.statistics
+        self._events = pods.events
+
+    # -- containers -------------------------------------------------------------------------------------------
+
+    async def container_stats(self, request: pb.ContainerStatsRequest) -> pb.ContainerStatsResponse:
+        """ContainerStats; of a container that does not run, what it has written."""
+        usage = await self._statistics.container(given("container_id", request.container_id))
+        return pb.ContainerStatsResponse(stats=responses_stats.container_stats(usage))
+
+    async def list_container_stats(self, request: pb.ListContainerStatsRequest) -> pb.ListContainerStatsResponse:
+        """ListContainerStats: of running containers."""
+        return pb.ListContainerStatsResponse(stats=await self._container_stats(request.filter))
+
+    async def stream_container_stats(
+        self, request: pb.StreamContainerStatsRequest
+    ) -> AsyncIterator[pb.StreamContainerStatsResponse]:
+        """StreamContainerStats."""
+        for chunk in chunks(await self._container_stats(request.filter)):
+            yield pb.StreamContainerStatsResponse(container_stats=chunk)
+
+    async def _container_stats(self, wanted: pb.ContainerStatsFilter) -> list[pb.ContainerStats]:
+        found = await self._statistics.containers(filters.container_stats(wanted))
+        return [responses_stats.container_stats(each) for each in found]
+
+    # -- pods -------------------------------------------------------------------------------------------------
+
+    async def pod_sandbox_stats(self, request: pb.PodSandboxStatsRequest) -> pb.PodSandboxStatsResponse:
+        """PodSandboxStats; of a pod that does not run, its attributes."""
+        usage = await self._statistics.pod(given("pod_sandbox_id", request.pod_sandbox_id))
+        return pb.PodSandboxStatsResponse(stats=responses_stats.pod_stats(usage))
+
+    async def list_pod_sandbox_stats(
+        self, request: pb.ListPodSandboxStatsRequest
+    ) -> pb.ListPodSandboxStatsResponse:
+        """ListPodSandboxStats: of ready pods."""
+        return pb.ListPodSandboxStatsResponse(stats=await self._pod_stats(request.filter))
+
+    async def stream_pod_sandbox_stats(
+        self, request: pb.StreamPodSandboxStatsRequest
+    ) -> AsyncIterator[pb.StreamPodSandboxStatsResponse]:
+        """StreamPodSandboxStats."""
+        for chunk in chunks(await self._pod_stats(request.filter)):
+            yield pb.StreamPodSandboxStatsResponse(pod_sandbox_stats=chunk)
+
+    async def _pod_stats(self, wanted: pb.PodSandboxStatsFilter) -> list[pb.PodSandboxStats]:
+        found = await self._statistics.pods(filters.pod_stats(wanted))
+        return [responses_stats.pod_stats(each) for each in found]
+
+    # -- events -----------------------------------------------------------------------------------------------
+
+    def get_container_events(self, _: pb.GetEventsRequest) -> AsyncIterator[pb.ContainerEventResponse]:
+        """GetContainerEvents: all from this very moment on, until the client goes or the daemon ends."""
+        return _messages(self._events.subscribe())
+
+
+async def _messages(subscription: Subscription) -> AsyncIterator[pb.ContainerEventResponse]:
+    async for event in subscription:
+        yield responses_stats.event(event)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What containers have written, counted now and then: counting means to walk through a directory tree.
+
+A request is answered with the last count, whose timestamp tells its age, and brings about the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection
+
+from pvecri.model import FilesystemUsage
+
+log = logging.getLogger(__name__)
+
+FRESH = 10.0
+"""Seconds for which a count is given out as it is: the kubelet asks every ten."""
+
+STALE = 60.0
+"""Seconds after which a count is not given out any more: nobody has asked for that long."""
+
+PARALLEL = 2
+"""Counts under way at a time; they share the threads of everything else."""
+
+
+class WritableLayers:
+    """The last counts. One object, in one event loop."""
+
+    def __init__(self, count: Callable[[str], Awaitable[FilesystemUsage]]) -> None:
+        """`count` counts the writable layer of a container."""
+        self._count = count
+        self._known: dict[str, tuple[float, FilesystemUsage]] = {}
+        self._under_way: dict[str, asyncio.Task[FilesystemUsage]] = {}
+        self._slots = asyncio.Semaphore(PARALLEL)
+
+    async def usage(self, container_id: str) -> FilesystemUsage:
+        """What the container has written; waits only for the first count, or when the last is STALE."""
+        counted, known = self._known.get(container_id, (-STALE, None))
+        age = time.monotonic() - counted
+        if known is not None and age < FRESH:
+            return known
+        counting = self._under_way.get(container_id)
+        if counting is None:
+            counting = asyncio.create_task(self._refresh(container_id), name=f"count layer {container_id}")
+            counting.add_done_callback(_consume)
+            self._under_way[container_id] = counting
+        if known is not None and age < STALE:
+            return known
+        return await asyncio.shield(counting)
+
+    async def _refresh(self, container_id: str) -> FilesystemUsage:
+        try:
+            async with self._slots:
+                usage = await self._count(container_id)
+            self._known[container_id] = (time.monotonic(), usage)
+            return usage
+        finally:
+            self._under_way.pop(container_id, None)
+
+    def keep(self, container_ids: Collection[str]) -> None:
+        """Forget all others."""
+        for container_id in self._known.keys() - container_ids:
+            del self._known[container_id]
+
+    async def close(self) -> None:
+        """Stop counting."""
+        tasks = list(self._under_way.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _consume(task: asyncio.Task[FilesystemUsage]) -> None:
+    """A count that nobody waits for may fail."""
+    if not task.cancelled() and (error := task.exception()):
+        log.warning("%s: %s", task.get_name(), error)

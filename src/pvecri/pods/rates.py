@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much CPU is used per time: the difference of two samples of a counter."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+SECOND = 1_000_000_000
+
+WINDOW = SECOND
+"""Nanoseconds that two samples must be apart: a rate over less is noise."""
+
+
+@dataclass(slots=True)
+class _Sample:
+    """The last sample that ended a window, and the rate over that window."""
+
+    time: int
+    usage: int
+    rate: int | None = None
+
+
+class Rates:
+    """The rate of each counter, by its owner's id, over the time since the sample before, at least WINDOW ago."""
+
+    def __init__(self) -> None:
+        self._samples: dict[str, _Sample] = {}
+
+    def observe(self, key: str, time: int, usage: int) -> int | None:
+        """Take a sample (both in nanoseconds) and tell the rate: nanoseconds of CPU per second ("nanocores").
+
+        Samples closer together than WINDOW get the rate of the last window. None until there was a window.
+        """
+        last = self._samples.get(key)
+        if last is None or usage < last.usage:
+            self._samples[key] = _Sample(time, usage)
+            return None
+        elapsed = time - last.time
+        if elapsed < WINDOW:
+            return last.rate
+        rate = (usage - last.usage) * SECOND // elapsed
+        self._samples[key] = _Sample(time, usage, rate)
+        return rate
+
+    def keep(self, keys: Collection[str]) -> None:
+        """Forget all others."""
+        for key in self._samples.keys() - keys:
+            del self._samples[key]
