@@ -80,14 +80,15 @@ class Recovery:
 
     async def _remove_strays(self) -> None:
         """Directories and root filesystems that no row tells of: a crash came between the two."""
-        for kind, known in (
-            ("pods", {str(pod.id) for pod in self._pods.pods()}),
-            ("containers", {str(container.id) for container in self._pods.containers()}),
-        ):
+        pods = {str(pod.id) for pod in self._pods.pods()}
+        containers = {str(container.id) for container in self._pods.containers()}
+        for kind, known in (("pods", pods), ("containers", containers), ("oci", containers)):
             for directory in (self._pods.directory / kind).iterdir():
                 if directory.name not in known:
                     await asyncio.to_thread(mounts.remove_tree, directory)
-        containers = {str(container.id) for container in self._pods.containers()}
+        for exit_file in (self._pods.directory / "exits").iterdir():
+            if exit_file.name not in containers:
+                exit_file.unlink()
         for name in self._images.rootfs_ids():
             if name.partition(".")[0] not in containers:  # an image volume's has the mount's index behind the id
                 await self._images.remove_rootfs(name)
