@@ -11,7 +11,7 @@ from support import leaks, node
 
 if TYPE_CHECKING:
     from support.cri_client import CriClient
-    from support.daemon import Machine
+    from support.daemon import Machine, Machines
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,19 +24,18 @@ def _nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def _machine(_nothing_left: None) -> Iterator[Machine]:
-    from support.daemon import machine
+def _machines(_nothing_left: None) -> Iterator[Machines]:
+    from support.daemon import Machines
 
-    with machine() as made:
-        yield made
+    with Machines() as machines:
+        yield machines
 
 
 @pytest.fixture
-def machine(_machine: Machine) -> Iterator[Machine]:
+def machine(_machines: Machines) -> Iterator[Machine]:
     """A node with a ready runtime and no pod. After the test its pods are removed, and must leave nothing."""
-    yield _machine
-    _machine.clean()
-    _machine.assert_nothing_left()
+    with _machines.clean() as machine:
+        yield machine
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
 import signal
 import socket
@@ -26,7 +27,7 @@ from support.cri_client import CriClient, eventually
 from support.leaks import VMIDS
 from support.netns import own_network_namespace
 from support.node import Descriptor
-from support.processes import Program
+from support.processes import SOURCE, Program
 from support.registry import Registry, running_registry
 from support.tools import tools_image
 
@@ -87,6 +88,19 @@ class Node:
         assert isinstance(answer, dict)
         return answer
 
+    def make_ct(self, vmid: int) -> None:
+        """A CT that is none of the daemon's."""
+        node, storage = self.descriptor.node, self.descriptor.template_storage
+        contents = self.request("GET", f"/nodes/{node}/storage/{storage}/content?content=vztmpl")
+        assert isinstance(contents, list)
+        self.request("POST", f"/nodes/{node}/lxc", vmid=vmid, ostemplate=contents[0]["volid"], rootfs="local:0")
+        eventually(lambda: "lock" not in self.ct(vmid, "config"), f"CT {vmid} is created")
+
+    def remove_ct(self, vmid: int) -> None:
+        """Destroy a CT."""
+        self.request("DELETE", f"/nodes/{self.descriptor.node}/lxc/{vmid}?force=1")
+        eventually(lambda: vmid not in self.cts(), f"CT {vmid} is gone")
+
     def cts(self) -> set[int]:
         """The VMIDs of the CTs that have a config."""
         return {int(path.stem) for path in self.state_dir.glob("pve/nodes/*/lxc/*.conf")}
@@ -126,8 +140,8 @@ class Machine:
         self.registry = registry
         self.run_dir, self.state_dir = directory / "run", directory / "state"
         self.lxc_path, self.leases = directory / "lxc", directory / "leases"
-        self.conf_dir, self.logs = directory / "net.d", directory / "logs"
-        for path in (self.lxc_path, self.conf_dir, self.logs):
+        self.conf_dir, self.logs, self.plugins = directory / "net.d", directory / "logs", directory / "plugins"
+        for path in (self.lxc_path, self.conf_dir, self.logs, self.plugins):
             path.mkdir()
         self.node = Node(directory, self.lxc_path)
         command = [sys.executable, "-m", "pvecri", "--config", str(directory / "config.toml"), "serve"]
@@ -180,6 +194,23 @@ class Machine:
         """A running container's processes, as the node numbers them."""
         return cgroups.detect().processes(f"/lxc/{self.client.vmid(pod)}/{container}")
 
+    def processes_of(self, container: str) -> list[int]:
+        """A container's processes, whether the daemon runs or not."""
+        trees = cgroups.detect()
+        return [pid for vmid in VMIDS for pid in trees.processes(f"/lxc/{vmid}/{container}")]
+
+    def run_second_daemon(self) -> subprocess.CompletedProcess[str]:
+        """What another daemon with the same configuration says, which must end by itself."""
+        environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+        return subprocess.run(self.daemon.command, env=environment, capture_output=True, text=True, check=False)
+
+    def forget_run_dir(self) -> None:
+        """As a reboot does: all that lies in the run directory, and is mounted there, is gone."""
+        mounts.umount_below(self.run_dir)
+        shutil.rmtree(self.run_dir)
+        for rootfs in self.state_dir.glob("images/*/rootfs/*"):
+            mounts.umount_below(rootfs)
+
     # -- configuration ----------------------------------------------------------------------------------------
 
     def write_config(self, **extra: str) -> None:
@@ -207,7 +238,11 @@ class Machine:
                 "insecure_registries": [self.registry.address],
                 "policy": str(self.directory / "policy.json"),
             },
-            "network": {"conf_dir": str(self.conf_dir), "cache_dir": str(self.directory / "cni")},
+            "network": {
+                "conf_dir": str(self.conf_dir),
+                "cache_dir": str(self.directory / "cni"),
+                "bin_dirs": [str(self.plugins), str(CNI_PLUGINS)],
+            },
             "log": {"level": "debug"},
         }
         (self.directory / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
@@ -223,6 +258,13 @@ class Machine:
         conflist = {"cniVersion": "1.0.0", "name": "pvt", "plugins": plugins}
         (self.conf_dir / "10-pvt.conflist").write_text(json.dumps(conflist))
 
+    def write_plugin(self, name: str, script: str) -> dict[str, object]:
+        """A CNI plugin that is a shell script; how a network configuration calls it."""
+        path = self.plugins / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        return {"type": name}
+
     # -- cleaning ---------------------------------------------------------------------------------------------
 
     def clean(self) -> None:
@@ -236,7 +278,7 @@ class Machine:
         for pod in self.client.pods():
             self.client.remove_pod(pod.id)
         for vmid in self.node.cts() & set(VMIDS):
-            self.node.request("DELETE", f"/nodes/{self.node.descriptor.node}/lxc/{vmid}?force=1")
+            self.node.remove_ct(vmid)
 
     def leftovers(self) -> list[str]:
         """All that should not be there when there is no pod."""
@@ -286,11 +328,43 @@ def machine() -> Iterator[Machine]:
         eventually(made.ready, "the runtime is ready")
         made.client.pull(made.image)
         made.usual = set(made.leftovers())
-        undo.callback(made.clean)
         yield made
 
 
+class Machines:
+    """The machine that all tests of a run use one after the other; a context that ends it."""
+
+    def __init__(self) -> None:
+        self._undo = ExitStack()
+        self._machine: Machine | None = None
+
+    def __enter__(self) -> Machines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._machine = None
+        self._undo.close()
+
+    @contextmanager
+    def clean(self) -> Iterator[Machine]:
+        """The machine, for a test that must leave nothing; after one that does, the next gets a new machine."""
+        if self._machine is None:
+            self._machine = self._undo.enter_context(machine())
+        yield self._machine
+        try:
+            self._machine.clean()
+            self._machine.assert_nothing_left()
+        except BaseException:
+            self.__exit__()
+            raise
+
+
 def _kill_cts() -> None:
-    """Should a test have left CTs that the node knows no more."""
-    for pid in leaks.processes_of_cts(VMIDS):
-        subprocess.run(["kill", "-KILL", str(pid)], check=False)
+    """Should a test have left CTs, and what is in them."""
+    groups = [f"/{kind}/{vmid}" for vmid in VMIDS for kind in ("lxc", "lxc.monitor")]
+    trees = cgroups.detect()
+    for group in groups:
+        trees.kill(group)
+    eventually(lambda: not any(trees.processes(group) for group in groups), "the CTs' processes are gone")
+    for group in groups:
+        trees.remove(group)

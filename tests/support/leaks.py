@@ -69,13 +69,6 @@ def of_machine(
     ]
 
 
-def processes_of_cts(vmids: Iterable[int]) -> set[int]:
-    """The processes in the cgroups of CTs with these numbers."""
-    trees = cgroups.detect()
-    groups = [f"/{kind}/{vmid}" for vmid in vmids for kind in ("lxc", "lxc.monitor")]
-    return {pid for group in groups for pid in trees.processes(group)}
-
-
 def _cts(lxc_path: Path, vmids: Iterable[int]) -> Iterator[str]:
     trees = cgroups.detect()
     for vmid in vmids:

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pods that cannot be made for reasons of the request or of the network: the status, the words, nothing left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+from support.cri_client import CriClient, eventually, refused
+from support.daemon import Machine
+
+from pvecri.cri.proto import cri_pb2 as pb
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"metadata": pb.PodSandboxMetadata(name="", namespace="tests", uid="1")}, "config.metadata.name"),
+        ({"metadata": pb.PodSandboxMetadata(name="../x", namespace="tests", uid="1")}, "config.metadata.name"),
+        ({"metadata": pb.PodSandboxMetadata(name="a", namespace="", uid="1")}, "config.metadata.namespace"),
+        ({"metadata": pb.PodSandboxMetadata(name="a", namespace="tests", uid="")}, "config.metadata.uid"),
+        ({"hostname": "web_0"}, "config.hostname"),
+        ({"log_directory": "logs"}, "config.log_directory"),
+        ({"port_mappings": [pb.PortMapping(container_port=0)]}, r"config.port_mappings\[0\].container_port"),
+        ({"dns_config": pb.DNSConfig(servers=["dns"])}, r"config.dns_config.servers\[0\]"),
+    ],
+)
+def test_a_field_that_is_wrong_is_named(
+    machine: Machine, cri: CriClient, fields: dict[str, Any], field: str
+) -> None:
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, f"^{field}: "):
+        cri.run_pod(cri.pod_config(**fields))
+    machine.assert_nothing_left()
+
+
+def test_a_request_without_metadata_is_refused(machine: Machine, cri: CriClient) -> None:
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "^config.metadata: is missing"):
+        cri.run_pod(pb.PodSandboxConfig())
+    machine.assert_nothing_left()
+
+
+def test_an_unknown_runtime_handler_is_refused(machine: Machine, cri: CriClient) -> None:
+    request = pb.RunPodSandboxRequest(config=cri.pod_config(), runtime_handler="gvisor")
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "^runtime_handler: 'gvisor' is unknown"):
+        cri.runtime.RunPodSandbox(request)
+    machine.assert_nothing_left()
+
+
+def test_a_network_plugin_that_fails_is_told_in_its_words(machine: Machine, cri: CriClient) -> None:
+    answer = '{"cniVersion": "1.0.0", "code": 11, "msg": "no addresses left"}'
+    machine.write_network(
+        machine.write_plugin("failing", f"[ $CNI_COMMAND = DEL ] || {{ echo '{answer}'; exit 1; }}")
+    )
+    with refused(grpc.StatusCode.INTERNAL, "CNI plugin failing .*: ADD: .*no addresses left"):
+        cri.run_pod()
+    machine.assert_nothing_left()
+
+
+def test_a_network_plugin_that_does_not_exist_is_named(machine: Machine, cri: CriClient) -> None:
+    machine.write_network({"type": "nowhere"})
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, r"needs the CNI plugins nowhere.*network\.bin_dirs"):
+        cri.run_pod()
+    machine.assert_nothing_left()
+
+
+def test_without_a_network_configuration_no_pod_starts(machine: Machine, cri: CriClient) -> None:
+    (machine.conf_dir / "10-pvt.conflist").unlink()
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, f"{machine.conf_dir}"):
+        cri.run_pod()
+    machine.assert_nothing_left()
+
+
+def test_a_network_that_cannot_be_left_keeps_the_pod_until_it_can(machine: Machine, cri: CriClient) -> None:
+    stuck = machine.directory / "stuck"
+    script = f'[ $CNI_COMMAND = DEL ] && [ -e {stuck} ] && {{ echo \'{{"code": 99, "msg": "stuck"}}\'; exit 1; }}'
+    machine.write_network(machine.write_plugin("sticky", f"{script}\n[ $CNI_COMMAND = ADD ] && cat || true"))
+    pod = cri.run_pod()
+    stuck.touch()
+    with refused(grpc.StatusCode.INTERNAL, "CNI plugin sticky .*: DEL: .*stuck"):
+        cri.remove_pod(pod)
+    assert [each.id for each in cri.pods()] == [pod]
+    stuck.unlink()
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+def test_a_host_port_that_is_mapped_twice_is_refused(machine: Machine, cri: CriClient) -> None:
+    mapping = pb.PortMapping(container_port=80, host_port=18_081)
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, r"port_mappings\[1\].host_port: .*already"):
+        cri.run_pod(cri.pod_config(port_mappings=[mapping, mapping]))
+    machine.assert_nothing_left()
+
+
+def test_the_name_of_a_pod_that_failed_is_free_again(machine: Machine, cri: CriClient) -> None:
+    config = cri.pod_config()
+    machine.node.fault(task="vzcreate", text="no space")
+    with refused(grpc.StatusCode.INTERNAL, "no space"):
+        cri.run_pod(config)
+    eventually(lambda: set(machine.leftovers()) <= machine.usual, "it is gone")
+    cri.run_pod(config)

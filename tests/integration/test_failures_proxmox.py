@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to pods when Proxmox fails, refuses or is away: the status, the words, and nothing left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from support.cri_client import CriClient, eventually, refused
+from support.daemon import Machine
+from support.leaks import VMIDS
+
+from pvecri.cri.proto import cri_pb2 as pb
+
+
+def condition(cri: CriClient, name: str) -> pb.RuntimeCondition:
+    """One of the runtime's conditions."""
+    conditions: list[pb.RuntimeCondition] = cri.runtime.Status(pb.StatusRequest()).status.conditions
+    return next(each for each in conditions if each.type == name)
+
+
+def test_proxmox_away_is_unavailable_and_named_with_its_setting(machine: Machine, cri: CriClient) -> None:
+    machine.node.stop()
+    with refused(grpc.StatusCode.UNAVAILABLE, r"cannot connect to https://127.*check proxmox\.url"):
+        cri.run_pod()
+    machine.node.start()
+    eventually(lambda: set(machine.leftovers()) <= machine.usual, "the pod that failed is gone")
+
+
+def test_the_runtime_is_not_ready_while_proxmox_is_away(machine: Machine, cri: CriClient) -> None:
+    machine.restart()
+    machine.node.stop()
+    machine.restart()
+    cri = machine.client
+    eventually(lambda: condition(cri, "ProxmoxReady").reason == "ProxmoxUnavailable", "the daemon has noticed")
+    assert not condition(cri, "RuntimeReady").status
+    assert "proxmox.url" in condition(cri, "RuntimeReady").message
+    machine.node.start()
+    eventually(lambda: condition(cri, "RuntimeReady").status, "the runtime is ready again")
+
+
+def test_refused_credentials_are_permission_denied(machine: Machine, cri: CriClient) -> None:
+    machine.node.fault(request="POST /nodes/[^/]+/lxc", status=401, text="invalid token value!", times=None)
+    with refused(grpc.StatusCode.PERMISSION_DENIED, r"credentials .* were refused .*proxmox\.token_secret_file"):
+        cri.run_pod()
+    machine.assert_nothing_left()
+
+
+def test_a_privilege_that_lacks_is_permission_denied(machine: Machine, cri: CriClient) -> None:
+    words = "Permission check failed (/vms/1, VM.Allocate)"
+    machine.node.fault(request="POST /nodes/[^/]+/lxc", status=403, text=words, times=None)
+    with refused(grpc.StatusCode.PERMISSION_DENIED, r"VM\.Allocate.*lacks the privilege"):
+        cri.run_pod()
+    machine.assert_nothing_left()
+
+
+def test_a_create_call_that_proxmox_refuses_is_told_in_its_words(machine: Machine, cri: CriClient) -> None:
+    machine.node.fault(request="POST /nodes/[^/]+/lxc", status=500, text="storage is full", times=None)
+    with refused(grpc.StatusCode.INTERNAL, r"create CT \d+: storage is full"):
+        cri.run_pod()
+    machine.assert_nothing_left()
+
+
+def test_a_create_task_that_fails_is_told_in_its_words(machine: Machine, cri: CriClient) -> None:
+    machine.node.fault(task="vzcreate", text="unable to create CT - disk quota exceeded")
+    with refused(grpc.StatusCode.INTERNAL, r"CT \d+.*disk quota exceeded"):
+        cri.run_pod()
+    machine.assert_nothing_left()
+
+
+def test_a_start_task_that_fails_is_told_in_its_words_and_the_ct_is_destroyed(
+    machine: Machine, cri: CriClient
+) -> None:
+    machine.node.fault(task="vzstart", text="startup for container failed")
+    with refused(grpc.StatusCode.INTERNAL, r"CT \d+ did not start: startup for container failed"):
+        cri.run_pod()
+    machine.assert_nothing_left()
+
+
+def test_a_ct_that_does_not_come_up_in_time_is_given_up(machine: Machine) -> None:
+    machine.restart(runtime="start_timeout = 0.5")
+    machine.node.fault(task="vzstart", hold=True)
+    with refused(
+        grpc.StatusCode.DEADLINE_EXCEEDED, r"CT \d+ did not start within 0\.5 s \(runtime\.start_timeout\)"
+    ):
+        machine.client.run_pod()
+    machine.node.clear_faults()
+    eventually(lambda: set(machine.leftovers()) <= machine.usual, "the CT is gone")
+    machine.restart()
+
+
+@pytest.fixture
+def two_vmids(machine: Machine) -> Iterator[CriClient]:
+    """A client of a daemon that may use only the first two of its VMIDs."""
+    machine.restart(proxmox=f"vmid_range = {{first = {VMIDS[0]}, last = {VMIDS[1]}}}")
+    yield machine.client
+    machine.clean()
+    machine.restart()
+
+
+def test_a_full_range_of_vmids_is_resource_exhausted(machine: Machine, two_vmids: CriClient) -> None:
+    pods = [two_vmids.run_pod(), two_vmids.run_pod()]
+    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, r"all 2 VMIDs .* are taken \(proxmox\.vmid_range"):
+        two_vmids.run_pod()
+    assert [pod.id for pod in two_vmids.pods()] == pods
+    two_vmids.remove_pod(pods[0])
+    two_vmids.run_pod()
+
+
+def test_a_vmid_that_another_has_taken_is_passed_over(machine: Machine, two_vmids: CriClient) -> None:
+    two_vmids.remove_pod(two_vmids.run_pod())
+    machine.node.make_ct(VMIDS[1])
+    before = machine.node.ct(VMIDS[1], "config")
+    pod = two_vmids.run_pod()
+    assert two_vmids.vmid(pod) == VMIDS[0]
+    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "proxmox.vmid_range"):
+        two_vmids.run_pod()
+    assert machine.node.ct(VMIDS[1], "config") == before
+
+
+def test_a_ct_that_cannot_be_destroyed_keeps_its_pod_until_it_can(machine: Machine, cri: CriClient) -> None:
+    pod = cri.run_pod()
+    machine.node.fault(task="vzdestroy", text="dataset is busy", times=None)
+    with refused(grpc.StatusCode.INTERNAL, r"destroy CT \d+: dataset is busy"):
+        cri.remove_pod(pod)
+    assert [(each.id, each.state) for each in cri.pods()] == [(pod, pb.SANDBOX_NOTREADY)]
+    machine.node.clear_faults()
+    eventually(lambda: not cri.pods(), "the pod is removed by itself")
+    machine.assert_nothing_left()
+
+
+def test_a_pod_that_cannot_be_destroyed_can_be_removed_again(machine: Machine, cri: CriClient) -> None:
+    pod = cri.run_pod()
+    machine.node.fault(task="vzdestroy", text="dataset is busy")
+    with refused(grpc.StatusCode.INTERNAL, "dataset is busy"):
+        cri.remove_pod(pod)
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+def test_a_stop_while_proxmox_is_away_can_be_repeated(machine: Machine, cri: CriClient) -> None:
+    pod = cri.run_pod()
+    container = cri.run(pod, "sleep", "1000")
+    machine.node.stop()
+    with refused(grpc.StatusCode.UNAVAILABLE, r"stop CT \d+.*proxmox\.url"):
+        cri.stop_pod(pod)
+    assert cri.status(container).state == pb.CONTAINER_EXITED
+    machine.node.start()
+    cri.stop_pod(pod)
+    assert cri.pod_status(pod).state == pb.SANDBOX_NOTREADY
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+def test_a_stop_task_that_fails_leaves_the_pod_to_be_stopped_again(machine: Machine, cri: CriClient) -> None:
+    pod = cri.run_pod()
+    machine.node.fault(task="vzstop", text="CT is stuck")
+    with refused(grpc.StatusCode.INTERNAL, r"stop CT \d+: CT is stuck"):
+        cri.stop_pod(pod)
+    cri.stop_pod(pod)
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+def test_what_needs_no_proxmox_goes_on_while_it_is_away(machine: Machine, cri: CriClient) -> None:
+    pod = cri.run_pod()
+    machine.node.stop()
+    assert cri.finish(pod, "echo", "hello") == "hello\n"
+    assert cri.pod_status(pod).state == pb.SANDBOX_READY
+    assert len(cri.pods()) == 1

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pod's network: addresses, host ports, DNS, hostname, sysctls."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from support.cri_client import CriClient, eventually, pod_security, refused
+from support.daemon import Machine
+from support.netns import network_namespace
+
+from pvecri.cri.proto import cri_pb2 as pb
+
+HOST_NETWORK = pod_security(namespace_options=pb.NamespaceOption(network=pb.NODE))
+SERVE = "while true; do echo hello | nc -l -p 8080; done"
+PORT = 18_080
+
+
+def read_from(address: str, port: int) -> str:
+    """What a server sends before it closes; nothing while there is none."""
+    try:
+        with socket.create_connection((address, port), timeout=10) as connection:
+            return connection.recv(100).decode()
+    except OSError:
+        return ""
+
+
+@pytest.fixture
+def other_node() -> Iterator[list[str]]:
+    """The command prefix that runs a program on another node, which reaches this one at 10.208.0.1."""
+    with network_namespace() as path:
+        commands = (
+            f"ip link add pvtpeer type veth peer name pvtnode netns {path.parts[2]}",
+            "ip addr add 10.208.0.1/24 dev pvtpeer",
+            "ip link set pvtpeer up",
+            f"nsenter --net={path} ip addr add 10.208.0.2/24 dev pvtnode",
+            f"nsenter --net={path} ip link set pvtnode up",
+        )
+        for command in commands:
+            subprocess.run(command.split(), check=True)
+        yield ["nsenter", f"--net={path}", "busybox"]
+        subprocess.run(["ip", "link", "del", "pvtpeer"], check=True)
+
+
+def test_the_address_that_status_tells_is_the_pods(cri: CriClient) -> None:
+    pod = cri.run_pod()
+    shown = cri.finish(pod, "ip", "-4", "-o", "addr", "show", "eth0")
+    assert f" {cri.pod_status(pod).network.ip}/16 " in shown
+
+
+def test_lo_is_up(cri: CriClient) -> None:
+    assert "127.0.0.1/8" in cri.finish(cri.run_pod(), "ip", "-4", "-o", "addr", "show", "lo", "up")
+
+
+def test_pods_reach_each_other(cri: CriClient) -> None:
+    server, client = cri.run_pod(), cri.run_pod()
+    cri.run(server, "sh", "-c", SERVE)
+    address = cri.pod_status(server).network.ip
+    script = f"until nc -w 5 {address} 8080; do usleep 10000; done"
+    assert cri.finish(client, "sh", "-c", script) == "hello\n"
+
+
+def test_containers_of_a_pod_meet_on_loopback(cri: CriClient) -> None:
+    pod = cri.run_pod()
+    cri.run(pod, "sh", "-c", SERVE, name="server")
+    script = "until nc -w 5 127.0.0.1 8080; do usleep 10000; done"
+    assert cri.finish(pod, "sh", "-c", script) == "hello\n"
+
+
+def test_a_host_port_leads_to_the_pod_from_the_node_and_from_others(cri: CriClient, other_node: list[str]) -> None:
+    mapping = pb.PortMapping(container_port=8080, host_port=PORT)
+    pod = cri.run_pod(cri.pod_config(port_mappings=[mapping]))
+    cri.run(pod, "sh", "-c", SERVE)
+    assert eventually(lambda: read_from("127.0.0.1", PORT), "the pod answers on loopback") == "hello\n"
+    command = [*other_node, "nc", "-w", "10", "10.208.0.1", str(PORT)]
+
+    def answer() -> str:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        ).stdout
+
+    assert eventually(answer, "the pod answers the other node") == "hello\n"
+    cri.stop_pod(pod)
+    assert read_from("127.0.0.1", PORT) == ""
+
+
+def test_a_pod_on_the_nodes_network_listens_on_the_node(cri: CriClient) -> None:
+    pod = cri.run_pod(cri.pod_config(linux=HOST_NETWORK))
+    cri.run(pod, "sh", "-c", SERVE)
+    assert eventually(lambda: read_from("127.0.0.1", 8080), "the pod answers") == "hello\n"
+    assert cri.pod_status(pod).network.ip == ""
+
+
+def test_resolv_conf_says_what_the_pod_asks_for(cri: CriClient) -> None:
+    dns = pb.DNSConfig(servers=["10.96.0.10"], searches=["a.svc", "b.svc"], options=["ndots:5"])
+    pod = cri.run_pod(cri.pod_config(dns_config=dns))
+    shown = cri.finish(pod, "cat", "/etc/resolv.conf").splitlines()
+    assert {"nameserver 10.96.0.10", "search a.svc b.svc", "options ndots:5"} <= set(shown)
+
+
+def test_the_hostname_is_known_by_name_and_in_the_files(cri: CriClient) -> None:
+    pod = cri.run_pod(cri.pod_config(hostname="web-0"))
+    ip = cri.pod_status(pod).network.ip
+    hostname, in_file, hosts = cri.finish(
+        pod, "sh", "-c", "hostname; cat /etc/hostname; grep web-0 /etc/hosts"
+    ).splitlines()
+    assert (hostname, in_file) == ("web-0", "web-0")
+    assert hosts.split()[0] == ip
+
+
+def test_a_pod_on_the_nodes_network_has_the_nodes_hostname(cri: CriClient) -> None:
+    pod = cri.run_pod(cri.pod_config(linux=HOST_NETWORK))
+    assert cri.finish(pod, "sh", "-c", "hostname; cat /etc/hostname").split() == [socket.gethostname()] * 2
+
+
+def test_sysctls_are_set_before_the_first_container(cri: CriClient) -> None:
+    sysctls = {"net.ipv4.ip_local_port_range": "20000 30000", "kernel.shm_rmid_forced": "1"}
+    pod = cri.run_pod(cri.pod_config(linux=pb.LinuxPodSandboxConfig(sysctls=sysctls)))
+    paths = ["/proc/sys/net/ipv4/ip_local_port_range", "/proc/sys/kernel/shm_rmid_forced"]
+    assert cri.finish(pod, "cat", *paths).split() == ["20000", "30000", "1"]
+
+
+def test_a_sysctl_of_the_node_is_refused_and_nothing_is_made(machine: Machine, cri: CriClient) -> None:
+    linux = pb.LinuxPodSandboxConfig(sysctls={"kernel.panic": "1"})
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, r"config\.linux\.sysctls\[kernel\.panic\]"):
+        cri.run_pod(cri.pod_config(linux=linux))
+    machine.assert_nothing_left()
+
+
+def test_a_sysctl_value_that_the_kernel_refuses_undoes_the_pod(machine: Machine, cri: CriClient) -> None:
+    linux = pb.LinuxPodSandboxConfig(sysctls={"net.ipv4.ip_forward": "many"})
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, r"config\.linux\.sysctls"):
+        cri.run_pod(cri.pod_config(linux=linux))
+    machine.assert_nothing_left()
+
+
+def test_the_network_is_not_ready_without_a_configuration(machine: Machine, cri: CriClient) -> None:
+    (machine.conf_dir / "10-pvt.conflist").unlink()
+    conditions = cri.runtime.Status(pb.StatusRequest()).status.conditions
+    network = next(each for each in conditions if each.type == "NetworkReady")
+    assert (network.status, network.reason) == (False, "NetworkPluginNotReady")
+    assert str(machine.conf_dir) in network.message

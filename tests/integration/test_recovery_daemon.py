@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon is killed, and started again: what runs goes on, what was half made is undone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+from pathlib import Path
+
+import pytest
+from support.cri_client import CriClient, eventually, pod_security, security
+from support.daemon import Machine
+
+from pvecri.cri.proto import cri_pb2 as pb
+
+
+def crash(machine: Machine) -> CriClient:
+    """Kill the daemon and start it again."""
+    machine.kill()
+    machine.start()
+    return machine.client
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+def test_pods_and_containers_go_on_while_the_daemon_is_away(
+    machine: Machine, cri: CriClient, ending: signal.Signals
+) -> None:
+    pod = cri.run_pod()
+    container = cri.run(pod, "sleep", "1000")
+    before, processes = cri.status(container), machine.processes(pod, container)
+    machine.stop(ending)
+    machine.start()
+    cri = machine.client
+    assert [(each.id, each.state) for each in cri.pods()] == [(pod, pb.SANDBOX_READY)]
+    assert cri.status(container) == before
+    assert machine.processes(pod, container) == processes
+    assert cri.output(container, "echo", "still here") == "still here\n"
+
+
+def test_a_container_of_before_ends_as_any_other(machine: Machine, cri: CriClient) -> None:
+    pod = cri.run_pod()
+    container = cri.run(pod, "sh", "-c", "trap 'exit 9' TERM; echo ready; while true; do usleep 10000; done")
+    eventually(lambda: "ready" in cri.text(container), "it listens")
+    cri = crash(machine)
+    cri.stop(container, timeout=100)
+    assert cri.status(container).exit_code == 9
+
+
+def test_a_container_that_ended_meanwhile_has_its_exit_code_and_time(machine: Machine, cri: CriClient) -> None:
+    pod = cri.run_pod()
+    container = cri.run(pod, "sh", "-c", "until [ -e /tmp/end ]; do usleep 10000; done; exit 5")
+    root = Path(f"/proc/{machine.processes(pod, container)[0]}/root")
+    machine.kill()
+    (root / "tmp/end").touch()
+    eventually(lambda: not machine.processes_of(container), "it has ended")
+    machine.start()
+    status = machine.client.wait_for_exit(container)
+    assert (status.exit_code, status.reason) == (5, "Error")
+    assert status.finished_at >= status.started_at > 0
+
+
+def test_a_created_container_can_still_be_started(machine: Machine, cri: CriClient) -> None:
+    container = cri.create(cri.run_pod(), cri.container_config("echo", "hello"))
+    cri = crash(machine)
+    cri.start(container)
+    cri.wait_for_exit(container)
+    assert cri.text(container) == "hello\n"
+
+
+def test_a_pod_takes_new_containers_after_a_restart(machine: Machine, cri: CriClient) -> None:
+    pod = cri.run_pod()
+    cri = crash(machine)
+    assert cri.finish(pod, "echo", "hello") == "hello\n"
+
+
+@pytest.mark.parametrize("kind", ["privileged", "host"])
+def test_pods_of_other_kinds_are_adopted_too(machine: Machine, cri: CriClient, kind: str) -> None:
+    options = pb.NamespaceOption(network=pb.NODE, pid=pb.NODE, ipc=pb.NODE) if kind == "host" else None
+    pod = cri.run_pod(cri.pod_config(linux=pod_security(privileged=True, namespace_options=options)))
+    container = cri.run(pod, "sleep", "1000", linux=security(namespace_options=options))
+    cri = crash(machine)
+    assert cri.output(container, "echo", "still here") == "still here\n"
+    cri.stop(container)
+    assert cri.status(container).exit_code == 137
+
+
+@pytest.mark.parametrize("task", ["vzcreate", "vzstart"])
+def test_a_pod_that_was_half_made_is_removed(machine: Machine, cri: CriClient, task: str) -> None:
+    machine.node.fault(task=task, hold=True)
+    call = cri.runtime.RunPodSandbox.future(pb.RunPodSandboxRequest(config=cri.pod_config()))
+    eventually(lambda: machine.node.cts() & set(machine.vmids), "the CT is being made")
+    machine.kill()
+    assert call.exception()
+    machine.node.clear_faults()
+    machine.start()
+    eventually(lambda: not machine.client.pods(), "the half-made pod is removed")
+    machine.assert_nothing_left()
+
+
+def test_a_pod_that_was_half_removed_is_removed(machine: Machine, cri: CriClient) -> None:
+    pod = cri.run_pod()
+    cri.run(pod, "sleep", "1000")
+    machine.node.fault(task="vzdestroy", hold=True)
+    call = cri.runtime.RemovePodSandbox.future(pb.RemovePodSandboxRequest(pod_sandbox_id=pod))
+    eventually(lambda: cri.pods()[0].state == pb.SANDBOX_NOTREADY, "the removal is under way")
+    machine.kill()
+    assert call.exception()
+    machine.node.clear_faults()
+    machine.start()
+    eventually(lambda: not machine.client.pods(), "the half-removed pod is removed")
+    machine.assert_nothing_left()
+
+
+def test_a_network_that_was_half_attached_is_given_back(machine: Machine, cri: CriClient) -> None:
+    waiting = machine.directory / "waiting"
+    script = f"[ $CNI_COMMAND = ADD ] && {{ echo $$ >{waiting}; exec sleep 1000; }} || true"
+    machine.write_network(machine.write_plugin("waiting", script))
+    call = cri.runtime.RunPodSandbox.future(pb.RunPodSandboxRequest(config=cri.pod_config()))
+    plugin = eventually(lambda: waiting.exists() and waiting.read_text(), "the plugin waits")
+    machine.kill()
+    assert call.exception()
+    os.kill(int(plugin), signal.SIGKILL)
+    machine.start()
+    eventually(lambda: not machine.client.pods(), "the half-made pod is removed")
+    machine.assert_nothing_left()
+
+
+def test_the_daemon_starts_without_proxmox_and_cleans_up_when_it_is_back(machine: Machine, cri: CriClient) -> None:
+    pod = cri.run_pod()
+    container = cri.run(pod, "sleep", "1000")
+    machine.node.stop()
+    cri = crash(machine)
+    assert cri.output(container, "echo", "still here") == "still here\n"
+    machine.node.start()
+    eventually(machine.ready, "the runtime is ready")
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+def test_cts_whose_rows_were_lost_are_destroyed(machine: Machine, cri: CriClient) -> None:
+    pod = cri.run_pod()
+    container = cri.run(pod, "sleep", "1000")
+    machine.kill()
+    _forget_all_pods(machine.state_dir / "pods.db")
+    machine.start()
+    assert machine.client.pods() == []
+    eventually(lambda: not machine.node.cts() & set(machine.vmids), "the CT is destroyed")
+    eventually(lambda: set(machine.leftovers()) <= machine.usual, "all else is removed")
+    assert machine.processes_of(container) == []
+
+
+def test_another_installations_ct_is_not_destroyed(machine: Machine, cri: CriClient) -> None:
+    vmid = cri.vmid(cri.run_pod())
+    machine.kill()
+    database = machine.state_dir / "pods.db"
+    _forget_all_pods(database)
+    with sqlite3.connect(database) as connection:
+        before = connection.execute("SELECT id FROM installation").fetchone()
+        connection.execute("UPDATE installation SET id = 'another'")
+    machine.start()
+    machine.client.remove_pod(machine.client.run_pod())
+    assert machine.node.ct(vmid, "status/current")["status"] == "running"
+    machine.kill()
+    with sqlite3.connect(database) as connection:
+        connection.execute("UPDATE installation SET id = ?", before)
+    machine.start()
+    eventually(lambda: vmid not in machine.node.cts(), "now it is destroyed")
+
+
+def test_only_one_daemon_uses_a_state_directory(machine: Machine, cri: CriClient) -> None:
+    run = machine.run_second_daemon()
+    assert run.returncode == 1
+    assert f"runtime.state_dir: another pvecri uses {machine.state_dir}" in run.stderr
+    assert cri.pods() == []
+
+
+def _forget_all_pods(database: Path) -> None:
+    with sqlite3.connect(database) as connection:
+        connection.execute("DELETE FROM containers")
+        connection.execute("DELETE FROM sandboxes")

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Something of a pod ends that the daemon did not end: by someone's hand, by a crash, by a reboot."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from support.cri_client import CriClient, eventually
+from support.daemon import Machine
+
+from pvecri.cri.proto import cri_pb2 as pb
+from pvecri.linux import cgroups, processes
+
+
+@pytest.fixture
+def pod(cri: CriClient) -> str:
+    return cri.run_pod()
+
+
+@pytest.fixture
+def container(cri: CriClient, pod: str) -> str:
+    return cri.run(pod, "sleep", "1000")
+
+
+def stop_by_hand(machine: Machine, vmid: int) -> None:
+    """As with the stop button of Proxmox's UI."""
+    machine.node.request("POST", f"/nodes/{machine.node.descriptor.node}/lxc/{vmid}/status/stop")
+
+
+def wait_until_not_ready(cri: CriClient, pod: str) -> None:
+    eventually(lambda: cri.pod_status(pod).state == pb.SANDBOX_NOTREADY, "the pod is not ready")
+
+
+def test_a_ct_that_is_stopped_by_hand_ends_the_pod(
+    machine: Machine, cri: CriClient, pod: str, container: str
+) -> None:
+    stop_by_hand(machine, cri.vmid(pod))
+    wait_until_not_ready(cri, pod)
+    status = cri.wait_for_exit(container)
+    assert (status.exit_code, status.reason) == (137, "Error")
+    cri.stop_pod(pod)
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+def test_a_ct_that_is_destroyed_by_hand_ends_the_pod(
+    machine: Machine, cri: CriClient, pod: str, container: str
+) -> None:
+    machine.node.remove_ct(cri.vmid(pod))
+    wait_until_not_ready(cri, pod)
+    assert cri.wait_for_exit(container).exit_code == 137
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+def test_a_ct_whose_number_was_given_to_another_is_left_alone(machine: Machine, cri: CriClient, pod: str) -> None:
+    vmid = cri.vmid(pod)
+    machine.node.remove_ct(vmid)
+    wait_until_not_ready(cri, pod)
+    machine.node.make_ct(vmid)
+    cri.remove_pod(pod)
+    assert vmid in machine.node.cts()
+    machine.node.remove_ct(vmid)
+
+
+def test_a_ct_that_stopped_while_the_daemon_was_away_ends_the_pod(
+    machine: Machine, cri: CriClient, pod: str, container: str
+) -> None:
+    vmid = cri.vmid(pod)
+    machine.kill()
+    stop_by_hand(machine, vmid)
+    eventually(lambda: machine.node.ct(vmid, "status/current")["status"] == "stopped", "the CT is stopped")
+    machine.start()
+    cri = machine.client
+    assert cri.pod_status(pod).state == pb.SANDBOX_NOTREADY
+    assert cri.wait_for_exit(container).exit_code == 137
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+def test_a_conmon_that_is_killed_ends_its_container(
+    machine: Machine, cri: CriClient, pod: str, container: str
+) -> None:
+    group = cgroups.detect().processes(f"/lxc/{cri.vmid(pod)}")
+    (conmon,) = (pid for pid in group if processes.command_name(pid) == "conmon")
+    os.kill(conmon, signal.SIGKILL)
+    assert cri.wait_for_exit(container).exit_code == 137
+    eventually(lambda: not machine.processes(pod, container), "its processes are gone")
+    assert cri.pod_status(pod).state == pb.SANDBOX_READY
+    assert cri.finish(pod, "echo", "next", attempt=1) == "next\n"
+
+
+def test_a_container_process_that_is_killed_from_outside_is_recorded(
+    machine: Machine, cri: CriClient, pod: str, container: str
+) -> None:
+    os.kill(machine.processes(pod, container)[0], signal.SIGKILL)
+    assert cri.wait_for_exit(container).exit_code == 137
+
+
+def test_the_api_process_of_the_node_can_be_restarted_while_pods_run(
+    machine: Machine, cri: CriClient, pod: str, container: str
+) -> None:
+    machine.node.stop()
+    machine.node.start()
+    assert cri.output(container, "echo", "still here") == "still here\n"
+    cri.stop_pod(pod)
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+def test_all_of_a_pod_is_killed_while_daemon_and_node_are_away_as_by_a_reboot(
+    machine: Machine, cri: CriClient, pod: str, container: str
+) -> None:
+    created = cri.create(pod, cri.container_config("true", name="created"))
+    vmid = cri.vmid(pod)
+    machine.kill()
+    machine.node.stop()
+    cgroups.detect().kill(f"/lxc/{vmid}")
+    eventually(lambda: not cgroups.detect().processes(f"/lxc/{vmid}"), "all processes are gone")
+    machine.forget_run_dir()
+    machine.node.start()
+    machine.start()
+    cri = machine.client
+    assert cri.pod_status(pod).state == pb.SANDBOX_NOTREADY
+    assert cri.wait_for_exit(container).exit_code == 137
+    assert cri.status(created).state == pb.CONTAINER_EXITED
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+def test_the_name_of_a_pod_that_ended_is_still_its_own(machine: Machine, cri: CriClient) -> None:
+    config = cri.pod_config()
+    pod = cri.run_pod(config)
+    stop_by_hand(machine, cri.vmid(pod))
+    wait_until_not_ready(cri, pod)
+    config.metadata.attempt = 1
+    cri.run_pod(config)
+    assert {each.metadata.attempt for each in cri.pods()} == {0, 1}
+
+
+def test_a_log_directory_that_is_removed_does_not_hurt_the_container(
+    machine: Machine, cri: CriClient, pod: str, container: str
+) -> None:
+    log = Path(cri.status(container).log_path)
+    log.unlink()
+    log.parent.rmdir()
+    cri.stop(container)
+    cri.remove(container)
