@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The house stands as docs/architecture.md draws it: imports run downwards, and every part stays small."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pvecri
+
+PACKAGE = Path(pvecri.__file__).parent
+GENERATED = PACKAGE / "cri/proto"
+
+GROUND = {"model", "config", "errors"}
+THIN = GROUND | {"linux"}
+PARTS = THIN | {"streaming", "containers", "images", "network", "proxmox"}
+
+MAY_IMPORT = {
+    "errors": set(),
+    "model": set(),
+    "config": {"errors"},
+    "linux": GROUND,
+    "streaming": THIN,
+    "containers": THIN | {"streaming"},
+    "images": THIN,
+    "network": THIN,
+    "proxmox": THIN,
+    "pods": PARTS,
+    "cri": PARTS | {"pods"},
+    "daemon": PARTS | {"pods", "cri"},
+    "cli": GROUND | {"daemon"},
+    "__main__": {"cli"},
+    "__init__": set(),
+    # Only the command line starts it, as a process of its own: it shares no line with the daemon.
+    "embedded": set(),
+}
+"""What each component may import besides itself."""
+
+THIRD_PARTY = {
+    "msgspec": set(MAY_IMPORT),
+    "aiohttp": {"proxmox", "embedded"},
+    "fakepve": {"embedded"},
+    "google": {"cri"},
+    "grpc": {"cri"},
+    "h11": {"streaming"},
+    "wsproto": {"streaming"},
+    "yaml": {"containers"},
+    "yarl": {"proxmox"},  # the type of aiohttp's URLs
+}
+"""Which components may use which library: nobody else sees an HTTP response, a protobuf message or a frame."""
+
+FUNCTION_LINES = 60
+MODULE_LINES = 500
+
+
+@dataclass(frozen=True)
+class Module:
+    """A file of the package. `name` is its full name, `component` the folder or file below the package."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return ".".join(("pvecri", *self.path.relative_to(PACKAGE).with_suffix("").parts))
+
+    @property
+    def component(self) -> str:
+        return self.name.split(".")[1]
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.path.read_text())
+
+    def __str__(self) -> str:
+        return self.name
+
+
+MODULES = [Module(path) for path in sorted(PACKAGE.rglob("*.py")) if not path.is_relative_to(GENERATED)]
+NAMES = {module.name for module in MODULES}
+COMPONENTS = {module.component for module in MODULES}
+
+
+def imported(module: Module) -> Iterator[str]:
+    """The full name of all that a module imports, wherever in it the import stands."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parent = module.name.split(".")[: -node.level] if node.level else []
+            base = ".".join((*parent, *((node.module,) if node.module else ())))
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def component_of(name: str) -> str | None:
+    """The component that an imported name belongs to; None for what is not ours, or is the package's own."""
+    package, _, rest = name.partition(".")
+    component = rest.partition(".")[0]
+    return component if package == "pvecri" and component in COMPONENTS else None
+
+
+def module_of(name: str) -> str | None:
+    """The module of ours that an imported name is, or is in."""
+    candidates = (name, name.rpartition(".")[0], f"{name}.__init__", f"{name.rpartition('.')[0]}.__init__")
+    return next((each for each in candidates if each in NAMES), None)
+
+
+def test_imports_run_downwards_only() -> None:
+    reached = [
+        f"{module} imports {name}"
+        for module in MODULES
+        for name in imported(module)
+        if component_of(name) not in MAY_IMPORT[module.component] | {None, module.component}
+    ]
+    assert reached == []
+
+
+def test_a_library_is_used_only_where_it_belongs() -> None:
+    misplaced = [
+        f"{module} imports {name}"
+        for module in MODULES
+        for name in imported(module)
+        if module.component not in THIRD_PARTY.get(name.partition(".")[0], set(MAY_IMPORT))
+    ]
+    assert misplaced == []
+
+
+def test_every_library_is_one_that_the_table_knows() -> None:
+    known = {"pvecri", *THIRD_PARTY, *sys.stdlib_module_names}
+    used = {name.partition(".")[0] for module in MODULES for name in imported(module)}
+    assert used - known == set()
+
+
+def test_modules_do_not_import_each_other_in_circles() -> None:
+    graph = {
+        module.name: {found for name in imported(module) if (found := module_of(name))} - {module.name}
+        for module in MODULES
+    }
+    TopologicalSorter(graph).prepare()
+
+
+def test_no_function_is_too_long_to_be_read_at_once() -> None:
+    functions = [
+        (str(module), node.name, (node.end_lineno or 0) - node.lineno + 1)
+        for module in MODULES
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert [each for each in functions if each[2] > FUNCTION_LINES] == []
+
+
+def test_no_module_is_too_long_to_be_known() -> None:
+    sizes = [(str(module), len(module.path.read_text().splitlines())) for module in MODULES]
+    assert [each for each in sizes if each[1] > MODULE_LINES] == []
+
+
+def test_every_module_says_its_licence_and_its_purpose() -> None:
+    unlicensed = [
+        str(each) for each in MODULES if not each.path.read_text().startswith("# SPDX-License-Identifier: ")
+    ]
+    assert unlicensed == []
+    assert [str(each) for each in MODULES if not ast.get_docstring(each.tree)] == []

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors carry the gRPC status that clients see, and say what they are about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+import pvecri.daemon  # noqa: F401  # brings in every component, and with it the errors that they add
+from pvecri import errors
+from pvecri.errors import CommandError, InternalError, InvalidArgument, PvecriError
+
+
+def kinds(root: type[PvecriError] = PvecriError) -> Iterator[type[PvecriError]]:
+    """The tree of errors, those of the components too."""
+    yield root
+    for kind in root.__subclasses__():
+        yield from kinds(kind)
+
+
+@pytest.mark.parametrize("kind", list(dict.fromkeys(kinds())))
+def test_the_status_of_every_error_is_one_of_grpcs(kind: type[PvecriError]) -> None:
+    assert kind.status in grpc.StatusCode.__members__
+
+
+@pytest.mark.parametrize("kind", [kind for kind in vars(errors).values() if isinstance(kind, type)])
+def test_every_error_is_in_the_one_tree(kind: type[BaseException]) -> None:
+    assert issubclass(kind, PvecriError)
+
+
+def test_no_two_errors_of_the_ground_stand_for_one_status_but_those_that_refine_another() -> None:
+    statuses = [kind.status for kind in PvecriError.__subclasses__() if kind.__module__ == errors.__name__]
+    assert len(set(statuses)) == len(statuses)
+
+
+def test_an_invalid_argument_begins_with_the_field() -> None:
+    error = InvalidArgument("config.hostname", "is not a host name")
+    assert (str(error), error.field, error.problem) == (
+        "config.hostname: is not a host name",
+        "config.hostname",
+        "is not a host name",
+    )
+
+
+@pytest.mark.parametrize(
+    ("returncode", "output", "message"),
+    [
+        (3, "no such layer\n", "skopeo ended with status 3: no such layer"),
+        (-9, "", "skopeo ended with signal 9: no output"),
+        (1, " \n", "skopeo ended with status 1: no output"),
+    ],
+)
+def test_a_failed_program_is_told_by_its_name_its_end_and_its_words(
+    returncode: int, output: str, message: str
+) -> None:
+    error = CommandError("skopeo", returncode, output)
+    assert str(error) == message
+    assert (error.command, error.returncode, error.output) == ("skopeo", returncode, output)
+    assert isinstance(error, InternalError)
