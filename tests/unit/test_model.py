@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model's values cannot be changed, and come back from JSON as they went."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from support.filled import filled
+
+from pvecri import model
+from pvecri.model import (
+    ContainerMetadata,
+    HugepageLimit,
+    IdMapping,
+    NamespaceMode,
+    NamespaceOptions,
+    RegistryAuth,
+    Resources,
+    Sandbox,
+    SandboxConfig,
+    SandboxId,
+    SandboxMetadata,
+    SandboxPhase,
+    SandboxState,
+    Value,
+)
+
+VALUES = [kind for kind in vars(model).values() if isinstance(kind, type) and issubclass(kind, Value)]
+KINDS = [kind for kind in VALUES if kind is not Value]
+
+
+def sandbox(phase: SandboxPhase = SandboxPhase.READY, *mappings: IdMapping) -> Sandbox:
+    metadata = SandboxMetadata(name="web", namespace="shop", uid="a1", attempt=3)
+    config = SandboxConfig(metadata=metadata)
+    return Sandbox(id=SandboxId("f" * 64), config=config, created_at=1, phase=phase, mappings=mappings)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_value_with_every_field_said_comes_back_from_json(kind: type[Value]) -> None:
+    value = filled(kind)
+    assert msgspec.json.decode(msgspec.json.encode(value), type=kind) == value
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_field_that_is_said_is_written(kind: type[Value]) -> None:
+    written = msgspec.json.decode(msgspec.json.encode(filled(kind)))
+    assert set(written) == set(kind.__struct_fields__)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_value_cannot_be_changed(kind: type[Value]) -> None:
+    value = filled(kind)
+    for field in kind.__struct_fields__:
+        with pytest.raises(AttributeError):
+            setattr(value, field, getattr(value, field))
+
+
+def test_a_row_of_an_older_version_lacks_fields_and_is_read_with_their_defaults() -> None:
+    older = b'{"metadata": {"name": "web", "namespace": "shop", "uid": "a1"}}'
+    read = msgspec.json.decode(older, type=SandboxConfig)
+    assert read == SandboxConfig(metadata=SandboxMetadata(name="web", namespace="shop", uid="a1"))
+
+
+def test_a_row_of_a_newer_version_may_have_fields_that_are_not_known() -> None:
+    newer = b'{"name": "main", "attempt": 2, "colour": "blue"}'
+    assert msgspec.json.decode(newer, type=ContainerMetadata) == ContainerMetadata(name="main", attempt=2)
+
+
+# -- resources -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", Resources.__struct_fields__)
+def test_a_limit_that_a_change_says_takes_the_place_of_the_old_one(field: str) -> None:
+    before, wanted = filled(Resources), getattr(filled(Resources), field)
+    change = msgspec.structs.replace(Resources(), **{field: wanted})
+    assert getattr(Resources().updated(change), field) == wanted
+    assert before.updated(change) == before
+
+
+def test_what_a_change_does_not_say_stays() -> None:
+    before = Resources(
+        memory_limit=1 << 30, cpu_shares=512, hugepage_limits=(HugepageLimit(page_size="2MB", limit=1),)
+    )
+    after = before.updated(Resources(memory_limit=2 << 30))
+    assert after == msgspec.structs.replace(before, memory_limit=2 << 30)
+
+
+# -- what values tell of themselves --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("phase", "state"),
+    [
+        (SandboxPhase.CREATING, SandboxState.NOTREADY),
+        (SandboxPhase.READY, SandboxState.READY),
+        (SandboxPhase.STOPPED, SandboxState.NOTREADY),
+        (SandboxPhase.REMOVING, SandboxState.NOTREADY),
+    ],
+)
+def test_only_a_ready_sandbox_is_shown_as_ready(phase: SandboxPhase, state: SandboxState) -> None:
+    assert sandbox(phase).state is state
+
+
+def test_a_sandboxs_name_has_all_that_makes_it_unique() -> None:
+    assert sandbox().name == "web_shop_a1_3"
+
+
+def test_root_of_a_pod_is_who_the_mapping_of_id_0_says() -> None:
+    user = IdMapping(container_id=1000, host_id=1000, length=1)
+    root = IdMapping(container_id=0, host_id=100_000, length=1000)
+    assert sandbox(SandboxPhase.READY, user, root).root_uid == 100_000
+    assert sandbox().root_uid == 0
+
+
+@pytest.mark.parametrize("field", ["network", "pid", "ipc"])
+def test_one_namespace_of_the_node_is_enough_to_use_the_host(field: str) -> None:
+    assert not NamespaceOptions().uses_host
+    assert msgspec.structs.replace(NamespaceOptions(), **{field: NamespaceMode.NODE}).uses_host
+
+
+def test_credentials_do_not_show_in_logs() -> None:
+    secrets = filled(RegistryAuth)
+    shown = repr(secrets)
+    for field in ("password", "auth", "identity_token", "registry_token"):
+        assert getattr(secrets, field) not in shown
