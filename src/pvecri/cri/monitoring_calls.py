@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics and events. docs/monitoring.md tells what is measured."""
+"""Statistics, metrics and events. docs/monitoring.md tells what is measured."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pvecri.cri.filters import given
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.pods.events import Subscription
 from pvecri.pods.manager import PodManager
+from pvecri.pods.metric_names import DESCRIPTORS
 
 
 class MonitoringCalls:
@@ -18,6 +19,7 @@ class MonitoringCalls:
 
     def __init__(self, pods: PodManager) -> None:
         self._statistics = pods.statistics
+        self._metrics = pods.metrics
         self._events = pods.events
 
     # -- containers -------------------------------------------------------------------------------------------
@@ -65,6 +67,31 @@ class MonitoringCalls:
     async def _pod_stats(self, wanted: pb.PodSandboxStatsFilter) -> list[pb.PodSandboxStats]:
         found = await self._statistics.pods(filters.pod_stats(wanted))
         return [responses_stats.pod_stats(each) for each in found]
+
+    # -- metrics ----------------------------------------------------------------------------------------------
+
+    async def list_metric_descriptors(
+        self, _: pb.ListMetricDescriptorsRequest
+    ) -> pb.ListMetricDescriptorsResponse:
+        """ListMetricDescriptors: always the same."""
+        described = [responses_stats.metric_descriptor(each) for each in DESCRIPTORS]
+        return pb.ListMetricDescriptorsResponse(descriptors=described)
+
+    async def list_pod_sandbox_metrics(
+        self, _: pb.ListPodSandboxMetricsRequest
+    ) -> pb.ListPodSandboxMetricsResponse:
+        """ListPodSandboxMetrics: of ready pods and their running containers."""
+        return pb.ListPodSandboxMetricsResponse(pod_metrics=await self._pod_metrics())
+
+    async def stream_pod_sandbox_metrics(
+        self, _: pb.StreamPodSandboxMetricsRequest
+    ) -> AsyncIterator[pb.StreamPodSandboxMetricsResponse]:
+        """StreamPodSandboxMetrics."""
+        for chunk in chunks(await self._pod_metrics()):
+            yield pb.StreamPodSandboxMetricsResponse(pod_sandbox_metrics=chunk)
+
+    async def _pod_metrics(self) -> list[pb.PodSandboxMetrics]:
+        return [responses_stats.pod_metrics(each) for each in await self._metrics.collect()]
 
     # -- events -----------------------------------------------------------------------------------------------
 

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From statistics and events to the CRI's messages. What is not known is left out, not sent as 0."""
+"""From statistics, metrics and events to the CRI's messages. What is not known is left out, not sent as 0."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from pvecri.cri import responses
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.linux.accounting import Pressure, Stall
 from pvecri.linux.interfaces import Interface
 from pvecri.pods.events import Event, EventKind
+from pvecri.pods.metric_names import BASE_LABELS, Descriptor, MetricKind
+from pvecri.pods.metrics import PodMetrics, Sample
 from pvecri.pods.stats import ContainerUsage, Network, PodUsage, Usage
 
 _EVENT_TYPES = {
@@ -16,6 +20,8 @@ _EVENT_TYPES = {
     EventKind.STOPPED: pb.CONTAINER_STOPPED_EVENT,
     EventKind.DELETED: pb.CONTAINER_DELETED_EVENT,
 }
+
+_METRIC_TYPES = {MetricKind.COUNTER: pb.COUNTER, MetricKind.GAUGE: pb.GAUGE}
 
 
 def container_stats(value: ContainerUsage) -> pb.ContainerStats:
@@ -69,6 +75,36 @@ def event(value: Event) -> pb.ContainerEventResponse:
         pod_sandbox_status=responses.sandbox_status(value.sandbox),
         containers_statuses=[responses.container_status(each) for each in value.containers],
     )
+
+
+def metric_descriptor(value: Descriptor) -> pb.MetricDescriptor:
+    """An entry of ListMetricDescriptors."""
+    return pb.MetricDescriptor(name=value.name, help=value.help, label_keys=(*BASE_LABELS, *value.labels))
+
+
+def pod_metrics(value: PodMetrics) -> pb.PodSandboxMetrics:
+    """An entry of ListPodSandboxMetrics."""
+    return pb.PodSandboxMetrics(
+        pod_sandbox_id=value.id,
+        metrics=_metrics(value.samples, value.base),
+        container_metrics=[
+            pb.ContainerMetrics(container_id=each.id, metrics=_metrics(each.samples, each.base))
+            for each in value.containers
+        ],
+    )
+
+
+def _metrics(samples: Sequence[Sample], base: tuple[str, ...]) -> list[pb.Metric]:
+    return [
+        pb.Metric(
+            name=sample.descriptor.name,
+            timestamp=sample.time,
+            metric_type=_METRIC_TYPES[sample.descriptor.kind],
+            label_values=(*base, *sample.labels),
+            value=_count(sample.value),
+        )
+        for sample in samples
+    ]
 
 
 def _cpu(usage: Usage | None) -> pb.CpuUsage | None:

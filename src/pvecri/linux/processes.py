@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -112,3 +113,24 @@ def start_ticks(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return int(stat.rpartition(")")[2].split()[19])
+
+
+def open_files(pid: int) -> tuple[int, int]:
+    """How many file descriptors a process has, and how many of them are sockets; zeros when it is gone."""
+    directory = f"/proc/{pid}/fd"
+    files = sockets = 0
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for number in os.listdir(directory):  # noqa: PTH208, thousands of them in some processes
+            files += 1
+            with suppress(FileNotFoundError, ProcessLookupError):
+                sockets += os.readlink(f"{directory}/{number}").startswith("socket:")  # noqa: PTH115
+    return files, sockets
+
+
+def open_files_limit(pid: int) -> int | None:
+    """The soft limit of a process's file descriptors; None when there is none, or no such process."""
+    try:
+        limit, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    except ProcessLookupError:
+        return None
+    return None if limit == resource.RLIM_INFINITY else limit

@@ -83,6 +83,10 @@ class LivePod:
         """The CT's cgroup, as Proxmox lays it out."""
         return f"/lxc/{self.value.vmid}"
 
+    def group(self, container: ContainerId) -> str:
+        """The cgroup of a container, below the CT's."""
+        return f"{self.cgroup}/{container}"
+
     @property
     def namespaces(self) -> PodNamespaces:
         """How the OCI runtime reaches the pod."""
@@ -209,10 +213,6 @@ class Pods:
     def pod_of(self, container: LiveContainer) -> LivePod:
         """The pod that a container is in."""
         return self._pods[container.value.sandbox_id]
-
-    def group(self, container: LiveContainer) -> str:
-        """The cgroup of a container, below its CT's."""
-        return f"{self.pod_of(container).cgroup}/{container.id}"
 
     def uses_image(self, image: Image) -> bool:
         """Whether a container was made from an image."""

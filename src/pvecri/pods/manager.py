@@ -22,6 +22,7 @@ from pvecri.pods.cts import Cts
 from pvecri.pods.health import ProxmoxHealth
 from pvecri.pods.layers import WritableLayers
 from pvecri.pods.live import Pods
+from pvecri.pods.metrics import Metrics
 from pvecri.pods.recovery import Recovery
 from pvecri.pods.sandboxes import Sandboxes
 from pvecri.pods.stats import Statistics
@@ -72,6 +73,7 @@ class PodManager:
         self.events = self._pods.events
         self._layers = WritableLayers(images.rootfs_usage)
         self.statistics = Statistics(self._pods, abilities.cgroups, self._layers)
+        self.metrics = Metrics(self._pods, abilities.cgroups, self._layers)
         self.health = ProxmoxHealth(config.proxmox, proxmox)
         self._recovery = Recovery(self._pods, self.sandboxes, self.containers, self._cts, proxmox, network, images)
         self._tasks: list[asyncio.Task[None]] = []

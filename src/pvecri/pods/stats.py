@@ -79,6 +79,11 @@ class Network:
     default: Interface | None
     others: tuple[Interface, ...]
 
+    @property
+    def interfaces(self) -> tuple[Interface, ...]:
+        """All of them, the default one first."""
+        return self.others if self.default is None else (self.default, *self.others)
+
 
 @dataclass(frozen=True, slots=True)
 class PodUsage:
@@ -125,7 +130,7 @@ class Statistics:
     # -- how it is found out ----------------------------------------------------------------------------------
 
     async def _of_containers(self, containers: Sequence[LiveContainer]) -> list[ContainerUsage]:
-        groups = {each.id: self._pods.group(each) for each in containers if is_running(each)}
+        groups = {each.id: self._pods.pod_of(each).group(each.id) for each in containers if is_running(each)}
         usages = await self._usages(groups)
         layers = await asyncio.gather(*(self._layers.usage(each.id) for each in containers))
         return [
@@ -199,7 +204,7 @@ class Statistics:
     async def sample(self) -> None:
         """Take one sample, and forget what is gone."""
         groups: dict[str, str] = {pod.id: pod.cgroup for pod in self._ready()}
-        groups |= {each.id: self._pods.group(each) for each in self._running()}
+        groups |= {each.id: self._pods.pod_of(each).group(each.id) for each in self._running()}
         self._rates.keep(groups.keys())
         self._layers.keep({each.id for each in self._pods.containers()})
         if groups:

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filesystems and the block devices below them, as an administrator knows them: by name and size."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from pvecri.linux import mounts
+
+_DEVICES = Path("/sys/dev/block")
+
+
+@dataclass(frozen=True, slots=True)
+class Filesystem:
+    """`device` as mount(8) shows it, the size in bytes, and inodes (0 where they have no limit)."""
+
+    device: str
+    size: int
+    inodes: int
+    inodes_free: int
+
+
+def filesystem(path: Path) -> Filesystem:
+    """The filesystem that `path` lies on; OSError when it does not exist."""
+    found = os.statvfs(path)
+    return Filesystem(
+        device=_source(path.resolve()),
+        size=found.f_blocks * found.f_frsize,
+        inodes=found.f_files,
+        inodes_free=found.f_ffree,
+    )
+
+
+@lru_cache(maxsize=16)
+def _source(path: Path) -> str:
+    """What is mounted there. It stays for as long as somebody keeps files in it, so it is looked up once."""
+    holding = [mount for mount in mounts.mounts() if path.is_relative_to(mount.mountpoint)]
+    return max(holding, key=lambda mount: (len(mount.mountpoint.parts), mount.mount_id)).source
+
+
+def block_device(major: int, minor: int) -> str:
+    """A block device's path such as `/dev/sda`; its numbers when the machine has no name for it."""
+    link = _DEVICES / f"{major}:{minor}"
+    try:
+        return f"/dev/{link.readlink().name}"
+    except OSError:
+        return f"{major}:{minor}"
