@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
 from pathlib import Path
 
 from pvecri.linux import libc
@@ -34,10 +35,14 @@ def open_in_root(root: Path, path: str, flags: int = os.O_RDONLY, mode: int = 0)
 
 
 def read_in_root(root: Path, path: str, limit: int = 1 << 20) -> str:
-    """The text of a file below `root`, at most `limit` bytes of it; empty when there is no such file."""
+    """The text of a regular file below `root`, at most `limit` bytes of it; empty when there is none."""
     try:
         fd = open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError:
         return ""
-    with os.fdopen(fd, "rb") as file:
-        return file.read(limit).decode(errors="replace")
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return ""
+        return os.pread(fd, limit, 0).decode(errors="replace")
+    finally:
+        os.close(fd)
