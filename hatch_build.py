@@ -1,4 +1,5 @@
-"""Build hook: generates the protobuf code of the CRI, which is built and never committed."""
+# SPDX-License-Identifier: Apache-2.0
+"""Build hook: generates the protobuf code of the CRI and of NRI, which is built and never committed."""
 
 from __future__ import annotations
 
@@ -9,28 +10,29 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-PROTO_DIR = "src/pvecri/cri/proto"
+CRI = "src/pvecri/cri/proto/cri.proto"
+NRI = ("src/pvecri/nri/proto/nri.proto", "src/pvecri/nri/proto/ttrpc.proto")
 
 
 def generate(root: Path) -> None:
-    """Write cri_pb2.py, cri_pb2.pyi and cri_pb2_grpc.py beside ROOT/src/pvecri/cri/proto/cri.proto."""
+    """Write the Python modules and their stubs beside the .proto files below ROOT; gRPC's stubs for the CRI alone."""
+    source = root / "src"
+    _protoc(root, f"--grpc_python_out={source}", CRI)
+    _protoc(root, *NRI)
+
+
+def _protoc(root: Path, *arguments: str) -> None:
     from grpc_tools import protoc
 
     source = root / "src"
-    arguments = [
-        "protoc",
-        f"--proto_path={source}",
-        f"--proto_path={files('grpc_tools') / '_proto'}",
-        f"--python_out={source}",
-        f"--pyi_out={source}",
-        f"--grpc_python_out={source}",
-        str(root / PROTO_DIR / "cri.proto"),
-    ]
-    if protoc.main(arguments) != 0:
-        raise RuntimeError(f"protoc failed on {PROTO_DIR}/cri.proto")
+    command = ["protoc", f"--proto_path={source}", f"--proto_path={files('grpc_tools') / '_proto'}"]
+    command += [f"--python_out={source}", f"--pyi_out={source}"]
+    command += [str(root / each) if each.endswith(".proto") else each for each in arguments]
+    if protoc.main(command) != 0:
+        raise RuntimeError(f"protoc failed on {' '.join(arguments)}")
 
 
-class CriProtoHook(BuildHookInterface[Any]):
+class ProtoHook(BuildHookInterface[Any]):
     """Hatchling calls this for wheels and for editable installs alike."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pvecri
 
 PACKAGE = Path(pvecri.__file__).parent
-GENERATED = PACKAGE / "cri/proto"
+GENERATED = (PACKAGE / "cri/proto", PACKAGE / "nri/proto")
 
 GROUND = {"model", "config", "errors"}
 THIN = GROUND | {"linux"}
@@ -31,8 +31,9 @@ MAY_IMPORT = {
     "network": THIN,
     "proxmox": THIN,
     "pods": PARTS,
+    "nri": PARTS | {"pods"},
     "cri": PARTS | {"pods"},
-    "daemon": PARTS | {"pods", "cri"},
+    "daemon": PARTS | {"pods", "nri", "cri"},
     "cli": GROUND | {"daemon"},
     "__main__": {"cli"},
     "__init__": set(),
@@ -45,7 +46,7 @@ THIRD_PARTY = {
     "msgspec": set(MAY_IMPORT),
     "aiohttp": {"proxmox", "embedded"},
     "fakepve": {"embedded"},
-    "google": {"cri"},
+    "google": {"cri", "nri"},
     "grpc": {"cri"},
     "h11": {"streaming"},
     "wsproto": {"streaming"},
@@ -80,7 +81,7 @@ class Module:
         return self.name
 
 
-MODULES = [Module(path) for path in sorted(PACKAGE.rglob("*.py")) if not path.is_relative_to(GENERATED)]
+MODULES = [Module(path) for path in sorted(PACKAGE.rglob("*.py")) if path.parent not in GENERATED]
 NAMES = {module.name for module in MODULES}
 COMPONENTS = {module.component for module in MODULES}
 
