@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pvecri in front of an embedded node, both as processes of their own, in a directory of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import msgspec
+from trial.plan import NodeDescriptor, Plan, prepare, write_config
+from trial.proxmox import ProxmoxView
+from trial.stack import StartError, running_daemon
+
+from pvecri_bench.ledger import Ledger
+from pvecri_bench.programs import log_end, running
+from pvecri_bench.session import CommandLines
+
+NAME = "pvecri"
+
+
+def helpers(plan: Plan) -> CommandLines:
+    """The monitors of CTs, as Proxmox runs them: below each are the CT's init and its containers' monitors."""
+    return lambda command: Path(command[0]).name == "lxc-start" and str(plan.lxc_path) in command
+
+
+@contextmanager
+def running_pvecri(plan: Plan) -> Iterator[Ledger]:
+    """The node and the daemon, which answers; gives the node's ledger. Pods run on when the context ends.
+
+    Raises trial.stack.StartError when one does not come up.
+    """
+    prepare(plan)
+    access_log = plan.state / "access.log"
+    with ExitStack() as stack:
+        node = stack.enter_context(_running_node(plan, access_log))
+        write_config(plan, node)
+        stack.enter_context(running_daemon(plan))
+        yield Ledger(access_log, ProxmoxView(plan, node), node.node)
+
+
+@contextmanager
+def _running_node(plan: Plan, access_log: Path) -> Iterator[NodeDescriptor]:
+    log = plan.state / "node.log"
+    command = [sys.executable, "-m", "pvecri_bench.node", str(access_log), "--listen", "127.0.0.1:0"]
+    command += ["--state-dir", str(plan.node_state), "--lxc-path", str(plan.lxc_path)]
+    with running(command, log, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        if not process.stdout.readline():
+            raise StartError(f"the embedded node did not start; {log} ends with:\n{log_end(log)}")
+        yield msgspec.json.decode((plan.node_state / "node.json").read_bytes(), type=NodeDescriptor)

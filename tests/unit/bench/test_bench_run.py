@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the benchmark is asked for, and the order in which it does it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pvecri_bench import options
+from pvecri_bench.client import Client, Timed
+from pvecri_bench.images import Images, write_layout
+from pvecri_bench.session import Column, Session
+
+
+def session(directory: Path) -> Session:
+    columns = tuple(Column(name, "1", Client(f"unix://{directory}/{name}"), 1) for name in "abc")
+    return Session(columns, Images("base", "pause", (), "medium"), "label", directory, "/bench")
+
+
+def test_everything_is_measured_unless_something_else_is_said() -> None:
+    assert options.parse([]) == options.Options()
+
+
+def test_sections_can_be_chosen_and_left_out() -> None:
+    assert options.parse(["--only", "life,lists,reads", "--skip", "lists"]).sections == ("life", "reads")
+
+
+@pytest.mark.parametrize("wrong", [["--only", "lives"], ["--rounds", "0"], ["--pods", "5,x"], ["--peer", "x"]])
+def test_a_wrong_command_line_is_refused(wrong: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        options.parse(wrong)
+    assert ended.value.code == 2
+
+
+def test_runtimes_are_called_in_turn_and_another_one_begins_each_time(tmp_path: Path) -> None:
+    called: list[str] = []
+
+    def action(column: Column) -> Timed[None]:
+        called.append(column.name)
+        return Timed(None, 1.0)
+
+    session(tmp_path).turn("Version", action, times=3)
+    assert called == ["b", "c", "a", "c", "a", "b", "a", "b", "c"]
+
+
+def test_the_same_layers_make_the_same_image(tmp_path: Path) -> None:
+    manifests = []
+    for name in ("one", "two"):
+        write_layout(tmp_path / name, [b"lower", b"upper"], ["sh"])
+        manifests.append(json.loads((tmp_path / name / "index.json").read_text())["manifests"][0]["digest"])
+    assert manifests[0] == manifests[1]
