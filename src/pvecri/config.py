@@ -19,6 +19,8 @@ from pvecri.errors import PvecriError
 
 DEFAULT_PATH = Path("/etc/pvecri/config.toml")
 
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
@@ -136,7 +138,7 @@ class StreamingConfig(Section, frozen=True):
 
 
 class LogConfig(Section, frozen=True):
-    """The daemon's own log, to standard error."""
+    """The daemon's own log, to standard error; `level` is one of LOG_LEVELS."""
 
     level: str = "info"
 
@@ -172,28 +174,30 @@ def parse(text: str, origin: str = "configuration") -> Config:
 
 def load(path: Path) -> Config:
     """Read the configuration file; ConfigError when it is missing, unreadable or wrong."""
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    return parse(text, str(path))
+    return parse(_text(path, str(path)), str(path))
 
 
 def read_secret(path: Path, setting: str) -> str:
     """The secret that a file holds, without the line's end; `setting` names it in the ConfigError."""
-    try:
-        secret = path.read_text().strip()
-    except OSError as error:
-        raise ConfigError(f"{setting}: {path}: {error.strerror}") from error
+    secret = _text(path, f"{setting}: {path}").strip()
     if not secret:
         raise ConfigError(f"{setting}: {path} is empty")
     return secret
 
 
+def _text(path: Path, origin: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{origin}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{origin}: is not UTF-8 text: {error}") from error
+
+
 def _path(kind: type, value: object) -> object:
-    """Msgspec's hook for the one type here that TOML does not have."""
+    """Msgspec's hook for the one type here that TOML does not have; to a TypeError it adds the setting's path."""
     if kind is not Path or not isinstance(value, str):
-        raise msgspec.ValidationError(f"Expected `{kind.__name__}`, got {value!r}")
+        raise TypeError(f"Expected `{kind.__name__}`, got `{type(value).__name__}`")
     return Path(value)
 
 
@@ -212,6 +216,8 @@ def _check(config: Config, origin: str) -> None:
     for name in ("socket", "state_dir", "run_dir", "lxc_path"):
         if not getattr(config.runtime, name).is_absolute():
             raise ConfigError(f"{origin}: runtime.{name}: must be an absolute path")
+    if config.log.level.lower() not in LOG_LEVELS:
+        raise ConfigError(f"{origin}: log.level: {config.log.level!r} is none of {', '.join(LOG_LEVELS)}")
 
 
 def _check_streaming(streaming: StreamingConfig, origin: str) -> None:

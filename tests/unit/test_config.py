@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A configuration that cannot be meant is refused, by the name of the setting and the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from msgspec import inspect
+
+from pvecri import config
+from pvecri.config import Config, ConfigError
+
+
+def settings() -> Iterator[tuple[str, str, inspect.Type]]:
+    """Section, key and type of every setting."""
+    described = inspect.type_info(Config)
+    assert isinstance(described, inspect.StructType)
+    for section in described.fields:
+        assert isinstance(section.type, inspect.StructType)
+        for setting in section.type.fields:
+            yield section.name, setting.name, setting.type
+
+
+SETTINGS = list(settings())
+
+
+def wrong_value(kind: inspect.Type) -> str:
+    """A TOML value that a setting of this type cannot have."""
+    takes_text = isinstance(kind, inspect.StrType | inspect.CustomType | inspect.UnionType)
+    return "7" if takes_text else '"seven"'
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "kind"), SETTINGS, ids=lambda value: value if type(value) is str else ""
+)
+def test_a_value_of_a_wrong_type_is_refused_by_the_settings_name(
+    section: str, key: str, kind: inspect.Type
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^/etc/p\.toml: Expected .* - at `{section}\.{key}`$"):
+        config.parse(f"[{section}]\n{key} = {wrong_value(kind)}", "/etc/p.toml")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("proxmox.rootfs_size_gib", "-1"),
+        ("proxmox.memory_overhead_mib", "-1"),
+        ("proxmox.request_timeout", "0"),
+        ("proxmox.task_timeout", "-0.5"),
+        ("proxmox.vmid_range.first", "99"),
+        ("proxmox.vmid_range.last", "1_000_000_000"),
+        ("runtime.start_timeout", "0"),
+        ("images.pull_timeout", "0"),
+        ("images.max_layer_size", "0"),
+        ("images.max_layer_entries", "0"),
+        ("network.plugin_timeout", "0"),
+        ("streaming.port", "-1"),
+        ("streaming.port", "65536"),
+        ("streaming.url_lifetime", "0"),
+        ("streaming.idle_timeout", "0"),
+        ("streaming.max_sessions", "0"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_the_settings_name(setting: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"at `{setting}`$"):
+        config.parse(f"{setting} = {value}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("proxmox.vmid_range = {first = 200, last = 199}", "proxmox.vmid_range: first is larger than last"),
+        ("proxmox.token_id = 'a@pve!b'", "proxmox.token_id and proxmox.token_secret_file go together"),
+        ("proxmox.token_secret_file = '/s'", "proxmox.token_id and proxmox.token_secret_file go together"),
+        ("proxmox.username = 'a@pve'", "proxmox.username and proxmox.password_file go together"),
+        ("proxmox.password_file = '/s'", "proxmox.username and proxmox.password_file go together"),
+        (
+            "proxmox = {token_id = 'a', token_secret_file = '/s', username = 'b', password_file = '/p'}",
+            "set proxmox.token_id or proxmox.username, not both",
+        ),
+        ("streaming.tls_cert = '/c'", "streaming.tls_cert and streaming.tls_key go together"),
+        ("streaming.tls_key = '/k'", "streaming.tls_cert and streaming.tls_key go together"),
+        ("streaming.address = 'localhost'", "streaming.address: 'localhost' does not appear to be an IPv4 or"),
+        ("runtime.socket = 'pvecri.sock'", "runtime.socket: must be an absolute path"),
+        ("runtime.state_dir = 'state'", "runtime.state_dir: must be an absolute path"),
+        ("runtime.run_dir = ''", "runtime.run_dir: must be an absolute path"),
+        ("runtime.lxc_path = './lxc'", "runtime.lxc_path: must be an absolute path"),
+        ("log.level = 'loud'", "log.level: 'loud' is none of debug, info, warning, error, critical"),
+        ("runtime.sockets = '/s'", "Object contains unknown field `sockets` - at `runtime`"),
+        ("proxmox.vmid_range.middle = 150", "Object contains unknown field `middle` - at `proxmox.vmid_range`"),
+        ("[podman]", "Object contains unknown field `podman`"),
+        ("proxmox.tags = ['a', 7]", "Expected `str`, got `int` - at `proxmox.tags[1]`"),
+        ("proxmox =", "Invalid value (at end of document)"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_these_words(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.parse(text, "/etc/p.toml")
+    assert str(caught.value).startswith(f"/etc/p.toml: {message}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "proxmox.vmid_range = {first = 200, last = 200}",
+        "proxmox = {token_id = 'a@pve!b', token_secret_file = '/s'}",
+        "proxmox = {username = 'a@pve', password_file = '/p'}",
+        "streaming = {tls_cert = '/c', tls_key = '/k'}",
+        "streaming.address = '::1'",
+        "streaming.port = 65535",
+        "proxmox.request_timeout = 5",
+        "log.level = 'WARNING'",
+    ],
+)
+def test_what_can_be_meant_is_accepted(text: str) -> None:
+    config.parse(text)
+
+
+def test_an_empty_file_means_the_defaults() -> None:
+    assert config.parse("") == Config()
+
+
+def test_settings_are_read_into_their_places() -> None:
+    read = config.parse("proxmox.storage = 'zfs'\n[runtime]\nconmon = '/opt/conmon'\n[images]\nroot = '/images'")
+    assert (read.proxmox.storage, read.runtime.conmon) == ("zfs", "/opt/conmon")
+    assert read.images_root == Path("/images")
+    assert (
+        msgspec.structs.replace(read, proxmox=Config().proxmox, runtime=Config().runtime).images.driver
+        == "overlay"
+    )
+
+
+def test_images_live_below_the_state_directory_unless_told_otherwise() -> None:
+    assert config.parse("runtime.state_dir = '/srv/pvecri'").images_root == Path("/srv/pvecri/images")
+
+
+def test_the_node_is_known_by_the_short_name_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "pve1.example.org")
+    assert config.parse("").proxmox.node_name == "pve1"
+    assert config.parse("proxmox.node = 'pve2'").proxmox.node_name == "pve2"
+
+
+# -- files ---------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_read_and_named_in_errors(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("log.level = 'debug'")
+    assert config.load(path).log.level == "debug"
+    path.write_text("log.level = 3")
+    with pytest.raises(ConfigError, match=rf"^{path}: .*log\.level"):
+        config.load(path)
+
+
+def test_a_file_that_cannot_be_read_is_told_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.toml: No such file or directory$"):
+        config.load(tmp_path / "nothing.toml")
+    with pytest.raises(ConfigError, match=r"Is a directory$"):
+        config.load(tmp_path)
+
+
+def test_a_file_that_is_not_text_is_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"log.level = '\xff'")
+    with pytest.raises(ConfigError, match=rf"^{path}: "):
+        config.load(path)
+
+
+def test_a_secret_is_the_files_text_without_the_lines_end(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_text("0a1b \n")
+    assert config.read_secret(path, "proxmox.token_secret_file") == "0a1b"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [(None, "No such file or directory"), (b" \n", "is empty"), (b"\xff", "is not UTF-8 text: .*")],
+)
+def test_a_secret_that_is_not_there_is_told_by_its_setting(
+    tmp_path: Path, text: bytes | None, problem: str
+) -> None:
+    path = tmp_path / "secret"
+    if text is not None:
+        path.write_bytes(text)
+    with pytest.raises(ConfigError, match=rf"^proxmox\.token_secret_file: {path}.* {problem}$"):
+        config.read_secret(path, "proxmox.token_secret_file")
