@@ -19,7 +19,7 @@ from pvecri.errors import PvecriError
 
 DEFAULT_PATH = Path("/etc/pvecri/config.toml")
 
-LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 

@@ -88,7 +88,7 @@ def test_a_number_out_of_range_is_refused_by_the_settings_name(setting: str, val
         ("runtime.state_dir = 'state'", "runtime.state_dir: must be an absolute path"),
         ("runtime.run_dir = ''", "runtime.run_dir: must be an absolute path"),
         ("runtime.lxc_path = './lxc'", "runtime.lxc_path: must be an absolute path"),
-        ("log.level = 'loud'", "log.level: 'loud' is none of debug, info, warning, error, critical"),
+        ("log.level = 'loud'", "log.level: 'loud' is none of debug, info, warning, error"),
         ("runtime.sockets = '/s'", "Object contains unknown field `sockets` - at `runtime`"),
         ("proxmox.vmid_range.middle = 150", "Object contains unknown field `middle` - at `proxmox.vmid_range`"),
         ("[podman]", "Object contains unknown field `podman`"),
