@@ -71,8 +71,26 @@ def a_directory(_: Path) -> Iterator[str]:
         yield f"directory {path}"
 
 
+@contextmanager
+def a_shared_memory_segment(_: Path) -> Iterator[str]:
+    run = subprocess.run(["ipcmk", "--shmem", "4096"], capture_output=True, text=True, check=True)
+    identity = run.stdout.split()[-1]
+    yield f"shared memory segment {identity}"
+    subprocess.run(["ipcrm", "--shmem-id", identity], check=True)
+
+
 @pytest.mark.parametrize(
-    "leave", [a_mount, a_process, a_link, a_packet_filter_chain, a_cgroup, a_loop_device, a_directory]
+    "leave",
+    [
+        a_mount,
+        a_process,
+        a_link,
+        a_packet_filter_chain,
+        a_cgroup,
+        a_loop_device,
+        a_directory,
+        a_shared_memory_segment,
+    ],
 )
 def test_what_is_left_is_found_as_long_as_it_is_there(
     leave: Callable[[Path], AbstractContextManager[str]], tmp_path: Path

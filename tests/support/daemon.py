@@ -313,6 +313,7 @@ def machine() -> Iterator[Machine]:
     with ExitStack() as undo:
         directory = Path(tempfile.mkdtemp(prefix=leaks.PREFIX))
         undo.callback(shutil.rmtree, directory)
+        undo.callback(shutil.rmtree, leaks.LXC_LOCKS / directory.name, ignore_errors=True)
         directory.chmod(0o755)
         undo.enter_context(own_network_namespace())
         undo.callback(mounts.umount_below, directory)

@@ -30,20 +30,25 @@ VMIDS = range(_FIRST_VMID, _FIRST_VMID + 20)
 """Twenty of the thousand that pods of tests may use, so that two test runs at once rarely meet."""
 
 TMP = Path("/tmp")
+LXC_LOCKS = Path("/run/lxc/lock/tmp")
+"""Where LXC's tools keep a lock file for each CT whose directory is below /tmp."""
+
 LXC_PATH = Path("/var/lib/lxc")
 
 
 def of_run(directories: Iterable[Path], vmids: Iterable[int]) -> list[str]:
     """All that is left of this run: below its directories, under its VMIDs, and by its mark."""
-    roots = [*directories, *TMP.glob(f"{PREFIX}*")]
+    made = [*TMP.glob(f"{PREFIX}*"), *LXC_LOCKS.glob(f"{PREFIX}*"), *Path("/run").glob(f"{PREFIX}*")]
+    roots = [*directories, *made]
     return [
-        *(f"directory {path}" for path in TMP.glob(f"{PREFIX}*")),
+        *(f"directory {path}" for path in made),
         *(f"network namespace {path}" for path in Path("/run/netns").glob(f"{PREFIX}*")),
         *_mounts(roots, vmids),
         *_loop_devices(roots),
         *_marked_processes(),
         *(f"link {name}" for name in _links() if name.startswith(LINK_PREFIX)),
         *_packet_filter_rules(),
+        *_shared_memory(),
         *_cts(LXC_PATH, vmids),
     ]
 
@@ -136,6 +141,17 @@ def _links() -> list[str]:
 def _nat_rules() -> list[str]:
     run = subprocess.run(["iptables", "-t", "nat", "-S"], capture_output=True, text=True, check=False)
     return run.stdout.splitlines()
+
+
+_FOUND = Path("/proc/sysvipc/shm").read_text().splitlines()
+
+
+def _shared_memory() -> Iterator[str]:
+    """System V segments that came with this run and that nobody has attached."""
+    for line in Path("/proc/sysvipc/shm").read_text().splitlines():
+        identity, attached = line.split()[1], line.split()[6]
+        if attached == "0" and not any(each.split()[1] == identity for each in _FOUND):
+            yield f"shared memory segment {identity}"
 
 
 def _packet_filter_rules() -> Iterator[str]:
