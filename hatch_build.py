@@ -15,7 +15,7 @@ NRI = ("src/pvecri/nri/proto/nri.proto", "src/pvecri/nri/proto/ttrpc.proto")
 
 
 def generate(root: Path) -> None:
-    """Write the Python modules and their stubs beside the .proto files below ROOT; gRPC's stubs for the CRI alone."""
+    """Write the modules and their stubs beside the .proto files below ROOT; gRPC's stubs for the CRI alone."""
     source = root / "src"
     _protoc(root, f"--grpc_python_out={source}", CRI)
     _protoc(root, *NRI)
