@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ class PodPorts:
             except OSError as error:
                 failure = failure or error
         assert failure is not None
-        raise OSError(failure.errno, f"connect to localhost:{port} inside the pod: {failure.strerror}")
+        reason = os.strerror(failure.errno) if failure.errno else failure
+        raise OSError(failure.errno, f"connect to localhost:{port} inside the pod: {reason}")
 
     async def _connect(self, family: socket.AddressFamily, address: str, port: int) -> socket.socket:
         connection = await asyncio.to_thread(self._socket, family)

@@ -7,12 +7,13 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from pvecri.containers.copying import Copying, follow_size
 from pvecri.containers.runtime import Bundle, OciRuntime, PodNamespaces
 from pvecri.errors import FailedPrecondition
+from pvecri.linux.fds import peer_gone
 from pvecri.model import ContainerId
 from pvecri.streaming.streams import CommandStreams, Source
 
@@ -74,6 +75,7 @@ class AttachSession:
     container: ContainerId
     bundle: Bundle
     stdin_once: bool
+    listeners: FormerListeners
 
     async def run(self, streams: CommandStreams) -> int:
         """Pass on what the container writes from now on, until it ends: 0. Cancelling leaves it running.
@@ -89,6 +91,8 @@ class AttachSession:
             try:
                 await _pass_output(connection, streams)
             finally:
+                if self.stdin_once and streams.stdin is None:
+                    self.listeners.keep(connection)
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -104,6 +108,31 @@ class AttachSession:
 
     def _resize(self, columns: int, rows: int) -> None:
         self.runtime.resize(self.bundle, columns, rows)
+
+
+class FormerListeners:
+    """Connections of clients that only listened to containers with stdin_once, and left.
+
+    Conmon closes such a container's stdin as soon as any client leaves, but the CRI wants it closed by the first
+    that had it open. So these stay, taking no more output, until the container ends.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def keep(self, connection: socket.socket) -> None:
+        """Keep a connection to a conmon open, of which the caller closes its own descriptor."""
+        kept = connection.dup()
+        with suppress(OSError):  # the container has ended
+            kept.shutdown(socket.SHUT_RD)
+        task = asyncio.create_task(_close_at_end(kept))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _close_at_end(connection: socket.socket) -> None:
+    with connection:
+        await peer_gone(connection.fileno(), half=False)
 
 
 @asynccontextmanager

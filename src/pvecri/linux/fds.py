@@ -84,9 +84,12 @@ async def _ready(fd: int, ready: asyncio.Event, add: Callable[..., None], remove
         remove(fd)
 
 
-async def peer_gone(socket_fd: int) -> None:
-    """Return when a stream socket's peer has closed its side, also while data that came before is unread."""
+async def peer_gone(socket_fd: int, *, half: bool = True) -> None:
+    """Return when a socket's peer has gone, also while data that came before is unread.
+
+    With `half` it is enough that the peer sends no more.
+    """
     with select.epoll() as watch:
-        watch.register(socket_fd, select.EPOLLRDHUP)
+        watch.register(socket_fd, select.EPOLLRDHUP if half else 0)  # a full hang-up is always reported
         loop = asyncio.get_running_loop()
         await _ready(watch.fileno(), asyncio.Event(), loop.add_reader, loop.remove_reader)

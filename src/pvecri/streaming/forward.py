@@ -126,7 +126,7 @@ async def _forward(connect: Connect, pair: _Pair) -> None:
         pass
     except OSError as failure:
         log.info("port-forward to port %d: %s", pair.port, failure)
-        await _write_last(error, f"error forwarding port {pair.port} to pod: {failure}")
+        await _write_last(error, f"error forwarding port {pair.port} to pod: {failure.strerror or failure}")
     finally:
         data.discard()
         await data.finish()
