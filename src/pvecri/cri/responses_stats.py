@@ -169,7 +169,7 @@ def _network(value: Network | None) -> pb.NetworkUsage | None:
         return None
     return pb.NetworkUsage(
         timestamp=value.time,
-        default_interface=None if value.default is None else _interface(value.default),
+        default_interface=_interface(value.default),
         interfaces=[_interface(each) for each in value.others],
     )
 

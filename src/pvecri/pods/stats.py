@@ -76,13 +76,13 @@ class Network:
     """The interfaces of a pod at `time`; `default` is the one that its address is on."""
 
     time: int
-    default: Interface | None
+    default: Interface
     others: tuple[Interface, ...]
 
     @property
     def interfaces(self) -> tuple[Interface, ...]:
         """All of them, the default one first."""
-        return self.others if self.default is None else (self.default, *self.others)
+        return (self.default, *self.others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,16 +235,16 @@ def swap_available(memory: Memory, total: int) -> int | None:
 
 
 def read_networks(pods: Sequence[LivePod]) -> dict[SandboxId, Network]:
-    """The interfaces of those pods that have their own. Blocks."""
+    """The interfaces of those pods that have any of their own. Blocks."""
     own = [pod for pod in pods if pod.value.config.security.namespaces.network is not NamespaceMode.NODE]
     if not own:
         return {}
     found = interfaces.read([pod.namespace("net") for pod in own])
     now = time.time_ns()
-    return {pod.id: network(now, each) for pod, each in zip(own, found, strict=True) if each is not None}
+    return {pod.id: network(now, each) for pod, each in zip(own, found, strict=True) if each}
 
 
 def network(when: int, found: Sequence[Interface]) -> Network:
-    """The default interface and the others."""
-    default = next((each for each in found if each.name == INTERFACE), None)
+    """The default interface, which the kubelet counts on, and the others."""
+    default = next((each for each in found if each.name == INTERFACE), found[0])
     return Network(when, default, tuple(each for each in found if each is not default))

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nobody waits for the count of a writable layer but the first who asks."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from pvecri.model import FilesystemUsage
+from pvecri.pods import layers
+from pvecri.pods.layers import WritableLayers
+
+
+class Counter:
+    """Counts how often it was asked, and answers when it may."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+
+    async def count(self, container_id: str) -> FilesystemUsage:
+        self.asked += 1
+        number = self.asked
+        await self.may_answer.wait()
+        return FilesystemUsage(mountpoint=container_id, used_bytes=number, inodes_used=0, timestamp=number)
+
+
+async def test_a_fresh_count_is_given_out_again() -> None:
+    counter = Counter()
+    known = WritableLayers(counter.count)
+    assert [(await known.usage("a")).used_bytes for _ in range(3)] == [1, 1, 1]
+
+
+async def test_requests_at_the_same_time_share_one_count() -> None:
+    counter = Counter()
+    known = WritableLayers(counter.count)
+    usages = await asyncio.gather(*(known.usage("a") for _ in range(5)))
+    assert {usage.used_bytes for usage in usages} == {1}
+
+
+async def test_an_older_count_is_given_out_while_the_next_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = Counter()
+    known = WritableLayers(counter.count)
+    await known.usage("a")
+    monkeypatch.setattr(layers, "FRESH", 0.0)
+    counter.may_answer.clear()
+    assert (await known.usage("a")).used_bytes == 1
+    counter.may_answer.set()
+    monkeypatch.setattr(layers, "STALE", 0.0)
+    assert (await known.usage("a")).used_bytes == 2
+
+
+async def test_a_stale_count_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = Counter()
+    known = WritableLayers(counter.count)
+    await known.usage("a")
+    monkeypatch.setattr(layers, "FRESH", 0.0)
+    monkeypatch.setattr(layers, "STALE", 0.0)
+    assert (await known.usage("a")).used_bytes == 2
+
+
+async def test_a_count_goes_on_when_one_of_those_who_wait_gives_up() -> None:
+    counter = Counter()
+    counter.may_answer.clear()
+    known = WritableLayers(counter.count)
+    first, second = (asyncio.create_task(known.usage("a")) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    counter.may_answer.set()
+    assert (await second).used_bytes == 1
+
+
+async def test_what_is_gone_is_forgotten() -> None:
+    counter = Counter()
+    known = WritableLayers(counter.count)
+    await known.usage("a")
+    known.keep(set())
+    assert (await known.usage("a")).used_bytes == 2
+
+
+async def test_closing_ends_the_counts_under_way() -> None:
+    counter = Counter()
+    counter.may_answer.clear()
+    known = WritableLayers(counter.count)
+    waiting = asyncio.create_task(known.usage("a"))
+    await asyncio.sleep(0)
+    await known.close()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
