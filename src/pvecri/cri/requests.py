@@ -219,8 +219,8 @@ def _sandbox_security(message: pb.LinuxSandboxSecurityContext) -> SandboxSecurit
         run_as_group=message.run_as_group.value if message.HasField("run_as_group") else None,
         supplemental_groups=tuple(message.supplemental_groups),
         groups_policy=_policy(message.supplemental_groups_policy),
-        seccomp=_profile(message.seccomp) if message.HasField("seccomp") else None,
-        apparmor=_profile(message.apparmor) if message.HasField("apparmor") else None,
+        seccomp=_profile(message.seccomp, "seccomp") if message.HasField("seccomp") else None,
+        apparmor=_profile(message.apparmor, "apparmor") if message.HasField("apparmor") else None,
         selinux_label=_selinux_label(message.selinux_options),
     )
 
@@ -243,10 +243,10 @@ def _container_security(message: pb.LinuxContainerSecurityContext) -> ContainerS
         no_new_privs=message.no_new_privs,
         masked_paths=tuple(message.masked_paths),
         readonly_paths=tuple(message.readonly_paths),
-        seccomp=_profile(message.seccomp)
+        seccomp=_profile(message.seccomp, "seccomp")
         if message.HasField("seccomp")
         else _named_profile(message.seccomp_profile_path),
-        apparmor=_profile(message.apparmor)
+        apparmor=_profile(message.apparmor, "apparmor")
         if message.HasField("apparmor")
         else _named_profile(message.apparmor_profile),
         selinux_label=_selinux_label(message.selinux_options),
@@ -259,8 +259,9 @@ def _selinux_label(message: pb.SELinuxOption) -> str:
     return ":".join(parts) if any(parts) else ""
 
 
-def _profile(message: pb.SecurityProfile) -> SecurityProfile:
-    kind = _known(_PROFILES, message.profile_type, "config.linux.security_context.seccomp.profile_type")
+def _profile(message: pb.SecurityProfile, module: str) -> SecurityProfile:
+    """`module` is the field that has it: seccomp or apparmor."""
+    kind = _known(_PROFILES, message.profile_type, f"config.linux.security_context.{module}.profile_type")
     return SecurityProfile(kind=kind, localhost_ref=message.localhost_ref)
 
 
