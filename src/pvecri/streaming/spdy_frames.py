@@ -159,6 +159,11 @@ class FrameReader:
         """How many bytes are held until more come."""
         return len(self._buffer)
 
+    @property
+    def in_payload(self) -> bool:
+        """Whether more pieces of the last data frame are to come."""
+        return self._remaining > 0
+
     def receive(self, data: bytes) -> Iterator[Frame]:
         """The frames that `data` completes; ProtocolError. Must be iterated to its end."""
         self._buffer += data

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two ends of a SPDY connection understand each other, and a peer that breaks the rules is told apart."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pvecri.streaming import spdy_frames as frames
+from pvecri.streaming.errors import ProtocolError
+from pvecri.streaming.spdy import (
+    DataReceived,
+    Event,
+    GoAwayReceived,
+    PingReceived,
+    Role,
+    SpdyCodec,
+    StreamFinished,
+    StreamOpened,
+    StreamRefused,
+    StreamReplied,
+    StreamReset,
+)
+from pvecri.streaming.spdy_frames import Flag, ResetStatus
+
+
+def pair() -> tuple[SpdyCodec, SpdyCodec]:
+    return SpdyCodec(Role.CLIENT), SpdyCodec(Role.SERVER)
+
+
+def receive(codec: SpdyCodec, *pieces: bytes) -> list[Event]:
+    return [event for piece in pieces for event in codec.receive(piece)]
+
+
+def opened() -> tuple[SpdyCodec, SpdyCodec, int]:
+    """A connection with one stream, open in both directions."""
+    client, server = pair()
+    stream, data = client.open({"streamtype": "stdin"})
+    receive(server, data)
+    receive(client, server.reply(stream))
+    return client, server, stream
+
+
+def test_a_stream_is_opened_with_headers_and_accepted() -> None:
+    client, server = pair()
+
+    stream, data = client.open({"streamtype": "error"})
+
+    assert receive(server, data) == [StreamOpened(stream, {"streamtype": "error"})]
+    assert receive(client, server.reply(stream)) == [StreamReplied(stream)]
+
+
+def test_clients_open_odd_streams_and_servers_even_ones() -> None:
+    client, server = pair()
+
+    assert [client.open({})[0] for _ in range(3)] == [1, 3, 5]
+    assert [server.open({})[0] for _ in range(2)] == [2, 4]
+
+
+def test_data_goes_both_ways() -> None:
+    client, server, stream = opened()
+
+    assert receive(server, client.data(stream, b"ping")) == [DataReceived(stream, b"ping")]
+    assert receive(client, server.data(stream, b"pong")) == [DataReceived(stream, b"pong")]
+
+
+def test_a_stream_that_one_side_has_finished_goes_on_in_the_other_direction() -> None:
+    client, server, stream = opened()
+
+    assert receive(server, client.data(stream, b"last", fin=True)) == [
+        DataReceived(stream, b"last"),
+        StreamFinished(stream),
+    ]
+    assert receive(client, server.data(stream, b"more")) == [DataReceived(stream, b"more")]
+    assert receive(client, server.data(stream, b"", fin=True)) == [StreamFinished(stream)]
+    assert (client.streams, server.streams) == ([], [])
+
+
+def test_after_its_fin_a_side_sends_nothing() -> None:
+    client, _, stream = opened()
+    client.data(stream, b"", fin=True)
+
+    assert client.data(stream, b"late") == b""
+
+
+def test_a_reset_ends_both_directions() -> None:
+    client, server, stream = opened()
+
+    assert receive(server, client.reset(stream, ResetStatus.CANCEL)) == [StreamReset(stream)]
+    assert server.data(stream, b"late") == b""
+
+
+def test_what_comes_after_a_reset_is_dropped() -> None:
+    client, server, stream = opened()
+    server.reset(stream, ResetStatus.CANCEL)
+
+    assert receive(server, client.data(stream, b"late", fin=True)) == []
+
+
+def test_a_ping_of_the_peers_is_to_be_answered_and_one_of_ours_is_not() -> None:
+    client, server = pair()
+
+    assert receive(server, client.ping(1)) == [PingReceived(1)]
+    assert receive(client, server.ping(1)) == []
+
+
+def test_one_stream_too_many_is_refused_and_the_others_go_on() -> None:
+    client, server = SpdyCodec(Role.CLIENT), SpdyCodec(Role.SERVER, max_streams=1)
+    first, opening = client.open({})
+    second, too_many = client.open({})
+
+    events = receive(server, opening + too_many)
+
+    assert events == [StreamOpened(first, {}), StreamRefused(second, ResetStatus.REFUSED_STREAM)]
+    assert receive(client, server.reset(second, ResetStatus.REFUSED_STREAM)) == [StreamReset(second)]
+    assert receive(server, client.data(first, b"on")) == [DataReceived(first, b"on")]
+
+
+def test_settings_and_window_updates_are_taken_and_change_nothing() -> None:
+    client, server, stream = opened()
+    settings = frames.encode(frames.Settings(((7, 1024),)))
+    update = frames.encode(frames.WindowUpdate(stream, 100))
+
+    assert receive(server, settings + update) == []
+    assert len(server.data(stream, bytes(200_000))) > 200_000
+    assert receive(server, client.data(stream, b"on")) == [DataReceived(stream, b"on")]
+
+
+def test_streams_that_are_opened_after_our_goodbye_are_ignored() -> None:
+    client, server = pair()
+    goodbye = server.go_away()
+
+    assert receive(client, goodbye) == [GoAwayReceived()]
+    assert receive(server, client.open({})[1]) == []
+
+
+@pytest.mark.parametrize("stream", [2, 1])
+def test_a_stream_with_a_number_that_is_not_next_is_an_error(stream: int) -> None:
+    client, server = pair()
+    receive(server, client.open({})[1])
+    block = SpdyCodec(Role.CLIENT).open({})[1][18:]
+
+    with pytest.raises(ProtocolError):
+        receive(server, frames.encode(frames.SynStream(stream, Flag.NONE, block)))
+
+
+def test_data_of_a_stream_that_never_was_is_an_error() -> None:
+    with pytest.raises(ProtocolError, match="never opened"):
+        receive(SpdyCodec(Role.SERVER), frames.encode(frames.Data(9, Flag.NONE, b"x")))
+
+
+def test_data_after_fin_is_an_error() -> None:
+    client, server, stream = opened()
+    receive(server, client.data(stream, b"", fin=True))
+
+    with pytest.raises(ProtocolError, match="finished before"):
+        receive(server, frames.encode(frames.Data(stream, Flag.NONE, b"x")))
+
+
+@given(st.data())
+def test_a_conversation_is_understood_however_its_bytes_are_cut(data: st.DataObject) -> None:
+    client, server = pair()
+    sent = b""
+    wanted: dict[int, bytes] = {}
+    for _ in range(data.draw(st.integers(1, 4))):
+        stream, opening = client.open({"streamtype": data.draw(st.sampled_from(["stdin", "resize"]))})
+        wanted[stream] = data.draw(st.binary(max_size=50))
+        sent += opening + client.data(stream, wanted[stream], fin=True)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=8)))
+
+    events = receive(server, *(sent[a:b] for a, b in zip([0, *cuts], [*cuts, len(sent)], strict=True)))
+
+    for stream, payload in wanted.items():
+        parts = [each.payload for each in events if isinstance(each, DataReceived) and each.stream == stream]
+        assert b"".join(parts) == payload
+    assert [each.stream for each in events if isinstance(each, StreamFinished)] == list(wanted)
+
+
+VALID = [
+    frames.encode(frames.Data(1, Flag.FIN, b"x")),
+    frames.encode(frames.RstStream(1, 5)),
+    frames.encode(frames.Ping(1)),
+    frames.encode(frames.GoAway(1, 0)),
+    SpdyCodec(Role.CLIENT).open({"port": "80"})[1],
+]
+
+
+@given(st.lists(st.one_of(st.sampled_from(VALID), st.binary(max_size=30)), max_size=12))
+def test_arbitrary_bytes_end_at_worst_in_a_protocol_error(pieces: list[bytes]) -> None:
+    server = SpdyCodec(Role.SERVER, max_streams=3)
+
+    with suppress(ProtocolError):
+        for piece in pieces:
+            list(server.receive(piece))
+            assert len(server.streams) <= 3
+            assert server.held <= frames.MAX_CONTROL + 8
