@@ -16,12 +16,13 @@ import pvecri
 PACKAGE = Path(pvecri.__file__).parent
 GENERATED = (PACKAGE / "cri/proto", PACKAGE / "nri/proto")
 
-GROUND = {"model", "config", "errors"}
+GROUND = {"model", "config", "errors", "cancellation"}
 THIN = GROUND | {"linux"}
 PARTS = THIN | {"streaming", "containers", "images", "network", "proxmox"}
 
 MAY_IMPORT = {
     "errors": set(),
+    "cancellation": set(),
     "model": set(),
     "config": {"errors"},
     "linux": GROUND,

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pvecri.cancellation import finish
 from pvecri.containers import spec_linux
 from pvecri.containers.abilities import Abilities
 from pvecri.errors import CommandError, DeadlineExceeded, FailedPrecondition, InternalError, InvalidArgument
@@ -26,6 +27,9 @@ from pvecri.model import ContainerId, Resources
 
 EXEC_OUTPUT_LIMIT = 16 << 20
 """Bytes of each of stdout and stderr that ExecSync returns, as CRI-O and containerd have it."""
+
+PARENT_PATIENCE = 5.0
+"""Seconds in which a program must have ended whose children were killed."""
 
 # Enters the cgroups whose cgroup.procs files come first, then becomes the command behind `--`.
 _ENTER_CGROUPS = 'until [ "$1" = -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; exec "$@"'
@@ -117,8 +121,11 @@ class OciRuntime:
         """Start conmon, which makes the container: all is set up, its command does not run yet.
 
         InvalidArgument when the command cannot be executed, InternalError with the runtime's words otherwise;
-        conmon has ended then.
+        conmon has ended then. A cancelled call has made the container all the same: `delete` it.
         """
+        await finish(self._create(pod, container, bundle, stdio))
+
+    async def _create(self, pod: PodNamespaces, container: ContainerId, bundle: Bundle, stdio: Stdio) -> None:
         reader, writer = os.pipe()
         try:
             arguments = [
@@ -223,10 +230,10 @@ class OciRuntime:
         tree = processes.stop_tree(process.pid)
         sessions = {_session(pid) for pid in tree} - {_session(os.getpid())}
         group = self._abilities.cgroups.processes(pod.container_cgroup(container))
-        for pid in {*tree, *(pid for pid in group if _session(pid) in sessions)}:
+        for pid in {*tree, *(pid for pid in group if _session(pid) in sessions)} - {process.pid}:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        await process.wait()
+        await finish(_collected(process))
 
     def reopen_log(self, bundle: Bundle) -> None:
         """Tell conmon to open the log file anew (after it was renamed); FailedPrecondition when it is gone."""
@@ -250,16 +257,9 @@ class OciRuntime:
 
     async def _run(self, pod: PodNamespaces | None, *arguments: str, stdin: bytes | None = None) -> None:
         command = [*(_enter(pod) if pod else ()), *self._oci(*arguments)]
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        _, errors = await process.communicate(stdin)
-        if process.returncode:
-            name = f"{self._abilities.oci_runtime.kind} {' '.join(arguments)}"
-            raise CommandError(name, process.returncode, errors.decode(errors="replace"))
+        status, errors = await finish(_communicate(command, stdin))
+        if status:
+            raise CommandError(f"{self._abilities.oci_runtime.kind} {' '.join(arguments)}", status, errors)
 
     def _oci(self, *arguments: str) -> list[str]:
         return [self._program, f"--root={self._root}", *arguments]
@@ -331,6 +331,33 @@ def _check_answer(answer: bytes, bundle: Bundle) -> None:
     if "exec:" in message and any(words in message for words in _BAD_COMMAND):
         raise InvalidArgument("config.command", message)
     raise InternalError(f"the OCI runtime could not create the container: {message}")
+
+
+async def _collected(process: asyncio.subprocess.Process) -> None:
+    """Let a parent whose children were killed collect them and end; kill it when it does not.
+
+    Orphans of a pod's pid namespace keep the CT from ending until somebody collects them.
+    """
+    with suppress(ProcessLookupError):
+        process.send_signal(signal.SIGCONT)
+    try:
+        async with asyncio.timeout(PARENT_PATIENCE):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+async def _communicate(command: list[str], stdin: bytes | None) -> tuple[int, str]:
+    """Run a program to its end: its status and what it wrote to standard error."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, errors = await process.communicate(stdin)
+    return await process.wait(), errors.decode(errors="replace")
 
 
 async def _read_line(fd: int) -> bytes:

@@ -15,12 +15,12 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from pvecri.cancellation import finish
 from pvecri.images.blobs import Blobs
 from pvecri.images.catalog import Catalog
 from pvecri.images.drivers.base import LayerKey, RootfsDriver
 from pvecri.images.manifest import Layer
 from pvecri.images.store import ImageRecord, LayerRecord, RootfsRecord, Store
-from pvecri.images.tasks import finish
 from pvecri.model import ContainerId, ImageId
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")

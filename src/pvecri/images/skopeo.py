@@ -19,6 +19,7 @@ from typing import Final
 
 import msgspec
 
+from pvecri.cancellation import finish
 from pvecri.config import ImagesConfig
 from pvecri.errors import (
     CommandError,
@@ -30,7 +31,6 @@ from pvecri.errors import (
     Unimplemented,
 )
 from pvecri.images.reference import Reference
-from pvecri.images.tasks import finish
 from pvecri.model import RegistryAuth
 
 SYSTEM_POLICY: Final = Path("/etc/containers/policy.json")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import msgspec
 
+from pvecri.cancellation import ended
 from pvecri.config import NetworkConfig
 from pvecri.model import SandboxConfig, SandboxId
 from pvecri.network import loopback
 from pvecri.network.attachment import Attachment, AttachmentStore
-from pvecri.network.cancellation import ended
 from pvecri.network.capabilities import capability_arguments, cni_args
 from pvecri.network.conflist import ConfigDirectory, Network
 from pvecri.network.errors import NetworkNotReady, PluginError

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import msgspec
 
+from pvecri.cancellation import ended
 from pvecri.config import NetworkConfig
 from pvecri.network.attachment import Attachment
-from pvecri.network.cancellation import ended
 from pvecri.network.capabilities import runtime_config
 from pvecri.network.conflist import Network, Plugin
 from pvecri.network.errors import PluginError
