@@ -18,6 +18,7 @@ from pvecri.cri.runtime_service import RuntimeService
 from pvecri.cri.server import CriServer
 from pvecri.images.manager import ImageManager
 from pvecri.network.manager import NetworkManager
+from pvecri.pods.hooks import Hooks
 from pvecri.pods.manager import PodManager
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.streaming.server import StreamingServer
@@ -52,7 +53,7 @@ async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
         network = NetworkManager(config.network)
         await network.start()
         stack.push_async_callback(network.close)
-        pods = PodManager(config, found, proxmox, images, network)
+        pods = PodManager(config, found, proxmox, images, network, Hooks())
         stack.push_async_callback(pods.close)
         await pods.start()
         streaming = StreamingServer(config.streaming)

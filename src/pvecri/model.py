@@ -148,7 +148,8 @@ class HugepageLimit(Value, frozen=True):
 class Resources(Value, frozen=True):
     """CRI LinuxContainerResources; 0 or empty means not said.
 
-    `cpu_period` and `cpu_quota` are microseconds; `cpu_shares` are cgroup v1 shares (2 to 262144).
+    `cpu_period` and `cpu_quota` are microseconds; `cpu_shares` are cgroup v1 shares (2 to 262144). The last four
+    are not the CRI's: NRI plugins ask for them. A `pids_limit` of -1 is none.
     """
 
     cpu_period: int = 0
@@ -161,6 +162,10 @@ class Resources(Value, frozen=True):
     cpuset_mems: str = ""
     hugepage_limits: tuple[HugepageLimit, ...] = ()
     unified: dict[str, str] = {}
+    cpu_realtime_runtime: int = 0
+    cpu_realtime_period: int = 0
+    memory_reservation: int = 0
+    pids_limit: int = 0
 
     def updated(self, changes: Resources) -> Resources:
         """These, with what `changes` says in their place; what it does not say stays."""
@@ -369,6 +374,7 @@ class Container(Value, frozen=True):
     """A container in the store. Times are 0 until they are; `log_path` is absolute, or empty for no log.
 
     `image_reference` is the tag or digest that the image is known by; `user_specified_image` stands in `config`.
+    `added_sources` are what the bind mounts show that NRI plugins added to a container in a user namespace.
     """
 
     id: ContainerId
@@ -386,6 +392,7 @@ class Container(Value, frozen=True):
     log_path: str = ""
     stop_signal: str = ""
     user: ContainerUser = ContainerUser()
+    added_sources: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -58,6 +58,13 @@ class Hook(_Part, frozen=True):
     env: tuple[str, ...] = ()
     timeout: int | None = None
 
+    def described(self) -> Json:
+        """As the OCI spec has it, in the list of its name."""
+        described: Json = {"path": self.path, "args": list(self.args), "env": list(self.env)}
+        if self.timeout is not None:
+            described["timeout"] = self.timeout
+        return described
+
 
 class Edits(_Part, frozen=True):
     """What giving a device changes (`containerEdits`)."""
@@ -149,7 +156,7 @@ def apply(document: Json, edits: Edits) -> None:
         for mount in edits.mounts
     ]
     for hook in edits.hooks:
-        document.setdefault("hooks", {}).setdefault(hook.hook_name, []).append(_hook(hook))
+        document.setdefault("hooks", {}).setdefault(hook.hook_name, []).append(hook.described())
 
 
 def devices(edits: Iterable[Edits]) -> tuple[HostDevice, ...]:
@@ -173,10 +180,3 @@ def _device(node: DeviceNode) -> HostDevice:
         gid=status.st_gid if node.gid is None else node.gid,
         access=node.permissions,
     )
-
-
-def _hook(hook: Hook) -> Json:
-    described: Json = {"path": hook.path, "args": list(hook.args), "env": list(hook.env)}
-    if hook.timeout is not None:
-        described["timeout"] = hook.timeout
-    return described

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pvecri.containers.abilities import Abilities
+from pvecri.containers.adjustment import Adjustment
 from pvecri.containers.cdi import Edits
 from pvecri.containers.devices import HostDevice
 from pvecri.model import (
@@ -74,6 +75,7 @@ class Plan:
     abilities: Abilities
     pids_limit: int = 0
     edits: tuple[Edits, ...] = ()
+    adjustment: Adjustment | None = None
 
     @property
     def privileged(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 
-from pvecri.containers import cdi, spec_linux, spec_mounts
+from pvecri.containers import adjustment, cdi, spec_linux, spec_mounts
 from pvecri.containers.abilities import Abilities
 from pvecri.containers.plan import Json, Plan
 from pvecri.errors import InvalidArgument
@@ -28,6 +28,8 @@ def build(plan: Plan) -> bytes:
     }
     for edits in plan.edits:
         cdi.apply(document, edits)
+    if plan.adjustment is not None:
+        adjustment.apply(document, plan.adjustment)
     return json.dumps(document, indent=1).encode()
 
 

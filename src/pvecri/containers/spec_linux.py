@@ -71,7 +71,7 @@ def resources(plan: Plan) -> Json:
     described = limits(plan.config.resources, plan.abilities)
     described["devices"] = device_rules(plan)
     if plan.pids_limit > 0 and "pids" in plan.abilities.controllers:
-        described["pids"] = {"limit": plan.pids_limit}
+        described.setdefault("pids", {"limit": plan.pids_limit})
     return described
 
 
@@ -82,6 +82,8 @@ def limits(wanted: Resources, abilities: Abilities) -> Json:
         described["hugepageLimits"] = [
             {"pageSize": entry.page_size, "limit": entry.limit} for entry in wanted.hugepage_limits
         ]
+    if "pids" in abilities.controllers and wanted.pids_limit:
+        described["pids"] = {"limit": wanted.pids_limit}
     if abilities.cgroups.pure_v2 and wanted.unified:
         described["unified"] = wanted.unified
     return {key: value for key, value in described.items() if value}
@@ -93,6 +95,8 @@ def cpu(wanted: Resources) -> Json:
         "shares": wanted.cpu_shares,
         "quota": wanted.cpu_quota,
         "period": wanted.cpu_period,
+        "realtimeRuntime": wanted.cpu_realtime_runtime,
+        "realtimePeriod": wanted.cpu_realtime_period,
         "cpus": wanted.cpuset_cpus,
         "mems": wanted.cpuset_mems,
     }
@@ -101,9 +105,10 @@ def cpu(wanted: Resources) -> Json:
 
 def memory(wanted: Resources, abilities: Abilities) -> Json:
     """Limits in bytes. `swap` is memory and swap together; without a wish it equals the limit: no swap."""
+    described = {"reservation": wanted.memory_reservation} if wanted.memory_reservation else {}
     if not wanted.memory_limit:
-        return {}
-    described = {"limit": wanted.memory_limit}
+        return described
+    described["limit"] = wanted.memory_limit
     if abilities.swap_limit:
         described["swap"] = wanted.memory_swap_limit or wanted.memory_limit
     return described

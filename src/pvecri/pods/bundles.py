@@ -39,9 +39,14 @@ def rootfs_names(container: Container) -> list[str]:
     return [container.id, *(image_volume_name(container.id, index) for index in images)]
 
 
+def remove_device_nodes(bundle: Bundle) -> None:
+    """Remove the nodes of a container's devices. Idempotent."""
+    if device_nodes(bundle).exists():
+        mounts.remove_tree(device_nodes(bundle))
+
+
 def remove_bundle(bundle: Bundle) -> None:
     """Remove a bundle. Clones of the node's volumes may be mounted below it: they are never entered."""
     volumes.unstage(bundle.directory / "volumes")
-    if device_nodes(bundle).exists():
-        mounts.remove_tree(device_nodes(bundle))
+    remove_device_nodes(bundle)
     shutil.rmtree(bundle.directory, ignore_errors=True)

@@ -14,6 +14,7 @@ from pvecri.containers.runtime import ExecResult, OciRuntime
 from pvecri.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
 from pvecri.model import ContainerState, Resources
 from pvecri.pods import validation
+from pvecri.pods.hooks import Hooks
 from pvecri.pods.live import LiveContainer, Pods
 
 REOPEN_PATIENCE = 10.0
@@ -23,10 +24,11 @@ REOPEN_PATIENCE = 10.0
 class Commands:
     """Acts on running containers; any number at once."""
 
-    def __init__(self, abilities: Abilities, pods: Pods, runtime: OciRuntime) -> None:
+    def __init__(self, abilities: Abilities, pods: Pods, runtime: OciRuntime, hooks: Hooks) -> None:
         self._abilities = abilities
         self._pods = pods
         self._runtime = runtime
+        self._hooks = hooks
 
     async def exec_sync(self, container_id: str, command: list[str], timeout: float) -> ExecResult:
         """Run a command in a running container and collect its output (CRI ExecSync); timeout 0 means none."""
@@ -56,7 +58,15 @@ class Commands:
         """
         validation.check_resources("linux", changes)
         container = self._pods.container(container_id)
-        async with container.lock:
+        pod = self._pods.pod_of(container)
+        changes = await self._hooks.update_container(pod, container, changes)
+        await self.set_limits(container.id, changes)
+        await self._hooks.updated_container(pod, container)
+
+    async def set_limits(self, container_id: str, changes: Resources) -> None:
+        """As `update_resources`, and nobody is told."""
+        container = self._pods.container(container_id)
+        async with container.limits_lock:
             wanted = container.value.config.resources.updated(changes)
             if container.value.state is ContainerState.RUNNING:
                 pod = self._pods.pod_of(container)

@@ -34,7 +34,8 @@ from pvecri.model import (
     SandboxPhase,
 )
 from pvecri.pods import bundles, volumes
-from pvecri.pods.live import LiveContainer, LivePod, Pods
+from pvecri.pods.hooks import Hooks
+from pvecri.pods.live import LiveContainer, LivePod, Pods, Told
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Containers:
         images: ImageManager,
         runtime: OciRuntime,
         exits: Path,
+        hooks: Hooks,
     ) -> None:
         """`exits` is the directory where conmon writes exit codes."""
         self._config = config
@@ -64,6 +66,7 @@ class Containers:
         self._images = images
         self._runtime = runtime
         self._exits = exits
+        self._hooks = hooks
 
     # -- start ------------------------------------------------------------------------------------------------
 
@@ -81,15 +84,23 @@ class Containers:
             if pod.value.phase is not SandboxPhase.READY:
                 raise FailedPrecondition(f"container {container.id}: pod sandbox {pod.id} is not ready")
             try:
+                await self._hooks.start_container(pod, container)
                 await self._start(pod, container)
             except BaseException as error:
-                await self._never_started(container, error)
+                await self._never_started(pod, container, error)
                 raise
-            started = replace(container.value, state=ContainerState.RUNNING, started_at=time.time_ns())
-            self._pods.save_container(container, started)
-            self.watch(pod, container)
+            try:
+                await self._hooks.started_container(pod, container)
+            finally:
+                self.watch(pod, container)  # only now: nobody shall hear of its end before its start
 
     async def _start(self, pod: LivePod, container: LiveContainer) -> None:
+        async with container.limits_lock:
+            await self._create_and_start(pod, container)
+            started = replace(container.value, state=ContainerState.RUNNING, started_at=time.time_ns())
+            self._pods.save_container(container, started)
+
+    async def _create_and_start(self, pod: LivePod, container: LiveContainer) -> None:
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._release, pod, container)
             await asyncio.to_thread(self._prepare_start, pod, container)
@@ -103,8 +114,8 @@ class Containers:
         config = container.value.config
         volumes.check_sources(config)
         userns = bundles.userns(pod)
-        if userns is not None and config.mounts:
-            volumes.stage(config, bundles.staging(container), userns)
+        if userns is not None and (config.mounts or container.value.added_sources):
+            volumes.stage(container.value, bundles.staging(container), userns)
         rules = spec.allowed_devices(container.bundle.spec.read_bytes())
         if rules and not config.security.privileged:
             self._abilities.cgroups.allow_devices(pod.cgroup, rules)
@@ -129,7 +140,7 @@ class Containers:
         monitor = self._runtime.host_pid(namespaces, namespaces.cgroup, bundle.conmon_pid_file)
         container.monitor = Process(monitor)
 
-    async def _never_started(self, container: LiveContainer, error: BaseException) -> None:
+    async def _never_started(self, pod: LivePod, container: LiveContainer, error: BaseException) -> None:
         container.settled.set()
         ended = replace(
             container.value,
@@ -140,6 +151,7 @@ class Containers:
             message=str(error) or type(error).__name__,
         )
         self._pods.save_container(container, ended)
+        await self._hooks.stop_container(pod, container)
 
     # -- the end of a container -------------------------------------------------------------------------------
 
@@ -158,6 +170,7 @@ class Containers:
     def lost(self, container: LiveContainer) -> None:
         """Record that a created container cannot be started any more: the node was restarted."""
         container.settled.set()
+        container.told = Told.ENDED
         message = "the node was restarted before the container was started"
         ended = replace(
             container.value,
@@ -180,6 +193,7 @@ class Containers:
         if container.monitor is not None:
             await container.monitor.wait()
         self._pods.save_container(container, self._ended(container))
+        await self._hooks.stop_container(pod, container)
         await self._settle(pod, container)
 
     async def _settle(self, pod: LivePod, container: LiveContainer) -> None:
@@ -296,6 +310,7 @@ class Containers:
             await self.kill(container)
             for name in bundles.rootfs_names(container.value):
                 await self._images.remove_rootfs(name)
+            await self._hooks.remove_container(self._pods.pod_of(container), container)
             await asyncio.to_thread(bundles.remove_bundle, container.bundle)
             self._pods.drop_container(container)
 

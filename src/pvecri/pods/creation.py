@@ -18,18 +18,22 @@ from pvecri.errors import InvalidArgument, NotFound
 from pvecri.images.manager import ImageManager
 from pvecri.linux import mounts
 from pvecri.model import Container, ContainerConfig, ContainerId, ContainerState, Image, ImageId
-from pvecri.pods import bundles, files, validation, volumes
+from pvecri.pods import adjusting, bundles, files, validation, volumes
+from pvecri.pods.hooks import Hooks
 from pvecri.pods.live import LiveContainer, LivePod, Pods
 
 
 class Creator:
     """Makes containers, up to the point where they can be started."""
 
-    def __init__(self, config: Config, abilities: Abilities, pods: Pods, images: ImageManager) -> None:
+    def __init__(
+        self, config: Config, abilities: Abilities, pods: Pods, images: ImageManager, hooks: Hooks
+    ) -> None:
         self._config = config
         self._abilities = abilities
         self._pods = pods
         self._images = images
+        self._hooks = hooks
 
     async def create(self, pod: LivePod, config: ContainerConfig) -> ContainerId:
         """Make a container of a ready pod (CRI CreateContainer): its root filesystem and its OCI spec.
@@ -46,9 +50,11 @@ class Creator:
             undo.callback(self._pods.drop_container, container)
             rootfs = await self._prepare_rootfs(pod, container.id, container.value.image_id, undo)
             image_volumes = await self._prepare_image_volumes(pod, container, undo)
-            self._write_bundle(pod, container, image, rootfs, image_volumes, undo)
+            plan = self._write_bundle(pod, container, image, rootfs, image_volumes, undo)
+            await self._adjust(pod, container, plan, undo)
             self._pods.save_container(container, container.value)
             undo.pop_all()
+            await self._hooks.created_container(pod, container)
         return container.id
 
     def _describe(self, pod: LivePod, config: ContainerConfig, image: Image) -> Container:
@@ -98,17 +104,31 @@ class Creator:
         rootfs: Path,
         image_volumes: dict[int, Path],
         undo: AsyncExitStack,
-    ) -> None:
+    ) -> Plan:
         undo.callback(bundles.remove_bundle, container.bundle)
         files.make_private_directory(container.bundle.directory, pod.value.root_uid)
         staging = bundles.staging(container) if pod.value.mappings else None
         binds = volumes.resolve_binds(container.value.config, staging, image_volumes)
         plan = self._plan(pod, container, image, rootfs, binds)
-        if plan.mappings and plan.devices:
-            devices.make_nodes(plan.device_nodes, plan.devices, plan.mappings)
         container.value = replace(container.value, user=plan.user)
         container.bundle.spec.touch(mode=0o600)  # its environment may hold secrets
-        container.bundle.spec.write_bytes(spec.build(plan))
+        _write(container, plan)
+        return plan
+
+    async def _adjust(self, pod: LivePod, container: LiveContainer, plan: Plan, undo: AsyncExitStack) -> None:
+        """Let those who watch change the container, now that all is known of it."""
+        undo.push_async_callback(self._hooks.remove_container, pod, container)
+        adjustment = await self._hooks.create_container(pod, container)
+        if adjustment is None:
+            return
+        staging = bundles.staging(container) if plan.mappings else None
+        changed = adjusting.adjusted(plan, adjustment, staging, self._config.runtime.cdi_spec_dirs)
+        container.value = replace(
+            container.value,
+            config=changed.config,
+            added_sources=adjusting.sources(adjustment) if staging else (),
+        )
+        _write(container, changed)
 
     def _plan(
         self, pod: LivePod, container: LiveContainer, image: Image, rootfs: Path, binds: tuple[BindSource, ...]
@@ -160,3 +180,11 @@ class Creator:
         if target is None or target.value.state is not ContainerState.RUNNING:
             raise InvalidArgument(field, f"no container {target_id!r} runs in the pod")
         return int(target.bundle.pid_file.read_text())
+
+
+def _write(container: LiveContainer, plan: Plan) -> None:
+    """Write a container's OCI spec, and make its device nodes, in place of those of an earlier plan."""
+    bundles.remove_device_nodes(container.bundle)
+    if plan.mappings and plan.devices:
+        devices.make_nodes(plan.device_nodes, plan.devices, plan.mappings)
+    container.bundle.spec.write_bytes(spec.build(plan))

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,22 +30,34 @@ from pvecri.pods.store import Store
 ID_LENGTH = 64
 
 
+class Told(IntEnum):
+    """What those who watch (hooks.py) were told last of a pod or container; it only ever grows."""
+
+    NOTHING = 0
+    MADE = 1
+    ENDED = 2
+    REMOVED = 3
+
+
 @dataclass
 class LiveContainer:
     """A container. `process` is its first process and `monitor` its conmon, while they run.
 
     `made` is set when its creation is complete: only then is it shown to clients, and its changes are events.
-    `lock` is held by whoever changes the container; `settled` is set when its end has been recorded and what it
-    held (mounts, cgroup, the OCI runtime's state) is released.
+    `lock` is held by whoever changes the container, `limits_lock` by whoever changes its limits or starts it with
+    those it has; nobody who holds that one waits for another. `settled` is set when the container's end has been
+    recorded and what it held (mounts, cgroup, the OCI runtime's state) is released.
     """
 
     value: Container
     bundle: Bundle
     made: bool = False
+    told: Told = Told.NOTHING
     process: Process | None = None
     monitor: Process | None = None
     watcher: asyncio.Task[None] | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    limits_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     settled: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -59,6 +72,7 @@ class LivePod:
 
     value: Sandbox
     directory: Path
+    told: Told = Told.NOTHING
     init: Process | None = None
     watcher: asyncio.Task[None] | None = None
     containers: dict[ContainerId, LiveContainer] = field(default_factory=dict)
@@ -103,6 +117,15 @@ class LivePod:
         return self.init is not None and self.init.alive
 
 
+_TOLD = {
+    SandboxPhase.CREATING: Told.NOTHING,
+    SandboxPhase.READY: Told.MADE,
+    SandboxPhase.STOPPED: Told.ENDED,
+    SandboxPhase.REMOVING: Told.ENDED,
+}
+"""What an earlier daemon told of a pod that it left in a phase."""
+
+
 class Pods:
     """All pods and containers, by id, with the store behind them."""
 
@@ -118,9 +141,12 @@ class Pods:
     def load(self) -> None:
         """Read the store; nothing is live yet."""
         for sandbox in self._store.sandboxes():
-            self._pods[sandbox.id] = LivePod(sandbox, self.directory / "pods" / sandbox.id)
+            pod = LivePod(sandbox, self.directory / "pods" / sandbox.id, told=_TOLD[sandbox.phase])
+            self._pods[sandbox.id] = pod
         for container in self._store.containers():
-            self._attach(container).made = True
+            live = self._attach(container)
+            live.made = True
+            live.told = Told.ENDED if container.state is ContainerState.EXITED else Told.MADE
 
     def _attach(self, container: Container) -> LiveContainer:
         live = LiveContainer(container, Bundle(self.directory / "containers" / container.id))
@@ -208,7 +234,7 @@ class Pods:
 
     def container(self, container_id: str) -> LiveContainer:
         """The container with an id, or the one whose id begins so; NotFound."""
-        return _lookup(self._containers, container_id, "container", lambda _: True)
+        return _lookup(self._containers, container_id, "container", lambda container: container.made)
 
     def pod_of(self, container: LiveContainer) -> LivePod:
         """The pod that a container is in."""

@@ -20,8 +20,9 @@ from pvecri.pods.containers import Containers
 from pvecri.pods.creation import Creator
 from pvecri.pods.cts import Cts
 from pvecri.pods.health import ProxmoxHealth
+from pvecri.pods.hooks import Hooks
 from pvecri.pods.layers import WritableLayers
-from pvecri.pods.live import Pods
+from pvecri.pods.live import LivePod, Pods
 from pvecri.pods.metrics import Metrics
 from pvecri.pods.recovery import Recovery
 from pvecri.pods.sandboxes import Sandboxes
@@ -41,6 +42,7 @@ class PodManager:
         proxmox: ProxmoxApi,
         images: ImageManager,
         network: NetworkManager,
+        hooks: Hooks,
     ) -> None:
         runtime = config.runtime
         for directory in (runtime.state_dir, runtime.run_dir):
@@ -57,9 +59,9 @@ class PodManager:
         self._pods = Pods(self._store, runtime.run_dir)
         self._cts = Cts(config, proxmox, self._pods, abilities.cgroups, self._store.installation_id())
         oci_runtime = OciRuntime(abilities, oci, exits)
-        self.creator = Creator(config, abilities, self._pods, images)
-        self.containers = Containers(config, abilities, self._pods, images, oci_runtime, exits)
-        self.commands = Commands(abilities, self._pods, oci_runtime)
+        self.creator = Creator(config, abilities, self._pods, images, hooks)
+        self.containers = Containers(config, abilities, self._pods, images, oci_runtime, exits, hooks)
+        self.commands = Commands(abilities, self._pods, oci_runtime, hooks)
         self.checkpoints = Checkpoints(self._pods, oci_runtime, images)
         self.sandboxes = Sandboxes(
             self._pods,
@@ -67,6 +69,7 @@ class PodManager:
             network,
             self.containers,
             abilities.cgroups,
+            hooks,
             unprivileged=config.proxmox.unprivileged,
         )
         self.streams = Streams(self._pods, oci_runtime, self.commands, self.sandboxes)
@@ -98,6 +101,11 @@ class PodManager:
                     await task
         await self._layers.close()
         self._store.close()
+
+    @property
+    def live(self) -> list[LivePod]:
+        """Every pod with its containers, in whatever phase."""
+        return self._pods.pods()
 
     @property
     def recursive_readonly_mounts(self) -> bool:

@@ -19,6 +19,7 @@ from pvecri.network.manager import NetworkManager
 from pvecri.pods import files, pause, validation
 from pvecri.pods.containers import Containers
 from pvecri.pods.cts import Cts
+from pvecri.pods.hooks import Hooks
 from pvecri.pods.live import LivePod, Pods
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Sandboxes:
         network: NetworkManager,
         containers: Containers,
         cgroups: Cgroups,
+        hooks: Hooks,
         *,
         unprivileged: bool,
     ) -> None:
@@ -43,6 +45,7 @@ class Sandboxes:
         self._network = network
         self._containers = containers
         self._cgroups = cgroups
+        self._hooks = hooks
         self._unprivileged = unprivileged
         self.leftovers = asyncio.Event()
         """Set when a pod is left in the phase REMOVING because a part of it could not be removed."""
@@ -65,6 +68,8 @@ class Sandboxes:
             await self._apply_sysctls(pod)
             await self._attach_network(pod, undo)
             await asyncio.to_thread(files.write_files, pod)
+            undo.push_async_callback(self._hooks.remove_pod, pod)
+            await self._hooks.run_pod(pod)
             self._pods.save_pod(pod, replace(pod.value, phase=SandboxPhase.READY))
             self.watch(pod)
             undo.pop_all()
@@ -173,8 +178,10 @@ class Sandboxes:
                 resources=pod.value.config.resources.updated(resources),
                 overhead=pod.value.config.overhead.updated(overhead),
             )
+            await self._hooks.update_pod(pod, resources, overhead)
             await self._cts.resize(pod, config.resources, config.overhead)
             self._pods.save_pod(pod, replace(pod.value, config=config))
+            await self._hooks.updated_pod(pod)
 
     async def finish_removal(self, pod: LivePod) -> None:
         """Remove a pod that an earlier daemon was making or removing."""
@@ -189,6 +196,7 @@ class Sandboxes:
             await self._containers.discard(container)
         await self._cts.destroy(pod)
         await asyncio.to_thread(files.remove_files, pod)
+        await self._hooks.remove_pod(pod)
         self._forget(pod)
 
     @staticmethod
@@ -199,6 +207,7 @@ class Sandboxes:
     async def _stop(self, pod: LivePod) -> None:
         """The pod's namespaces are pinned, so its network can be taken down while its CT stops."""
         await self._containers.kill_all(pod)
+        await self._hooks.stop_pod(pod)
         await _all(self._detach_network(pod), self._cts.stop(pod))
         await self._containers.settle_all(pod)
         await asyncio.to_thread(files.unpin_namespaces, pod)

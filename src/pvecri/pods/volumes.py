@@ -15,7 +15,7 @@ from pvecri.containers.plan import BindSource
 from pvecri.errors import InvalidArgument
 from pvecri.linux import mounts
 from pvecri.linux.paths import open_in_root
-from pvecri.model import ContainerConfig, Mount, Propagation
+from pvecri.model import Container, ContainerConfig, Mount, Propagation
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def resolve_binds(
         source = Path(mount.host_path)
         if staging is not None and mount.propagation is Propagation.BIDIRECTIONAL:
             raise InvalidArgument(f"{field}.propagation", "PROPAGATION_BIDIRECTIONAL needs a privileged pod")
-        _check_propagation(field, source.resolve(), mount.propagation)
+        check_propagation(field, source.resolve(), mount.propagation)
         binds.append(
             BindSource(
                 source=staging / str(index) if staging else source.resolve(),
@@ -84,8 +84,8 @@ def _image_volume(field: str, mount: Mount, rootfs: Path) -> BindSource:
     )
 
 
-def _check_propagation(field: str, source: Path, wanted: Propagation) -> None:
-    """A mount can only propagate when the mount that its source lies on does."""
+def check_propagation(field: str, source: Path, wanted: Propagation) -> None:
+    """A mount can only propagate when the mount that its source lies on does; InvalidArgument when it does not."""
     if wanted is Propagation.PRIVATE:
         return
     holding = [entry for entry in mounts.mounts() if source.is_relative_to(entry.mountpoint)]
@@ -99,7 +99,12 @@ def _check_propagation(field: str, source: Path, wanted: Propagation) -> None:
     )
 
 
-def stage(config: ContainerConfig, staging: Path, userns: Path) -> None:
+def added(staging: Path, index: int) -> Path:
+    """Where the clone of an added source is mounted, by its place among them."""
+    return staging / f"added-{index}"
+
+
+def stage(container: Container, staging: Path, userns: Path) -> None:
     """Mount an idmapped clone of each source below `staging`, so that owners read as they do on the node.
 
     A filesystem that cannot be idmapped is cloned as it is: its files belong to nobody in the pod, as in any
@@ -108,20 +113,20 @@ def stage(config: ContainerConfig, staging: Path, userns: Path) -> None:
     staging.mkdir(exist_ok=True)
     userns_fd = os.open(userns, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for index, mount in enumerate(config.mounts):
-            if mount.image:
-                continue  # mounted idmapped by the Image Manager
-            source, target = Path(mount.host_path).resolve(), staging / str(index)
-            if source.is_dir():
-                target.mkdir(exist_ok=True)
-            else:
-                target.touch()
-            _idmapped(source, target, userns_fd)
+        for index, mount in enumerate(container.config.mounts):
+            if not mount.image:  # those are mounted idmapped by the Image Manager
+                _idmapped(Path(mount.host_path).resolve(), staging / str(index), userns_fd)
+        for index, source in enumerate(container.added_sources):
+            _idmapped(Path(source).resolve(), added(staging, index), userns_fd)
     finally:
         os.close(userns_fd)
 
 
 def _idmapped(source: Path, target: Path, userns_fd: int) -> None:
+    if source.is_dir():
+        target.mkdir(exist_ok=True)
+    else:
+        target.touch()
     for recursive in (True, False):
         try:
             mounts.idmapped_bind(source, target, userns_fd, recursive=recursive)
