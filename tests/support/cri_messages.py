@@ -75,6 +75,12 @@ def some_value(field: AnyField) -> Any:
     return NUMBER
 
 
+def fill(message: Message) -> None:
+    """Set every field of a message, at every depth."""
+    for path, field in fields(message.DESCRIPTOR):
+        set_field(message, path, some_value(field))
+
+
 def unset(message: Message, *prefix: str) -> Iterator[Path]:
     """The fields of a message, at any depth, that have their defaults; of a repeated message, in any element."""
     present = {field.name for field, _ in message.ListFields()}

@@ -46,7 +46,7 @@ class _Filler:
         number = next(self._numbers)
         match wanted:
             case inspect.BoolType():
-                return not default
+                return default is not True
             case inspect.IntType():
                 return number
             case inspect.FloatType():

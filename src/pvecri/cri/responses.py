@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pvecri.containers.runtime import ExecResult
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.model import (
     Container,
     ContainerState,
     FilesystemUsage,
+    IdMapping,
     Image,
     Mount,
     NamespaceMode,
@@ -87,9 +90,22 @@ def sandbox_metadata(value: SandboxMetadata) -> pb.PodSandboxMetadata:
 
 
 def _namespaces(value: NamespaceOptions) -> pb.NamespaceOption:
-    return pb.NamespaceOption(
+    described = pb.NamespaceOption(
         network=_MODES[value.network], pid=_MODES[value.pid], ipc=_MODES[value.ipc], target_id=value.target_id
     )
+    if value.user is not None:
+        described.userns_options.CopyFrom(
+            pb.UserNamespace(
+                mode=_MODES[value.user.mode], uids=_mappings(value.user.uids), gids=_mappings(value.user.gids)
+            )
+        )
+    return described
+
+
+def _mappings(values: Iterable[IdMapping]) -> list[pb.IDMapping]:
+    return [
+        pb.IDMapping(host_id=each.host_id, container_id=each.container_id, length=each.length) for each in values
+    ]
 
 
 # -- containers -----------------------------------------------------------------------------------------------
@@ -147,7 +163,8 @@ def container_status(value: Container) -> pb.ContainerStatus:
 
 def signal_of(name: str) -> str:
     """A signal's name as the CRI's enum has it; the default where the CRI has no such name."""
-    text = name if name.startswith("SIG") else f"SIG{name}"
+    upper = name.upper()
+    text = upper if upper.startswith("SIG") else f"SIG{upper}"
     wanted = text.replace("+", "PLUS").replace("-", "MINUS")
     return wanted if wanted in pb.Signal.keys() else "RUNTIME_DEFAULT"  # noqa: SIM118
 
@@ -168,6 +185,8 @@ def _mount(value: Mount) -> pb.Mount:
         readonly=value.readonly,
         selinux_relabel=value.selinux_relabel,
         propagation=_PROPAGATIONS[value.propagation],
+        uidMappings=_mappings(value.uid_mappings),
+        gidMappings=_mappings(value.gid_mappings),
         recursive_read_only=value.recursive_readonly,
         image_sub_path=value.image_sub_path,
     )
