@@ -72,11 +72,14 @@ def test_a_death_by_signal_is_128_and_its_number(machine: Machine, cri: CriClien
     assert cri.wait_for_exit(container).exit_code == 128 + signal.Signals[f"SIG{name}"]
 
 
-def test_a_container_that_takes_more_memory_than_its_limit_is_oom_killed(cri: CriClient, pod: str) -> None:
+def test_a_container_that_takes_more_memory_than_its_limit_is_oom_killed(
+    machine: Machine, cri: CriClient, pod: str
+) -> None:
     linux = security()
     linux.resources.memory_limit_in_bytes = 24 * MIB
     status = cri.wait_for_exit(cri.run(pod, "tail", "/dev/zero", linux=linux))
     assert (status.exit_code, status.reason) == (137, "OOMKilled")
+    assert not (machine.directory / "oom").exists()  # conmon leaves its mark in its working directory too
 
 
 def test_a_container_is_asked_to_stop_before_it_is_killed(cri: CriClient, pod: str) -> None:

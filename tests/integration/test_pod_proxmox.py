@@ -28,6 +28,14 @@ def test_a_pod_without_a_hostname_is_shown_by_its_name(machine: Machine, cri: Cr
     assert machine.node.ct(cri.vmid(pod), "config")["hostname"] == "job.runner-1"
 
 
+def test_the_longest_names_that_kubernetes_has_fit(machine: Machine, cri: CriClient) -> None:
+    metadata = pb.PodSandboxMetadata(name="n" * 253, namespace="s" * 63, uid="u" * 36)
+    pod = cri.run_pod(cri.pod_config(metadata=metadata, hostname="n" * 63))
+    assert machine.node.ct(cri.vmid(pod), "config")["hostname"] == "n" * 63
+    assert cri.pod_status(pod).metadata == metadata
+    assert cri.finish(pod, "hostname", name="c" * 63) == "n" * 63 + "\n"
+
+
 @pytest.mark.parametrize("privileged", [False, True])
 def test_only_a_pod_that_needs_it_is_a_privileged_ct(machine: Machine, cri: CriClient, privileged: bool) -> None:
     pod = cri.run_pod(cri.pod_config(linux=pod_security(privileged=privileged)))

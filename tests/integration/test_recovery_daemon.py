@@ -98,6 +98,18 @@ def test_a_pod_that_was_half_made_is_removed(machine: Machine, cri: CriClient, t
     machine.assert_nothing_left()
 
 
+def test_a_daemon_that_is_asked_to_end_does_not_wait_for_proxmox(machine: Machine, cri: CriClient) -> None:
+    machine.node.fault(task="vzcreate", hold=True)
+    call = cri.runtime.RunPodSandbox.future(pb.RunPodSandboxRequest(config=cri.pod_config()))
+    eventually(lambda: machine.node.cts() & set(machine.vmids), "the CT is being made")
+    assert machine.stop() == 0
+    assert call.exception()
+    machine.node.clear_faults()
+    machine.start()
+    eventually(lambda: not machine.client.pods(), "the half-made pod is removed")
+    machine.assert_nothing_left()
+
+
 def test_a_pod_that_was_half_removed_is_removed(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod()
     cri.run(pod, "sleep", "1000")

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from support.cri_client import CriClient, eventually
+from support.cri_client import CriClient, eventually, pod_security, security
 from support.daemon import Machine
 
 from pvecri.cri.proto import cri_pb2 as pb
@@ -44,6 +44,26 @@ def test_a_ct_that_is_stopped_by_hand_ends_the_pod(
     cri.stop_pod(pod)
     cri.remove_pod(pod)
     machine.assert_nothing_left()
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_containers_with_the_nodes_processes_end_with_their_ct_too(
+    machine: Machine, cri: CriClient, away: bool
+) -> None:
+    options = pb.NamespaceOption(pid=pb.NODE)
+    pod = cri.run_pod(cri.pod_config(linux=pod_security(namespace_options=options)))
+    container = cri.run(pod, "sleep", "1000", linux=security(namespace_options=options))
+    vmid = cri.vmid(pod)
+    if away:
+        machine.kill()
+    stop_by_hand(machine, vmid)
+    eventually(lambda: machine.node.ct(vmid, "status/current")["status"] == "stopped", "the CT is stopped")
+    if away:
+        machine.start()
+        cri = machine.client
+    wait_until_not_ready(cri, pod)
+    assert cri.wait_for_exit(container).exit_code == 137
+    assert machine.processes_of(container) == []
 
 
 def test_a_ct_that_is_destroyed_by_hand_ends_the_pod(
