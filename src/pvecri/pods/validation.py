@@ -47,8 +47,9 @@ def check_sandbox(config: SandboxConfig, runtime_handler: str) -> None:
     _check_ports(config.port_mappings)
     check_selinux(config.security.selinux_label)
     _check_sandbox_namespaces(config.security.namespaces)
-    for name in config.sysctls:
+    for name, value in config.sysctls.items():
         _check_sysctl(name, config.security.namespaces)
+        _no_nul(f"config.linux.sysctls[{name}]", value)
     check_resources("config.linux.resources", config.resources)
     check_resources("config.linux.overhead", config.overhead)
 
@@ -60,6 +61,9 @@ def check_container(config: ContainerConfig, sandbox: SandboxConfig) -> None:
         raise InvalidArgument("config.image.image", "must not be empty")
     if config.working_dir:
         _absolute("config.working_dir", config.working_dir)
+    for field in ("command", "args"):
+        for index, word in enumerate(getattr(config, field)):
+            _no_nul(f"config.{field}[{index}]", word)
     for index, (name, value) in enumerate(config.envs):
         _check_env(f"config.envs[{index}]", name, value)
     for index, mount in enumerate(config.mounts):
@@ -100,6 +104,12 @@ def _check_hostname(hostname: str) -> None:
 def _absolute(field: str, path: str) -> None:
     if not path.startswith("/") or "\0" in path:
         raise InvalidArgument(field, f"{path!r} is not an absolute path")
+
+
+def _no_nul(field: str, text: str) -> None:
+    """No argument, variable or path of the kernel's can have one."""
+    if "\0" in text:
+        raise InvalidArgument(field, "has a NUL character")
 
 
 def _check_dns(dns: DnsConfig) -> None:
@@ -179,8 +189,11 @@ def _check_sysctl(name: str, options: NamespaceOptions) -> None:
     elif dotted.startswith(_IPC_SYSCTLS):
         if options.ipc is NamespaceMode.NODE:
             raise InvalidArgument(field, "is not allowed in a pod that uses the node's IPC namespace")
-    elif not dotted.startswith(_UTS_SYSCTLS):
+    elif dotted not in _UTS_SYSCTLS:
         raise InvalidArgument(field, "is not a sysctl that a pod has of its own")
+    elif options.network is NamespaceMode.NODE:
+        # A pod with the node's network has its UTS namespace too: the write would go to the node.
+        raise InvalidArgument(field, "is not allowed in a pod that uses the node's network")
 
 
 def check_selinux(label: str) -> None:
@@ -210,8 +223,7 @@ _CRI_NAMES = {"memory_limit": "memory_limit_in_bytes"}
 def _check_env(field: str, name: str, value: str) -> None:
     if not name or "=" in name or "\0" in name:
         raise InvalidArgument(f"{field}.key", f"{name!r} is not the name of a variable")
-    if "\0" in value:
-        raise InvalidArgument(f"{field}.value", "has a NUL character")
+    _no_nul(f"{field}.value", value)
 
 
 def _check_mount(field: str, mount: Mount) -> None:
@@ -219,6 +231,7 @@ def _check_mount(field: str, mount: Mount) -> None:
         raise InvalidArgument(f"{field}.container_path", "must not be empty")
     if ".." in PurePosixPath(mount.container_path).parts:
         raise InvalidArgument(f"{field}.container_path", f"{mount.container_path!r} has a '..' in it")
+    _no_nul(f"{field}.container_path", mount.container_path)
     if mount.image:
         _check_image_volume(field, mount)
     else:
@@ -246,6 +259,7 @@ def _check_image_volume(field: str, mount: Mount) -> None:
         raise InvalidArgument(f"{field}.readonly", "must be set: an image volume cannot be written to")
     if ".." in PurePosixPath(mount.image_sub_path).parts or mount.image_sub_path.startswith("/"):
         raise InvalidArgument(f"{field}.image_sub_path", f"{mount.image_sub_path!r} leads out of the image")
+    _no_nul(f"{field}.image_sub_path", mount.image_sub_path)
 
 
 def _check_device(field: str, device: Device) -> None:
@@ -263,6 +277,7 @@ def _check_log_path(log_path: str, log_directory: str) -> None:
         raise InvalidArgument("config.log_path", "is given, but the pod has no log_directory")
     if log_path.startswith("/") or ".." in PurePosixPath(log_path).parts:
         raise InvalidArgument("config.log_path", f"{log_path!r} leads out of the pod's log_directory")
+    _no_nul("config.log_path", log_path)
 
 
 def _check_container_security(config: ContainerConfig, sandbox: SandboxConfig) -> None:
@@ -271,9 +286,9 @@ def _check_container_security(config: ContainerConfig, sandbox: SandboxConfig) -
     if security.privileged and not sandbox.security.privileged:
         raise InvalidArgument(f"{field}.privileged", "the pod is not privileged")
     for name in ("run_as_user", "run_as_group"):
-        value = getattr(security, name)
-        if value is not None and not 0 <= value < 1 << 32:
-            raise InvalidArgument(f"{field}.{name}.value", f"{value} is not an id")
+        _check_id(f"{field}.{name}.value", getattr(security, name) or 0)
+    for index, group in enumerate(security.supplemental_groups):
+        _check_id(f"{field}.supplemental_groups[{index}]", group)
     check_selinux(security.selinux_label)
     options, pod = security.namespaces, sandbox.security.namespaces
     if options.pid is NamespaceMode.TARGET and not options.target_id:
@@ -281,3 +296,8 @@ def _check_container_security(config: ContainerConfig, sandbox: SandboxConfig) -
     for kind in ("pid", "network", "ipc"):
         if getattr(options, kind) is NamespaceMode.NODE and getattr(pod, kind) is not NamespaceMode.NODE:
             raise InvalidArgument(f"{field}.namespace_options.{kind}", "is NODE, but the pod's is not")
+
+
+def _check_id(field: str, value: int) -> None:
+    if not 0 <= value < 1 << 32:
+        raise InvalidArgument(field, f"{value} is not an id")
