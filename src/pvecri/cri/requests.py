@@ -58,6 +58,7 @@ _PROFILES = {
     pb.SecurityProfile.Unconfined: ProfileKind.UNCONFINED,
     pb.SecurityProfile.Localhost: ProfileKind.LOCALHOST,
 }
+_SIGNALS = {number: name for name, number in pb.Signal.items()}
 
 
 def sandbox_config(message: pb.PodSandboxConfig) -> SandboxConfig:
@@ -145,9 +146,8 @@ def registry_auth(message: pb.AuthConfig) -> RegistryAuth:
 
 def signal_name(number: int) -> str:
     """A Signal of the CRI by the kernel's name, such as `SIGTERM` or `SIGRTMIN+3`; empty for the default."""
-    if number == pb.RUNTIME_DEFAULT:
-        return ""
-    return pb.Signal.Name(pb.Signal.ValueType(number)).replace("PLUS", "+").replace("MINUS", "-")
+    name = _known(_SIGNALS, number, "config.stop_signal")
+    return "" if name == "RUNTIME_DEFAULT" else name.replace("PLUS", "+").replace("MINUS", "-")
 
 
 def _text(value: bytes | str, name: str) -> str:
