@@ -37,17 +37,26 @@ class Store:
     """One open database. The names of live sandboxes are unique, and so are their VMIDs."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the database; InternalError when a newer pvecri wrote it."""
+        """Open or make the database; InternalError when a newer pvecri wrote it, or when it is none."""
         self._db = sqlite3.connect(path, isolation_level=None)
+        try:
+            self._prepare(path)
+        except BaseException as error:
+            self._db.close()
+            if isinstance(error, sqlite3.DatabaseError):
+                raise InternalError(f"{path}: {error}") from error
+            raise
+
+    def _prepare(self, path: Path) -> None:
         path.chmod(0o600)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.execute("PRAGMA foreign_keys = ON")
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise InternalError(
                 f"{path}: written by a newer pvecri (schema {version}, this one has {SCHEMA_VERSION})"
             )
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute("PRAGMA foreign_keys = ON")
         self._db.executescript(_SCHEMA)
         self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
