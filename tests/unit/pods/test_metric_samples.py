@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +43,24 @@ def shown(samples: Iterable[Sample]) -> dict[tuple[str, ...], int]:
 def test_every_metric_has_a_name_of_its_own_and_says_what_it_is() -> None:
     assert len({each.name for each in names.DESCRIPTORS}) == len(names.DESCRIPTORS)
     assert all(each.name.startswith("container_") and each.help for each in names.DESCRIPTORS)
+
+
+def test_the_monitoring_page_names_every_metric_and_its_labels() -> None:
+    page = Path(__file__).resolve().parents[3] / "docs/monitoring.md"
+    rows = [line.split("|")[1:3] for line in page.read_text().splitlines() if line.startswith("| `container_")]
+    documented = {
+        name: tuple(re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", labels)))
+        for written, labels in rows
+        for pattern in re.findall(r"`(\S+)`", written)
+        for name in expand(pattern)
+    }
+    assert documented == {each.name: each.labels for each in names.DESCRIPTORS}
+
+
+def expand(pattern: str) -> list[str]:
+    """The names that `a_{b,c}_{d,e}` stands for."""
+    parts = [part.strip("{}").split(",") for part in re.split(r"(\{.*?\})", pattern)]
+    return ["".join(choice) for choice in itertools.product(*parts)]
 
 
 def test_every_total_is_a_counter() -> None:
