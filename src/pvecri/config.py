@@ -97,10 +97,13 @@ class ImagesConfig(Section, frozen=True):
 
     `root` empty means `images` below runtime.state_dir. `auth_file`, `registries_conf` and `policy` are the
     containers-auth.json(5), containers-registries.conf(5) and containers-policy.json(5) files for skopeo.
+    `dataset` is the driver zfs's; `writable_layer_size` is in bytes, 0 for no limit.
     """
 
     root: Path | None = None
     driver: str = "overlay"
+    dataset: str = ""
+    writable_layer_size: Annotated[int, msgspec.Meta(ge=0)] = 0
     skopeo: str = "skopeo"
     auth_file: Path | None = None
     registries_conf: Path | None = None

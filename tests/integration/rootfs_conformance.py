@@ -7,21 +7,34 @@ that the fixture takes away again.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import errno
+import itertools
 import os
+import shutil
+import signal
+import stat
+import struct
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import pytest
+from support.image_builder import LayerBuilder, digest_of
 from support.userns import user_namespace
 
 from pvecri.images.drivers.base import LayerKey, Owner, RootfsDriver
+from pvecri.images.unpacker import Job, unpacker
 from pvecri.linux import mounts
 from pvecri.model import ContainerId
 
 ONE = ContainerId("c" * 64)
 TWO = ContainerId("d" * 64)
 ROOT = 300_000
+LIMIT = 48 << 20
 
 
 def diff_id(number: int) -> str:
@@ -53,6 +66,95 @@ def run_as(uid: int, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def unpack_layers(driver: RootfsDriver, *layers: LayerBuilder) -> list[LayerKey]:
+    """Commit these layers, lowest first, by the helper that pulls use."""
+    return unpack_archives(driver, *(layer.build() for layer in layers))
+
+
+def unpack_archives(driver: RootfsDriver, *archives: bytes) -> list[LayerKey]:
+    keys: list[LayerKey] = []
+    diff_ids = []
+    for archive in archives:
+        diff_ids.append(digest_of(archive))
+        key = driver.layer_key(diff_ids)
+        directory = driver.begin_layer(key, keys[-1] if keys else None)
+        asyncio.run(_unpack(driver, archive, directory))
+        driver.commit_layer(key, directory)
+        keys.append(key)
+    return keys
+
+
+async def _unpack(driver: RootfsDriver, archive: bytes, directory: Path) -> None:
+    with NamedTemporaryFile() as blob:
+        blob.write(archive)
+        blob.flush()
+        limits = {"max_size": 1 << 30, "max_entries": 100_000}
+        job = Job(blob=blob.name, directory=str(directory), stacked=driver.stacked, **limits)
+        async with unpacker() as helper:
+            await helper.run([job])
+
+
+def everything() -> LayerBuilder:
+    """A layer with one of each kind of entry."""
+    builder = LayerBuilder().directory("n" * 255).directory("sticky", mode=0o1777)
+    attributes = {"SCHILY.xattr.user.note": "hello"}
+    builder.file("file", "x", mode=0o4711, uid=7, gid=8, mtime=1_000_000_000, pax_headers=attributes)
+    builder.hardlink("link", "file").symlink("symlink", "/nowhere")
+    return builder.device("null", 1, 3, mode=0o666).fifo("pipe")
+
+
+def tool_with_capability() -> LayerBuilder:
+    """grep that may bind privileged ports, and a directory for /proc."""
+    capability = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)  # cap_net_bind_service=ep
+    attributes = {"SCHILY.xattr.security.capability": capability.decode("utf-8", "surrogateescape")}
+    busybox = Path("/bin/busybox").read_bytes()
+    return LayerBuilder().directory("proc").file("grep", busybox, mode=0o755, pax_headers=attributes)
+
+
+def listing(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+
+
+def fill(path: Path, size: int) -> None:
+    """Write and synchronise, so that the refusal comes now."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        for _ in range(size >> 20):
+            os.write(fd, os.urandom(1 << 20))
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def work(driver: RootfsDriver, step: int) -> None:
+    """Layers and root filesystems come and go."""
+    key = driver.layer_key([diff_id(step)])
+    directory = driver.begin_layer(key, None)
+    (directory / "a").write_bytes(b"x" * 100_000)
+    driver.commit_layer(key, directory)
+    start(driver, [key], ContainerId(f"{step:064x}"))
+    driver.remove_rootfs(ContainerId(f"{step - 1:064x}"))
+    driver.remove_layer(driver.layer_key([diff_id(step - 1)]))
+
+
+def kill_after(steps: int, step: Callable[[int], None]) -> None:
+    """Do one step after the other in a process that is killed some time after this many."""
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            for number in itertools.count():
+                step(number)
+                os.write(send, b".")
+        os._exit(1)
+    os.close(send)
+    for _ in range(steps):
+        assert os.read(receive, 1), "the process ended by itself"
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(receive)
+
+
 @pytest.fixture
 def userns() -> Iterator[Path]:
     with user_namespace(first_id=ROOT) as path:
@@ -61,6 +163,13 @@ def userns() -> Iterator[Path]:
 
 class RootfsConformance:
     """The suite."""
+
+    many_layers = 200
+
+    @pytest.fixture
+    def limited(self) -> RootfsDriver | None:
+        """A driver on the same storage that lets a container write LIMIT bytes, where the driver can."""
+        return None
 
     def test_a_committed_layer_is_there_and_a_begun_one_is_not(self, driver: RootfsDriver) -> None:
         keys = add_layers(driver, {"a": "1"})
@@ -110,10 +219,10 @@ class RootfsConformance:
         root = start(driver, [low, middle, again])
         assert {name: (root / name).read_text() for name in "abc"} == {"a": "1", "b": "1", "c": "2"}
 
-    def test_two_hundred_layers_are_mounted(self, driver: RootfsDriver, userns: Path) -> None:
-        layers = add_layers(driver, *({f"f{number}": ""} for number in range(200)))
+    def test_very_many_layers_are_mounted(self, driver: RootfsDriver, userns: Path) -> None:
+        layers = add_layers(driver, *({f"f{number}": ""} for number in range(self.many_layers)))
         driver.create_rootfs(ONE, layers, Owner(uid=ROOT, gid=ROOT))
-        assert len(list(driver.mount_rootfs(ONE, layers, userns).iterdir())) == 200
+        assert len(list(driver.mount_rootfs(ONE, layers, userns).iterdir())) == self.many_layers
 
     def test_containers_do_not_see_each_others_writes(self, driver: RootfsDriver) -> None:
         layers = add_layers(driver, {"a": "image", "b": "image"})
@@ -163,8 +272,9 @@ class RootfsConformance:
         driver.create_rootfs(ONE, layers, Owner(uid=ROOT, gid=ROOT))
         root = driver.mount_rootfs(ONE, layers, userns)
         assert run_as(ROOT, "ls", str(root)).returncode == 0
-        assert run_as(ROOT, "ls", str(driver.writable_layer(ONE))).returncode != 0
         assert run_as(ROOT, "ls", str(root.parent)).returncode != 0
+        for other in set(root.parent.iterdir()) - {root}:
+            assert run_as(ROOT, "ls", str(other)).returncode != 0
 
     def test_device_nodes_of_an_image_cannot_be_opened(self, driver: RootfsDriver) -> None:
         key = driver.layer_key([diff_id(0)])
@@ -214,12 +324,6 @@ class RootfsConformance:
         driver.collect_garbage()
         assert driver.rootfs_ids() == set()
 
-    def test_the_writable_layer_holds_what_was_written_only(self, driver: RootfsDriver) -> None:
-        root = start(driver, add_layers(driver, {"a": "1"}))
-        assert list(driver.writable_layer(ONE).iterdir()) == []
-        (root / "b").write_text("2")
-        assert [path.name for path in driver.writable_layer(ONE).iterdir()] == ["b"]
-
     def test_a_new_setup_keeps_what_is_complete_and_drops_what_is_not(self, driver: RootfsDriver) -> None:
         layers = add_layers(driver, {"a": "1"})
         root = start(driver, layers)
@@ -233,3 +337,161 @@ class RootfsConformance:
     def test_layers_can_be_put_on_the_disk(self, driver: RootfsDriver) -> None:
         add_layers(driver, {"a": "1"})
         driver.sync()
+
+    def test_a_whole_layer_is_found_to_be_whole(self, driver: RootfsDriver) -> None:
+        layers = unpack_layers(driver, everything(), LayerBuilder().file("above"))
+        assert [driver.check_layer(key) for key in layers] == ["", ""]
+
+    # -- what layers may hold ----------------------------------------------------------------------------------
+
+    def test_whiteouts_and_opaque_directories_hide_what_is_below_and_nothing_else(
+        self, driver: RootfsDriver
+    ) -> None:
+        base = LayerBuilder().file("gone").file("kept").directory("d").file("d/old").file("d/sub/old")
+        base.directory("tree").file("tree/deep/x").file("dir-to-file/x").file("file-to-dir", "old")
+        top = LayerBuilder().file(".wh.gone").file(".wh.never-there").file("d/new").file("d/.wh..wh..opq")
+        top.file(".wh.tree").file("dir-to-file", "file").directory("file-to-dir").file("file-to-dir/x")
+        root = start(driver, unpack_layers(driver, base, top))
+        assert listing(root) == ["d", "d/new", "dir-to-file", "file-to-dir", "file-to-dir/x", "kept"]
+
+    @pytest.mark.parametrize("mapped", [False, True])
+    def test_everything_a_layer_can_hold_is_shown_as_it_is(
+        self, driver: RootfsDriver, userns: Path, mapped: bool
+    ) -> None:
+        layers = unpack_layers(driver, everything(), LayerBuilder().file("above"))
+        shift = ROOT if mapped else 0
+        driver.create_rootfs(ONE, layers, Owner(uid=shift, gid=shift))
+        root = driver.mount_rootfs(ONE, layers, userns if mapped else None)
+        file = (root / "file").stat()
+        assert (file.st_mode, file.st_uid, file.st_gid) == (0o104711, shift + 7, shift + 8)
+        assert int(file.st_mtime) == 1_000_000_000
+        assert (root / "link").samefile(root / "file")
+        assert (root / "symlink").readlink() == Path("/nowhere")
+        assert (root / "null").lstat().st_rdev == os.makedev(1, 3)
+        assert stat.S_ISFIFO((root / "pipe").lstat().st_mode)
+        assert os.getxattr(root / "file", "user.note") == b"hello"
+        assert (root / ("n" * 255)).is_dir()
+        assert (root / "sticky").stat().st_mode == 0o41777
+
+    def test_a_program_has_its_capabilities_in_a_user_namespace(self, driver: RootfsDriver, userns: Path) -> None:
+        layers = unpack_layers(driver, tool_with_capability())
+        driver.create_rootfs(ONE, layers, Owner(uid=ROOT, gid=ROOT))
+        root = driver.mount_rootfs(ONE, layers, userns)
+        script = 'mount --rbind /proc "$0"/proc && exec chroot --userspec=9:9 "$0" /grep CapPrm /proc/self/status'
+        command = ["nsenter", f"--user={userns}", "unshare", "--mount", "sh", "-c", script, str(root)]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert shown.split() == ["CapPrm:", "0000000000000400"]
+
+    def test_a_sparse_file_takes_little_space(self, driver: RootfsDriver, tmp_path: Path) -> None:
+        with (tmp_path / "sparse").open("wb") as file:
+            file.truncate(200 << 20)
+            file.seek(100 << 20)
+            file.write(b"in the middle")
+        archive = ["tar", "--create", "--sparse", "--format=posix", "-C", str(tmp_path), "sparse"]
+        layers = unpack_archives(driver, subprocess.run(archive, capture_output=True, check=True).stdout)
+        driver.sync()
+        usage = shutil.disk_usage(driver.root).used
+        root = start(driver, layers)
+        assert (root / "sparse").stat().st_size == 200 << 20
+        with (root / "sparse").open("rb") as file:
+            file.seek(100 << 20)
+            assert file.read(13) == b"in the middle"
+        driver.remove_rootfs(ONE)
+        driver.remove_layer(layers[0])
+        driver.collect_garbage()
+        assert usage - shutil.disk_usage(driver.root).used < 50 << 20
+
+    def test_a_layer_of_ten_thousand_files_comes_and_goes(self, driver: RootfsDriver) -> None:
+        builder = LayerBuilder()
+        for number in range(10_000):
+            builder.file(f"d{number % 100}/f{number}", str(number))
+        layers = unpack_layers(driver, builder)
+        root = start(driver, layers)
+        assert sum(len(list(each.iterdir())) for each in root.iterdir()) == 10_000
+        assert (root / "d99/f9999").read_text() == "9999"
+        driver.remove_rootfs(ONE)
+        driver.remove_layer(layers[0])
+        driver.collect_garbage()
+        assert driver.layers() == set()
+
+    # -- accounting and limits ---------------------------------------------------------------------------------
+
+    def test_what_a_container_writes_is_counted_and_what_its_image_has_is_not(self, driver: RootfsDriver) -> None:
+        root = start(driver, add_layers(driver, {"image": "x" * (4 << 20)}))
+        before = driver.written(ONE)
+        (root / "new").write_bytes(os.urandom(2 << 20))
+        driver.sync()
+        after = driver.written(ONE)
+        assert before.bytes < 1 << 20
+        assert 2 << 20 <= after.bytes - before.bytes < 3 << 20
+        driver.remove_rootfs(ONE)
+        assert driver.written(ONE) == (0, 0)
+
+    def test_a_container_cannot_write_more_than_its_limit(self, limited: RootfsDriver | None) -> None:
+        if limited is None:
+            pytest.skip("the driver cannot limit")
+        layers = add_layers(limited, {"image": "x" * (4 << 20)})
+        for container in (ONE, TWO):
+            root = start(limited, layers, container)
+            assert (root / "image").stat().st_size == 4 << 20
+            with pytest.raises(OSError, match=r"No space|quota") as refused:
+                fill(root / "new", 2 * LIMIT)
+            assert refused.value.errno in {errno.ENOSPC, errno.EDQUOT}
+            assert LIMIT / 2 < (root / "new").stat().st_size <= LIMIT
+
+    def test_a_limited_root_is_there_again_after_the_next_mount(self, limited: RootfsDriver | None) -> None:
+        if limited is None:
+            pytest.skip("the driver cannot limit")
+        (start(limited, []) / "new").write_text("kept")
+        limited.unmount_rootfs(ONE)
+        assert (limited.mount_rootfs(ONE, [], None) / "new").read_text() == "kept"
+        limited.remove_rootfs(ONE)
+        limited.collect_garbage()
+
+    # -- many at once, and crashes -----------------------------------------------------------------------------
+
+    def test_many_containers_come_and_go_at_the_same_time(self, driver: RootfsDriver) -> None:
+        layers = add_layers(driver, {"a": "1"}, {"b": "2"})
+
+        def live(number: int) -> str:
+            container = ContainerId(f"{number:064x}")
+            root = start(driver, layers, container)
+            (root / "a").write_text(f"of {number}")
+            text = (root / "a").read_text() + (root / "b").read_text()
+            driver.remove_rootfs(container)
+            return text
+
+        with ThreadPoolExecutor(8) as threads:
+            assert list(threads.map(live, range(32))) == [f"of {number}2" for number in range(32)]
+        driver.collect_garbage()
+        assert driver.rootfs_ids() == set()
+
+    def test_layers_are_made_at_the_same_time_the_same_one_too(self, driver: RootfsDriver) -> None:
+        def make(number: int) -> LayerKey:
+            key = driver.layer_key([diff_id(number % 4)])
+            directory = driver.begin_layer(key, None)
+            (directory / "a").write_text(str(number % 4))
+            driver.commit_layer(key, directory)
+            return key
+
+        with ThreadPoolExecutor(4) as threads:
+            keys = list(threads.map(make, range(16)))
+        assert driver.layers() == set(keys)
+        assert (start(driver, keys[3:4]) / "a").read_text() == "3"
+
+    @pytest.mark.parametrize("steps", [1, 2, 3, 5, 8, 13])
+    def test_a_process_killed_in_the_middle_leaves_whole_things_only(
+        self, driver: RootfsDriver, steps: int
+    ) -> None:
+        kill_after(steps, lambda step: work(driver, step))
+        driver.setup()
+        for key in driver.layers():
+            root = start(driver, [key])
+            assert len((root / "a").read_bytes()) == 100_000
+            driver.remove_rootfs(ONE)
+        for container in driver.rootfs_ids():
+            driver.remove_rootfs(container)
+        for key in driver.layers():
+            driver.remove_layer(key)
+        driver.collect_garbage()
+        assert (driver.layers(), driver.rootfs_ids()) == (set(), set())

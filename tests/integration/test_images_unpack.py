@@ -27,8 +27,8 @@ def jobs_for(area: Path, *blobs: bytes, max_size: int = 1 << 30, max_entries: in
     for number, blob in enumerate(blobs):
         (area / f"blob{number}").write_bytes(blob)
         (area / f"layer{number}").mkdir()
-        paths = {"blob": str(area / f"blob{number}"), "directory": str(area / f"layer{number}")}
-        jobs.append(Job(**paths, max_size=max_size, max_entries=max_entries))
+        place, directory = str(area / f"blob{number}"), str(area / f"layer{number}")
+        jobs.append(Job(blob=place, directory=directory, max_size=max_size, max_entries=max_entries))
     return jobs
 
 

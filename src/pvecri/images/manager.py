@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
 
+from pvecri.cancellation import finish
 from pvecri.config import Config
 from pvecri.errors import AlreadyExists, DeadlineExceeded, NotFound
 from pvecri.images import reference as references
@@ -28,8 +29,8 @@ from pvecri.images.library import Library
 from pvecri.images.pull import Puller
 from pvecri.images.reference import Reference
 from pvecri.images.store import RootfsRecord, Store
-from pvecri.images.tasks import SharedTasks, finish
-from pvecri.images.usage import Meter, Usage
+from pvecri.images.tasks import SharedTasks
+from pvecri.images.usage import Usage
 from pvecri.model import ContainerId, FilesystemUsage, Image, ImageId, RegistryAuth, Value
 
 log = logging.getLogger(__name__)
@@ -50,9 +51,8 @@ class ImageManager:
     def __init__(self, config: Config) -> None:
         self._config = config.images
         self._root = config.images_root
-        self._driver = make_driver(config.images.driver, self._root)
+        self._driver = make_driver(config.images, self._root)
         self._pulls = SharedTasks[ImageId]()
-        self._meter = Meter()
         self._slots = asyncio.Semaphore(PARALLEL_PULLS)
         self._background: set[asyncio.Task[None]] = set()
         self._chores = asyncio.Lock()
@@ -182,7 +182,6 @@ class ImageManager:
         record = self._library.rootfs.get(container)
         if record is not None:
             await self._library.drop_rootfs(container)
-            self._meter.forget(self._driver.writable_layer(container))
             if record.image not in self._library.catalog.records:
                 await self._library.sweep()
             self._in_background(self._tidy())
@@ -192,7 +191,10 @@ class ImageManager:
         return self._usage(await asyncio.to_thread(self._written, (ContainerId(container_id),)))
 
     def writable_layer(self, container_id: str) -> Path:
-        """The directory of what a container wrote, with overlayfs' marks for what it removed."""
+        """The directory of what a container wrote, with overlayfs' marks for what it removed.
+
+        Raises Unimplemented where images.driver keeps a whole tree for each container.
+        """
         return self._driver.writable_layer(ContainerId(container_id))
 
     def rootfs_ids(self) -> set[str]:
@@ -234,12 +236,15 @@ class ImageManager:
         return self._driver.mount_rootfs(record.container, record.layers, userns)
 
     def _written(self, containers: tuple[ContainerId, ...]) -> Usage:
-        found = [self._meter.measure(self._driver.writable_layer(container)) for container in containers]
+        found = [self._driver.written(container) for container in containers]
         return Usage(sum(each.bytes for each in found), sum(each.inodes for each in found))
 
     def _usage(self, used: Usage) -> FilesystemUsage:
         return FilesystemUsage(
-            mountpoint=str(self._root), used_bytes=used.bytes, inodes_used=used.inodes, timestamp=time.time_ns()
+            mountpoint=str(self._driver.root),
+            used_bytes=used.bytes,
+            inodes_used=used.inodes,
+            timestamp=time.time_ns(),
         )
 
     async def _tidy(self) -> None:

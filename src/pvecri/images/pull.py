@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 from tempfile import mkdtemp
 
+from pvecri.cancellation import finish
 from pvecri.config import ImagesConfig
 from pvecri.images import manifest as manifests
 from pvecri.images.drivers.base import LayerKey
@@ -22,7 +23,7 @@ from pvecri.images.manifest import BadImage, Content, Layer
 from pvecri.images.reference import Reference
 from pvecri.images.skopeo import Skopeo
 from pvecri.images.store import ImageRecord, LayerRecord
-from pvecri.images.tasks import beside, finish
+from pvecri.images.tasks import beside
 from pvecri.images.unpacker import Job, Unpacked, Unpacker, unpacker
 from pvecri.model import Image, ImageId, RegistryAuth
 
@@ -162,6 +163,7 @@ class Puller:
             directory=str(directory),
             max_size=self._config.max_layer_size,
             max_entries=self._config.max_layer_entries,
+            stacked=self._library.driver.stacked,
         )
 
     def _commit(self, directories: dict[LayerKey, Path]) -> None:
@@ -170,12 +172,13 @@ class Puller:
 
     def _record(self, key: LayerKey, layer: Layer, result: Unpacked) -> LayerRecord:
         known = self._library.layers.get(key)
+        usage = self._library.driver.layer_usage(key)
         return LayerRecord(
             key=key,
             diff_id=layer.diff_id,
             blobs=(*(known.blobs if known else ()), layer.digest),
-            bytes=result.bytes,
-            inodes=result.inodes,
+            bytes=usage.bytes if usage else result.bytes,
+            inodes=usage.inodes if usage else result.inodes,
             implicit=result.implicit,
             boot=known.boot if known else self._library.boot,
         )

@@ -12,35 +12,11 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-async def finish(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end even when the caller is cancelled; the cancellation goes on after it.
-
-    For what must not be left half done, such as a worker thread, which cannot be stopped anyway.
-    """
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            await _wait(task)
-        if not task.cancelled():
-            task.exception()
-        raise
-
-
 async def _stop(task: asyncio.Task[T]) -> None:
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled():
         task.exception()  # nobody is left to hear of it
-
-
-async def _wait(task: asyncio.Task[T]) -> None:
-    """Until the task is done or the waiter is cancelled once more, which changes nothing."""
-    try:
-        await asyncio.wait({task})
-    except asyncio.CancelledError:
-        return
 
 
 @asynccontextmanager

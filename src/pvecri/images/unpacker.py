@@ -13,8 +13,8 @@ from typing import Final
 
 import msgspec
 
+from pvecri.cancellation import finish
 from pvecri.images.manifest import BadImage
-from pvecri.images.tasks import finish
 from pvecri.model import Value
 
 _START: Final = "import sys; sys.path.append(sys.argv[1]); from pvecri.images.unpack import main; main()"
@@ -24,12 +24,16 @@ MAX_ANSWER: Final = 64 << 20
 
 
 class Job(Value, frozen=True):
-    """Unpack the layer blob at `blob` into the empty `directory`, within the limits of the configuration."""
+    """Unpack the layer blob at `blob` into `directory`, within the limits of the configuration.
+
+    The directory is empty; `stacked`, it holds the layers below, to which this one is applied.
+    """
 
     blob: str
     directory: str
     max_size: int
     max_entries: int
+    stacked: bool = False
 
 
 class Unpacked(Value, frozen=True):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NewType, Protocol
 
+from pvecri.images.usage import Usage
 from pvecri.model import ContainerId, Value
 
 LayerKey = NewType("LayerKey", str)
@@ -32,7 +33,11 @@ class RootfsDriver(Protocol):
     """
 
     stacked: bool
-    """Whether a layer is unpacked on top of its parent's content and so has to wait for it."""
+    """Whether a layer is unpacked on top of its parent's content: it has to wait for that, and whiteouts remove
+    what they name. Otherwise it is unpacked by itself, with whiteouts and opaque directories in overlayfs' form.
+    """
+    root: Path
+    """A directory on the filesystem that layers and writable layers take space of."""
 
     def setup(self) -> None:
         """Make what is missing and remove what a crash left half made. Idempotent; first of all calls.
@@ -60,6 +65,14 @@ class RootfsDriver(Protocol):
 
     def abort_layer(self, directory: Path) -> None:
         """Give up a directory of begin_layer. Idempotent."""
+        ...
+
+    def layer_usage(self, key: LayerKey) -> Usage | None:
+        """What a committed layer takes, where that is cheap to tell and not just what its files take."""
+        ...
+
+    def check_layer(self, key: LayerKey) -> str:
+        """What is wrong with a committed layer, as far as the storage can tell; empty for nothing. Takes long."""
         ...
 
     def parents_layer(self, layers: Sequence[tuple[LayerKey, frozenset[str]]]) -> LayerKey | None:
@@ -101,8 +114,15 @@ class RootfsDriver(Protocol):
         """The containers that have a writable layer, mounted or not."""
         ...
 
+    def written(self, container: ContainerId) -> Usage:
+        """What the container wrote, now or a little earlier; 0 when it has no root filesystem."""
+        ...
+
     def writable_layer(self, container: ContainerId) -> Path:
-        """The directory whose content is what the container wrote, as whiteouts or copies too."""
+        """The directory whose content is what the container wrote, as whiteouts or copies too.
+
+        Unimplemented where a container has a whole tree of its own.
+        """
         ...
 
     def collect_garbage(self) -> None:

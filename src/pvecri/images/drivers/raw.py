@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers as filesystem images, one file a layer; root filesystems as overlayfs mounts of them.
+
+    layers/<diff id>      an EROFS or ext4 filesystem that holds the layer in overlay form
+    mounted/<diff id>/    where it is mounted, read-only, from its first use on
+
+One file stands for a layer of any number of files: few inodes, and one thing to copy, to check or to delete; its
+digest is kept in an attribute. The filesystem is made of an unpacked directory, so a pull writes a layer twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Final
+
+from pvecri.errors import CommandError, FailedPrecondition
+from pvecri.images.drivers.base import LayerKey, Owner
+from pvecri.images.drivers.overlay import OverlayDriver
+from pvecri.images.drivers.overlay_roots import OverlayRoots
+from pvecri.images.usage import Usage
+from pvecri.linux import loop, mounts
+from pvecri.model import ContainerId
+
+_DIGEST: Final = "trusted.pvecri.sha256"
+_EROFS_MAGIC: Final = b"\xe2\xe1\xf5\xe0"
+_EROFS_MAGIC_OFFSET: Final = 1024
+_BLOCK: Final = 4096
+_SPARE: Final = 64 << 20
+_INODE: Final = 1024
+"""What an inode and its directory entry take, generously; attributes that do not fit cost a block each."""
+
+
+class RawDriver(OverlayDriver):
+    """The driver below `root`. With `limit`, in bytes, a writable layer is a file of that size, too."""
+
+    def __init__(self, root: Path, *, limit: int = 0) -> None:
+        super().__init__(root)
+        self._roots = OverlayRoots(self._area, limit=limit)
+        self._mounted = root / "mounted"
+        self._mounting = Lock()
+        self._erofs = _kernel_knows("erofs")
+
+    def setup(self) -> None:
+        super().setup()
+        self._mounted.mkdir(mode=0o700, exist_ok=True)
+
+    def commit_layer(self, key: LayerKey, directory: Path) -> None:
+        file = directory.with_name(f"{directory.name}.fs")
+        try:
+            self._make(file, directory)
+            os.setxattr(file, _DIGEST, _digest(file).encode())
+            with contextlib.suppress(FileExistsError):
+                (self._area.layers / key).hardlink_to(file)
+        finally:
+            self._area.discard(file)
+            self._area.discard(directory)
+
+    def layer_usage(self, key: LayerKey) -> Usage | None:
+        return Usage((self._area.layers / key).stat().st_blocks * 512, 1)
+
+    def layer_tree(self, key: LayerKey) -> Path:
+        place = self._mounted / key
+        with self._mounting:
+            if not mounts.is_mountpoint(place):
+                place.mkdir(exist_ok=True)
+                _mount(self._area.layers / key, place)
+        return place
+
+    def remove_layer(self, key: LayerKey) -> None:
+        place = self._mounted / key
+        mounts.umount_below(place)
+        if place.exists():
+            place.rmdir()
+        super().remove_layer(key)
+
+    def create_rootfs(self, container: ContainerId, layers: Sequence[LayerKey], owner: Owner) -> None:
+        self._roots.create(container, [self.layer_tree(key) for key in layers[-1:]], owner)
+
+    def check_layer(self, key: LayerKey) -> str:
+        file = self._area.layers / key
+        promised = os.getxattr(file, _DIGEST).decode()
+        found = _digest(file)
+        return "" if found == promised else f"{file} has the digest {found} where {promised} was written"
+
+    def _make(self, file: Path, directory: Path) -> None:
+        """EROFS where kernel and tools have it and can hold the layer, else ext4.
+
+        mkfs.erofs of Debian 12 fails on names of 255 bytes.
+        """
+        size, allocated, inodes = _extent(directory)
+        if self._erofs and _make_erofs(file, directory, sparse=size > 2 * allocated):
+            return
+        file.unlink(missing_ok=True)
+        _make_ext4(file, directory, allocated + inodes * (_INODE + _BLOCK) + _SPARE, inodes)
+
+
+def _make_erofs(file: Path, directory: Path, *, sparse: bool) -> bool:
+    """Whether it could be made. Chunks of a block keep holes, but small files take a whole block then."""
+    words = ["--quiet", "--preserve-mtime", "-x1", "-Eforce-inode-extended"]
+    if sparse:
+        words.append(f"--chunksize={_BLOCK}")
+    try:
+        command = ["mkfs.erofs", *words, str(file), str(directory)]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def _make_ext4(file: Path, directory: Path, size: int, inodes: int) -> None:
+    """Made empty and then filled: `mkfs.ext4 -d` takes ten times as long, and leaves a lost+found."""
+    with file.open("wb") as sparse:
+        sparse.truncate(size)
+    layout = ["-m", "0", "-O", "^has_journal,^resize_inode", "-I", "512", "-N", str(inodes + 1024)]
+    _run("mkfs.ext4", "-q", "-F", *layout, str(file))
+    place = directory.with_name(f"{directory.name}.mnt")
+    place.mkdir()
+    with contextlib.ExitStack() as undo:
+        undo.callback(place.rmdir)
+        with loop.attached(file, readonly=False) as device:
+            mounts.mount(device, place, "ext4")
+            undo.callback(mounts.umount, place, detach=False)
+        (place / "lost+found").rmdir()
+        _run("cp", "--archive", "--no-target-directory", str(directory), str(place))
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CommandError(command[0], done.returncode, done.stderr)
+
+
+def _mount(file: Path, place: Path) -> None:
+    """An EROFS image without a loop device where the kernel can (from 6.12 on)."""
+    flags = mounts.MS_RDONLY | mounts.MS_NODEV
+    if _is_erofs(file):
+        try:
+            mounts.mount(file, place, "erofs", flags)
+        except OSError as error:
+            if error.errno not in {errno.ENOTBLK, errno.EINVAL}:
+                raise
+        else:
+            return
+    with loop.attached(file, readonly=True) as device:
+        try:
+            mounts.mount(device, place, "erofs" if _is_erofs(file) else "ext4", flags)
+        except OSError as error:
+            raise FailedPrecondition(f"{file} cannot be mounted: {error.strerror}; is it damaged?") from error
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as image:
+        return hashlib.file_digest(image, "sha256").hexdigest()
+
+
+def _is_erofs(file: Path) -> bool:
+    with file.open("rb") as image:
+        image.seek(_EROFS_MAGIC_OFFSET)
+        return image.read(len(_EROFS_MAGIC)) == _EROFS_MAGIC
+
+
+def _kernel_knows(filesystem: str) -> bool:
+    known = Path("/proc/filesystems").read_text().split()
+    modules = Path(f"/lib/modules/{os.uname().release}/kernel/fs/{filesystem}")
+    return filesystem in known or modules.exists()
+
+
+def _extent(directory: Path) -> tuple[int, int, int]:
+    """Bytes that the files have, bytes that they take, and their number."""
+    size = allocated = inodes = 0
+    for top, directories, files in os.walk(directory):
+        for name in (*directories, *files):
+            found = Path(top, name).lstat()
+            size += found.st_size
+            allocated += found.st_blocks * 512
+            inodes += 1
+    return size, allocated, inodes + 1

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loop devices (loop(4)): files as block devices, for the time of a mount. Every function raises OSError."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+_CONTROL: Final = Path("/dev/loop-control")
+_LOOP_CTL_GET_FREE: Final = 0x4C82
+_LOOP_CONFIGURE: Final = 0x4C0A
+_LO_FLAGS_READ_ONLY: Final = 1
+_LO_FLAGS_AUTOCLEAR: Final = 4
+_TRIES: Final = 100
+
+
+@contextlib.contextmanager
+def attached(file: Path, *, readonly: bool) -> Iterator[Path]:
+    """A loop device for `file`; it is detached with the end of the context and of all mounts made of it."""
+    flags = os.O_RDONLY if readonly else os.O_RDWR
+    file_fd = os.open(file, flags | os.O_CLOEXEC)
+    try:
+        device, device_fd = _configured(file_fd, file, flags)
+    finally:
+        os.close(file_fd)
+    try:
+        yield device
+    finally:
+        os.close(device_fd)
+
+
+def _configured(file_fd: int, file: Path, flags: int) -> tuple[Path, int]:
+    """Others look for free devices at the same time; who configures one first has it."""
+    for _ in range(_TRIES):
+        device = _free()
+        device_fd = os.open(device, flags | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(device_fd, _LOOP_CONFIGURE, _request(file_fd, file, flags))
+        except OSError as error:
+            os.close(device_fd)
+            if error.errno != errno.EBUSY:
+                raise OSError(error.errno, error.strerror, str(file)) from error
+        else:
+            return device, device_fd
+    raise OSError(errno.EBUSY, "no loop device could be had for", str(file))
+
+
+def _free() -> Path:
+    fd = os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return Path(f"/dev/loop{fcntl.ioctl(fd, _LOOP_CTL_GET_FREE)}")
+    finally:
+        os.close(fd)
+
+
+def _request(file_fd: int, file: Path, flags: int) -> bytes:
+    """struct loop_config with its struct loop_info64 (linux/loop.h); the name is for losetup(8) to show."""
+    lo_flags = _LO_FLAGS_AUTOCLEAR | (_LO_FLAGS_READ_ONLY if flags == os.O_RDONLY else 0)
+    name = os.fsencode(file)[:63]
+    info = struct.pack("=5Q4I64s64s32s2Q", 0, 0, 0, 0, 0, 0, 0, 0, lo_flags, name, b"", b"", 0, 0)
+    return struct.pack("=II", file_fd, 0) + info + bytes(64)
