@@ -318,12 +318,12 @@ class Containers:
 def signal_number(name: str) -> int:
     """A signal by name (`SIGTERM`, `TERM`, `RTMIN+3`) or number, as images write it; SIGTERM when unknown."""
     text = name.upper().removeprefix("SIG")
-    if text.isdecimal():
-        return int(text)
     base, sign, offset = text.partition("+") if "+" in text else text.partition("-")
     try:
-        number = int(signal.Signals[f"SIG{base}"])
-        return number + int(f"{sign}{offset}") if sign else number
+        number = int(text) if text.isdecimal() else int(signal.Signals[f"SIG{base}"]) + int(f"{sign}{offset}" or 0)
+        if not 0 < number < signal.NSIG:
+            raise ValueError(number)
+        return number
     except (KeyError, ValueError):
         log.warning("unknown stop signal %r, using SIGTERM", name)
         return int(signal.SIGTERM)
