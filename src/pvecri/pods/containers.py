@@ -321,9 +321,9 @@ def signal_number(name: str) -> int:
     base, sign, offset = text.partition("+") if "+" in text else text.partition("-")
     try:
         number = int(text) if text.isdecimal() else int(signal.Signals[f"SIG{base}"]) + int(f"{sign}{offset}" or 0)
-        if not 0 < number < signal.NSIG:
-            raise ValueError(number)
-        return number
     except (KeyError, ValueError):
-        log.warning("unknown stop signal %r, using SIGTERM", name)
-        return int(signal.SIGTERM)
+        number = 0
+    if 0 < number < signal.NSIG:
+        return number
+    log.warning("unknown stop signal %r, using SIGTERM", name)
+    return int(signal.SIGTERM)
