@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,8 @@ from pvecri.errors import DeadlineExceeded, InternalError, ResourceExhausted, Un
 from pvecri.linux import processes
 from pvecri.linux.cgroups import EVERY_DEVICE, Cgroups
 from pvecri.linux.processes import Process
-from pvecri.model import IdMapping, Resources, SandboxConfig, Vmid
+from pvecri.model import IdMapping, Resources, Vmid
+from pvecri.pods import notes
 from pvecri.pods.live import LivePod, Pods
 from pvecri.pods.vmids import VmidAllocator
 from pvecri.proxmox.api import ProxmoxApi
@@ -32,9 +32,6 @@ INIT_NAME = "catatonit"
 
 CREATE_LOCK = "create"
 """Proxmox's lock of a CT that is being created; until that is done its config says nothing else."""
-
-_SANDBOX_LINE = re.compile(r"^sandbox: ([0-9a-f]{64})\s*$", re.MULTILINE)
-_INSTALLATION_LINE = re.compile(r"^installation: (\w+)\s*$", re.MULTILINE)
 
 
 class Cts:
@@ -153,12 +150,11 @@ class Cts:
                 config = await self._proxmox.ct_config(guest.vmid)
             except CtNotFound:
                 continue
-            installation = _INSTALLATION_LINE.search(config.description)
-            sandbox = _SANDBOX_LINE.search(config.description)
-            if installation is None or sandbox is None or installation[1] != self._installation:
+            owner = notes.owner(config.description)
+            if not owner.sandbox or owner.installation != self._installation:
                 continue
             # Asked last, and not before the list of guests came: pods are being made meanwhile.
-            if not any(pod.id == sandbox[1] for pod in self._pods.pods()):
+            if not any(pod.id == owner.sandbox for pod in self._pods.pods()):
                 yield guest.vmid
 
     def find_init(self, pod: LivePod) -> Process | None:
@@ -188,8 +184,7 @@ class Cts:
         if config.lock == CREATE_LOCK and not config.description:
             # A number that is reserved, by a call of ours that was cut off or by another's: the rest comes later.
             raise Unavailable(f"CT {pod.value.vmid} is being created, and does not say yet for whom")
-        match = _SANDBOX_LINE.search(config.description)
-        if match is None or match[1] != pod.id:
+        if notes.owner(config.description).sandbox != pod.id:
             log.warning("CT %d is not the one of pod %s; it is left alone", pod.value.vmid, pod.id)
             return False
         return True
@@ -234,26 +229,19 @@ class Cts:
             rootfs_size_gib=settings.rootfs_size_gib,
             unprivileged=not pod.value.privileged,
             tags=settings.tags,
-            description=describe(sandbox, pod.id, self._installation),
+            description=notes.describe(sandbox, pod.id, self._installation),
             pool=settings.pool,
         )
 
 
-def describe(sandbox: SandboxConfig, sandbox_id: str, installation: str) -> str:
-    """The CT's notes: what a person in the Proxmox UI needs to find the pod, and what marks the CT as ours."""
-    metadata = sandbox.metadata
-    return (
-        f"Kubernetes pod {metadata.namespace}/{metadata.name}\n\n"
-        f"uid: {metadata.uid}\n\n"
-        f"attempt: {metadata.attempt}\n\n"
-        f"sandbox: {sandbox_id}\n\n"
-        f"installation: {installation}\n"
-    )
-
-
 def id_mappings(pid: int) -> tuple[IdMapping, ...]:
     """The uid mappings of a process's user namespace; empty when it is the host's own."""
-    rows = [tuple(map(int, line.split())) for line in Path(f"/proc/{pid}/uid_map").read_text().splitlines()]
+    return parse_id_map(Path(f"/proc/{pid}/uid_map").read_text())
+
+
+def parse_id_map(table: str) -> tuple[IdMapping, ...]:
+    """What /proc/PID/uid_map says (user_namespaces(7)); empty for the table of the host's own namespace."""
+    rows = [tuple(map(int, line.split())) for line in table.splitlines()]
     if rows == [(0, 0, 0xFFFFFFFF)]:
         return ()
     return tuple(

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A CT's notes in Proxmox (the option `description`): which pod it is, and whose."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pvecri.model import SandboxConfig
+
+_SANDBOX_LINE = re.compile(r"^sandbox: ([0-9a-f]{64})\s*$", re.MULTILINE)
+_INSTALLATION_LINE = re.compile(r"^installation: (\w+)\s*$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What a CT's notes say of whose it is; empty what they do not say."""
+
+    sandbox: str = ""
+    installation: str = ""
+
+
+def describe(sandbox: SandboxConfig, sandbox_id: str, installation: str) -> str:
+    """The notes: what a person in the Proxmox UI needs to find the pod, and what marks the CT as ours."""
+    metadata = sandbox.metadata
+    return (
+        f"Kubernetes pod {metadata.namespace}/{metadata.name}\n\n"
+        f"uid: {metadata.uid}\n\n"
+        f"attempt: {metadata.attempt}\n\n"
+        f"sandbox: {sandbox_id}\n\n"
+        f"installation: {installation}\n"
+    )
+
+
+def owner(notes: str) -> Owner:
+    """Whose the CT with these notes is."""
+    sandbox, installation = _SANDBOX_LINE.search(notes), _INSTALLATION_LINE.search(notes)
+    return Owner(sandbox[1] if sandbox else "", installation[1] if installation else "")

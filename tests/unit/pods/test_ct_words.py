@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is written into a CT's notes, and what the kernel tells of its user namespace."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from pvecri.errors import InvalidArgument
+from pvecri.model import IdMapping, SandboxConfig, SandboxMetadata
+from pvecri.pods import cts, notes
+from pvecri.pods.validation import check_sandbox
+
+ID = "0123456789abcdef" * 4
+OTHER = "f" * 64
+CONFIG = SandboxConfig(metadata=SandboxMetadata(name="web-0", namespace="shop", uid="a1b2", attempt=2))
+
+
+def test_a_cts_notes_tell_a_person_which_pod_it_is() -> None:
+    assert notes.describe(CONFIG, ID, "c0ffee").splitlines()[::2] == [
+        "Kubernetes pod shop/web-0",
+        "uid: a1b2",
+        "attempt: 2",
+        f"sandbox: {ID}",
+        "installation: c0ffee",
+    ]
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "  \n"])
+def test_a_cts_notes_tell_us_whose_it_is_as_proxmox_gives_them_back(line_end: str) -> None:
+    text = notes.describe(CONFIG, ID, "c0ffee").replace("\n", line_end)
+    assert notes.owner(text) == notes.Owner(sandbox=ID, installation="c0ffee")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "sandbox: 12", f"my sandbox: {ID}", f"sandbox: {ID} or so", f"Sandbox: {ID}"]
+)
+def test_notes_that_others_wrote_name_no_owner(text: str) -> None:
+    assert notes.owner(text) == notes.Owner(sandbox="", installation="")
+
+
+@pytest.mark.parametrize("field", ["name", "namespace", "uid"])
+def test_no_pod_can_pass_for_another_by_its_name(field: str) -> None:
+    metadata = replace(CONFIG.metadata, **{field: f"x\n\nsandbox: {OTHER}"})
+    with pytest.raises(InvalidArgument):
+        check_sandbox(replace(CONFIG, metadata=metadata), "")
+
+
+# -- user namespaces -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("table", "mappings"),
+    [
+        ("         0          0 4294967295\n", ()),
+        (
+            "         0     100000      65536\n",
+            (IdMapping(container_id=0, host_id=100_000, length=65_536),),
+        ),
+        (
+            "         0     100000       1000\n      1000       1000          1\n",
+            (
+                IdMapping(container_id=0, host_id=100_000, length=1000),
+                IdMapping(container_id=1000, host_id=1000, length=1),
+            ),
+        ),
+        ("         0          0 65536\n", (IdMapping(container_id=0, host_id=0, length=65_536),)),
+    ],
+)
+def test_the_kernels_table_of_ids_becomes_mappings_and_the_nodes_own_none(
+    table: str, mappings: tuple[IdMapping, ...]
+) -> None:
+    assert cts.parse_id_map(table) == mappings
+
+
+def test_the_mappings_of_a_process_are_read_from_the_kernel() -> None:
+    assert cts.id_mappings(os.getpid()) == cts.parse_id_map(Path("/proc/self/uid_map").read_text())
