@@ -38,7 +38,7 @@ def container_stats(value: ContainerUsage) -> pb.ContainerStats:
         memory=_memory(usage),
         swap=_swap(usage),
         io=_io(usage),
-        writable_layer=responses.filesystem(value.layer),
+        writable_layer=None if value.layer is None else responses.filesystem(value.layer),
     )
 
 

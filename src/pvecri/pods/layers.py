@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection
 
+from pvecri.errors import PvecriError
 from pvecri.model import FilesystemUsage
 
 log = logging.getLogger(__name__)
@@ -31,33 +33,36 @@ class WritableLayers:
     def __init__(self, count: Callable[[str], Awaitable[FilesystemUsage]]) -> None:
         """`count` counts the writable layer of a container."""
         self._count = count
-        self._known: dict[str, tuple[float, FilesystemUsage]] = {}
-        self._under_way: dict[str, asyncio.Task[FilesystemUsage]] = {}
+        self._known: dict[str, tuple[float, FilesystemUsage | None]] = {}
+        self._under_way: dict[str, asyncio.Task[FilesystemUsage | None]] = {}
         self._slots = asyncio.Semaphore(PARALLEL)
 
-    async def usage(self, container_id: str) -> FilesystemUsage:
-        """What the container has written; waits only for the first count, or when the last is STALE."""
-        counted, known = self._known.get(container_id, (-STALE, None))
+    async def usage(self, container_id: str) -> FilesystemUsage | None:
+        """What the container has written; waits only for the first count, or when the last is STALE.
+
+        None when it could not be counted: that is logged, and no reason to fail a list of many containers.
+        """
+        counted, known = self._known.get(container_id, (-math.inf, None))
         age = time.monotonic() - counted
-        if known is not None and age < FRESH:
+        if age < FRESH:
             return known
         counting = self._under_way.get(container_id)
         if counting is None:
             counting = asyncio.create_task(self._refresh(container_id), name=f"count layer {container_id}")
-            counting.add_done_callback(_consume)
             self._under_way[container_id] = counting
-        if known is not None and age < STALE:
-            return known
-        return await asyncio.shield(counting)
+        return known if age < STALE else await asyncio.shield(counting)
 
-    async def _refresh(self, container_id: str) -> FilesystemUsage:
+    async def _refresh(self, container_id: str) -> FilesystemUsage | None:
+        usage = None
         try:
             async with self._slots:
                 usage = await self._count(container_id)
-            self._known[container_id] = (time.monotonic(), usage)
-            return usage
+        except (PvecriError, OSError) as error:
+            log.warning("what container %s has written cannot be counted: %s", container_id, error)
         finally:
             self._under_way.pop(container_id, None)
+        self._known[container_id] = (time.monotonic(), usage)
+        return usage
 
     def keep(self, container_ids: Collection[str]) -> None:
         """Forget all others."""
@@ -70,9 +75,3 @@ class WritableLayers:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _consume(task: asyncio.Task[FilesystemUsage]) -> None:
-    """A count that nobody waits for may fail."""
-    if not task.cancelled() and (error := task.exception()):
-        log.warning("%s: %s", task.get_name(), error)

@@ -78,7 +78,7 @@ class Metrics:
         self,
         pods: Sequence[LivePod],
         containers: Mapping[SandboxId, Sequence[LiveContainer]],
-        layers: Mapping[ContainerId, FilesystemUsage],
+        layers: Mapping[ContainerId, FilesystemUsage | None],
     ) -> list[PodMetrics]:
         networks = read_networks(pods)
         return [
@@ -97,13 +97,15 @@ class Metrics:
         for interface in network.interfaces if network else ():
             yield from network_samples(interface)
 
-    def _of_container(self, pod: LivePod, container: LiveContainer, layer: FilesystemUsage) -> ContainerMetrics:
+    def _of_container(
+        self, pod: LivePod, container: LiveContainer, layer: FilesystemUsage | None
+    ) -> ContainerMetrics:
         group = pod.group(container.id)
         samples = [
             *self._of_group(group),
             *self._process_samples(group, container),
             *spec_samples(container.value.config.resources),
-            *layer_samples(layer, filesystems.filesystem(Path(layer.mountpoint))),
+            *(layer_samples(layer, filesystems.filesystem(Path(layer.mountpoint))) if layer else ()),
             Sample(names.START_TIME, container.value.started_at // SECOND),
         ]
         return ContainerMetrics(container.id, base_labels(pod, container.value), tuple(samples))

@@ -64,11 +64,11 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ContainerUsage:
-    """A container, what it uses when it runs, and what it has written."""
+    """A container, what it uses when it runs, and what it has written (None when that could not be counted)."""
 
     container: Container
     usage: Usage | None
-    layer: FilesystemUsage
+    layer: FilesystemUsage | None
 
 
 @dataclass(frozen=True, slots=True)
