@@ -65,7 +65,9 @@ class Copying:
         """The command's side of a pty whose other side is the client's."""
         fd, theirs = os.openpty()
         ours = self._own(fd, theirs)
-        tty.setraw(theirs)  # what echoes and edits lines is the command's own terminal, in the container
+        # What echoes and edits lines is the command's own terminal, in the container. runc, but not crun, has this
+        # one put the CR before each NL: it sets OPOST here, and clears ONLCR in the command's as soon as it can.
+        tty.setraw(theirs)
         self._outputs.append(self._begin(_read_to_end(ours, streams.stdout)))
         if streams.stdin is not None:
             self._begin(_write(streams.stdin, ours))

@@ -106,7 +106,7 @@ class TcpWire:
 
     async def _closed(self) -> None:
         with suppress(OSError):
-            await self._writer.wait_closed()
+            await asyncio.shield(self._writer.wait_closed())  # all waiters share one future
 
     @property
     def _fd(self) -> int:
