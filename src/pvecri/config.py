@@ -97,11 +97,13 @@ class ImagesConfig(Section, frozen=True):
 
     `root` empty means `images` below runtime.state_dir. `auth_file`, `registries_conf` and `policy` are the
     containers-auth.json(5), containers-registries.conf(5) and containers-policy.json(5) files for skopeo.
+    `driver` may be `auto`, which fits the type of the Proxmox storage `storage`, on which images live then.
     `dataset` is the driver zfs's; `writable_layer_size` is in bytes, 0 for no limit.
     """
 
     root: Path | None = None
     driver: str = "overlay"
+    storage: str = ""
     dataset: str = ""
     writable_layer_size: Annotated[int, msgspec.Meta(ge=0)] = 0
     skopeo: str = "skopeo"
@@ -122,6 +124,21 @@ class NetworkConfig(Section, frozen=True):
     bin_dirs: tuple[Path, ...] = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
     cache_dir: Path = Path("/var/lib/pvecri/cni")
     plugin_timeout: Positive = 60.0
+
+
+class NriConfig(Section, frozen=True):
+    """NRI, the Node Resource Interface: plugins that watch and adjust pods and containers.
+
+    They connect to `socket`, or lie in `plugin_dir` as NN-name and are started with the daemon; what
+    `plugin_config_dir` has for those, NN-name.conf or name.conf, is handed to them.
+    """
+
+    enabled: bool = True
+    socket: Path = Path("/var/run/nri/nri.sock")
+    plugin_dir: Path = Path("/opt/nri/plugins")
+    plugin_config_dir: Path = Path("/etc/nri/conf.d")
+    registration_timeout: Positive = 5.0
+    request_timeout: Positive = 2.0
 
 
 class StreamingConfig(Section, frozen=True):
@@ -153,6 +170,7 @@ class Config(Section, frozen=True):
     runtime: RuntimeConfig = RuntimeConfig()
     images: ImagesConfig = ImagesConfig()
     network: NetworkConfig = NetworkConfig()
+    nri: NriConfig = NriConfig()
     streaming: StreamingConfig = StreamingConfig()
     log: LogConfig = LogConfig()
 
@@ -216,6 +234,8 @@ def _check(config: Config, origin: str) -> None:
     if proxmox.token_id and proxmox.username:
         raise ConfigError(f"{origin}: set proxmox.token_id or proxmox.username, not both")
     _check_streaming(config.streaming, origin)
+    if config.images.storage and config.images.root:
+        raise ConfigError(f"{origin}: set images.root or images.storage, not both")
     for name in ("socket", "state_dir", "run_dir", "lxc_path"):
         if not getattr(config.runtime, name).is_absolute():
             raise ConfigError(f"{origin}: runtime.{name}: must be an absolute path")

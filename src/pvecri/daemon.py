@@ -16,8 +16,11 @@ from pvecri.containers import abilities
 from pvecri.cri.image_service import ImageService
 from pvecri.cri.runtime_service import RuntimeService
 from pvecri.cri.server import CriServer
+from pvecri.errors import DeadlineExceeded, Unavailable
+from pvecri.images import placement
 from pvecri.images.manager import ImageManager
 from pvecri.network.manager import NetworkManager
+from pvecri.nri.plugins import Plugins
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.manager import PodManager
 from pvecri.proxmox.api import ProxmoxApi
@@ -47,15 +50,20 @@ async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
         proxmox = ProxmoxApi(config.proxmox)
         await proxmox.start()
         stack.push_async_callback(proxmox.close)
+        config = await _place_images(config, proxmox)
         images = ImageManager(config)
         await images.start()
         stack.push_async_callback(images.close)
         network = NetworkManager(config.network)
         await network.start()
         stack.push_async_callback(network.close)
-        pods = PodManager(config, found, proxmox, images, network, Hooks())
+        plugins = Plugins(config.nri) if config.nri.enabled else None
+        pods = PodManager(config, found, proxmox, images, network, plugins or Hooks())
         stack.push_async_callback(pods.close)
         await pods.start()
+        if plugins is not None:
+            stack.push_async_callback(plugins.close)
+            await plugins.start(pods)
         streaming = StreamingServer(config.streaming)
         await streaming.start()
         stack.push_async_callback(streaming.close)
@@ -69,6 +77,24 @@ async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
             ready.set()
         await _until_asked_to_stop()
         log.info("stopping; pods and their containers go on")
+
+
+async def _place_images(config: Config, proxmox: ProxmoxApi) -> Config:
+    """The configuration with the place of images settled. Proxmox that cannot be asked is taken as it was."""
+    storage = config.images.storage
+    if not storage:
+        return placement.placed(config, None)
+    memory = placement.Memory(config.runtime.state_dir / "images-storage.json")
+    try:
+        found = await proxmox.storage_config(storage)
+    except (Unavailable, DeadlineExceeded):
+        known = memory.recall(storage)
+        if known is None:
+            raise
+        return placement.placed(config, known)
+    place = placement.StoragePlace(type=found.type, path=found.path, pool=found.pool)
+    memory.remember(storage, place)
+    return placement.placed(config, place)
 
 
 def _lock(config: Config, stack: AsyncExitStack) -> None:

@@ -242,3 +242,8 @@ async def test_a_start_that_fails_says_why(api: ProxmoxApi, spec: CtSpec) -> Non
 
     assert "failed" in (await api.failed_start(VMID) or "")
     assert await api.failed_start(VMID, since=1 << 40) is None
+
+
+async def test_a_storage_says_what_it_is_and_where(api: ProxmoxApi, node: EmbeddedNode) -> None:
+    found = await api.storage_config("local")
+    assert (found.type, found.path.startswith("/")) == ("dir", True)

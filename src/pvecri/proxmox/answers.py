@@ -66,6 +66,18 @@ class StorageStatus(Answer, frozen=True):
         return frozenset(self.content.split(","))
 
 
+class StorageConfig(Answer, frozen=True):
+    """One of GET /storage: a storage as storage.cfg has it, with `path` or `pool` by its type, or neither.
+
+    Only storages on which the account has Datastore.AllocateSpace or Datastore.Audit are listed.
+    """
+
+    storage: str
+    type: str
+    path: str = ""
+    pool: str = ""
+
+
 class StorageItem(Answer, frozen=True):
     """One volume of GET /nodes/{node}/storage/{storage}/content."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pvecri.config import ProxmoxConfig
+from pvecri.errors import NotFound
 from pvecri.model import Vmid
 from pvecri.proxmox import privileges
 from pvecri.proxmox.answers import (
@@ -22,6 +23,7 @@ from pvecri.proxmox.answers import (
     CtStatus,
     Guest,
     NodeStatus,
+    StorageConfig,
     StorageItem,
     StorageStatus,
     Version,
@@ -78,6 +80,15 @@ class ProxmoxApi:
         """GET /nodes/{node}/storage/{storage}/status."""
         path = f"/nodes/{self._node}/storage/{storage}/status"
         return await self._get(path, f"ask for storage {storage}", StorageStatus)
+
+    async def storage_config(self, storage: str) -> StorageConfig:
+        """What storage.cfg says of a storage (GET /storage). NotFound when our account sees none of that name."""
+        for entry in await self._get("/storage", f"ask what storage {storage} is", list[StorageConfig]):
+            if entry.storage == storage:
+                return entry
+        raise NotFound(
+            f"storage {storage}: Proxmox has none of that name, or our account lacks Datastore.AllocateSpace on it"
+        )
 
     async def permissions(self, path: str) -> frozenset[str]:
         """GET /access/permissions?path=…: our privileges on an ACL path, such as `/storage/local`."""

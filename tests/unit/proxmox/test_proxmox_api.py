@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.scripted_pve import ScriptedPve, Step, data, dropped, refusal, scripted_pve
 
-from pvecri.errors import DeadlineExceeded
+from pvecri.errors import DeadlineExceeded, NotFound
 from pvecri.model import Vmid
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import CtSpec
@@ -162,3 +162,22 @@ def test_polling_starts_soon_and_slows_down_to_a_second() -> None:
     assert delays[0] == POLL_FIRST
     assert all(before <= after for before, after in pairwise(delays))
     assert delays[-1] == POLL_MAX == 1.0
+
+
+async def test_a_storages_config_is_found_by_its_name(pve: ScriptedPve, api: ProxmoxApi) -> None:
+    listed = [
+        {
+            "storage": "local",
+            "type": "dir",
+            "path": "/var/lib/vz",
+            "content": "vztmpl",
+            "shared": 0,
+            "digest": "x",
+        },
+        {"storage": "fast", "type": "zfspool", "pool": "rpool/data", "sparse": 1, "mountpoint": "/rpool/data"},
+    ]
+    pve.script("GET", "/storage", data(listed), data(listed))
+    found = await api.storage_config("fast")
+    assert (found.type, found.pool, found.path) == ("zfspool", "rpool/data", "")
+    with pytest.raises(NotFound, match=r"storage slow: .*Datastore\.AllocateSpace"):
+        await api.storage_config("slow")
