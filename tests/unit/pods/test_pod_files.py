@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pod is called, and how its sysctls are written where only its own root may."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+from support.filled import filled
+
+from pvecri.model import (
+    IdMapping,
+    NamespaceMode,
+    NamespaceOptions,
+    Sandbox,
+    SandboxId,
+    SandboxSecurity,
+)
+from pvecri.pods import files
+from pvecri.pods.live import LivePod
+
+ID = SandboxId("0123456789abcdef" * 4)
+NODE = NamespaceMode.NODE
+OWN = NamespaceOptions()
+ROOT = (IdMapping(container_id=0, host_id=100_000, length=65_536),)
+
+
+def sandbox(
+    hostname: str = "",
+    sysctls: dict[str, str] | None = None,
+    mappings: tuple[IdMapping, ...] = (),
+    options: NamespaceOptions = OWN,
+) -> Sandbox:
+    value = filled(Sandbox)
+    config = replace(
+        value.config, hostname=hostname, sysctls=sysctls or {}, security=SandboxSecurity(namespaces=options)
+    )
+    return replace(value, id=ID, config=config, mappings=mappings)
+
+
+def test_a_pod_is_called_as_it_asks_to_be() -> None:
+    assert files.hostname(sandbox("web-0")) == "web-0"
+
+
+def test_a_pod_that_does_not_say_its_name_is_called_by_its_id() -> None:
+    assert files.hostname(sandbox()) == "0123456789ab"
+
+
+def test_a_pod_on_the_nodes_network_is_called_as_the_node() -> None:
+    assert files.hostname(sandbox("web-0", options=NamespaceOptions(network=NODE))) == socket.gethostname()
+
+
+@pytest.mark.parametrize(
+    ("options", "mappings", "entered"),
+    [
+        (OWN, ROOT, ["ipc", "net", "uts", "user"]),
+        (OWN, (), ["ipc", "net", "uts"]),
+        (NamespaceOptions(ipc=NODE), (), ["net", "uts"]),
+        (NamespaceOptions(network=NODE), (), ["ipc"]),
+    ],
+)
+def test_sysctls_are_written_in_the_pods_own_namespaces_and_in_no_others(
+    options: NamespaceOptions, mappings: tuple[IdMapping, ...], entered: list[str]
+) -> None:
+    pod = LivePod(sandbox(sysctls={"net.a": "1"}, mappings=mappings, options=options), Path("/run/pod"))
+    command = files.sysctl_command(pod)
+    assert command[: command.index("--")] == ["nsenter", *(f"--{kind}=/run/pod/ns/{kind}" for kind in entered)]
+
+
+def test_a_sysctl_is_written_by_its_path_below_proc_sys() -> None:
+    pod = LivePod(sandbox(sysctls={"net.ipv4.ip_forward": "1", "kernel/sem": "1 2 3 4"}), Path("/run/pod"))
+    assert files.sysctl_command(pod)[-4:] == [
+        "/proc/sys/net/ipv4/ip_forward",
+        "1",
+        "/proc/sys/kernel/sem",
+        "1 2 3 4",
+    ]
+
+
+def test_the_shell_writes_each_value_to_its_file_and_interprets_none(tmp_path: Path) -> None:
+    pod = LivePod(sandbox(sysctls={"net.a": "placeholder"}), Path("/run/pod"))
+    command = files.sysctl_command(pod)
+    shell = command[command.index("--") + 1 : -2]
+    pairs = [(tmp_path / "one", "$(id) 'x' %s\\n"), (tmp_path / "two", "-n 4096")]
+    subprocess.run([*shell, *(str(part) for pair in pairs for part in pair)], check=True)
+    assert [path.read_text() for path, _ in pairs] == [value for _, value in pairs]

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a container's mounts and devices come from: looked up on the node, refused when it has none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pvecri.containers.plan import BindSource
+from pvecri.errors import InvalidArgument
+from pvecri.model import ContainerConfig, ContainerMetadata, ContainerSecurity, Device, Mount, Propagation
+from pvecri.pods import volumes
+
+
+def container(*mounts: Mount, **said: Any) -> ContainerConfig:
+    return ContainerConfig(metadata=ContainerMetadata(name="main"), image="busybox", mounts=mounts, **said)
+
+
+def mount(source: Path | str, **said: Any) -> Mount:
+    return Mount(container_path="/data", host_path=str(source), **said)
+
+
+def using(*devices: Device, privileged: bool = False) -> ContainerConfig:
+    return container(devices=devices, security=ContainerSecurity(privileged=privileged))
+
+
+def resolved(*mounts: Mount) -> list[BindSource]:
+    return list(volumes.resolve_binds(container(*mounts), None, {}))
+
+
+# -- mounts --------------------------------------------------------------------------------------------------
+
+
+def test_a_mount_keeps_what_was_asked_for(tmp_path: Path) -> None:
+    (plain, strict) = resolved(mount(tmp_path), mount(tmp_path, readonly=True, recursive_readonly=True))
+    assert (plain.source, plain.container_path, plain.propagation) == (tmp_path, "/data", "rprivate")
+    assert (plain.readonly, plain.recursive_readonly) == (False, False)
+    assert (strict.readonly, strict.recursive_readonly) == (True, True)
+
+
+def test_a_link_is_followed_once_and_cannot_be_turned_elsewhere_later(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert resolved(mount(tmp_path / "link"))[0].source == tmp_path / "real"
+
+
+def test_a_source_that_does_not_exist_is_refused_by_its_position(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        resolved(mount(tmp_path), mount(tmp_path / "nothing"))
+    assert str(caught.value) == f"config.mounts[1].host_path: {tmp_path}/nothing does not exist on the node"
+
+
+def test_a_link_to_nothing_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nothing")
+    with pytest.raises(InvalidArgument, match=r"^config\.mounts\[0\]\.host_path: .*/link does not exist"):
+        resolved(mount(tmp_path / "link"))
+
+
+def test_in_a_user_namespace_the_source_is_a_clone_named_by_the_mounts_position(tmp_path: Path) -> None:
+    staging = tmp_path / "staging"
+    config = container(mount(tmp_path), mount("/"))
+    sources = [bind.source for bind in volumes.resolve_binds(config, staging, {})]
+    assert sources == [staging / "0", staging / "1"]
+    assert not staging.exists()
+
+
+def test_a_clone_cannot_propagate_to_the_node(tmp_path: Path) -> None:
+    config = container(mount(tmp_path, propagation=Propagation.BIDIRECTIONAL))
+    with pytest.raises(InvalidArgument) as caught:
+        volumes.resolve_binds(config, tmp_path / "staging", {})
+    words = "config.mounts[0].propagation: PROPAGATION_BIDIRECTIONAL needs a privileged pod"
+    assert str(caught.value) == words
+
+
+# -- image volumes -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """The mounted content of an image."""
+    root = tmp_path / "image"
+    (root / "usr/share").mkdir(parents=True)
+    (root / "usr/share/data").write_text("of the image")
+    (tmp_path / "secret").write_text("of the node")
+    return root
+
+
+def image_volume(image: Path, sub_path: str) -> BindSource:
+    wanted = Mount(container_path="/data", image="data:1", image_sub_path=sub_path, readonly=True)
+    (bind,) = volumes.resolve_binds(container(wanted), None, {0: image})
+    return bind
+
+
+@pytest.mark.parametrize("sub_path", ["", "usr", "usr/share", "usr/share/data"])
+def test_an_image_volume_shows_the_image_or_a_part_of_it(image: Path, sub_path: str) -> None:
+    bind = image_volume(image, sub_path)
+    assert (bind.source, bind.readonly, bind.propagation) == (image / sub_path, True, "rprivate")
+
+
+@pytest.mark.parametrize("target", ["/usr", "../../../usr", "../usr"])
+def test_a_link_in_an_image_leads_to_what_it_means_inside_it(image: Path, target: str) -> None:
+    (image / "link").symlink_to(target)
+    assert image_volume(image, "link").source == image / "usr"
+
+
+@pytest.mark.parametrize("target", ["../secret", "/secret", "{node}/secret", "/proc/self/root/etc/passwd"])
+def test_no_link_in_an_image_leads_to_a_file_of_the_node(image: Path, target: str) -> None:
+    (image / "link").symlink_to(target.format(node=image.parent))
+    with pytest.raises(InvalidArgument) as caught:
+        image_volume(image, "link")
+    words = "config.mounts[0].image_sub_path: 'link' is not in the image data:1: No such file or directory"
+    assert str(caught.value) == words
+
+
+# -- devices -------------------------------------------------------------------------------------------------
+
+
+def test_a_device_is_described_as_the_node_has_it() -> None:
+    (device,) = volumes.resolve_devices(
+        using(Device(container_path="/dev/nothing", host_path="/dev/null", permissions="rw"))
+    )
+    assert (device.container_path, device.kind, device.access) == ("/dev/nothing", "c", "rw")
+    assert (device.major, device.minor, device.uid, device.gid) == (1, 3, 0, 0)
+    assert device.mode == Path("/dev/null").stat().st_mode & 0o7777
+
+
+def test_a_device_is_at_the_same_path_unless_told_otherwise() -> None:
+    (device,) = volumes.resolve_devices(using(Device(container_path="", host_path="/dev/zero", permissions="r")))
+    assert device.container_path == "/dev/zero"
+
+
+def test_a_directory_stands_for_all_devices_in_it(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("no device")
+    (tmp_path / "link").symlink_to("/dev/null")
+    assert devices_of(tmp_path) == set()
+    beneath = devices_of(Path("/dev"))
+    assert {"/d/null", "/d/zero"} <= beneath
+    assert not [path for path in beneath if path.startswith(("/d/shm/", "/d/pts/", "/d/console"))]
+
+
+def devices_of(directory: Path) -> set[str]:
+    wanted = Device(container_path="/d", host_path=str(directory), permissions="rwm")
+    try:
+        return {device.container_path for device in volumes.resolve_devices(using(wanted))}
+    except InvalidArgument:
+        return set()
+
+
+@pytest.mark.parametrize("path", ["/dev/nothing", "/etc/passwd", "/etc"])
+def test_what_is_no_device_is_refused_by_its_position(path: str) -> None:
+    good = Device(container_path="", host_path="/dev/null", permissions="r")
+    with pytest.raises(InvalidArgument) as caught:
+        volumes.resolve_devices(using(good, Device(container_path="", host_path=path, permissions="r")))
+    assert str(caught.value) == f"config.devices[1].host_path: {path} is not a device of the node"
+
+
+def test_the_last_of_two_devices_at_one_path_wins() -> None:
+    devices = [
+        Device(container_path="/dev/x", host_path=f"/dev/{name}", permissions="r") for name in ("null", "zero")
+    ]
+    (device,) = volumes.resolve_devices(using(*devices))
+    assert device.minor == os.minor(Path("/dev/zero").stat().st_rdev)
+
+
+def test_a_privileged_container_has_all_devices_of_the_node_but_its_own_kinds() -> None:
+    found = {device.container_path: device for device in volumes.resolve_devices(using(privileged=True))}
+    assert found["/dev/null"].access == "rwm"
+    assert not [path for path in found if path.startswith(("/dev/pts/", "/dev/shm/", "/dev/mqueue/"))]
