@@ -185,6 +185,11 @@ class Machine:
         """The CRI's."""
         return self.run_dir / "pvecri.sock"
 
+    @property
+    def nri_socket(self) -> Path:
+        """Where NRI plugins connect."""
+        return self.run_dir / "nri.sock"
+
     def ready(self) -> bool:
         """Whether the runtime says that it is ready."""
         response = self.client.runtime.Status(pb.StatusRequest())
@@ -242,6 +247,11 @@ class Machine:
                 "conf_dir": str(self.conf_dir),
                 "cache_dir": str(self.directory / "cni"),
                 "bin_dirs": [str(self.plugins), str(CNI_PLUGINS)],
+            },
+            "nri": {
+                "socket": str(self.nri_socket),
+                "plugin_dir": str(self.directory / "nri-plugins"),
+                "plugin_config_dir": str(self.directory / "nri-conf"),
             },
             "log": {"level": "debug"},
         }

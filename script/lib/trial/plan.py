@@ -158,6 +158,10 @@ insecure_registries = [{registries}]
 [network]
 conf_dir = "{plan.state / "cni/net.d"}"
 cache_dir = "{plan.state / "cni/cache"}"
+
+[nri]
+socket = "{plan.run / "nri.sock"}"
+plugin_dir = "{plan.state / "nri/plugins"}"
 """)
 
 

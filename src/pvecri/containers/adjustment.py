@@ -131,7 +131,7 @@ class Rdt(_Part, frozen=True):
 
 
 class MemoryPolicy(_Part, frozen=True):
-    """`linux.memoryPolicy`: set_mempolicy(2); an empty mode takes it away."""
+    """`linux.memoryPolicy`: set_mempolicy(2)."""
 
     mode: str = ""
     nodes: str = ""

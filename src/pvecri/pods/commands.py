@@ -65,6 +65,7 @@ class Commands:
 
     async def set_limits(self, container_id: str, changes: Resources) -> None:
         """As `update_resources`, and nobody is told."""
+        validation.check_resources("linux", changes)
         container = self._pods.container(container_id)
         async with container.limits_lock:
             wanted = container.value.config.resources.updated(changes)

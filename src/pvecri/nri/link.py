@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls over one plugin's socket, in both directions (ttrpc, unary calls only)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from enum import IntEnum
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from pvecri.errors import DeadlineExceeded, PvecriError
+from pvecri.nri.errors import CallFailed, PluginGone, ProtocolError
+from pvecri.nri.frames import MAX_DATA, Connection, MessageType, Reader, encode
+from pvecri.nri.frames import Message as Frame
+from pvecri.nri.proto import ttrpc_pb2
+
+log = logging.getLogger(__name__)
+
+PACKAGE = "nri.pkg.api.v1alpha1"
+_SERVICES = {Connection.PLUGIN: "Plugin", Connection.RUNTIME: "Runtime"}
+_CHUNK = 64 << 10
+
+Answer = TypeVar("Answer", bound=Message)
+Serve = Callable[[str, bytes], Awaitable[Message]]
+"""Answers a call of the other side by its method's name; CallFailed with UNIMPLEMENTED when there is none."""
+
+
+class Code(IntEnum):
+    """The gRPC status codes that have a meaning of their own here."""
+
+    OK = 0
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    UNIMPLEMENTED = 12
+
+
+class Link:
+    """A socket between the runtime and a plugin, as one of the two sees it. Run `run` beside the calls."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ours: Connection, serve: Serve
+    ) -> None:
+        """`ours` is where this side answers calls, with `serve`; it calls on the other connection."""
+        self._reader, self._writer = reader, writer
+        self._ours = ours
+        self._theirs = Connection.RUNTIME if ours is Connection.PLUGIN else Connection.PLUGIN
+        self._serve = serve
+        self._next_stream = 1
+        self._last_served = 0
+        self._waiting: dict[int, asyncio.Future[ttrpc_pb2.Response]] = {}
+        self._served: set[asyncio.Task[None]] = set()
+        self.closed = False
+
+    async def run(self) -> None:
+        """Pass on what comes, until the other side closes or `close` is called. ProtocolError ends it too."""
+        incoming = Reader()
+        try:
+            while data := await self._reader.read(_CHUNK):
+                for frame in incoming.feed(data):
+                    self._take(frame)
+        except ConnectionError:
+            pass
+        finally:
+            self.close()
+            for task in self._served:
+                task.cancel()
+
+    def close(self) -> None:
+        """End the connection; calls under way raise PluginGone. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        self._writer.close()
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(PluginGone("the connection was closed"))
+
+    def abort(self) -> None:
+        """As `close`, and what was not sent yet is thrown away: the other side may not be reading."""
+        self.close()
+        self._writer.transport.abort()
+
+    # -- our calls --------------------------------------------------------------------------------------------
+
+    async def call(self, method: str, request: Message, answer: type[Answer], timeout: float) -> Answer:
+        """Call the other side's method.
+
+        CallFailed with its own status, DeadlineExceeded after `timeout` seconds, PluginGone when the connection
+        has ended, ProtocolError for an answer that cannot be read.
+        """
+        if self.closed:
+            raise PluginGone("the connection was closed")
+        envelope = ttrpc_pb2.Request(
+            service=f"{PACKAGE}.{_SERVICES[self._theirs]}",
+            method=method,
+            payload=request.SerializeToString(),
+            timeout_nano=int(timeout * 1e9),
+        )
+        stream = self._next_stream
+        self._next_stream += 2
+        future = self._waiting[stream] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(timeout):
+                self._write(self._theirs, stream, MessageType.REQUEST, envelope)
+                await self._drain()
+                response = await future
+        except TimeoutError:
+            raise DeadlineExceeded(f"{method} was not answered within {timeout:g} s") from None
+        finally:
+            del self._waiting[stream]
+            if future.done() and not future.cancelled():
+                future.exception()  # it may have come after all
+        return _parse(response, answer)
+
+    async def _drain(self) -> None:
+        try:
+            await self._writer.drain()
+        except ConnectionError as error:
+            raise PluginGone(str(error)) from error
+
+    def _write(self, connection: Connection, stream: int, kind: MessageType, envelope: Message) -> None:
+        data = envelope.SerializeToString()
+        if len(data) > MAX_DATA:
+            raise CallFailed(Code.RESOURCE_EXHAUSTED, f"a message of {len(data)} bytes is too large")
+        self._writer.write(encode(Frame(connection, stream, kind, data)))
+
+    # -- what comes -------------------------------------------------------------------------------------------
+
+    def _take(self, frame: Frame) -> None:
+        if frame.connection is self._theirs and frame.kind == MessageType.RESPONSE:
+            self._take_response(frame)
+        elif frame.connection is self._ours and frame.kind == MessageType.REQUEST:
+            task = asyncio.create_task(self._answer(frame))
+            self._served.add(task)
+            task.add_done_callback(self._served.discard)
+        # All else is of streaming calls, or of a later version.
+
+    def _take_response(self, frame: Frame) -> None:
+        future = self._waiting.get(frame.stream)
+        if future is None or future.done():
+            return  # nobody waits for it any more
+        if frame.data is None:
+            future.set_exception(CallFailed(Code.RESOURCE_EXHAUSTED, "the answer is too large"))
+            return
+        try:
+            future.set_result(ttrpc_pb2.Response.FromString(frame.data))
+        except DecodeError as error:
+            raise ProtocolError(f"an answer cannot be read: {error}") from error
+
+    async def _answer(self, frame: Frame) -> None:
+        try:
+            answer = await self._served_by(frame)
+            response = ttrpc_pb2.Response(status=ttrpc_pb2.Status(), payload=answer.SerializeToString())
+        except CallFailed as error:
+            response = _failure(error.code, str(error))
+        except PvecriError as error:
+            response = _failure(Code.UNKNOWN, str(error))
+        if self.closed:
+            return
+        with suppress(PluginGone):
+            self._write(self._ours, frame.stream, MessageType.RESPONSE, response)
+            await self._drain()
+
+    async def _served_by(self, frame: Frame) -> Message:
+        # A client numbers its calls with growing odd numbers (ttrpc protocol, Message Frame).
+        if frame.stream % 2 == 0 or frame.stream <= self._last_served:
+            raise CallFailed(Code.INVALID_ARGUMENT, f"{frame.stream} cannot be the number of a new stream")
+        self._last_served = frame.stream
+        if frame.data is None:
+            raise CallFailed(Code.RESOURCE_EXHAUSTED, f"a request is larger than {MAX_DATA} bytes")
+        try:
+            request = ttrpc_pb2.Request.FromString(frame.data)
+            if request.service != f"{PACKAGE}.{_SERVICES[self._ours]}":
+                raise CallFailed(Code.UNIMPLEMENTED, f"there is no service {request.service!r} here")
+            return await self._serve(request.method, request.payload)
+        except DecodeError as error:
+            raise CallFailed(Code.INVALID_ARGUMENT, f"the request cannot be read: {error}") from error
+
+
+def _failure(code: int, message: str) -> ttrpc_pb2.Response:
+    return ttrpc_pb2.Response(status=ttrpc_pb2.Status(code=code, message=message))
+
+
+def _parse(response: ttrpc_pb2.Response, answer: type[Answer]) -> Answer:
+    if response.status.code:
+        raise CallFailed(response.status.code, response.status.message)
+    try:
+        return answer.FromString(response.payload)
+    except DecodeError as error:
+        raise ProtocolError(f"an answer cannot be read: {error}") from error

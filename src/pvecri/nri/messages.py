@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pods and containers as plugins see them.
+
+What a container consists of is read off its OCI spec, which has what the request, the image and the pod come to.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pvecri.model import ContainerState, NamespaceMode, ProfileKind, Resources, SandboxConfig, SecurityProfile
+from pvecri.nri import ocispec
+from pvecri.nri.proto import nri_pb2 as pb
+from pvecri.pods import bundles
+from pvecri.pods.live import LiveContainer, LivePod
+
+_STATES = {
+    ContainerState.CREATED: pb.CONTAINER_CREATED,
+    ContainerState.RUNNING: pb.CONTAINER_RUNNING,
+    ContainerState.EXITED: pb.CONTAINER_STOPPED,
+    ContainerState.UNKNOWN: pb.CONTAINER_UNKNOWN,
+}
+_PROFILES = {
+    ProfileKind.RUNTIME_DEFAULT: pb.SecurityProfile.RUNTIME_DEFAULT,
+    ProfileKind.UNCONFINED: pb.SecurityProfile.UNCONFINED,
+    ProfileKind.LOCALHOST: pb.SecurityProfile.LOCALHOST,
+}
+_NAMESPACES = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid", "user": "user"}
+"""The pod's namespaces: their names in the OCI spec, and those that they are pinned by."""
+
+
+# -- pods -----------------------------------------------------------------------------------------------------
+
+
+def pod(live: LivePod) -> pb.PodSandbox:
+    """A pod; `pid` is that of its CT's first process."""
+    value, config = live.value, live.value.config
+    return pb.PodSandbox(
+        id=value.id,
+        name=config.metadata.name,
+        uid=config.metadata.uid,
+        namespace=config.metadata.namespace,
+        labels=config.labels,
+        annotations=config.annotations,
+        runtime_handler=value.runtime_handler,
+        linux=pb.LinuxPodSandbox(
+            pod_overhead=resources(config.overhead),
+            pod_resources=resources(config.resources),
+            cgroup_parent=config.cgroup_parent,
+            cgroups_path=live.cgroup,
+            namespaces=[
+                pb.LinuxNamespace(type=kind, path=str(live.namespace(_NAMESPACES[kind])))
+                for kind in _own_namespaces(config, mapped=bool(value.mappings))
+            ],
+            resources=resources(config.resources),
+        ),
+        pid=live.init.pid if live.init is not None else 0,
+        ips=value.ips,
+    )
+
+
+def _own_namespaces(config: SandboxConfig, *, mapped: bool) -> list[str]:
+    options = config.security.namespaces
+    own = {
+        "network": options.network is not NamespaceMode.NODE,
+        "ipc": options.ipc is not NamespaceMode.NODE,
+        "uts": options.network is not NamespaceMode.NODE,
+        "pid": options.pid is not NamespaceMode.NODE,
+        "user": mapped,
+    }
+    return [kind for kind, is_own in own.items() if is_own]
+
+
+def resources(limits: Resources) -> pb.LinuxResources:
+    """Limits; those that are not said are left out."""
+    message = pb.LinuxResources()
+    memory, cpu = message.memory, message.cpu
+    for wrapped, value in (
+        (memory.limit, limits.memory_limit),
+        (memory.swap, limits.memory_swap_limit),
+        (memory.reservation, limits.memory_reservation),
+        (cpu.shares, limits.cpu_shares),
+        (cpu.quota, limits.cpu_quota),
+        (cpu.period, limits.cpu_period),
+        (cpu.realtime_runtime, limits.cpu_realtime_runtime),
+        (cpu.realtime_period, limits.cpu_realtime_period),
+    ):
+        if value:
+            wrapped.value = value
+    if limits.pids_limit:
+        message.pids.limit = limits.pids_limit
+    cpu_sets = {"cpus": limits.cpuset_cpus, "mems": limits.cpuset_mems}
+    for name, text in cpu_sets.items():
+        if text:
+            setattr(cpu, name, text)
+    for entry in limits.hugepage_limits:
+        message.hugepage_limits.add(page_size=entry.page_size, limit=entry.limit)
+    message.unified.update(limits.unified)
+    return message
+
+
+# -- containers -----------------------------------------------------------------------------------------------
+
+
+def container(live: LiveContainer) -> pb.Container:
+    """A container; `pid` is 0 unless it runs. Without its OCI spec, which a reboot takes away, less is known."""
+    value, config = live.value, live.value.config
+    spec = _read(live)
+    message = pb.Container(
+        id=value.id,
+        pod_sandbox_id=value.sandbox_id,
+        name=config.metadata.name,
+        state=_STATES[value.state],
+        labels=config.labels,
+        annotations=spec.annotations or config.annotations,
+        args=spec.process.args,
+        env=spec.process.env,
+        hooks=_hooks(spec.hooks),
+        linux=_linux(spec),
+        pid=live.process.pid if live.process is not None else 0,
+        rlimits=[pb.POSIXRlimit(type=each.type, hard=each.hard, soft=each.soft) for each in spec.process.rlimits],
+        created_at=value.created_at,
+        started_at=value.started_at,
+        finished_at=value.finished_at,
+        exit_code=value.exit_code,
+        status_reason=value.reason,
+        status_message=value.message,
+        CDI_devices=[pb.CDIDevice(name=name) for name in config.cdi_devices],
+        user=pb.User(
+            uid=spec.process.user.uid,
+            gid=spec.process.user.gid,
+            additional_gids=spec.process.user.additional_gids,
+        ),
+        image=pb.Image(
+            name=config.user_specified_image or config.image,
+            digest=value.image_reference.partition("@")[2],
+            config_digest=value.image_id,
+        ),
+    )
+    message.linux.seccomp_profile.CopyFrom(
+        _profile(config.security.seccomp, privileged=config.security.privileged)
+    )
+    _add_mounts(message, spec, bundles.device_nodes(live.bundle))
+    return message
+
+
+def _read(live: LiveContainer) -> ocispec.Spec:
+    try:
+        return msgspec.json.decode(live.bundle.spec.read_bytes(), type=ocispec.Spec)
+    except FileNotFoundError:
+        return ocispec.Spec()
+
+
+def _profile(profile: SecurityProfile | None, *, privileged: bool) -> pb.SecurityProfile:
+    """No profile means none, as the CRI has it."""
+    if profile is None or privileged:
+        return pb.SecurityProfile(profile_type=pb.SecurityProfile.UNCONFINED)
+    return pb.SecurityProfile(profile_type=_PROFILES[profile.kind], localhost_ref=profile.localhost_ref)
+
+
+def _hooks(hooks: ocispec.Hooks) -> pb.Hooks:
+    message = pb.Hooks()
+    for kind in ocispec.Hooks.__struct_fields__:
+        for each in getattr(hooks, kind):
+            hook = getattr(message, kind).add(path=each.path, args=each.args, env=each.env)
+            if each.timeout is not None:
+                hook.timeout.value = each.timeout
+    return message
+
+
+def _add_mounts(message: pb.Container, spec: ocispec.Spec, device_nodes: Path) -> None:
+    """Mounts; those of device nodes, which stand for devices in a user namespace, as the devices they are."""
+    for mount in spec.mounts:
+        source = Path(mount.source)
+        if source.parent == device_nodes:
+            _add_device_node(message, mount.destination, source)
+        else:
+            message.mounts.add(
+                destination=mount.destination, type=mount.type, source=mount.source, options=mount.options
+            )
+
+
+def _add_device_node(message: pb.Container, path: str, node: Path) -> None:
+    try:
+        status = node.stat()
+    except FileNotFoundError:
+        return
+    device = message.linux.devices.add(
+        path=path,
+        type="b" if stat.S_ISBLK(status.st_mode) else "c",
+        major=os.major(status.st_rdev),
+        minor=os.minor(status.st_rdev),
+    )
+    device.file_mode.value = stat.S_IMODE(status.st_mode)
+
+
+def _linux(spec: ocispec.Spec) -> pb.LinuxContainer:
+    linux = spec.linux
+    message = pb.LinuxContainer(
+        namespaces=[pb.LinuxNamespace(type=each.type, path=each.path) for each in linux.namespaces],
+        resources=_resources(linux.resources),
+        cgroups_path=linux.cgroups_path,
+        sysctl=linux.sysctl,
+        net_devices={
+            name: pb.LinuxNetDevice(name=each.get("name", "")) for name, each in linux.net_devices.items()
+        },
+    )
+    for each in linux.devices:
+        device = message.devices.add(path=each.path, type=each.type, major=each.major, minor=each.minor)
+        _wrap(device, {"file_mode": each.file_mode, "uid": each.uid, "gid": each.gid})
+    _wrap(message, {"oom_score_adj": spec.process.oom_score_adj})
+    if linux.seccomp is not None:
+        message.seccomp_policy.CopyFrom(_seccomp(linux.seccomp))
+    _add_scheduling(message, spec)
+    return message
+
+
+def _add_scheduling(message: pb.LinuxContainer, spec: ocispec.Spec) -> None:
+    """What only plugins have set."""
+    if (wanted := spec.process.io_priority) is not None:
+        message.io_priority.priority = wanted.priority
+        setattr(message.io_priority, "class", pb.IOPrioClass.Value(wanted.class_))
+    if (scheduler := spec.process.scheduler) is not None:
+        for name in ("nice", "priority", "runtime", "deadline", "period"):
+            setattr(message.scheduler, name, getattr(scheduler, name))
+        message.scheduler.policy = pb.LinuxSchedulerPolicy.Value(scheduler.policy)  # type: ignore[assignment]
+        message.scheduler.flags.extend(
+            pb.LinuxSchedulerFlag.Value(flag)  # type: ignore[misc]
+            for flag in scheduler.flags
+        )
+    if (rdt := spec.linux.intel_rdt) is not None:
+        _wrap(message.rdt, {"clos_id": rdt.clos_id, "enable_monitoring": rdt.enable_monitoring})
+        if rdt.schemata is not None:
+            message.rdt.schemata.value.extend(rdt.schemata)
+
+
+def _resources(limits: ocispec.Resources) -> pb.LinuxResources:
+    message = pb.LinuxResources(
+        hugepage_limits=[
+            pb.HugepageLimit(page_size=each.page_size, limit=each.limit) for each in limits.hugepage_limits
+        ],
+        unified=limits.unified,
+    )
+    memory, cpu = limits.memory, limits.cpu
+    _wrap(message.memory, {name: memory.get(name) for name in ("limit", "reservation", "swap")})
+    _wrap(
+        message.cpu,
+        {
+            "shares": cpu.get("shares"),
+            "quota": cpu.get("quota"),
+            "period": cpu.get("period"),
+            "realtime_runtime": cpu.get("realtimeRuntime"),
+            "realtime_period": cpu.get("realtimePeriod"),
+        },
+    )
+    message.cpu.cpus, message.cpu.mems = str(cpu.get("cpus", "")), str(cpu.get("mems", ""))
+    for each in limits.devices:
+        rule = message.devices.add(allow=each.allow, type=each.type, access=each.access)
+        _wrap(rule, {"major": each.major, "minor": each.minor})
+    if "limit" in limits.pids:
+        message.pids.limit = limits.pids["limit"]
+    return message
+
+
+def _seccomp(policy: ocispec.Seccomp) -> pb.LinuxSeccomp:
+    message = pb.LinuxSeccomp(
+        default_action=policy.default_action,
+        architectures=policy.architectures,
+        flags=policy.flags,
+        listener_path=policy.listener_path,
+        listener_metadata=policy.listener_metadata,
+    )
+    _wrap(message, {"default_errno": policy.default_errno_ret})
+    for each in policy.syscalls:
+        syscall = message.syscalls.add(names=each.names, action=each.action)
+        _wrap(syscall, {"errno_ret": each.errno_ret})
+        for argument in each.args:
+            syscall.args.add(
+                index=argument.index, value=argument.value, value_two=argument.value_two, op=argument.op
+            )
+    return message
+
+
+def _wrap(message: Any, values: Mapping[str, Any]) -> None:
+    """Set wrapped values; those that are None stay absent."""
+    for name, value in values.items():
+        if value is not None:
+            getattr(message, name).value = value
+            getattr(message, name).SetInParent()

@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All plugins together: the hooks of the Pod Manager, asked of each plugin in the order of their indices.
+
+One event is told at a time, to one plugin after the other, and a plugin that joins is told of all pods and
+containers between two events. So each plugin hears of everything once, in one order. A plugin that refuses fails
+the request where NRI has it so; one that does not answer in time, or is gone, is dropped and the request goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Iterable
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+from google.protobuf.message import Message
+from msgspec.structs import replace
+
+from pvecri.config import ConfigError, NriConfig
+from pvecri.containers.adjustment import Adjustment
+from pvecri.errors import PvecriError
+from pvecri.model import Resources
+from pvecri.nri import launching, messages, translation
+from pvecri.nri.launching import LaunchedPlugin
+from pvecri.nri.merging import Creation, Updates, copy_resources
+from pvecri.nri.plugin import Plugin
+from pvecri.nri.proto import nri_pb2 as pb
+from pvecri.pods.hooks import Hooks
+from pvecri.pods.live import LiveContainer, LivePod, Told
+from pvecri.pods.manager import PodManager
+
+log = logging.getLogger(__name__)
+
+UPDATE_PATIENCE = 10.0
+"""Seconds that a container's update may take."""
+
+
+class Plugins(Hooks):
+    """Give it to the Pod Manager, then `start` it with that; plugins join and leave until `close`."""
+
+    def __init__(self, config: NriConfig) -> None:
+        self._config = config
+        self._turn = asyncio.Lock()
+        """Held while an event is told, or a plugin joins."""
+        self._plugins: list[Plugin] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stack = AsyncExitStack()
+        self._pods: PodManager | None = None
+
+    # -- plugins come and go ----------------------------------------------------------------------------------
+
+    async def start(self, pods: PodManager) -> None:
+        """Start the node's plugins and let others connect. ConfigError when another process has the socket."""
+        self._pods = pods
+        await self._launch_all()
+        path = self._config.socket
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX) as probe, suppress(ConnectionRefusedError, FileNotFoundError):
+                probe.connect(str(path))
+                raise ConfigError(
+                    f"nri.socket: another process listens on {path} (nri.enabled = false does without NRI)"
+                )
+            path.unlink(missing_ok=True)
+        server = await asyncio.start_unix_server(self._accept, path)
+        path.chmod(0o600)
+        self._stack.callback(path.unlink, missing_ok=True)
+        self._stack.callback(server.close)
+        log.info("NRI plugins may connect to %s", path)
+
+    async def close(self) -> None:
+        """Tell every plugin that the runtime ends, and end those that it has started."""
+        await self._stack.aclose()
+        await asyncio.gather(*(plugin.shut_down() for plugin in self._plugins))
+        for task in tuple(self._tasks):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _launch_all(self) -> None:
+        """Those that register are synchronized in their order; the others are left out, and the log says why."""
+        launched: list[LaunchedPlugin] = []
+        for program in launching.discover(self._config):
+            try:
+                launched.append(await launching.launch(program, self._config, self._update))
+            except PvecriError as error:
+                log.warning("%s", error)
+        outcomes = await asyncio.gather(*(plugin.start() for plugin in launched), return_exceptions=True)
+        for plugin, outcome in zip(launched, outcomes, strict=True):
+            self._keep(self._attend_launched(plugin))
+            if isinstance(outcome, BaseException):
+                log.error("%s", outcome)
+                continue
+            await self._join_or_leave(plugin)
+
+    async def _attend_launched(self, plugin: LaunchedPlugin) -> None:
+        try:
+            await plugin.wait()
+        finally:
+            self._dismiss(plugin)
+            await plugin.reap()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._keep(self._attend(Plugin(reader, writer, self._config, self._update)))
+
+    async def _attend(self, plugin: Plugin) -> None:
+        try:
+            await plugin.start()
+            await self._join_or_leave(plugin)
+            await plugin.wait()
+        except PvecriError as error:
+            log.warning("%s", error)
+        finally:
+            self._dismiss(plugin)
+
+    def _keep(self, coroutine: Any) -> None:
+        task = asyncio.create_task(coroutine, name="NRI plugin")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _join_or_leave(self, plugin: Plugin) -> None:
+        """Tell a plugin of all there is; from then on it hears of every event."""
+        async with self._turn:
+            pods, containers = self._known()
+            try:
+                updates = await plugin.synchronize(pods, containers)
+            except PvecriError as error:
+                log.warning("NRI plugin %s cannot join: %s", plugin.name, error)
+                return
+            merged = Updates()
+            try:
+                merged.take(updates, plugin.name)
+            except PvecriError as error:
+                log.warning("%s", error)
+            await self._make_updates(merged)
+            self._plugins = sorted([*self._plugins, plugin], key=lambda each: each.index)
+        log.info("NRI plugin %s has joined; asked in the order %s", plugin.name, self._order())
+
+    def _known(self) -> tuple[list[pb.PodSandbox], list[pb.Container]]:
+        """What plugins have been told of and not told the end of."""
+        assert self._pods is not None
+        pods = [pod for pod in self._pods.live if pod.told in (Told.MADE, Told.ENDED)]
+        containers = [each for pod in pods for each in pod.containers.values() if each.told is Told.MADE]
+        return [messages.pod(pod) for pod in pods], [messages.container(each) for each in containers]
+
+    def _dismiss(self, plugin: Plugin) -> None:
+        plugin.dismiss()
+        if plugin in self._plugins:
+            self._plugins = [each for each in self._plugins if each is not plugin]
+            log.info("NRI plugin %s has left", plugin.name)
+
+    def _order(self) -> str:
+        return ", ".join(plugin.name for plugin in self._plugins)
+
+    # -- pods -------------------------------------------------------------------------------------------------
+
+    async def run_pod(self, pod: LivePod) -> None:
+        """See Hooks."""
+        async with self._turn:
+            pod.told = Told.MADE
+            if self._plugins:
+                await self._ask(pb.RunPodSandboxRequest(pod=messages.pod(pod)))
+
+    async def update_pod(self, pod: LivePod, resources: Resources, overhead: Resources) -> None:
+        """See Hooks."""
+        async with self._turn:
+            if self._plugins:
+                request = pb.UpdatePodSandboxRequest(
+                    pod=messages.pod(pod),
+                    overhead_linux_resources=messages.resources(overhead),
+                    linux_resources=messages.resources(resources),
+                )
+                await self._ask(request)
+
+    async def updated_pod(self, pod: LivePod) -> None:
+        """See Hooks."""
+        async with self._turn:
+            if self._plugins:
+                await self._tell(pb.PostUpdatePodSandboxRequest(pod=messages.pod(pod)))
+
+    async def stop_pod(self, pod: LivePod) -> None:
+        """See Hooks."""
+        async with self._turn:
+            if pod.told is Told.MADE:
+                pod.told = Told.ENDED
+                if self._plugins:
+                    await self._tell(pb.StopPodSandboxRequest(pod=messages.pod(pod)))
+
+    async def remove_pod(self, pod: LivePod) -> None:
+        """See Hooks."""
+        await self.stop_pod(pod)
+        async with self._turn:
+            if pod.told is Told.ENDED:
+                pod.told = Told.REMOVED
+                if self._plugins:
+                    await self._tell(pb.RemovePodSandboxRequest(pod=messages.pod(pod)))
+
+    # -- containers -------------------------------------------------------------------------------------------
+
+    async def create_container(self, pod: LivePod, container: LiveContainer) -> Adjustment | None:
+        """See Hooks."""
+        async with self._turn:
+            container.told = Told.MADE
+            if not self._plugins:
+                return None
+            request = pb.CreateContainerRequest(pod=messages.pod(pod), container=messages.container(container))
+            cgroup = request.container.linux.cgroups_path
+            validators = [plugin for plugin in self._plugins if _validates(plugin)]
+            pristine = pb.ValidateContainerAdjustmentRequest(pod=request.pod, container=request.container)
+            creation = Creation(request)
+            evictions: list[pb.ContainerEviction] = []
+            for plugin in self._plugins:
+                answer = await plugin.ask(request)
+                pristine.plugins.add(name=plugin.base, index=plugin.index)
+                if answer is not None:
+                    creation.take(answer, plugin.name)
+                    evictions += answer.evict
+            wanted = translation.adjustment(creation.adjustment, cgroup)
+            await _validate(validators, pristine, creation)
+            self._evict(evictions)
+            await self._make_updates(creation.updates)
+            return wanted
+
+    async def created_container(self, pod: LivePod, container: LiveContainer) -> None:
+        """See Hooks."""
+        await self._tell_of(pb.PostCreateContainerRequest, pod, container)
+
+    async def start_container(self, pod: LivePod, container: LiveContainer) -> None:
+        """See Hooks."""
+        async with self._turn:
+            if self._plugins:
+                request = pb.StartContainerRequest(pod=messages.pod(pod), container=messages.container(container))
+                await self._ask(request)
+
+    async def started_container(self, pod: LivePod, container: LiveContainer) -> None:
+        """See Hooks."""
+        await self._tell_of(pb.PostStartContainerRequest, pod, container)
+
+    async def update_container(self, pod: LivePod, container: LiveContainer, changes: Resources) -> Resources:
+        """See Hooks."""
+        async with self._turn:
+            if not self._plugins:
+                return changes
+            request = pb.UpdateContainerRequest(
+                pod=messages.pod(pod),
+                container=messages.container(container),
+                linux_resources=messages.resources(changes),
+            )
+            updates = Updates()
+            for plugin in self._plugins:
+                answer = await plugin.ask(request)
+                if answer is not None:
+                    updates.take(answer.update, plugin.name)
+                    self._evict(answer.evict)
+                    own = updates.merged.get(container.id)
+                    if own is not None:
+                        copy_resources(own.linux.resources, request.linux_resources)
+            own = updates.merged.pop(container.id, None)
+            await self._make_updates(updates)
+        if own is None:
+            return changes
+        return replace(translation.resources(request.linux_resources), oom_score_adj=changes.oom_score_adj)
+
+    async def updated_container(self, pod: LivePod, container: LiveContainer) -> None:
+        """See Hooks."""
+        await self._tell_of(pb.PostUpdateContainerRequest, pod, container)
+
+    async def stop_container(self, pod: LivePod, container: LiveContainer) -> None:
+        """See Hooks."""
+        async with self._turn:
+            if container.told is not Told.MADE:
+                return
+            container.told = Told.ENDED
+            if not self._plugins:
+                return
+            updates = Updates()
+            request = pb.StopContainerRequest(pod=messages.pod(pod), container=messages.container(container))
+            for plugin in self._plugins:
+                try:
+                    answer = await plugin.ask(request)
+                    if answer is not None:
+                        updates.take(answer.update, plugin.name)
+                except PvecriError as error:
+                    log.warning("%s", error)
+            await self._make_updates(updates)
+
+    async def remove_container(self, pod: LivePod, container: LiveContainer) -> None:
+        """See Hooks."""
+        await self.stop_container(pod, container)
+        async with self._turn:
+            if container.told is Told.ENDED:
+                container.told = Told.REMOVED
+                if self._plugins:
+                    request = pb.RemoveContainerRequest(
+                        pod=messages.pod(pod), container=messages.container(container)
+                    )
+                    await self._tell(request)
+
+    # -- asking and telling -----------------------------------------------------------------------------------
+
+    async def _ask(self, request: Message) -> None:
+        """Ask every plugin; the first refusal is raised, and those that come after are not asked."""
+        for plugin in self._plugins:
+            await plugin.ask(request)
+
+    async def _tell(self, request: Message) -> None:
+        """Tell every plugin; what one has against it is only logged."""
+        for plugin in self._plugins:
+            try:
+                await plugin.ask(request)
+            except PvecriError as error:
+                log.warning("%s", error)
+
+    async def _tell_of(self, request: type[Any], pod: LivePod, container: LiveContainer) -> None:
+        async with self._turn:
+            if self._plugins:
+                await self._tell(request(pod=messages.pod(pod), container=messages.container(container)))
+
+    # -- updates ----------------------------------------------------------------------------------------------
+
+    async def _make_updates(self, updates: Updates) -> None:
+        """Updates that plugins asked for along with something else: a failure is logged and stops nothing."""
+        for update in updates.merged.values():
+            await self._make_update(update)
+
+    async def _make_update(self, update: pb.ContainerUpdate) -> bool:
+        """Change the limits of a container, if it does not take too long: everybody waits. Whether it could."""
+        assert self._pods is not None
+        try:
+            limits = translation.resources(update.linux.resources)
+            async with asyncio.timeout(UPDATE_PATIENCE):
+                await self._pods.commands.set_limits(update.container_id, limits)
+        except (PvecriError, TimeoutError) as error:
+            problem = str(error) or f"it took more than {UPDATE_PATIENCE:g} s"
+            log.warning("NRI: container %s cannot be updated: %s", update.container_id, problem)
+            return False
+        return True
+
+    async def _update(self, request: pb.UpdateContainersRequest) -> list[pb.ContainerUpdate]:
+        """What a plugin asks for by itself; the updates that failed, and may not be left undone."""
+        self._evict(request.evict)
+        outcomes = [(update, await self._make_update(update)) for update in request.update]
+        return [update for update, made in outcomes if not made and not update.ignore_failure]
+
+    def _evict(self, evictions: Iterable[pb.ContainerEviction]) -> None:
+        """End containers, beside what goes on: their end is an event of its own."""
+        for eviction in evictions:
+            reason = eviction.reason or "no reason given"
+            log.warning("NRI: container %s is evicted: %s", eviction.container_id, reason)
+            self._keep(self._end(eviction.container_id))
+
+    async def _end(self, container_id: str) -> None:
+        assert self._pods is not None
+        try:
+            await self._pods.containers.stop(container_id, 0)
+        except PvecriError as error:
+            log.warning("NRI: container %s cannot be evicted: %s", container_id, error)
+
+
+def _validates(plugin: Plugin) -> bool:
+    return not plugin.closed and plugin.subscribed(pb.ValidateContainerAdjustmentRequest)
+
+
+async def _validate(
+    validators: Iterable[Plugin], request: pb.ValidateContainerAdjustmentRequest, creation: Creation
+) -> None:
+    """Ask those that validate, all at once; PluginError of one that rejects."""
+    request.adjust.CopyFrom(creation.adjustment)
+    request.update.extend(creation.updates.merged.values())
+    request.owners.CopyFrom(creation.owners.message())
+    await asyncio.gather(*(plugin.validate(request) for plugin in validators))

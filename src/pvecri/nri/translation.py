@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what plugins want, as NRI's messages say it, to the values that the Pod Manager works with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+
+from pvecri.containers.adjustment import (
+    AddedMount,
+    Adjustment,
+    DeviceAccess,
+    IoPriority,
+    MemoryPolicy,
+    Rdt,
+    Rlimit,
+    Scheduler,
+    Seccomp,
+    Syscall,
+    SyscallArgument,
+)
+from pvecri.containers.cdi import Hook
+from pvecri.containers.devices import HostDevice
+from pvecri.errors import FailedPrecondition
+from pvecri.model import HugepageLimit, Resources
+from pvecri.nri.merging import REMOVAL
+from pvecri.nri.proto import nri_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+DEVICE_MODE = 0o666
+"""What the OCI runtimes give a device whose mode is not said."""
+
+_HOOKS = {
+    "prestart": "prestart",
+    "create_runtime": "createRuntime",
+    "create_container": "createContainer",
+    "start_container": "startContainer",
+    "poststart": "poststart",
+    "poststop": "poststop",
+}
+_VERSION_1 = ("kernel", "kernel_tcp", "swappiness", "disable_oom_killer", "use_hierarchy")
+"""Memory settings that cgroup version 2, which Proxmox VE has, does not know."""
+
+
+def adjustment(wanted: pb.ContainerAdjustment, cgroup: str) -> Adjustment | None:
+    """All changes to a container whose cgroup is `cgroup`; None when nothing is wanted.
+
+    FailedPrecondition for what cannot be had here.
+    """
+    linux = wanted.linux
+    if not wanted.ByteSize():
+        return None
+    if linux.cgroups_path not in ("", cgroup):
+        raise FailedPrecondition(
+            f"NRI: the cgroup {linux.cgroups_path!r} cannot be had: the container's is {cgroup}, below its CT"
+        )
+    return Adjustment(
+        annotations=_named(wanted.annotations),
+        env=_named({entry.key: entry.value for entry in wanted.env}),
+        args=tuple(wanted.args),
+        mounts=_named({each.destination: _mount(each) for each in wanted.mounts}),
+        devices=_named({each.path: _device(each) for each in wanted.linux.devices}),
+        device_rules=tuple(_device_rule(each) for each in linux.resources.devices),
+        cdi_devices=tuple(each.name for each in wanted.CDI_devices),
+        hooks=tuple(_hook(kind, each) for kind in _HOOKS for each in getattr(wanted.hooks, kind)),
+        rlimits=tuple(Rlimit(type=each.type, hard=each.hard, soft=each.soft) for each in wanted.rlimits),
+        resources=resources(linux.resources),
+        oom_score_adj=linux.oom_score_adj.value if linux.HasField("oom_score_adj") else None,
+        namespaces=_named({each.type: each.path for each in linux.namespaces}),
+        sysctls=_named(linux.sysctl),
+        net_devices=_named({name: device.name for name, device in linux.net_devices.items()}),
+        io_priority=_io_priority(linux.io_priority) if linux.HasField("io_priority") else None,
+        scheduler=_scheduler(linux.scheduler) if linux.HasField("scheduler") else None,
+        seccomp=_seccomp(linux.seccomp_policy) if linux.HasField("seccomp_policy") else None,
+        rdt=_rdt(linux),
+        memory_policy=_memory_policy(linux.memory_policy) if linux.HasField("memory_policy") else None,
+    )
+
+
+def resources(wanted: pb.LinuxResources) -> Resources:
+    """Limits; what is not said is left out. FailedPrecondition for a block I/O class: there are none here.
+
+    A memory limit without one for memory and swap together allows no swap, as the CRI's do.
+    """
+    if wanted.blockio_class.value:
+        raise FailedPrecondition(f"NRI: there is no block I/O class {wanted.blockio_class.value!r}")
+    memory, cpu = wanted.memory, wanted.cpu
+    ignored = [name for name in _VERSION_1 if memory.HasField(name)]
+    if ignored:
+        log.warning("NRI: %s of a container is a setting of cgroup version 1 and is left out", ", ".join(ignored))
+    return Resources(
+        cpu_period=cpu.period.value,
+        cpu_quota=cpu.quota.value,
+        cpu_shares=cpu.shares.value,
+        cpu_realtime_runtime=cpu.realtime_runtime.value,
+        cpu_realtime_period=cpu.realtime_period.value,
+        cpuset_cpus=cpu.cpus,
+        cpuset_mems=cpu.mems,
+        memory_limit=memory.limit.value,
+        memory_swap_limit=memory.swap.value or memory.limit.value,
+        memory_reservation=memory.reservation.value,
+        hugepage_limits=tuple(
+            HugepageLimit(page_size=each.page_size, limit=each.limit) for each in wanted.hugepage_limits
+        ),
+        unified=dict(wanted.unified),
+        pids_limit=wanted.pids.limit,
+    )
+
+
+def _named(table: Mapping[str, Any]) -> dict[str, Any]:
+    """None for what is to be removed."""
+    removed = {name.removeprefix(REMOVAL): None for name in table if name.startswith(REMOVAL)}
+    return removed | {name: value for name, value in table.items() if not name.startswith(REMOVAL)}
+
+
+def _mount(wanted: pb.Mount) -> AddedMount:
+    return AddedMount(
+        destination=wanted.destination, type=wanted.type, source=wanted.source, options=tuple(wanted.options)
+    )
+
+
+def _device(wanted: pb.LinuxDevice) -> HostDevice | None:
+    if wanted.path.startswith(REMOVAL):
+        return None
+    kind = {"u": "c"}.get(wanted.type, wanted.type)
+    if kind not in ("c", "b"):
+        raise FailedPrecondition(f"NRI: the device {wanted.path} is of type {wanted.type!r}, not c or b")
+    return HostDevice(
+        container_path=wanted.path,
+        kind=kind,
+        major=wanted.major,
+        minor=wanted.minor,
+        mode=wanted.file_mode.value & 0o7777 if wanted.HasField("file_mode") else DEVICE_MODE,
+        uid=wanted.uid.value,
+        gid=wanted.gid.value,
+        access="rwm" if kind == "b" else "rw",
+    )
+
+
+def _device_rule(wanted: pb.LinuxDeviceCgroup) -> DeviceAccess:
+    return DeviceAccess(
+        allow=wanted.allow,
+        type=wanted.type or "a",
+        major=wanted.major.value if wanted.HasField("major") else None,
+        minor=wanted.minor.value if wanted.HasField("minor") else None,
+        access=wanted.access,
+    )
+
+
+def _hook(kind: str, wanted: pb.Hook) -> Hook:
+    return Hook(
+        hook_name=_HOOKS[kind],
+        path=wanted.path,
+        args=tuple(wanted.args),
+        env=tuple(wanted.env),
+        timeout=wanted.timeout.value if wanted.HasField("timeout") else None,
+    )
+
+
+def _io_priority(wanted: pb.LinuxIOPriority) -> IoPriority:
+    kind = getattr(wanted, "class")
+    if kind == pb.IOPRIO_CLASS_NONE:
+        return IoPriority()
+    return IoPriority(class_=_name(pb.IOPrioClass, kind), priority=wanted.priority)
+
+
+def _name(enum: EnumTypeWrapper, value: int) -> str:
+    """The name that the OCI spec shares with NRI; FailedPrecondition for a value of a later version."""
+    try:
+        return enum.Name(value)
+    except ValueError:
+        raise FailedPrecondition(f"NRI: {enum.DESCRIPTOR.name} {value} is not known here") from None
+
+
+def _scheduler(wanted: pb.LinuxScheduler) -> Scheduler:
+    if wanted.policy == pb.SCHED_NONE:
+        return Scheduler()
+    return Scheduler(
+        policy=_name(pb.LinuxSchedulerPolicy, wanted.policy),
+        nice=wanted.nice,
+        priority=wanted.priority,
+        flags=tuple(_name(pb.LinuxSchedulerFlag, flag) for flag in wanted.flags),
+        runtime=wanted.runtime,
+        deadline=wanted.deadline,
+        period=wanted.period,
+    )
+
+
+def _seccomp(wanted: pb.LinuxSeccomp) -> Seccomp:
+    return Seccomp(
+        default_action=wanted.default_action,
+        default_errno_ret=wanted.default_errno.value if wanted.HasField("default_errno") else None,
+        architectures=tuple(wanted.architectures),
+        flags=tuple(wanted.flags),
+        listener_path=wanted.listener_path,
+        listener_metadata=wanted.listener_metadata,
+        syscalls=tuple(_syscalls(wanted.syscalls)),
+    )
+
+
+def _syscalls(wanted: Iterable[pb.LinuxSyscall]) -> Iterable[Syscall]:
+    for each in wanted:
+        yield Syscall(
+            names=tuple(each.names),
+            action=each.action,
+            errno_ret=each.errno_ret.value if each.HasField("errno_ret") else None,
+            args=tuple(
+                SyscallArgument(index=arg.index, value=arg.value, value_two=arg.value_two, op=arg.op)
+                for arg in each.args
+            ),
+        )
+
+
+def _rdt(linux: pb.LinuxContainerAdjustment) -> Rdt | None:
+    """The class of service by its own field, or by name among the resources."""
+    wanted, by_class = linux.rdt, linux.resources.HasField("rdt_class")
+    if not wanted.ListFields() and not by_class:
+        return None
+    closid = wanted.clos_id.value if wanted.HasField("clos_id") else linux.resources.rdt_class.value or None
+    return Rdt(
+        clos_id=closid,
+        schemata=tuple(wanted.schemata.value) if wanted.HasField("schemata") else None,
+        enable_monitoring=wanted.enable_monitoring.value if wanted.HasField("enable_monitoring") else None,
+    )
+
+
+def _memory_policy(wanted: pb.LinuxMemoryPolicy) -> MemoryPolicy:
+    return MemoryPolicy(
+        mode=_name(pb.MpolMode, wanted.mode),
+        nodes=wanted.nodes,
+        flags=tuple(_name(pb.MpolFlag, flag) for flag in wanted.flags),
+    )
