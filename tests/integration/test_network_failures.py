@@ -191,7 +191,7 @@ async def test_a_missing_plugin_is_named_with_where_it_was_sought(
     write_network(config, [{"type": "no-such-plugin"}])
     searched = rf"{config.bin_dirs[0]}, /usr/lib/cni \(network\.bin_dirs\)"
 
-    assert not manager.status().ready
+    assert not (await manager.status()).ready
     with pytest.raises(PluginError, match=f"no-such-plugin .* not found in {searched}"):
         await manager.attach(SANDBOX_ID, netns, SANDBOX)
 

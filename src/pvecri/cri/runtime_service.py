@@ -63,7 +63,7 @@ class RuntimeService(ListCalls, MonitoringCalls):
 
     async def status(self, request: pb.StatusRequest) -> pb.StatusResponse:
         """Status: RuntimeReady needs Proxmox and the image store; each part has a condition of its own too."""
-        network = self._network.status()
+        network = await self._network.status()
         parts = [self._pods.health.condition, image_store_condition(self._config)]
         failed = next((part for part in parts if not part.met), None)
         conditions = [

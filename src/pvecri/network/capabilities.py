@@ -17,6 +17,7 @@ INGRESS_ANNOTATION = "kubernetes.io/ingress-bandwidth"
 EGRESS_ANNOTATION = "kubernetes.io/egress-bandwidth"
 IPS_ANNOTATION = "network.pvecri.io/ips"
 MAC_ANNOTATION = "network.pvecri.io/mac"
+ALIASES_ANNOTATION = "network.pvecri.io/aliases"
 
 BURST_BITS = 0xFFFF_FFFF
 """As large as the bandwidth plugin takes: kubelet's annotations name a rate and no burst."""
@@ -36,8 +37,9 @@ def capability_arguments(sandbox: SandboxConfig) -> PluginOptions:
         "portMappings": [_port(port) for port in sandbox.port_mappings if port.host_port > 0],
         "bandwidth": _bandwidth(sandbox.annotations),
         "dns": _dns(sandbox),
-        "ips": [ip.strip() for ip in sandbox.annotations.get(IPS_ANNOTATION, "").split(",") if ip.strip()],
+        "ips": _words(sandbox.annotations.get(IPS_ANNOTATION, "")),
         "mac": sandbox.annotations.get(MAC_ANNOTATION, ""),
+        "aliases": _words(sandbox.annotations.get(ALIASES_ANNOTATION, "")),
         "io.kubernetes.cri.pod-annotations": sandbox.annotations,
     }
     return {name: value for name, value in arguments.items() if value}
@@ -74,6 +76,10 @@ def parse_quantity(text: str) -> int:
     number, exponent, suffix = match.groups()
     scale = 10.0 ** int(exponent) if exponent else _SUFFIX[suffix or ""]
     return -int(-float(number) * scale // 1)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _port(port: PortMapping) -> dict[str, object]:

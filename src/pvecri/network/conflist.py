@@ -2,7 +2,8 @@
 """CNI network configurations: which one is the pods' network (CNI specification, section 1).
 
 The first valid file of the directory, by name, is the network, as with CRI-O and containerd. A file is a list of
-plugins (`.conflist`) or a single plugin (`.conf`, `.json`), which is the same as a list of one.
+plugins (`.conflist`) or a single plugin (`.conf`, `.json`), which is the same as a list of one. The `.conf` files
+of a folder beside it that has the network's name add plugins to a list, unless it says `loadOnlyInlinedPlugins`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     plugins: tuple[Plugin, ...]
     disable_check: bool = False
+    disable_gc: bool = False
     path: str = ""
 
     def has_version(self, wanted: str) -> bool:
@@ -54,7 +56,10 @@ class _File(msgspec.Struct):
     cni_version: str = msgspec.field(name="cniVersion", default="0.3.1")
     cni_versions: list[str] = msgspec.field(name="cniVersions", default_factory=list)
     disable_check: bool = msgspec.field(name="disableCheck", default=False)
-    plugins: list[PluginOptions] = msgspec.field(default_factory=list)
+    disable_gc: bool = msgspec.field(name="disableGC", default=False)
+    only_inlined: bool = msgspec.field(name="loadOnlyInlinedPlugins", default=False)
+    type: str = ""
+    plugins: list[PluginOptions] | None = None
 
 
 class _Plugin(msgspec.Struct):
@@ -62,16 +67,20 @@ class _Plugin(msgspec.Struct):
     capabilities: dict[str, bool] = msgspec.field(default_factory=dict)
 
 
-def parse(text: bytes, path: str) -> Network:
-    """Read a configuration; ValueError says what is wrong with it."""
+def parse(text: bytes, path: str, folder: Path | None = None) -> Network:
+    """Read a configuration; ValueError says what is wrong with it, OSError that a part cannot be read.
+
+    `folder` is where the folders of networks lie that add plugins to a list; None for a text that is complete.
+    """
     try:
         file = msgspec.json.decode(text, type=_File, strict=False)
-        plugins = file.plugins or [msgspec.json.decode(text, type=PluginOptions)]
+        plugins = _plugin_options(file, text, folder)
         return Network(
             name=_checked_name(file.name),
             version=_version(file),
             plugins=tuple(_plugin(options) for options in plugins),
             disable_check=file.disable_check,
+            disable_gc=file.disable_gc,
             path=path,
         )
     except msgspec.DecodeError as error:
@@ -84,6 +93,7 @@ def to_json(network: Network) -> bytes:
         "cniVersion": network.version,
         "name": network.name,
         "disableCheck": network.disable_check,
+        "disableGC": network.disable_gc,
         "plugins": [plugin.options for plugin in network.plugins],
     }
     return msgspec.json.encode(file)
@@ -102,7 +112,7 @@ class ConfigDirectory:
         """The pods' network now. NetworkNotReady when there is none, with the reason for each file."""
         seen = self._fingerprint()
         if seen != self._seen:
-            self._read([name for name, *_ in seen])
+            self._read([name for name, *_ in seen if "/" not in name])
             self._seen = seen
         if self._network is None:
             raise NetworkNotReady(self._problem)
@@ -112,7 +122,8 @@ class ConfigDirectory:
         """What tells an edited, added or removed file; a stat each."""
         try:
             paths = sorted(path for path in self._path.iterdir() if path.suffix in SUFFIXES)
-            stats = [(path.name, path.stat()) for path in paths]
+            folded = sorted(self._path.glob("*/*.conf"))
+            stats = [(str(path.relative_to(self._path)), path.stat()) for path in (*paths, *folded)]
         except OSError:
             return ()
         return tuple((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats)
@@ -122,7 +133,7 @@ class ConfigDirectory:
         for name in names:
             path = self._path / name
             try:
-                self._network = parse(path.read_bytes(), str(path))
+                self._network = parse(path.read_bytes(), str(path), self._path)
             except (OSError, ValueError) as error:
                 problems.append(f"{name}: {error}")
             else:
@@ -130,6 +141,19 @@ class ConfigDirectory:
         self._network = None
         found = "; ".join(problems) or "no .conflist, .conf or .json file"
         self._problem = f"no CNI network in {self._path} (network.conf_dir): {found}"
+
+
+def _plugin_options(file: _File, text: bytes, folder: Path | None) -> list[PluginOptions]:
+    """The plugins of a file, in order: the single one that it is, or those that it lists and then its folder's."""
+    if file.plugins is None and file.type:
+        return [msgspec.json.decode(text, type=PluginOptions)]
+    plugins = list(file.plugins or [])
+    if folder is not None and not file.only_inlined:
+        paths = sorted((folder / _checked_name(file.name)).glob("*.conf"))
+        plugins += [msgspec.json.decode(path.read_bytes(), type=PluginOptions) for path in paths]
+    if not plugins:
+        raise msgspec.ValidationError("there is no plugin in it")
+    return plugins
 
 
 def _plugin(options: PluginOptions) -> Plugin:
@@ -148,6 +172,6 @@ def _version(file: _File) -> str:
 
 
 def _checked_name(name: str) -> str:
-    if not name or "/" in name:
+    if not name or "/" in name or name in (".", ".."):
         raise msgspec.ValidationError(f"{name!r} is no network's name")
     return name

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from pvecri.network.attachment import Attachment, AttachmentStore
 from pvecri.network.capabilities import capability_arguments, cni_args
 from pvecri.network.conflist import ConfigDirectory, Network
 from pvecri.network.errors import NetworkNotReady, PluginError
+from pvecri.network.exclusion import Exclusion
 from pvecri.network.plugins import PluginRunner
+from pvecri.network.probe import ReadinessProbe
 from pvecri.network.result import PodNetwork, pod_network
 
 log = logging.getLogger(__name__)
@@ -44,30 +47,37 @@ class NetworkManager:
         self._config = config
         self._directory = ConfigDirectory(config.conf_dir)
         self._runner = PluginRunner(config)
+        self._probe = ReadinessProbe(self._runner)
         self._store = AttachmentStore(config.cache_dir)
+        self._exclusion = Exclusion()
 
     async def start(self) -> None:
         """Make network.cache_dir. A network need not be there yet: installers often come after the runtime."""
         self._store.prepare()
 
     async def close(self) -> None:
-        """Nothing is held open."""
+        """Stop asking plugins for their status. Idempotent."""
+        await self._probe.close()
 
-    def status(self) -> NetworkStatus:
-        """Whether a pod could be attached now; some stats, no process."""
+    async def status(self) -> NetworkStatus:
+        """Whether a pod could be attached now: some stats, and what the plugins of a 1.1 network said of late."""
         try:
             network = self._directory.network()
         except NetworkNotReady as error:
             return NetworkStatus(ready=False, reason=NOT_READY, message=str(error))
         if missing := self._runner.missing(network):
-            message = (
-                f"the network {network.name} ({network.path}) needs the CNI plugins {', '.join(missing)}: "
-                f"not found in {self._runner.searched()} (network.bin_dirs)"
+            problem = (
+                f"needs the CNI plugins {', '.join(missing)}: not found in {self._runner.searched()} "
+                "(network.bin_dirs)"
             )
-            return NetworkStatus(
-                ready=False, reason=NOT_READY, message=message, network=network.name, path=network.path
-            )
-        return NetworkStatus(ready=True, network=network.name, path=network.path)
+        else:
+            problem = await self._probe.problem(network)
+        if not problem:
+            return NetworkStatus(ready=True, network=network.name, path=network.path)
+        message = f"the network {network.name} ({network.path}): {problem}"
+        return NetworkStatus(
+            ready=False, reason=NOT_READY, message=message, network=network.name, path=network.path
+        )
 
     async def attach(self, sandbox_id: SandboxId, netns: Path, sandbox: SandboxConfig) -> PodNetwork:
         """Set lo up in the namespace and ADD it to the network.
@@ -78,7 +88,7 @@ class NetworkManager:
         """
         attachment = self._attachment(sandbox_id, str(netns), sandbox, self._directory.network())
         await asyncio.to_thread(loopback.bring_up, netns)
-        async with AsyncExitStack() as undo:
+        async with self._exclusion.shared(), AsyncExitStack() as undo:
             undo.push_async_callback(self._undo_add, attachment)
             self._store.write(attachment)
             result = await self._runner.add(attachment)
@@ -100,15 +110,34 @@ class NetworkManager:
                 attachment = self._attachment(sandbox_id, path, sandbox, self._directory.network())
             except NetworkNotReady:
                 return
-        await self._runner.delete(msgspec.structs.replace(attachment, netns=path))
-        self._store.remove(sandbox_id)
+        async with self._exclusion.shared():
+            await self._runner.delete(msgspec.structs.replace(attachment, netns=path))
+            self._store.remove(sandbox_id)
 
     async def release(self, sandbox_id: SandboxId) -> None:
         """DEL the recorded attachment of a sandbox that is no more, and with it its namespace. Idempotent."""
         attachment = self._store.read(sandbox_id)
-        if attachment is not None:
-            await self._runner.delete(msgspec.structs.replace(attachment, netns=""))
-        self._store.remove(sandbox_id)
+        async with self._exclusion.shared():
+            if attachment is not None:
+                await self._runner.delete(msgspec.structs.replace(attachment, netns=""))
+            self._store.remove(sandbox_id)
+
+    async def collect_garbage(self, known: Collection[SandboxId]) -> None:
+        """Have the plugins free what none of the pods holds that are `known`, or attached meanwhile. Idempotent.
+
+        Attachments that are recorded and whose pod is not known are DELeted first, so that nothing is lost with
+        networks that have no GC (before 1.1) or disable it. PluginError with the plugin's own words.
+        """
+        for sandbox_id in set(self._store.sandboxes()).difference(known):
+            await self.release(sandbox_id)
+        async with self._exclusion.alone():
+            try:
+                network = self._directory.network()
+            except NetworkNotReady:
+                return
+            recorded = (self._store.read(sandbox_id) for sandbox_id in self._store.sandboxes())
+            valid = [each for each in recorded if each is not None and each.network.name == network.name]
+            await self._runner.collect(network, valid)
 
     async def check(self, sandbox_id: SandboxId) -> None:
         """CHECK that a pod is still attached as it was. PluginError says what is wrong."""

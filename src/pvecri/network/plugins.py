@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +21,15 @@ from pvecri.network.errors import PluginError
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """For the programs that plugins run, such as iptables, when the daemon has no PATH."""
+
+
+ATTACHMENTS_KEY = "cni.dev/valid-attachments"
+
+
+class _VersionResult(msgspec.Struct, rename="camel"):
+    """What VERSION answers."""
+
+    supported_versions: list[str] = []
 
 
 class _ErrorResult(msgspec.Struct):
@@ -68,6 +78,49 @@ class PluginRunner:
         for plugin in attachment.network.plugins:
             await self._run("CHECK", plugin, attachment, attachment.result)
 
+    async def status(self, network: Network) -> None:
+        """Ask every plugin whether it is ready for an ADD, where the network's version has STATUS (1.1).
+
+        PluginError for the first that is not, or that does not speak the network's version.
+        """
+        if not network.has_version("1.1.0"):
+            return
+        for plugin in network.plugins:
+            await self._check_version(plugin, network)
+        for plugin in network.plugins:
+            await self._execute("STATUS", plugin, network, {}, _base_config(plugin, network))
+
+    async def collect(self, network: Network, valid: Iterable[Attachment]) -> None:
+        """Have every plugin free what belongs to none of these attachments (GC), where the network has it (1.1).
+
+        No ADD and no DEL may run meanwhile. All plugins are asked; the first PluginError is raised in the end.
+        """
+        if network.disable_gc or not network.has_version("1.1.0"):
+            return
+        attachments = [{"containerID": each.sandbox_id, "ifname": each.interface} for each in valid]
+        failure: PluginError | None = None
+        for plugin in network.plugins:
+            config = _base_config(plugin, network) | {ATTACHMENTS_KEY: attachments}
+            try:
+                await self._execute("GC", plugin, network, {}, config)
+            except PluginError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    async def _check_version(self, plugin: Plugin, network: Network) -> None:
+        answer = await self._execute("VERSION", plugin, network, {}, {"cniVersion": network.version})
+        try:
+            spoken = msgspec.json.decode(answer, type=_VersionResult).supported_versions
+        except msgspec.DecodeError as error:
+            problem = f"not a version result: {error}"
+            raise PluginError(plugin.type, "VERSION", network.path, problem) from error
+        if network.version not in spoken:
+            problem = (
+                f"does not speak the network's cniVersion {network.version}, but {', '.join(spoken) or 'none'}"
+            )
+            raise PluginError(plugin.type, "VERSION", network.path, problem)
+
     def missing(self, network: Network) -> list[str]:
         """The plugins of a network that are not installed."""
         return [plugin.type for plugin in network.plugins if self._find(plugin.type) is None]
@@ -77,15 +130,34 @@ class PluginRunner:
         return ", ".join(map(str, self._bin_dirs))
 
     async def _run(self, command: str, plugin: Plugin, attachment: Attachment, previous: bytes) -> bytes:
-        origin = attachment.network.path
+        """A command that is about an attachment."""
+        variables = {
+            "CNI_CONTAINERID": attachment.sandbox_id,
+            "CNI_NETNS": attachment.netns,
+            "CNI_IFNAME": attachment.interface,
+            "CNI_ARGS": attachment.args,
+        }
+        config = _attachment_config(plugin, attachment, previous)
+        return await self._execute(command, plugin, attachment.network, variables, config)
+
+    async def _execute(
+        self,
+        command: str,
+        plugin: Plugin,
+        network: Network,
+        variables: Mapping[str, str],
+        config: Mapping[str, object],
+    ) -> bytes:
+        origin = network.path
         program = self._find(plugin.type)
         if program is None:
             problem = f"not found in {self.searched()} (network.bin_dirs)"
             raise PluginError(plugin.type, command, origin, problem)
-        environment = self._environment(command, attachment)
+        path = ":".join(map(str, self._bin_dirs))
+        environment = {"PATH": DEFAULT_PATH, **os.environ, "CNI_COMMAND": command, "CNI_PATH": path, **variables}
         try:
             status, output, words = await _execute(
-                program, environment, execution_config(plugin, attachment, previous), self._timeout
+                program, environment, msgspec.json.encode(config), self._timeout
             )
         except TimeoutError as error:
             problem = f"killed after {self._timeout:g} s (network.plugin_timeout)"
@@ -101,29 +173,24 @@ class PluginRunner:
         candidates = (directory / name for directory in self._bin_dirs)
         return next((path for path in candidates if path.is_file() and os.access(path, os.X_OK)), None)
 
-    def _environment(self, command: str, attachment: Attachment) -> dict[str, str]:
-        return {
-            "PATH": DEFAULT_PATH,
-            **os.environ,
-            "CNI_COMMAND": command,
-            "CNI_CONTAINERID": attachment.sandbox_id,
-            "CNI_NETNS": attachment.netns,
-            "CNI_IFNAME": attachment.interface,
-            "CNI_ARGS": attachment.args,
-            "CNI_PATH": ":".join(map(str, self._bin_dirs)),
-        }
-
 
 def execution_config(plugin: Plugin, attachment: Attachment, previous: bytes) -> bytes:
     """What a plugin reads: its configuration with what the runtime adds and takes out (section 3). Pure."""
+    return msgspec.json.encode(_attachment_config(plugin, attachment, previous))
+
+
+def _base_config(plugin: Plugin, network: Network) -> dict[str, object]:
     config: dict[str, object] = {key: value for key, value in plugin.options.items() if key != "capabilities"}
-    config["name"] = attachment.network.name
-    config["cniVersion"] = attachment.network.version
+    return config | {"name": network.name, "cniVersion": network.version}
+
+
+def _attachment_config(plugin: Plugin, attachment: Attachment, previous: bytes) -> dict[str, object]:
+    config = _base_config(plugin, attachment.network)
     if arguments := runtime_config(plugin, attachment.arguments):
         config["runtimeConfig"] = arguments
     if previous:
         config["prevResult"] = msgspec.Raw(previous)
-    return msgspec.json.encode(config)
+    return config
 
 
 def read_failure(status: int, output: bytes, words: bytes) -> tuple[int, str]:

@@ -134,7 +134,4 @@ class Recovery:
             await self._proxmox.destroy_ct(Vmid(vmid))
 
     async def _release_attachments(self) -> None:
-        known = {pod.id for pod in self._pods.pods()}
-        for sandbox_id in self._network.attached():
-            if sandbox_id not in known:
-                await self._network.release(sandbox_id)
+        await self._network.collect_garbage({pod.id for pod in self._pods.pods()})

@@ -59,7 +59,7 @@ class Sandboxes:
         steps before it made is removed again, in reverse order.
         """
         validation.check_sandbox(config, runtime_handler)
-        self._check_network(config)
+        await self._check_network(config)
         pod = self._reserve(config, runtime_handler)
         async with pod.lock, AsyncExitStack() as undo:
             undo.callback(self._forget, pod)
@@ -75,10 +75,12 @@ class Sandboxes:
             undo.pop_all()
         return pod.id
 
-    def _check_network(self, config: SandboxConfig) -> None:
+    async def _check_network(self, config: SandboxConfig) -> None:
         """FailedPrecondition when the pod could not be attached: better known before Proxmox has made its CT."""
-        status = self._network.status()
-        if not status.ready and config.security.namespaces.network is not NamespaceMode.NODE:
+        if config.security.namespaces.network is NamespaceMode.NODE:
+            return
+        status = await self._network.status()
+        if not status.ready:
             raise FailedPrecondition(status.message)
 
     def _reserve(self, config: SandboxConfig, runtime_handler: str) -> LivePod:
