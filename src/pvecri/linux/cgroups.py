@@ -123,16 +123,21 @@ class Cgroups:
             (self.directory(group, "devices") / "devices.allow").write_text(str(rule))
 
 
-def detect(root: Path = ROOT) -> Cgroups:
-    """Find out which trees the machine has, by what is mounted at and below /sys/fs/cgroup."""
+def detect(root: Path = ROOT, table: Path = Path("/proc/self/mounts")) -> Cgroups:
+    """Find out which trees the machine has, by what the mount table shows at and below `root`.
+
+    What is mounted elsewhere, in a chroot say, is not for us.
+    """
     v1: dict[str, Path] = {}
     v2: Path | None = None
-    for line in Path("/proc/self/mounts").read_text().splitlines():
+    for line in table.read_text().splitlines():
         _, target, fstype, options, *_ = line.split()
         path = Path(target)
+        if not path.is_relative_to(root):
+            continue
         if fstype == "cgroup2":
             v2 = path
-        elif fstype == "cgroup" and path.is_relative_to(root):
+        elif fstype == "cgroup":
             for option in options.split(","):
                 if option in _V1_CONTROLLERS or option.startswith("name="):
                     v1[option] = path
