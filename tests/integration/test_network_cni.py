@@ -139,6 +139,35 @@ async def test_a_host_port_leads_to_the_pod(manager: NetworkManager, bridge: Pat
     await manager.detach(SANDBOX_ID, netns, sandbox)
 
 
+async def test_a_host_port_leads_to_the_pod_by_ipv6(manager: NetworkManager, bridge: Path, netns: Path) -> None:
+    # The bridge's own address is asked for at once, not after duplicate address detection.
+    Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0")
+    sandbox = with_host_port()
+    await manager.attach(SANDBOX_ID, netns, sandbox)
+    listener = namespaces.run_inside([netns], lambda: socket.create_server(("::", 8080), family=socket.AF_INET6))
+    with listener, socket.create_connection(("fd00:213:9::1", HOST_PORT)) as client:
+        served, _ = listener.accept()
+        with served:
+            client.sendall(b"hello")
+            assert served.recv(5) == b"hello"
+    await manager.detach(SANDBOX_ID, netns, sandbox)
+
+
+async def test_a_host_port_of_udp_leads_to_the_pod_through_loopback(
+    manager: NetworkManager, bridge: Path, netns: Path
+) -> None:
+    mapping = PortMapping(protocol=Protocol.UDP, container_port=8080, host_port=HOST_PORT)
+    sandbox = SandboxConfig(metadata=SANDBOX.metadata, port_mappings=(mapping,))
+    await manager.attach(SANDBOX_ID, netns, sandbox)
+    listener = namespaces.run_inside([netns], lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    with listener, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        listener.bind(("", 8080))
+        listener.settimeout(10)
+        client.sendto(b"hello", ("127.0.0.1", HOST_PORT))
+        assert listener.recvfrom(10)[0] == b"hello"
+    await manager.detach(SANDBOX_ID, netns, sandbox)
+
+
 async def test_a_mapping_without_a_host_port_opens_none(
     manager: NetworkManager, bridge: Path, netns: Path
 ) -> None:

@@ -88,6 +88,28 @@ def test_a_host_port_leads_to_the_pod_from_the_node_and_from_others(cri: CriClie
     assert read_from("127.0.0.1", PORT) == ""
 
 
+def test_a_host_port_that_another_pod_has_is_refused_before_anything_is_made(cri: CriClient) -> None:
+    holder = cri.run_pod(
+        cri.pod_config("holder", port_mappings=[pb.PortMapping(container_port=1, host_port=PORT)])
+    )
+    wanted = pb.PortMapping(container_port=2, host_port=PORT, host_ip="127.0.0.1")
+
+    with refused(
+        grpc.StatusCode.ALREADY_EXISTS, rf"tcp 127\.0\.0\.1:{PORT} is taken by pod .*holder \({holder}\)"
+    ):
+        cri.run_pod(cri.pod_config("other", port_mappings=[wanted]))
+
+    assert [pod.id for pod in cri.pods()] == [holder]
+    cri.stop_pod(holder)
+    cri.run_pod(cri.pod_config("other", port_mappings=[wanted]))
+
+
+def test_udp_and_tcp_ports_of_one_number_can_be_two_pods(cri: CriClient) -> None:
+    for name, protocol in (("tcp", pb.TCP), ("udp", pb.UDP), ("sctp", pb.SCTP)):
+        mapping = pb.PortMapping(protocol=protocol, container_port=8080, host_port=PORT)
+        cri.run_pod(cri.pod_config(name, port_mappings=[mapping]))
+
+
 def test_a_pod_on_the_nodes_network_listens_on_the_node(cri: CriClient) -> None:
     pod = cri.run_pod(cri.pod_config(linux=HOST_NETWORK))
     cri.run(pod, "sh", "-c", SERVE)

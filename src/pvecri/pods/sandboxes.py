@@ -12,9 +12,10 @@ from contextlib import AsyncExitStack
 
 from msgspec.structs import replace
 
-from pvecri.errors import FailedPrecondition, InvalidArgument, NotFound, PvecriError
+from pvecri.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PvecriError
 from pvecri.linux.cgroups import Cgroups
 from pvecri.model import NamespaceMode, Resources, Sandbox, SandboxConfig, SandboxId, SandboxPhase
+from pvecri.network import hostports
 from pvecri.network.manager import NetworkManager
 from pvecri.pods import files, pause, validation
 from pvecri.pods.containers import Containers
@@ -55,8 +56,8 @@ class Sandboxes:
     async def run(self, config: SandboxConfig, runtime_handler: str) -> SandboxId:
         """Make and start a pod (CRI RunPodSandbox).
 
-        InvalidArgument names a bad field; AlreadyExists when a pod has the name. Whatever step fails, what the
-        steps before it made is removed again, in reverse order.
+        InvalidArgument names a bad field; AlreadyExists when a pod has the name or a host port. Whatever step fails,
+        what the steps before it made is removed again, in reverse order.
         """
         validation.check_sandbox(config, runtime_handler)
         await self._check_network(config)
@@ -83,8 +84,28 @@ class Sandboxes:
         if not status.ready:
             raise FailedPrecondition(status.message)
 
+    def _check_host_ports(self, config: SandboxConfig) -> None:
+        """AlreadyExists when another pod has a host port that this one wants: the plugins would not notice.
+
+        The ports of a pod on the node's network are its processes' own; the kernel gives them out.
+        """
+        if config.security.namespaces.network is NamespaceMode.NODE:
+            return
+        for pod in self._pods.pods():
+            if not (pod.value.networked or pod.value.phase is SandboxPhase.CREATING):
+                continue
+            other = pod.value.config
+            if other.security.namespaces.network is NamespaceMode.NODE:
+                continue
+            if refused := hostports.conflict(config.port_mappings, other.port_mappings):
+                raise AlreadyExists(
+                    f"host {hostports.describe(refused)} is taken by pod "
+                    f"{other.metadata.namespace}/{other.metadata.name} ({pod.id})"
+                )
+
     def _reserve(self, config: SandboxConfig, runtime_handler: str) -> LivePod:
-        """Take the name and write down the intent."""
+        """Take the host ports and the name, and write down the intent; no other call comes in between."""
+        self._check_host_ports(config)
         sandbox = Sandbox(
             id=SandboxId(secrets.token_hex(32)),
             config=config,

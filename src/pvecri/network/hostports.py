@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which host ports of two pods are in each other's way. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+
+from pvecri.model import PortMapping
+
+
+def conflict(wanted: Sequence[PortMapping], taken: Sequence[PortMapping]) -> PortMapping | None:
+    """The first of `wanted` that cannot be had beside those that are `taken`; None when all can.
+
+    Ports are in each other's way when protocol and number are the same and their addresses overlap: no address
+    means every one of both families, 0.0.0.0 and :: every one of theirs. A mapping without a host port takes none.
+    """
+    opened = [each for each in wanted if each.host_port]
+    return next((each for each in opened if any(_meet(each, other) for other in taken)), None)
+
+
+def describe(mapping: PortMapping) -> str:
+    """A host port as messages name it: `tcp 192.0.2.1:80`, `tcp port 80` for every address."""
+    protocol = mapping.protocol.value
+    if not mapping.host_ip:
+        return f"{protocol} port {mapping.host_port}"
+    host = f"[{mapping.host_ip}]" if ":" in mapping.host_ip else mapping.host_ip
+    return f"{protocol} {host}:{mapping.host_port}"
+
+
+def _meet(one: PortMapping, other: PortMapping) -> bool:
+    if (one.protocol, one.host_port) != (other.protocol, other.host_port):
+        return False
+    if not one.host_ip or not other.host_ip:
+        return True
+    first, second = ipaddress.ip_address(one.host_ip), ipaddress.ip_address(other.host_ip)
+    if first.version != second.version:
+        return False
+    return first == second or first.is_unspecified or second.is_unspecified
