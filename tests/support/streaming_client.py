@@ -156,7 +156,8 @@ class SpdyClient:
 class WebSocketClient:
     """A WebSocket connection. `take` gets each message, as bytes."""
 
-    def __init__(self, url: str, protocols: Sequence[str]) -> None:
+    def __init__(self, url: str, protocols: Sequence[str], take: Callable[[bytes], None]) -> None:
+        self._take = take
         self.connection = dial(url)
         self.websocket = WSConnection(ConnectionType.CLIENT)
         self.protocol: str | None = None
@@ -170,9 +171,6 @@ class WebSocketClient:
         self._accepted = False
         while not self._accepted:
             self.receive()
-
-    def take(self, message: bytes) -> None:
-        """A message has come."""
 
     def receive(self) -> None:
         """Receive something."""
@@ -199,7 +197,7 @@ class WebSocketClient:
                 self._message += data
                 if event.message_finished:
                     message, self._message = self._message, b""
-                    self.take(message)
+                    self._take(message)
             case Ping():
                 self.connection.sendall(self.websocket.send(event.response()))
             case CloseConnection():
@@ -225,8 +223,7 @@ class TunnelClient(SpdyClient):
 
     def __init__(self, url: str, protocol: str) -> None:
         self._incoming = bytearray()
-        self._websocket = WebSocketClient(url, [protocol])
-        self._websocket.take = self._put  # type: ignore[method-assign]
+        self._websocket = WebSocketClient(url, [protocol], self._put)
         self.connection = self._websocket.connection
         self.protocol = self._websocket.protocol or ""
         self._setup(b"")
@@ -332,12 +329,12 @@ class WebSocketCommand:
     """See CommandClient."""
 
     def __init__(self, url: str, *streams: StreamType, protocols: Sequence[str] = ("v5.channel.k8s.io",)) -> None:
-        self.client = WebSocketClient(url, protocols)
-        self.client.take = self._take  # type: ignore[method-assign]
-        self.protocol = self.client.protocol
-        self.framing = next(each.framing for each in WEBSOCKET_VERSIONS if each.name == (self.protocol or ""))
+        # The server takes the client's first choice.
+        self.framing = next(each.framing for each in WEBSOCKET_VERSIONS if each.name == protocols[0])
         self._reader = channels.ChannelReader(self.framing, len(CHANNELS))
         self._received: dict[int, bytearray] = defaultdict(bytearray)
+        self.client = WebSocketClient(url, protocols, self._take)
+        self.protocol = self.client.protocol
 
     def _take(self, message: bytes) -> None:
         for event in self._reader.receive(message, finished=True):

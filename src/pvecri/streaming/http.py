@@ -64,6 +64,8 @@ class HttpExchange:
                 raise HttpError(400, "a body is not expected")
         except h11.RemoteProtocolError as error:
             raise HttpError(error.error_status_hint, str(error)) from None
+        if _size(request) > MAX_REQUEST:
+            raise HttpError(431, f"the request has more than {MAX_REQUEST} bytes")
         rest, _ = self._http.trailing_data
         self._wire.unread(rest)
         headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers)
@@ -88,6 +90,11 @@ class HttpExchange:
         )
         parts = [self._http.send(event) for event in (response, h11.Data(data=body), h11.EndOfMessage())]
         await self._wire.write(b"".join(part or b"" for part in parts))
+
+
+def _size(request: h11.Request) -> int:
+    """As h11 bounds only what it has not read yet, this is what it has."""
+    return len(request.target) + sum(len(name) + len(value) for name, value in request.headers)
 
 
 async def receive_within(exchange: HttpExchange, seconds: float) -> HttpRequest | None:

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections to a pod's ports are made inside its network namespace."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.netns import network_namespace
+
+from pvecri.containers.forwarding import PodPorts
+from pvecri.linux import namespaces
+
+
+@pytest.fixture
+def netns() -> Iterator[Path]:
+    with network_namespace() as path:
+        subprocess.run(["nsenter", f"--net={path}", "ip", "link", "set", "lo", "up"], check=True)
+        yield path
+
+
+def listen(netns: Path, family: socket.AddressFamily, address: str) -> socket.socket:
+    """A server in the namespace, on its loopback interface."""
+    return namespaces.run_inside([netns], lambda: socket.create_server((address, 0), family=family))
+
+
+@pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+async def test_a_port_is_reached_by_whichever_address_it_listens_on(
+    netns: Path, family: socket.AddressFamily, address: str
+) -> None:
+    with listen(netns, family, address) as server:
+        port = server.getsockname()[1]
+        connection = await PodPorts(netns).connect(port)
+        with connection, await asyncio.to_thread(lambda: server.accept()[0]) as other:
+            await asyncio.get_running_loop().sock_sendall(connection, b"hello")
+            assert await asyncio.to_thread(other.recv, 5) == b"hello"
+
+
+async def test_a_port_of_the_pod_is_none_of_the_nodes(netns: Path) -> None:
+    with listen(netns, socket.AF_INET, "127.0.0.1") as server:
+        port = server.getsockname()[1]
+        with pytest.raises(OSError, match=f"connect to localhost:{port} inside the pod: Connection refused"):
+            await PodPorts(None).connect(port)

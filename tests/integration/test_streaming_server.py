@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The streaming server over real sockets: who is let in, what protocols it speaks, and what it survives."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from support.streaming_client import (
+    SPDY_COMMANDS,
+    TRANSPORTS,
+    CommandClient,
+    Outcome,
+    Refused,
+    SpdyClient,
+    SpdyCommand,
+    WebSocketCommand,
+    dial,
+    request,
+)
+
+from pvecri.config import ConfigError, StreamingConfig
+from pvecri.errors import FailedPrecondition
+from pvecri.streaming.remotecommand import StreamType
+from pvecri.streaming.requests import CommandRequest, Kind
+from pvecri.streaming.server import StreamingServer
+from pvecri.streaming.streams import CommandStreams
+
+STDIN, STDOUT = StreamType.STDIN, StreamType.STDOUT
+SPDY = [("upgrade", "SPDY/3.1"), ("x-stream-protocol-version", "v4.channel.k8s.io")]
+
+T = TypeVar("T")
+
+
+@pytest.fixture(params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> type[CommandClient]:
+    return TRANSPORTS[request.param]
+
+
+@asynccontextmanager
+async def serving(config: StreamingConfig | None = None) -> AsyncIterator[StreamingServer]:
+    server = StreamingServer(config or StreamingConfig())
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.close()
+
+
+def command(run: Callable[[CommandStreams], Awaitable[int]], *, tty: bool = False) -> CommandRequest:
+    """A command with stdin and stdout."""
+    return CommandRequest(Kind.EXEC, stdin=True, stdout=True, stderr=False, tty=tty, run=run)
+
+
+async def echo(streams: CommandStreams) -> int:
+    """Writes what it reads."""
+    assert streams.stdin is not None
+    assert streams.stdout is not None
+    while data := await streams.stdin.read():
+        await streams.stdout.write(data)
+    return 3
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Clients block; the server needs the loop."""
+    return await asyncio.to_thread(work)
+
+
+def converse(client: CommandClient) -> Outcome:
+    client.send(STDIN, b"hello")
+    client.finish(STDIN)
+    return client.outcome()
+
+
+def self_signed(directory: Path) -> tuple[Path, Path]:
+    """A certificate and its key."""
+    certificate, key = directory / "crt", directory / "key"
+    openssl = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+    subprocess.run([*openssl, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    return certificate, key
+
+
+# -- who is let in ---------------------------------------------------------------------------------------------
+
+
+async def test_a_url_can_be_used_once() -> None:
+    async with serving() as server:
+        url = server.url(command(echo))
+        outcome = await in_thread(lambda: converse(SpdyCommand(url, STDIN, STDOUT)))
+        assert (outcome.stdout, outcome.exit_code) == (b"hello", 3)
+        with pytest.raises(Refused, match="404: unknown, used or expired"):
+            await in_thread(lambda: SpdyCommand(url, STDIN, STDOUT))
+
+
+@pytest.mark.parametrize(
+    ("change", "headers", "method", "answer"),
+    [
+        (lambda url: url + "x", SPDY, "POST", "404"),
+        (lambda url: url.replace("/exec/", "/attach/"), SPDY, "POST", "404"),
+        (lambda url: url.replace("/exec/", "/"), SPDY, "POST", "404"),
+        (lambda url: url, SPDY, "PUT", "405"),
+        (lambda url: url, [("upgrade", "websocket")], "POST", "405"),
+        (lambda url: url, [("upgrade", "websocket")], "GET", "400"),
+        (lambda url: url, [("upgrade", "h2c")], "POST", "400: an upgrade to SPDY/3.1 or WebSocket"),
+        (lambda url: url, SPDY[:1], "POST", "400: the header x-stream-protocol-version is expected"),
+        (lambda url: url, [*SPDY[:1], ("x-stream-protocol-version", "v9")], "POST", "403: no common protocol"),
+        (lambda url: url, [*SPDY, ("padding", "x" * 20_000)], "POST", "431"),
+    ],
+)
+async def test_a_request_that_is_not_right_is_refused(
+    change: Callable[[str], str], headers: list[tuple[str, str]], method: str, answer: str
+) -> None:
+    async with serving() as server:
+        url = change(server.url(command(echo)))
+        with await in_thread(lambda: dial(url)) as connection, pytest.raises(Refused, match=answer):
+            await in_thread(lambda: request(connection, url, headers, method))
+
+
+async def test_one_session_too_many_is_refused() -> None:
+    async with serving(StreamingConfig(max_sessions=1)) as server:
+        first = await in_thread(lambda: SpdyCommand(server.url(command(echo)), STDIN, STDOUT))
+        with pytest.raises(Refused, match=r"503: streaming\.max_sessions \(1\) is reached"):
+            await in_thread(lambda: SpdyCommand(server.url(command(echo)), STDIN, STDOUT))
+        assert (await in_thread(lambda: converse(first))).exit_code == 3
+
+
+async def test_with_a_certificate_the_server_speaks_https(tmp_path: Path, transport: type[CommandClient]) -> None:
+    certificate, key = await in_thread(lambda: self_signed(tmp_path))
+    async with serving(StreamingConfig(tls_cert=certificate, tls_key=key)) as server:
+        url = server.url(command(echo))
+        assert url.startswith("https://127.0.0.1:")
+        outcome = await in_thread(lambda: converse(transport(url, STDIN, STDOUT)))
+    assert (outcome.stdout, outcome.exit_code) == (b"hello", 3)
+
+
+async def test_an_address_that_is_taken_is_told_with_its_setting() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        server = StreamingServer(StreamingConfig(port=other.getsockname()[1]))
+        with pytest.raises(ConfigError, match=r"streaming\.port"):
+            await server.start()
+
+
+# -- protocols -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", SPDY_COMMANDS)
+async def test_every_version_is_spoken_over_spdy(protocol: str) -> None:
+    async with serving() as server:
+        url = server.url(command(echo))
+        outcome = await in_thread(lambda: converse(SpdyCommand(url, STDIN, STDOUT, protocols=[protocol])))
+    assert outcome.stdout == b"hello"
+    if protocol == "v4.channel.k8s.io":
+        assert outcome.exit_code == 3
+    else:
+        assert outcome.status == b"command terminated with non-zero exit code: 3"
+
+
+@pytest.mark.parametrize(
+    "protocol", ["v4.channel.k8s.io", "v4.base64.channel.k8s.io", "base64.channel.k8s.io", ""]
+)
+async def test_versions_without_a_close_signal_are_spoken_over_websocket(protocol: str) -> None:
+    async def first(streams: CommandStreams) -> int:
+        assert streams.stdin is not None
+        assert streams.stdout is not None
+        await streams.stdout.write(await streams.stdin.read())
+        return 0
+
+    async with serving() as server:
+        url = server.url(command(first))
+        client = await in_thread(lambda: WebSocketCommand(url, protocols=[protocol]))
+        client.send(STDIN, b"hello")
+        assert (await in_thread(client.outcome)).stdout == b"hello"
+    assert (client.protocol or "") == protocol
+
+
+async def test_a_failure_is_told_in_the_status(transport: type[CommandClient]) -> None:
+    async def fail(_: CommandStreams) -> int:
+        raise FailedPrecondition("container web is exited, not running")
+
+    async with serving() as server:
+        url = server.url(command(fail))
+        outcome = await in_thread(lambda: transport(url, STDIN, STDOUT).outcome())
+    assert json.loads(outcome.status)["message"] == "container web is exited, not running"
+
+
+async def test_a_stream_that_was_not_asked_for_is_refused() -> None:
+    async with serving() as server:
+        client = await in_thread(lambda: SpdyClient(server.url(command(echo)), SPDY_COMMANDS))
+        stream = await in_thread(lambda: client.open(streamtype="stderr"))
+        assert stream in client.ended
+        client.close()
+
+
+# -- what it survives ------------------------------------------------------------------------------------------
+
+
+class Endless:
+    """A command that runs until it is cancelled."""
+
+    def __init__(self) -> None:
+        self.started = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
+    async def run(self, _: CommandStreams) -> int:
+        self.started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+        return 0
+
+
+async def test_a_command_is_cancelled_when_its_client_leaves(transport: type[CommandClient]) -> None:
+    endless = Endless()
+    async with serving() as server:
+        client = await in_thread(lambda: transport(server.url(command(endless.run)), STDIN, STDOUT))
+        await endless.started.wait()
+        client.leave()
+        await endless.cancelled.wait()
+
+
+async def test_a_silent_connection_is_closed(transport: type[CommandClient]) -> None:
+    endless = Endless()
+    async with serving(StreamingConfig(idle_timeout=0.05)) as server:
+        outcome = await in_thread(lambda: transport(server.url(command(endless.run)), STDIN, STDOUT).outcome())
+        await endless.cancelled.wait()
+    assert outcome.status == b""
+
+
+@pytest.mark.parametrize("garbage", [b"\x80\x02" + bytes(100), b"\x00" * 100, b"\xff" * 100])
+async def test_malformed_frames_close_their_connection_only(
+    transport: type[CommandClient], garbage: bytes
+) -> None:
+    endless = Endless()
+    async with serving() as server:
+        good = await in_thread(lambda: transport(server.url(command(echo)), STDIN, STDOUT))
+        bad = await in_thread(lambda: transport(server.url(command(endless.run)), STDIN, STDOUT))
+        await endless.started.wait()
+        bad.connection.sendall(garbage)
+        await endless.cancelled.wait()
+        await in_thread(bad.outcome)
+        assert (await in_thread(lambda: converse(good))).stdout == b"hello"
+
+
+async def test_closing_the_server_cancels_what_runs(transport: type[CommandClient]) -> None:
+    endless = Endless()
+    async with serving() as server:
+        client = await in_thread(lambda: transport(server.url(command(endless.run)), STDIN, STDOUT))
+        await endless.started.wait()
+    assert endless.cancelled.is_set()
+    client.leave()
