@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from pvecri.linux import libc
@@ -13,6 +14,7 @@ from pvecri.linux import libc
 SYS_OPENAT2 = 437  # the same number on every architecture
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_IN_ROOT = 0x10
+_ATTEMPTS = 1000
 
 
 class _OpenHow(ctypes.Structure):
@@ -24,14 +26,22 @@ def open_in_root(root: Path, path: str, flags: int = os.O_RDONLY, mode: int = 0)
 
     Symbolic links, absolute ones too, and `..` stay below `root`. OSError as open(2) has it.
     """
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     base = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return libc.syscall(
-            SYS_OPENAT2, base, os.fsencode(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)), path=path
-        )
+        # The kernel gives up on a `..` while anything on the machine is renamed or mounted, and says: try again.
+        for _ in range(_ATTEMPTS - 1):
+            with suppress(BlockingIOError):
+                return _openat2(base, path, flags, mode)
+        return _openat2(base, path, flags, mode)
     finally:
         os.close(base)
+
+
+def _openat2(base: int, path: str, flags: int, mode: int) -> int:
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    return libc.syscall(
+        SYS_OPENAT2, base, os.fsencode(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)), path=path
+    )
 
 
 def read_in_root(root: Path, path: str, limit: int = 1 << 20) -> str:

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes are held so that their number cannot come to mean another, and /proc tells of them what is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pvecri.linux import processes
+from pvecri.linux.processes import Process
+
+Child = subprocess.Popen[bytes]
+
+
+def started(program: str | Path) -> Child:
+    """A program like cat, when it has answered: it is itself by then, and not a copy of us any more."""
+    process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"there?\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == b"there?\n"
+    return process
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    """A process of ours that waits until it is ended."""
+    with started("cat") as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def held(child: Child) -> Iterator[Process]:
+    process = Process(child.pid)
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def gone(child: Child) -> int:
+    """The number of a process that has ended and was reaped."""
+    child.kill()
+    child.wait()
+    return child.pid
+
+
+# -- holding -------------------------------------------------------------------------------------------------
+
+
+def test_a_process_that_does_not_exist_cannot_be_held(gone: int) -> None:
+    with pytest.raises(ProcessLookupError):
+        Process(gone)
+
+
+def test_a_running_process_is_alive_and_takes_signals(held: Process, child: Child) -> None:
+    assert held.alive
+    assert held.send(signal.SIGTERM)
+    assert child.wait() == -signal.SIGTERM
+
+
+def test_a_zombie_has_ended_although_its_number_is_taken(held: Process, child: Child) -> None:
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert processes.status(child.pid)["State"].startswith("Z")
+    assert not held.alive
+
+
+def test_signals_for_a_process_that_is_gone_reach_nobody(held: Process, child: Child) -> None:
+    child.kill()
+    child.wait()
+    assert not held.alive
+    assert not held.send(signal.SIGKILL)
+
+
+async def test_everyone_who_waits_for_a_process_is_told_of_its_end(held: Process, child: Child) -> None:
+    waiting = [asyncio.create_task(held.wait()) for _ in range(3)]
+    child.kill()
+    await asyncio.gather(*waiting)
+    await held.wait()
+
+
+async def test_who_gives_up_waiting_does_not_keep_the_others_from_it(held: Process, child: Child) -> None:
+    patient = asyncio.create_task(held.wait())
+    impatient = asyncio.create_task(held.wait())
+    await asyncio.sleep(0)
+    impatient.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await impatient
+    child.kill()
+    await patient
+
+
+async def test_letting_go_ends_the_waiting_and_not_the_process(held: Process, child: Child) -> None:
+    waiting = asyncio.create_task(held.wait())
+    await asyncio.sleep(0)
+    for _ in range(2):
+        held.close()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert child.poll() is None
+    assert not held.alive
+
+
+# -- what /proc tells ----------------------------------------------------------------------------------------
+
+
+def test_a_status_is_taken_apart_by_its_keys(child: Child) -> None:
+    status = processes.status(child.pid)
+    assert (status["Name"], status["PPid"]) == ("cat", str(os.getpid()))
+    assert status["Uid"].split()[0] == str(os.getuid())
+
+
+def test_a_process_is_known_by_the_first_letters_of_its_program(child: Child, tmp_path: Path) -> None:
+    assert processes.command_name(child.pid) == "cat"
+    program = tmp_path / "a program) with 20 S"
+    program.symlink_to("/bin/cat")
+    with started(program) as odd:
+        assert processes.command_name(odd.pid) == "a program) with"
+        assert processes.start_ticks(odd.pid) >= processes.start_ticks(child.pid) > 0
+        held = Process(odd.pid)
+        assert held.alive
+        held.close()
+
+
+def test_the_start_of_a_process_is_its_own_and_stays(child: Child) -> None:
+    first = processes.start_ticks(child.pid)
+    assert first == processes.start_ticks(child.pid) > processes.start_ticks(1)
+
+
+def test_a_process_has_a_number_in_its_own_pid_namespace() -> None:
+    assert processes.innermost_pid(os.getpid()) == os.getpid()
+
+
+def test_of_a_process_that_is_gone_nothing_is_told(gone: int) -> None:
+    assert processes.status(gone) == {}
+    assert processes.command_name(gone) == ""
+    assert processes.innermost_pid(gone) == 0
+    assert processes.start_ticks(gone) == 0
+    assert processes.stop_tree(gone) == []
+
+
+def test_a_tree_is_stopped_with_all_that_descends_from_it() -> None:
+    script = "sleep 1000 & (sleep 1001 & echo ready; wait) & wait"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as shell:
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == b"ready\n"
+        stopped = processes.stop_tree(shell.pid)
+        try:
+            assert stopped[0] == shell.pid
+            assert sorted(processes.command_name(pid) for pid in stopped) == ["sh", "sh", "sleep", "sleep"]
+            assert os.waitid(os.P_PID, shell.pid, os.WSTOPPED)
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGKILL)
