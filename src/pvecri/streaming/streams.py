@@ -20,7 +20,7 @@ from pvecri.streaming.remotecommand import SizeReader, TerminalSize
 
 log = logging.getLogger(__name__)
 
-LIMIT = 128 << 10
+LIMIT = 64 << 10
 """Bytes of a stream from the client that are held before its connection is no longer read."""
 
 CHUNK_COST = 64

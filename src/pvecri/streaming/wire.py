@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pvecri.linux.fds import peer_gone
 
-READ_SIZE = 64 << 10
+READ_SIZE = 32 << 10
 WRITE_BUFFER = 64 << 10
 """Bytes that wait to be sent before a writer has to wait."""
 
