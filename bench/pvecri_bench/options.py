@@ -14,11 +14,15 @@ SECTIONS = ("reads", "life", "images", "lists", "bursts", "proxmox")
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, and beside whom. `containers` and `pods` are numbers of running ones."""
+    """What to measure, and beside whom. `containers` and `pods` are numbers of running ones.
+
+    `bursts` says how often each burst is repeated.
+    """
 
     rounds: int = 20
     pods: tuple[int, ...] = (20, 50)
     parallel: tuple[int, ...] = (1, 5, 10)
+    bursts: int = 3
     containers: int = 100
     sections: tuple[str, ...] = SECTIONS
     json: Path | None = None
@@ -36,6 +40,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         rounds=given.rounds,
         pods=given.pods,
         parallel=given.parallel,
+        bursts=given.bursts,
         containers=given.containers,
         sections=tuple(name for name in given.only or SECTIONS if name not in given.skip),
         json=given.json,
@@ -63,6 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--parallel", type=_numbers, default=defaults.parallel, metavar="N,…",
         help="how many clients start the pods of a burst at once (default: 1,5,10)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bursts", type=_positive, default=defaults.bursts, metavar="N",
+        help="how often each burst is repeated; the median counts (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--containers", type=_positive, default=defaults.containers, metavar="N",

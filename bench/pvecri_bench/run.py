@@ -136,9 +136,7 @@ def _measure(chosen: Options, session: Session, ledger: Ledger) -> proxmox.Costs
         elif section == "lists":
             lists.measure(session, images, chosen.containers, chosen.rounds)
         elif section == "bursts":
-            for pods in chosen.pods:
-                for parallel in chosen.parallel:
-                    bursts.measure(session, images, pods, parallel)
+            bursts.measure(session, images, chosen.pods, chosen.parallel, chosen.bursts)
         elif section == "proxmox":
             costs = proxmox.measure(session, session.columns[0], ledger, images[ours.NAME])
     return costs

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -16,11 +16,19 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def measure(session: Session, images: dict[str, str], pods: int, parallel: int) -> None:
-    """At each runtime in turn, while the others are idle: start `pods` pods of one container, remove them."""
-    for column in session.order():
-        say(f"{pods} pods, {parallel} at once: {column.name}")
-        _measure_burst(session, column, images[column.name], pods, parallel)
+def measure(
+    session: Session, images: dict[str, str], sizes: Iterable[int], parallel: Sequence[int], times: int
+) -> None:
+    """Start pods of one container at each runtime in turn, while the others are idle, and remove them.
+
+    So for each of the numbers of pods (`sizes`), each of the numbers of clients (`parallel`), `times` times.
+    """
+    for pods in sizes:
+        for clients in parallel:
+            say(f"{pods} pods, {clients} at once")
+            for _ in range(times):
+                for column in session.order():
+                    _measure_burst(session, column, images[column.name], pods, clients)
 
 
 def _measure_burst(session: Session, column: Column, image: str, pods: int, parallel: int) -> None:
