@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both sides of a plugin's socket call each other, and nobody waits for what will not come."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from google.protobuf.message import Message
+
+from pvecri.errors import DeadlineExceeded
+from pvecri.nri import frames
+from pvecri.nri.errors import CallFailed, PluginGone
+from pvecri.nri.frames import Connection, MessageType
+from pvecri.nri.link import Code, Link, Serve
+from pvecri.nri.proto import nri_pb2 as pb
+from pvecri.nri.proto import ttrpc_pb2
+
+
+async def greet(method: str, payload: bytes) -> Message:
+    """Answers every call with its request's name in front."""
+    name = pb.RegisterPluginRequest.FromString(payload).plugin_name
+    return pb.RegisterPluginRequest(plugin_name=f"{method} {name}")
+
+
+async def refuse(method: str, _: bytes) -> Message:
+    """Answers no call."""
+    raise CallFailed(Code.UNIMPLEMENTED, f"no {method}")
+
+
+async def never(_method: str, _payload: bytes) -> Message:
+    """Does not answer."""
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+@asynccontextmanager
+async def linked(runtime: Serve, plugin: Serve) -> AsyncIterator[tuple[Link, Link]]:
+    """The runtime's side and the plugin's."""
+    links: list[Link] = []
+    for end, ours, serve in zip(socket.socketpair(), reversed(Connection), (runtime, plugin), strict=True):
+        reader, writer = await asyncio.open_unix_connection(sock=end)
+        links.append(Link(reader, writer, ours, serve))
+    runners = [asyncio.create_task(link.run()) for link in links]
+    try:
+        yield links[0], links[1]
+    finally:
+        for link in links:
+            link.close()
+        await asyncio.gather(*runners)
+
+
+def named(name: str) -> pb.RegisterPluginRequest:
+    """A message with a text."""
+    return pb.RegisterPluginRequest(plugin_name=name)
+
+
+async def test_both_sides_call_each_other_at_once() -> None:
+    async with linked(greet, greet) as sides:
+        calls = [
+            side.call(f"M{n}", named(str(n)), pb.RegisterPluginRequest, 10) for n in range(20) for side in sides
+        ]
+        answers = [answer.plugin_name for answer in await asyncio.gather(*calls)]
+    assert answers == [f"M{n} {n}" for n in range(20) for _ in range(2)]
+
+
+async def test_a_large_message_passes_whole() -> None:
+    async with linked(greet, greet) as (runtime, _):
+        text = "x" * (frames.MAX_DATA - 100)
+        answer = await runtime.call("M", named(text), pb.RegisterPluginRequest, 30)
+    assert answer.plugin_name == f"M {text}"
+
+
+async def test_a_message_that_is_too_large_is_not_sent() -> None:
+    async with linked(greet, greet) as (runtime, _):
+        with pytest.raises(CallFailed) as raised:
+            await runtime.call("M", named("x" * (frames.MAX_DATA + 1)), pb.Empty, 10)
+    assert raised.value.code == Code.RESOURCE_EXHAUSTED
+
+
+async def test_a_refusal_comes_with_its_status_and_words() -> None:
+    async with linked(greet, refuse) as (runtime, _):
+        with pytest.raises(CallFailed, match="no Configure") as raised:
+            await runtime.call("Configure", pb.Empty(), pb.Empty, 10)
+    assert raised.value.code == Code.UNIMPLEMENTED
+
+
+async def test_no_call_waits_longer_than_it_may() -> None:
+    async with linked(greet, never) as (runtime, _):
+        with pytest.raises(DeadlineExceeded, match="Configure"):
+            await runtime.call("Configure", pb.Empty(), pb.Empty, 0.01)
+
+
+async def test_calls_end_with_the_connection() -> None:
+    async with linked(greet, never) as (runtime, plugin):
+        calling = asyncio.create_task(runtime.call("Configure", pb.Empty(), pb.Empty, 60))
+        await asyncio.sleep(0)
+        plugin.close()
+        with pytest.raises(PluginGone):
+            await calling
+        with pytest.raises(PluginGone):
+            await runtime.call("Configure", pb.Empty(), pb.Empty, 60)
+
+
+@pytest.mark.parametrize(
+    ("stream", "service", "code"),
+    [
+        (2, "nri.pkg.api.v1alpha1.Runtime", Code.INVALID_ARGUMENT),
+        (1, "nri.pkg.api.v1alpha1.Runtime", Code.INVALID_ARGUMENT),
+        (5, "nri.pkg.api.v1alpha1.Plugin", Code.UNIMPLEMENTED),
+    ],
+)
+async def test_a_call_that_ttrpc_does_not_allow_is_answered_with_an_error(
+    stream: int, service: str, code: int
+) -> None:
+    ours, theirs = socket.socketpair()
+    reader, writer = await asyncio.open_unix_connection(sock=ours)
+    link = Link(reader, writer, Connection.RUNTIME, greet)
+    running = asyncio.create_task(link.run())
+    try:
+        assert (await raw_call(theirs, 1, "nri.pkg.api.v1alpha1.Runtime")).status.code == Code.OK
+        assert (await raw_call(theirs, stream, service)).status.code == code
+    finally:
+        theirs.close()
+        await running
+
+
+async def raw_call(sock: socket.socket, stream: int, service: str) -> ttrpc_pb2.Response:
+    """A call in bytes; its answer."""
+    request = ttrpc_pb2.Request(service=service, method="M").SerializeToString()
+    loop = asyncio.get_running_loop()
+    sock.setblocking(False)
+    frame = frames.Message(Connection.RUNTIME, stream, MessageType.REQUEST, request)
+    await loop.sock_sendall(sock, frames.encode(frame))
+    answers = list(frames.Reader().feed(await loop.sock_recv(sock, 4096)))
+    assert [answer.stream for answer in answers] == [stream]
+    return ttrpc_pb2.Response.FromString(answers[0].data or b"")
