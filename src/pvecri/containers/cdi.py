@@ -96,25 +96,25 @@ def find(names: Iterable[str], directories: Iterable[Path]) -> tuple[Edits, ...]
     if not wanted:
         return ()
     known = _load(directories)
-    edits: dict[str, Edits] = {}
+    edits: dict[Path | str, Edits] = {}
     for index, name in enumerate(wanted):
         if name not in known:
             searched = ", ".join(map(str, directories))
             raise InvalidArgument(f"config.CDI_devices[{index}].name", f"no CDI spec in {searched} has {name!r}")
-        spec, device = known[name]
-        edits.setdefault(spec.kind, spec.container_edits)
+        path, spec, device = known[name]
+        edits.setdefault(path, spec.container_edits)
         edits[name] = device.container_edits
     return tuple(edits.values())
 
 
-def _load(directories: Iterable[Path]) -> dict[str, tuple[_Spec, _Device]]:
-    """All described devices by full name; a later directory wins."""
-    known: dict[str, tuple[_Spec, _Device]] = {}
+def _load(directories: Iterable[Path]) -> dict[str, tuple[Path, _Spec, _Device]]:
+    """All described devices by full name, with the file that has them; a later directory wins."""
+    known: dict[str, tuple[Path, _Spec, _Device]] = {}
     for directory in directories:
         for path in sorted(directory.glob("*")) if directory.is_dir() else ():
             if path.suffix in (".json", ".yaml", ".yml"):
                 spec = _read(path)
-                known |= {f"{spec.kind}={device.name}": (spec, device) for device in spec.devices}
+                known |= {f"{spec.kind}={device.name}": (path, spec, device) for device in spec.devices}
     return known
 
 

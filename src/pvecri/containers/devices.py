@@ -41,12 +41,12 @@ def make_nodes(directory: Path, devices: Sequence[HostDevice], mappings: Iterabl
         path = directory / str(index)
         os.mknod(path, kinds[device.kind] | device.mode, os.makedev(device.major, device.minor))
         path.chmod(device.mode)
-        os.chown(path, _outside(device.uid, table), _outside(device.gid, table))
+        os.chown(path, outside(device.uid, table), outside(device.gid, table))
 
 
-def _outside(inside: int, mappings: Sequence[IdMapping]) -> int:
-    """An id of the container as the node has it."""
+def outside(inside: int, mappings: Sequence[IdMapping]) -> int:
+    """An id of the container as the node has it; one that is not mapped becomes the container's root."""
     for entry in mappings:
         if entry.container_id <= inside < entry.container_id + entry.length:
             return entry.host_id + inside - entry.container_id
-    return _outside(0, mappings) if inside else 0
+    return outside(0, mappings) if inside else 0
