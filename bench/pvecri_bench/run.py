@@ -84,8 +84,8 @@ def _run(chosen: Options, outcome: Outcome) -> None:
             columns = [_column(ours.NAME, f"unix://{plan.socket}", label, images, stack, ours.helpers(plan))]
             if chosen.peer:
                 columns.append(_bring_up_peer(plans, home, cgroup, images, registry, label, stack))
-            for endpoint in chosen.endpoints:
-                columns.append(_column("", endpoint, label, images, stack))
+            for number, endpoint in enumerate(chosen.endpoints, 1):
+                columns.append(_column(f"other {number}", endpoint, label, images, stack))
             outcome.session = Session(tuple(columns), images, label, home, cgroup)
             outcome.costs = _measure(chosen, outcome.session, ledger)
     finally:
@@ -113,13 +113,13 @@ def _bring_up_peer(
 def _column(
     name: str, endpoint: str, label: str, images: Images, stack: ExitStack, helpers: CommandLines | None = None
 ) -> Column:
-    """Connect to a runtime; without a name it is called as it calls itself."""
+    """Connect to a runtime."""
     client = stack.enter_context(Client(endpoint))
     # While the daemon still answers, pods are removed by it: that frees what CNI and Proxmox hold, too.
     stack.callback(removal.remove_traces, client, label, images)
     version = client.version().value
-    name = name or f"{version.runtime_name} at {endpoint.removeprefix('unix://')}"
-    return Column(name, version.runtime_version, client, client.daemon_pid(), helpers)
+    title = f"{version.runtime_name} {version.runtime_version}"
+    return Column(name, title, client, client.daemon_pid(), helpers)
 
 
 def _measure(chosen: Options, session: Session, ledger: Ledger) -> proxmox.Costs | None:

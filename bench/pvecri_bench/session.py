@@ -26,8 +26,10 @@ WORKLOAD = ("sleep", "100000")
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """A runtime. `helpers` tells the processes that it keeps for its pods (monitors, shims) from all others; it is
-    None when that cannot be told.
+    """A runtime; `version` is what it calls itself, and its version.
+
+    `helpers` tells the processes that it keeps for its pods (monitors, shims) from all others; it is None when that
+    cannot be told.
     """
 
     name: str
