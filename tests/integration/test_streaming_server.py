@@ -30,7 +30,7 @@ from pvecri.config import ConfigError, StreamingConfig
 from pvecri.errors import FailedPrecondition
 from pvecri.streaming.remotecommand import StreamType
 from pvecri.streaming.requests import CommandRequest, Kind
-from pvecri.streaming.server import StreamingServer
+from pvecri.streaming.server import MAX_STRANGERS, StreamingServer
 from pvecri.streaming.streams import CommandStreams
 
 STDIN, STDOUT = StreamType.STDIN, StreamType.STDOUT
@@ -129,6 +129,16 @@ async def test_one_session_too_many_is_refused() -> None:
         with pytest.raises(Refused, match=r"503: streaming\.max_sessions \(1\) is reached"):
             await in_thread(lambda: SpdyCommand(server.url(command(echo)), STDIN, STDOUT))
         assert (await in_thread(lambda: converse(first))).exit_code == 3
+
+
+async def test_connections_without_a_request_keep_nobody_out() -> None:
+    async with serving(StreamingConfig(max_sessions=1)) as server:
+        url = server.url(command(echo))
+        idle = [await in_thread(lambda: dial(url)) for _ in range(MAX_STRANGERS + 10)]
+        assert await in_thread(lambda: idle[0].recv(1)) == b""
+        assert (await in_thread(lambda: converse(SpdyCommand(url, STDIN, STDOUT)))).exit_code == 3
+        for connection in idle:
+            connection.close()
 
 
 async def test_with_a_certificate_the_server_speaks_https(tmp_path: Path, transport: type[CommandClient]) -> None:

@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 REQUEST_PATIENCE = 30.0
 """Seconds in which a client that connected must have sent its request."""
 
+MAX_STRANGERS = 64
+"""Connections that may be without a session. Whoever has a URL shows it at once, so of more the oldest must go."""
+
 SPDY = "spdy/3.1"
 WEBSOCKET = "websocket"
 
@@ -39,6 +42,7 @@ class StreamingServer:
         self._config = config
         self._tokens: Tokens[Request] = Tokens(config.url_lifetime)
         self._connections: set[asyncio.Task[None]] = set()
+        self._strangers: dict[asyncio.Task[None], TcpWire] = {}  # who have not shown a URL yet, the oldest first
         self._server: asyncio.Server | None = None
         self._base = ""
 
@@ -72,7 +76,9 @@ class StreamingServer:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
-        wire = TcpWire(reader, writer)
+        wire = self._strangers[task] = TcpWire(reader, writer)
+        if len(self._strangers) > MAX_STRANGERS:
+            next(iter(self._strangers.values())).abort()
         try:
             await self._serve(wire)
         except asyncio.CancelledError:
@@ -82,6 +88,7 @@ class StreamingServer:
         finally:
             wire.abort()
             self._connections.discard(task)
+            self._strangers.pop(task, None)
 
     async def _serve(self, wire: TcpWire) -> None:
         exchange = HttpExchange(wire)
@@ -108,12 +115,15 @@ class StreamingServer:
         """What the URL stands for; it cannot be used again."""
         if http.method not in {"GET", "POST"}:
             raise HttpError(405, f"{http.method} is not allowed", [("allow", "GET, POST")])
-        if len(self._connections) > self._config.max_sessions:
+        if len(self._connections) - len(self._strangers) >= self._config.max_sessions:
             raise HttpError(503, f"streaming.max_sessions ({self._config.max_sessions}) is reached")
         kind, _, token = http.path.partition("?")[0].removeprefix("/").partition("/")
         request = self._tokens.take(token)
         if request is None or request.kind.value != kind:
             raise HttpError(404, "unknown, used or expired; ask for a new URL (streaming.url_lifetime)")
+        task = asyncio.current_task()
+        assert task is not None
+        self._strangers.pop(task, None)
         return request
 
     # -- SPDY -------------------------------------------------------------------------------------------------
