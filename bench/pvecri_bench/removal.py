@@ -21,8 +21,9 @@ from pvecri_bench.images import Images
 from pvecri_bench.programs import called, with_descendants
 from pvecri_bench.session import CommandLines, labels
 
+CNI_RECORDS = Path("/var/lib/cni/results")
 SHARED_DIRECTORIES = (
-    Path("/var/lib/cni/results"),
+    CNI_RECORDS,
     Path("/var/lib/cni"),
     Path("/run/containerd/s"),
     Path("/run/containerd"),
@@ -62,7 +63,7 @@ def remove_installation(plan: Plan, cgroup: str, helpers: CommandLines) -> None:
     sockets = _shim_sockets(plan)
     _kill(helpers)
     remove_everything(plan)
-    for path in (*sockets, *Path("/var/lib/cni/results").glob(f"{plan.network}-*")):
+    for path in (*sockets, *_cni_records(plan)):
         path.unlink(missing_ok=True)
     _remove_rules(plan.network)
     _remove_cgroup(cgroup)
@@ -85,6 +86,12 @@ def _shim_sockets(plan: Plan) -> list[Path]:
     """Where containerd's shims listen: in a directory that all containerds share, as their bundles say."""
     addresses = plan.run.glob("containerd/io.containerd.runtime.v2.task/*/*/address")
     return [Path(address.read_text().strip().removeprefix("unix://")) for address in addresses]
+
+
+def _cni_records(plan: Plan) -> list[Path]:
+    """What containerd has written down of its pods' networks, lo included, by the place of their namespaces."""
+    mark = str(plan.run).encode()
+    return [path for path in CNI_RECORDS.glob("*") if path.is_file() and mark in path.read_bytes()]
 
 
 def _remove_rules(network: str) -> None:

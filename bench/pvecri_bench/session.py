@@ -28,8 +28,8 @@ WORKLOAD = ("sleep", "100000")
 class Column:
     """A runtime; `version` is what it calls itself, and its version.
 
-    `helpers` tells the processes that it keeps for its pods (monitors, shims) from all others; it is None when that
-    cannot be told.
+    `helpers` tells the processes that it keeps for its pods (monitors, shims) from all others; it is None when
+    that cannot be told.
     """
 
     name: str
