@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -13,7 +14,9 @@ from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cri_messages import AnyField, fields, is_map, set_field
+from support.plans import plan
 
+from pvecri.containers import spec
 from pvecri.cri import requests
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.errors import InvalidArgument
@@ -106,7 +109,7 @@ def understood_container(message: Any, pod: SandboxConfig) -> ContainerConfig | 
     return None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(PODS)
 def test_a_pod_is_accepted_or_refused_by_a_field_and_never_fails_otherwise(message: Message) -> None:
     config = understood_pod(message)
@@ -114,7 +117,7 @@ def test_a_pod_is_accepted_or_refused_by_a_field_and_never_fails_otherwise(messa
         assert msgspec.json.decode(msgspec.json.encode(config), type=SandboxConfig) == config
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(PODS, CONTAINERS)
 def test_a_container_is_accepted_or_refused_by_a_field_and_never_fails_otherwise(
     pod: Message, container: Message
@@ -124,6 +127,8 @@ def test_a_container_is_accepted_or_refused_by_a_field_and_never_fails_otherwise
     if config is not None:
         assert msgspec.json.decode(msgspec.json.encode(config), type=ContainerConfig) == config
         assert not any("\0" in text for text in for_the_kernel(config))
+        with suppress(InvalidArgument):
+            assert json.loads(spec.build(plan(config=config, sandbox=sandbox)))
 
 
 def for_the_kernel(config: ContainerConfig) -> Iterator[str]:
