@@ -5,7 +5,8 @@ import asyncio
 
 import pytest
 
-from pvecri.images.tasks import SharedTasks, finish
+from pvecri.cancellation import finish
+from pvecri.images.tasks import SharedTasks
 
 
 async def test_work_that_was_begun_ends_before_the_cancellation_goes_on() -> None:
