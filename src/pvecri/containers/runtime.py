@@ -82,6 +82,11 @@ class Bundle:
         return self.directory / "conmon.pid"
 
     @property
+    def conmon_log(self) -> Path:
+        """What conmon says; it is there once a start of the container was begun."""
+        return self.directory / "conmon.log"
+
+    @property
     def oom_file(self) -> Path:
         """Made by conmon when the kernel killed a process of the container for want of memory."""
         return self.directory / "oom"
@@ -133,7 +138,7 @@ class OciRuntime:
                 *_enter(pod),
                 *self._conmon(container, bundle, stdio),
             ]
-            with (bundle.directory / "conmon.log").open("ab") as log:
+            with bundle.conmon_log.open("ab") as log:
                 process = await asyncio.create_subprocess_exec(
                     *arguments,
                     stdin=asyncio.subprocess.DEVNULL,
@@ -178,6 +183,14 @@ class OciRuntime:
         if not (self._root / container).exists():
             return
         await self._run(pod, "delete", "--force", container)
+
+    def abandon(self, pod: PodNamespaces, container: ContainerId) -> None:
+        """Kill the conmon of a container whose start nobody waits for any more, and what it began. Idempotent."""
+        for monitor in self._abilities.cgroups.processes(pod.cgroup):
+            if container in processes.command_line(monitor):
+                for pid in processes.stop_tree(monitor):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
 
     def forget(self, container: ContainerId) -> None:
         """Drop what the OCI runtime keeps of a container that it cannot delete itself. Idempotent."""
@@ -324,7 +337,7 @@ def _check_answer(answer: bytes, bundle: Bundle) -> None:
         document = json.loads(answer)
         pid, message = int(document["data"]), str(document.get("message", "")).strip()
     except (ValueError, KeyError, TypeError):
-        said = (bundle.directory / "conmon.log").read_text(errors="replace")[-2000:].strip()
+        said = bundle.conmon_log.read_text(errors="replace")[-2000:].strip()
         raise InternalError(f"conmon ended before the container was made: {said or 'no output'}") from None
     if pid > 0:
         return

@@ -101,6 +101,15 @@ def command_name(pid: int) -> str:
         return ""
 
 
+def command_line(pid: int) -> list[str]:
+    """/proc/PID/cmdline: the program's arguments, its name first; empty when the process is gone."""
+    try:
+        text = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return text.split("\0")[:-1]
+
+
 def innermost_pid(pid: int) -> int:
     """The number of process `pid` in its own pid namespace; 0 when it is gone."""
     return int(status(pid).get("NSpid", "0").split()[-1])

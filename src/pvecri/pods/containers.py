@@ -169,15 +169,24 @@ class Containers:
 
     def lost(self, container: LiveContainer) -> None:
         """Record that a created container cannot be started any more: the node was restarted."""
+        self._lose(container, KILLED_CODE, "Error", "the node was restarted before the container was started")
         container.settled.set()
+
+    def cut_off(self, pod: LivePod, container: LiveContainer) -> None:
+        """Undo a start that ended with an earlier daemon: its client was never told that it succeeded."""
+        self._runtime.abandon(pod.namespaces, container.id)
+        message = "the daemon ended while the container was being started"
+        self._lose(container, START_ERROR_CODE, "StartError", message)
+        self.release_again(pod, container)
+
+    def _lose(self, container: LiveContainer, code: int, reason: str, message: str) -> None:
         container.told = Told.ENDED
-        message = "the node was restarted before the container was started"
         ended = replace(
             container.value,
             state=ContainerState.EXITED,
-            exit_code=KILLED_CODE,
+            exit_code=code,
             finished_at=time.time_ns(),
-            reason="Error",
+            reason=reason,
             message=message,
         )
         self._pods.save_container(container, ended)

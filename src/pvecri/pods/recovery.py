@@ -68,6 +68,8 @@ class Recovery:
                 self._containers.adopt(pod, container)
             elif container.value.state is ContainerState.CREATED and not container.bundle.spec.exists():
                 self._containers.lost(container)
+            elif container.value.state is ContainerState.CREATED and container.bundle.conmon_log.exists():
+                self._containers.cut_off(pod, container)
             elif container.value.state is ContainerState.EXITED:
                 self._containers.release_again(pod, container)
         if pod.value.phase is SandboxPhase.CREATING:
