@@ -13,6 +13,7 @@ import logging
 import socket
 from collections.abc import Iterable
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import Message
@@ -52,10 +53,15 @@ class Plugins(Hooks):
     # -- plugins come and go ----------------------------------------------------------------------------------
 
     async def start(self, pods: PodManager) -> None:
-        """Start the node's plugins and let others connect. ConfigError when another process has the socket."""
+        """Start the node's plugins and let others connect. ConfigError when nri.socket cannot be had."""
         self._pods = pods
         await self._launch_all()
-        path = self._config.socket
+        try:
+            await self._listen(self._config.socket)
+        except OSError as error:
+            raise ConfigError(f"nri.socket: {self._config.socket}: {error.strerror or error}") from error
+
+    async def _listen(self, path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.is_socket():
             with socket.socket(socket.AF_UNIX) as probe, suppress(ConnectionRefusedError, FileNotFoundError):

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The interface is what the code takes it for: its calls, its events, and lists of any length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pvecri.config import NriConfig
+from pvecri.nri import launching
+from pvecri.nri.frames import MAX_DATA
+from pvecri.nri.plugin import CALLS, VALID_EVENTS, split
+from pvecri.nri.proto import nri_pb2 as pb
+
+
+def test_every_event_has_its_call() -> None:
+    events = {value for name, value in pb.Event.items() if name not in ("UNKNOWN", "LAST")}
+    assert {call.event for call in CALLS.values()} == events
+    assert sum(1 << (event - 1) for event in events) == VALID_EVENTS
+
+
+def test_only_calls_without_an_answer_can_become_state_changes() -> None:
+    assert {call.method for call in CALLS.values() if not call.notice} == {
+        *("CreateContainer", "UpdateContainer", "StopContainer", "UpdatePodSandbox", "ValidateContainerAdjustment")
+    }
+
+
+@pytest.mark.parametrize("size", [0, 100, 70_000, MAX_DATA - 10_000])
+def test_a_long_list_is_told_in_messages_that_can_be_sent(size: int) -> None:
+    pods = [pb.PodSandbox(id=str(number), name="x" * size) for number in range(5)]
+    containers = [pb.Container(id=str(number), name="x" * size) for number in range(70)]
+    requests = list(split(pods, containers))
+    assert all(request.ByteSize() <= MAX_DATA for request in requests)
+    assert [request.more for request in requests] == [True] * (len(requests) - 1) + [False]
+    assert [each.id for request in requests for each in request.pods] == [pod.id for pod in pods]
+    assert [each.id for request in requests for each in request.containers] == [each.id for each in containers]
+
+
+def test_plugins_of_the_node_are_found_in_their_order_with_their_configuration(tmp_path: Path) -> None:
+    for name, mode in (("20-b", 0o755), ("10-a", 0o755), ("30-not-executable", 0o644), ("badly-named", 0o755)):
+        (tmp_path / name).touch(mode=mode)
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "a.conf").write_text("general")
+    (tmp_path / "b.conf").write_text("general")
+    (tmp_path / "20-b.conf").write_text("special")
+    found = launching.discover(NriConfig(plugin_dir=tmp_path, plugin_config_dir=tmp_path))
+    assert [(each.index, each.name, each.configuration) for each in found] == [
+        ("10", "a", "general"),
+        ("20", "b", "special"),
+    ]
+
+
+def test_a_node_without_plugins_has_none(tmp_path: Path) -> None:
+    assert launching.discover(NriConfig(plugin_dir=tmp_path / "missing")) == []
