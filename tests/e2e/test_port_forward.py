@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PortForward as clients see it: over SPDY, over SPDY in a WebSocket, over WebSocket channels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+
+import grpc
+import pytest
+from support.cri_client import CriClient, eventually, refused
+from support.streaming_client import SpdyClient, TunnelClient, WebSocketClient
+
+from pvecri.cri.proto import cri_pb2 as pb
+
+
+@pytest.fixture
+def pod(cri: CriClient) -> str:
+    return cri.run_pod()
+
+
+@pytest.fixture(params=["SPDY", "tunnel"])
+def forwarder(request: pytest.FixtureRequest) -> Callable[[str], SpdyClient]:
+    """Makes a client of PortForward."""
+    if request.param == "SPDY":
+        return lambda url: SpdyClient(url, ["portforward.k8s.io"])
+    return lambda url: TunnelClient(url, "SPDY/3.1+portforward.k8s.io")
+
+
+def forward_url(cri: CriClient, pod: str, *ports: int) -> str:
+    """The URL of a PortForward."""
+    return str(cri.runtime.PortForward(pb.PortForwardRequest(pod_sandbox_id=pod, port=ports)).url)
+
+
+def open_pair(client: SpdyClient, port: int, number: int) -> tuple[int, int]:
+    """The error and the data stream of a new connection to a port."""
+    headers = {"port": str(port), "requestid": str(number)}
+    error = client.open(streamtype="error", **headers)
+    client.send(error, fin=True)
+    return error, client.open(streamtype="data", **headers)
+
+
+@pytest.fixture
+def echo(cri: CriClient, pod: str) -> int:
+    """The port of a server in the pod that sends back what it gets."""
+    container = cri.run(pod, "nc", "-ll", "-p", "8000", "-e", "cat", name="echo")
+    eventually(lambda: ":1F40 " in cri.output(container, "cat", "/proc/net/tcp", "/proc/net/tcp6"), "nc listens")
+    return 8000
+
+
+def test_a_connection_goes_to_the_pods_port_and_back(
+    cri: CriClient, pod: str, echo: int, forwarder: Callable[[str], SpdyClient]
+) -> None:
+    client = forwarder(forward_url(cri, pod))
+    error, data = open_pair(client, echo, 0)
+    client.send(data, b"hello", fin=True)
+    client.wait(lambda: {error, data} <= client.ended)
+    assert (bytes(client.received[data]), bytes(client.received[error])) == (b"hello", b"")
+    client.close()
+
+
+def test_many_connections_go_over_one_port_forward_at_once(
+    cri: CriClient, pod: str, echo: int, forwarder: Callable[[str], SpdyClient]
+) -> None:
+    client = forwarder(forward_url(cri, pod))
+    pairs = [open_pair(client, echo, number) for number in range(30)]
+    for number, (_, data) in enumerate(pairs):
+        client.send(data, b"%d " % number * 1000)
+    client.wait(lambda: all(len(client.received[data]) >= 2000 for _, data in pairs))
+    for _, data in pairs:
+        client.send(data, fin=True)
+    client.wait(lambda: {stream for pair in pairs for stream in pair} <= client.ended)
+    for number, (_, data) in enumerate(pairs):
+        assert client.received[data] == b"%d " % number * 1000
+    client.close()
+
+
+def test_a_port_that_nobody_listens_on_ends_its_own_connection_only(
+    cri: CriClient, pod: str, echo: int, forwarder: Callable[[str], SpdyClient]
+) -> None:
+    client = forwarder(forward_url(cri, pod))
+    _, good = open_pair(client, echo, 0)
+    error, bad = open_pair(client, 1, 1)
+    client.wait(lambda: {error, bad} <= client.ended)
+    assert b"connect to localhost:1 inside the pod: Connection refused" in client.received[error]
+    client.send(good, b"still there", fin=True)
+    client.wait(lambda: good in client.ended)
+    assert client.received[good] == b"still there"
+    client.close()
+
+
+def test_megabytes_come_through_a_port_unchanged(
+    cri: CriClient, pod: str, echo: int, forwarder: Callable[[str], SpdyClient]
+) -> None:
+    sent = os.urandom(10 << 20)
+    client = forwarder(forward_url(cri, pod))
+    _, data = open_pair(client, echo, 0)
+
+    def send() -> None:
+        for at in range(0, len(sent), 50_000):
+            client.send(data, sent[at : at + 50_000])
+        client.send(data, fin=True)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    client.wait(lambda: data in client.ended)
+    sender.join()
+    assert hashlib.sha256(client.received[data]).digest() == hashlib.sha256(sent).digest()
+    client.close()
+
+
+def test_ports_that_the_call_named_are_forwarded_over_channels(cri: CriClient, pod: str, echo: int) -> None:
+    received: dict[int, bytes] = defaultdict(bytes)
+
+    def take(message: bytes) -> None:
+        received[message[0]] += message[1:]
+
+    client = WebSocketClient(forward_url(cri, pod, echo, 1), ["v4.channel.k8s.io"], take)
+    client.send(b"\0hello")
+    client.wait(lambda: b"hello" in received[0] and b"refused" in received[3])
+    assert received[0] == echo.to_bytes(2, "little") + b"hello"
+    assert (received[1], received[2]) == (echo.to_bytes(2, "little"), b"\1\0")
+    assert received[3].startswith(b"\1\0error forwarding port 1 to pod")
+    client.close()
+
+
+def test_a_host_network_pods_ports_are_the_nodes(cri: CriClient, forwarder: Callable[[str], SpdyClient]) -> None:
+    node = pb.LinuxPodSandboxConfig(
+        security_context=pb.LinuxSandboxSecurityContext(namespace_options=pb.NamespaceOption(network=pb.NODE))
+    )
+    pod = cri.run_pod(cri.pod_config(linux=node))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = forwarder(forward_url(cri, pod))
+        _, data = open_pair(client, server.getsockname()[1], 0)
+        connection, _ = server.accept()
+        connection.sendall(b"from the node")
+        connection.close()
+        client.wait(lambda: data in client.ended)
+    assert client.received[data] == b"from the node"
+    client.close()
+
+
+def test_ports_of_a_pod_that_is_not_ready_are_not_forwarded(cri: CriClient, pod: str) -> None:
+    cri.stop_pod(pod)
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "is not ready"):
+        forward_url(cri, pod)
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, r"port\[1\]: 70000 is not a port"):
+        forward_url(cri, pod, 80, 70000)
