@@ -10,10 +10,14 @@ from support.filled import filled
 from pvecri import model
 from pvecri.model import (
     ContainerMetadata,
+    ContainerState,
+    GroupsPolicy,
     HugepageLimit,
     IdMapping,
     NamespaceMode,
     NamespaceOptions,
+    ProfileKind,
+    Propagation,
     RegistryAuth,
     Resources,
     Sandbox,
@@ -64,6 +68,30 @@ def test_a_row_of_an_older_version_lacks_fields_and_is_read_with_their_defaults(
 def test_a_row_of_a_newer_version_may_have_fields_that_are_not_known() -> None:
     newer = b'{"name": "main", "attempt": 2, "colour": "blue"}'
     assert msgspec.json.decode(newer, type=ContainerMetadata) == ContainerMetadata(name="main", attempt=2)
+
+
+UNLESS_TOLD = {
+    "name": "eth0",
+    "network": NamespaceMode.POD,
+    "pid": NamespaceMode.POD,
+    "ipc": NamespaceMode.POD,
+    "mode": NamespaceMode.NODE,
+    "kind": ProfileKind.RUNTIME_DEFAULT,
+    "groups_policy": GroupsPolicy.MERGE,
+    "propagation": Propagation.PRIVATE,
+    "state": ContainerState.CREATED,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_said_is_nothing_or_what_everybody_expects(kind: type[Value]) -> None:
+    defaults = {
+        field.name: field.default
+        for field in msgspec.structs.fields(kind)
+        if field.default is not msgspec.NODEFAULT and not isinstance(field.default, Value)
+    }
+    something = {name: default for name, default in defaults.items() if default}
+    assert something == {name: UNLESS_TOLD[name] for name in defaults if name in UNLESS_TOLD}
 
 
 # -- resources -----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,17 @@ async def test_a_program_that_is_missing_is_named_with_its_setting(tmp_path: Pat
     assert str(caught.value) == "runtime.conmon: the program 'no-such-conmon' is not installed"
     with pytest.raises(ConfigError, match=r"^runtime\.oci_runtime: the program '.*/nothing' is not installed$"):
         await discovered(tmp_path / "nothing")
+
+
+def can_have_oom_score(score: int) -> bool:
+    command = ["/bin/sh", "-c", f"echo {score} >/proc/self/oom_score_adj"]
+    return subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == 0
+
+
+async def test_the_lowest_oom_score_is_one_that_a_child_may_be_given_and_no_lower_one_is(tmp_path: Path) -> None:
+    lowest = (await discovered(program(tmp_path, "runtime", "runc version 1.2.0"))).lowest_oom_score_adj
+    assert can_have_oom_score(lowest)
+    assert not can_have_oom_score(lowest - 1)
 
 
 # -- AppArmor ------------------------------------------------------------------------------------------------

@@ -213,6 +213,7 @@ ACCEPTED = {
     "an IPC sysctl beside the node's network": sysctl("kernel.shmmax", network=NODE),
     "a network sysctl beside the node's IPC": sysctl("net.core.somaxconn", ipc=NODE),
     "as much swap as memory": pod(resources=Resources(memory_limit=2, memory_swap_limit=2)),
+    "memory without a word on swap": pod(resources=Resources(memory_limit=2)),
     "swap without end": pod(resources=Resources(memory_limit=2, memory_swap_limit=-1)),
     "CPU time without end": pod(resources=Resources(cpu_quota=-1)),
     "the edges of OOM scores": pod(
