@@ -11,7 +11,7 @@ import ipaddress
 import socket
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -117,13 +117,36 @@ class ImagesConfig(Section, frozen=True):
     max_layer_entries: Annotated[int, msgspec.Meta(gt=0)] = 5_000_000
 
 
+class NetworkClass(Section, frozen=True):
+    """An interface of Proxmox's own that pods get by naming the class; docs/networking.md describes it.
+
+    `tag` 0 is no VLAN, `rate` is in megabytes a second and 0 no limit, `mtu` 0 the bridge's. `ip` is empty or
+    `dhcp`, `ip6` empty or `auto`. `cni` keeps the CNI network beside it. The last two let pods choose.
+    """
+
+    bridge: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,15}$")]
+    tag: Annotated[int, msgspec.Meta(ge=0, le=4094)] = 0
+    rate: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    mtu: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+    ip: Literal["", "dhcp"] = ""
+    ip6: Literal["", "auto"] = ""
+    cni: bool = False
+    firewall: bool = False
+    firewall_options: str = ""
+    firewall_rules: tuple[str, ...] = ()
+    pod_addresses: bool = False
+    pod_firewall: bool = False
+
+
 class NetworkConfig(Section, frozen=True):
-    """The Network Manager: CNI's directories (see the CNI specification, section 2 and 5)."""
+    """The Network Manager: CNI's directories (CNI specification, section 2 and 5), and Proxmox's interfaces."""
 
     conf_dir: Path = Path("/etc/cni/net.d")
     bin_dirs: tuple[Path, ...] = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
     cache_dir: Path = Path("/var/lib/pvecri/cni")
     plugin_timeout: Positive = 60.0
+    classes: dict[str, NetworkClass] = {}
+    pod_bridges: tuple[str, ...] = ()
 
 
 class NriConfig(Section, frozen=True):

@@ -214,6 +214,47 @@ class DnsConfig(Value, frozen=True):
     options: tuple[str, ...] = ()
 
 
+class FirewallRule(Value, frozen=True):
+    """A rule of Proxmox's firewall: `direction` in, out or group; `options` by the names of Proxmox's API."""
+
+    direction: str
+    action: str
+    options: dict[str, str] = {}
+
+
+class Firewall(Value, frozen=True):
+    """Proxmox's firewall for a pod: options by the names of its API, and rules, of which the first match holds."""
+
+    options: dict[str, str] = {}
+    rules: tuple[FirewallRule, ...] = ()
+
+
+class ProxmoxInterface(Value, frozen=True):
+    """A network interface that Proxmox makes for the pod's CT (`netN`).
+
+    `tag` 0 is no VLAN; `rate` is megabytes a second, 0 for no limit; `mtu` 0 is the bridge's. `ip` is empty,
+    `dhcp` or an address with prefix length; `ip6` empty, `auto` or one. `beside_cni` says that the pod is on the
+    CNI network too. A `firewall` of None leaves Proxmox's off.
+    """
+
+    bridge: str
+    tag: int = 0
+    rate: float = 0.0
+    mtu: int = 0
+    mac: str = ""
+    ip: str = ""
+    gateway: str = ""
+    ip6: str = ""
+    gateway6: str = ""
+    beside_cni: bool = False
+    firewall: Firewall | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name inside the pod: the first interface's, or the second's beside CNI's."""
+        return "eth1" if self.beside_cni else "eth0"
+
+
 class SandboxConfig(Value, frozen=True):
     """CRI PodSandboxConfig, validated."""
 

@@ -38,6 +38,12 @@ BRIDGE = "pvt0"
 SUBNET = "10.209.0.0/16"
 CNI_PLUGINS = Path("/usr/lib/cni")
 
+OWN_SYSFS = (
+    'mount --rbind /sys/fs/cgroup "$0" && mount -t sysfs sysfs /sys && mount --rbind "$0" /sys/fs/cgroup && '
+    'umount --lazy "$0" && exec "$@"'
+)
+"""For sh: run a program that sees the bridges of its own network namespace, where LXC looks for them: in /sys."""
+
 
 class Node:
     """The embedded Proxmox node. It keeps its port, so that it can be ended and started again."""
@@ -47,7 +53,10 @@ class Node:
         self.state_dir.mkdir()
         self.lxc_path = lxc_path
         self.address = ("127.0.0.1", _free_port())
-        command = [sys.executable, "-m", "pvecri.embedded", "--state-dir", str(self.state_dir), "--faults"]
+        aside = directory / "cgroup"
+        aside.mkdir()
+        command = ["unshare", "--mount", "sh", "-c", OWN_SYSFS, str(aside)]
+        command += [sys.executable, "-m", "pvecri.embedded", "--state-dir", str(self.state_dir), "--faults"]
         command += ["--listen", "{}:{}".format(*self.address), "--lxc-path", str(lxc_path)]
         self._program = Program(command, directory / "node.log")
         self.vmids: set[int] = set()

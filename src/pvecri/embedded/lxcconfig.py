@@ -27,6 +27,7 @@ class Nic:
     bridge: str | None
     hwaddr: str | None
     mtu: int | None
+    vlan: int | None
     link_down: bool
     host_name: str
 
@@ -49,6 +50,7 @@ def _nic(vmid: int, index: int, value: str) -> Nic:
         bridge=options.get("bridge"),
         hwaddr=options.get("hwaddr"),
         mtu=int(options["mtu"]) if "mtu" in options else None,
+        vlan=int(options["tag"]) if "tag" in options else None,
         link_down=options.get("link_down") == "1",
         host_name=f"veth{vmid}i{index}",
     )
@@ -130,7 +132,7 @@ def _network(interfaces: list[Nic]) -> Lines:
     for nic in interfaces:
         key = f"lxc.net.{nic.index}"
         lines += [(f"{key}.type", "veth"), (f"{key}.veth.pair", nic.host_name), (f"{key}.name", nic.name)]
-        optional = {"link": nic.bridge, "hwaddr": nic.hwaddr, "mtu": nic.mtu}
+        optional = {"link": nic.bridge, "hwaddr": nic.hwaddr, "mtu": nic.mtu, "veth.vlan.id": nic.vlan}
         lines += [(f"{key}.{name}", str(value)) for name, value in optional.items() if value]
         if not nic.link_down:
             lines.append((f"{key}.flags", "up"))

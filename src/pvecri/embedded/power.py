@@ -166,6 +166,7 @@ class PowerApi(CreateApi):
             ct.lock = "destroyed"
             await asyncio.to_thread(self._remove_files, ct, dict(ct.config))
             self._drop(ct)
+            self._fw()["guests"].pop(ct.vmid, None)
 
         return str(await self._ct_task(ct, "vzdestroy", user, body))
 
@@ -195,3 +196,11 @@ def _check_bridges(vmid: int, config: dict[str, Any]) -> None:
     for nic in lxcconfig.nics(vmid, config):
         if nic.bridge and not Path(f"/sys/class/net/{nic.bridge}/bridge").exists():
             raise TaskError(f"bridge '{nic.bridge}' does not exist")
+        if nic.vlan and not _is_vlan_aware(nic.bridge):
+            # Proxmox would make a bridge for the VLAN; see docs/embedded-node.md.
+            raise TaskError(f"bridge '{nic.bridge}' is not VLAN-aware")
+
+
+def _is_vlan_aware(bridge: str | None) -> bool:
+    filtering = Path(f"/sys/class/net/{bridge}/bridge/vlan_filtering")
+    return bridge is not None and filtering.exists() and filtering.read_text().strip() == "1"

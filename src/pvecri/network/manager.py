@@ -13,8 +13,8 @@ import msgspec
 
 from pvecri.cancellation import ended
 from pvecri.config import NetworkConfig
-from pvecri.model import SandboxConfig, SandboxId
-from pvecri.network import loopback
+from pvecri.model import ProxmoxInterface, SandboxConfig, SandboxId
+from pvecri.network import addresses, interfaces, loopback
 from pvecri.network.attachment import Attachment, AttachmentStore
 from pvecri.network.capabilities import capability_arguments, cni_args
 from pvecri.network.conflist import ConfigDirectory, Network
@@ -22,7 +22,7 @@ from pvecri.network.errors import NetworkNotReady, PluginError
 from pvecri.network.exclusion import Exclusion
 from pvecri.network.plugins import PluginRunner
 from pvecri.network.probe import ReadinessProbe
-from pvecri.network.result import PodNetwork, pod_network
+from pvecri.network.result import PodInterface, PodNetwork, pod_network
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,11 @@ class NetworkManager:
         self._exclusion = Exclusion()
 
     async def start(self) -> None:
-        """Make network.cache_dir. A network need not be there yet: installers often come after the runtime."""
+        """Make network.cache_dir. A network need not be there yet: installers often come after the runtime.
+
+        ConfigError names a network class that cannot be used.
+        """
+        interfaces.check_classes(self._config)
         self._store.prepare()
 
     async def close(self) -> None:
@@ -79,15 +83,44 @@ class NetworkManager:
             ready=False, reason=NOT_READY, message=message, network=network.name, path=network.path
         )
 
+    def interface_of(self, sandbox: SandboxConfig) -> ProxmoxInterface | None:
+        """The interface that the pod's CT is to have of Proxmox; None for a pod that has only CNI's.
+
+        InvalidArgument names an annotation that asks for what cannot be had, or is not allowed.
+        """
+        return interfaces.interface_of(sandbox, self._config)
+
     async def attach(self, sandbox_id: SandboxId, netns: Path, sandbox: SandboxConfig) -> PodNetwork:
-        """Set lo up in the namespace and ADD it to the network.
+        """Set the pod's network up: lo, the interface that Proxmox has made if it asks for one, and CNI.
+
+        The pod's addresses are CNI's, or those of an interface in its place.
+        """
+        interface = self.interface_of(sandbox)
+        await asyncio.to_thread(loopback.bring_up, netns)
+        if interface is not None:
+            own = await self._set_up(netns, interface)
+            if not interface.beside_cni:
+                return own
+        return await self._add(sandbox_id, netns, sandbox)
+
+    async def _set_up(self, netns: Path, interface: ProxmoxInterface) -> PodNetwork:
+        await addresses.configure(netns, interface)
+        found = addresses.static_addresses(interface)
+        if interface.ip == addresses.DHCP:
+            found = (await addresses.wait_for_dhcp(netns, interface, self._config.plugin_timeout), *found)
+        return PodNetwork(
+            ips=tuple(address.partition("/")[0] for address in found),
+            interfaces=(PodInterface(name=interface.name, mac=interface.mac, addresses=found),),
+        )
+
+    async def _add(self, sandbox_id: SandboxId, netns: Path, sandbox: SandboxConfig) -> PodNetwork:
+        """ADD a namespace to the CNI network.
 
         When it fails or is cancelled, DEL has run through the whole chain: no address and no rule is left behind.
         Raises NetworkNotReady without a network, InvalidArgument for an annotation or name that CNI cannot take,
         NotFound when the namespace is gone, and PluginError with the plugin's own words.
         """
         attachment = self._attachment(sandbox_id, str(netns), sandbox, self._directory.network())
-        await asyncio.to_thread(loopback.bring_up, netns)
         async with self._exclusion.shared(), AsyncExitStack() as undo:
             undo.push_async_callback(self._undo_add, attachment)
             self._store.write(attachment)
@@ -106,6 +139,8 @@ class NetworkManager:
         path = str(netns) if netns is not None and netns.exists() else ""
         attachment = self._store.read(sandbox_id)
         if attachment is None:
+            if interfaces.asks_for_interface(sandbox):
+                return
             try:
                 attachment = self._attachment(sandbox_id, path, sandbox, self._directory.network())
             except NetworkNotReady:

@@ -16,7 +16,7 @@ from pvecri.errors import DeadlineExceeded, InternalError, ResourceExhausted, Un
 from pvecri.linux import processes
 from pvecri.linux.cgroups import EVERY_DEVICE, Cgroups
 from pvecri.linux.processes import Process
-from pvecri.model import IdMapping, Resources, Vmid
+from pvecri.model import IdMapping, ProxmoxInterface, Resources, Vmid
 from pvecri.pods import notes
 from pvecri.pods.live import LivePod, Pods
 from pvecri.pods.vmids import VmidAllocator
@@ -68,8 +68,10 @@ class Cts:
         """Whether `prepare` has succeeded."""
         return bool(self._template)
 
-    async def create(self, pod: LivePod) -> None:
+    async def create(self, pod: LivePod, interface: ProxmoxInterface | None = None) -> None:
         """Make and start the pod's CT, and wait until its init runs; sets `pod.init` and the id mappings.
+
+        A CT with a firewall is started only when that is set.
 
         The VMID is stored before Proxmox is asked for it. A number that another node took is passed over.
         """
@@ -78,7 +80,7 @@ class Cts:
             vmid = await self._take_vmid()
             self._pods.save_pod(pod, replace(pod.value, vmid=vmid))
             try:
-                upid = await self._proxmox.create_ct(self._spec(pod))
+                upid = await self._proxmox.create_ct(self._spec(pod, interface))
                 break
             except CtExists:
                 log.info("VMID %d is taken by another guest, taking the next", pod.value.vmid)
@@ -86,6 +88,9 @@ class Cts:
             except ProxmoxError:
                 self._template = ""  # somebody may have deleted it: the next pod looks again
                 raise
+        if interface is not None and interface.firewall is not None:
+            await self._proxmox.protect_ct(pod.value.vmid, interface.firewall)
+            await self._proxmox.start_ct(pod.value.vmid)
         init = await self._wait_for_init(pod, upid.start_time)
         pod.init = Process(init)
         self._pods.save_pod(pod, replace(pod.value, mappings=id_mappings(init)))
@@ -216,7 +221,7 @@ class Cts:
             await asyncio.sleep(pause)
             pause = min(pause * 1.2, 0.1)
 
-    def _spec(self, pod: LivePod) -> CtSpec:
+    def _spec(self, pod: LivePod, interface: ProxmoxInterface | None) -> CtSpec:
         settings = self._config.proxmox
         sandbox = pod.value.config
         return CtSpec(
@@ -231,6 +236,8 @@ class Cts:
             tags=settings.tags,
             description=notes.describe(sandbox, pod.id, self._installation),
             pool=settings.pool,
+            interfaces=(interface,) if interface is not None else (),
+            start=interface is None or interface.firewall is None,
         )
 
 

@@ -14,7 +14,15 @@ from msgspec.structs import replace
 
 from pvecri.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PvecriError
 from pvecri.linux.cgroups import Cgroups
-from pvecri.model import NamespaceMode, Resources, Sandbox, SandboxConfig, SandboxId, SandboxPhase
+from pvecri.model import (
+    NamespaceMode,
+    ProxmoxInterface,
+    Resources,
+    Sandbox,
+    SandboxConfig,
+    SandboxId,
+    SandboxPhase,
+)
 from pvecri.network import hostports
 from pvecri.network.manager import NetworkManager
 from pvecri.pods import files, pause, validation
@@ -56,15 +64,16 @@ class Sandboxes:
     async def run(self, config: SandboxConfig, runtime_handler: str) -> SandboxId:
         """Make and start a pod (CRI RunPodSandbox).
 
-        InvalidArgument names a bad field; AlreadyExists when a pod has the name or a host port. Whatever step fails,
-        what the steps before it made is removed again, in reverse order.
+        InvalidArgument names a bad field; AlreadyExists when a pod has the name or a host port. Whatever step
+        fails, what the steps before it made is removed again, in reverse order.
         """
         validation.check_sandbox(config, runtime_handler)
-        await self._check_network(config)
+        interface = self._network.interface_of(config)
+        await self._check_network(config, interface)
         pod = self._reserve(config, runtime_handler)
         async with pod.lock, AsyncExitStack() as undo:
             undo.callback(self._forget, pod)
-            await self._make_ct(pod, undo)
+            await self._make_ct(pod, interface, undo)
             await self._make_namespaces(pod, undo)
             await self._apply_sysctls(pod)
             await self._attach_network(pod, undo)
@@ -76,9 +85,11 @@ class Sandboxes:
             undo.pop_all()
         return pod.id
 
-    async def _check_network(self, config: SandboxConfig) -> None:
+    async def _check_network(self, config: SandboxConfig, interface: ProxmoxInterface | None) -> None:
         """FailedPrecondition when the pod could not be attached: better known before Proxmox has made its CT."""
         if config.security.namespaces.network is NamespaceMode.NODE:
+            return
+        if interface is not None and not interface.beside_cni:
             return
         status = await self._network.status()
         if not status.ready:
@@ -122,11 +133,11 @@ class Sandboxes:
         chosen = security.namespaces.user is not None  # the node's, said outright, or ids of the kubelet's choice
         return security.privileged or security.namespaces.uses_host or chosen or not self._unprivileged
 
-    async def _make_ct(self, pod: LivePod, undo: AsyncExitStack) -> None:
+    async def _make_ct(self, pod: LivePod, interface: ProxmoxInterface | None, undo: AsyncExitStack) -> None:
         # Pushed before the call: a create that is cut off may have made the CT all the same.
         undo.push_async_callback(_logged, self._cts.destroy, pod)
         undo.push_async_callback(_logged, self._cts.stop, pod)
-        await self._cts.create(pod)
+        await self._cts.create(pod, interface)
 
     async def _make_namespaces(self, pod: LivePod, undo: AsyncExitStack) -> None:
         """The CT's own are the pod's, unless the kubelet has chosen the ids."""

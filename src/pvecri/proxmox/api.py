@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from pvecri.config import ProxmoxConfig
 from pvecri.errors import NotFound
-from pvecri.model import Vmid
+from pvecri.model import Firewall, Vmid
 from pvecri.proxmox import privileges
 from pvecri.proxmox.answers import (
     CtConfig,
@@ -203,6 +203,22 @@ class ProxmoxApi:
             repeatable=True,
         )
         await self._unlocked(lambda: self._transport.call(call, object))
+
+    async def protect_ct(self, vmid: Vmid, firewall: Firewall) -> None:
+        """Give a new CT these firewall rules and switch its firewall on.
+
+        The options are PUT …/firewall/options. A rule (POST …/firewall/rules) goes before those that are there, so
+        they are sent last first; Proxmox removes them with the CT.
+        """
+        path, doing = f"{self._ct(vmid)}/firewall", f"set the firewall of CT {vmid}"
+        parameters: dict[str, ParameterValue]
+        for rule in reversed(firewall.rules):
+            parameters = {"type": rule.direction, "action": rule.action, "enable": 1, **rule.options}
+            call = Call(method="POST", path=f"{path}/rules", doing=doing, parameters=parameters)
+            await self._transport.call(call, object)
+        parameters = {**firewall.options, "enable": 1}
+        call = Call(method="PUT", path=f"{path}/options", doing=doing, parameters=parameters, repeatable=True)
+        await self._transport.call(call, object)
 
     async def failed_start(self, vmid: Vmid, since: int = 0) -> str | None:
         """Why the last start of a CT failed, or None when it did not (it succeeded, runs, or never was).

@@ -7,7 +7,7 @@ import re
 
 import msgspec
 
-from pvecri.model import Vmid
+from pvecri.model import ProxmoxInterface, Vmid
 from pvecri.proxmox.sizing import CtSize
 
 ARCHITECTURES = {
@@ -46,6 +46,7 @@ class CtSpec(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
     description: str = ""
     pool: str = ""
+    interfaces: tuple[ProxmoxInterface, ...] = ()
     start: bool = True
 
 
@@ -53,7 +54,7 @@ def create_parameters(spec: CtSpec) -> dict[str, ParameterValue]:
     """The parameters of the create call.
 
     `ostype=unmanaged` keeps Proxmox from editing files in the CT. No console and no tty: nobody logs in to a pod,
-    and each would cost a pty. No `netN`: the CT then comes up with a network namespace of its own that holds only
+    and each would cost a pty. Without `netN` the CT comes up with a network namespace of its own that holds only
     lo, for CNI to fill.
     """
     parameters: dict[str, ParameterValue] = {
@@ -74,8 +75,32 @@ def create_parameters(spec: CtSpec) -> dict[str, ParameterValue]:
         "tags": ";".join(ct_tag(tag) for tag in spec.tags),
         "description": spec.description[:DESCRIPTION_MAX],
         "pool": spec.pool,
+        **{f"net{index}": interface_parameter(each) for index, each in enumerate(spec.interfaces)},
     }
     return parameters | {name: value for name, value in optional.items() if value}
+
+
+def interface_parameter(interface: ProxmoxInterface) -> str:
+    """The value of `netN`.
+
+    The addresses of an unmanaged CT are for the record, and for the firewall's `ipfilter`. Only with
+    `host-managed`, which Proxmox VE has since 9.1, does it see to them: a DHCP client runs on the node.
+    """
+    options: dict[str, ParameterValue] = {
+        "name": interface.name,
+        "bridge": interface.bridge,
+        "tag": interface.tag,
+        "rate": interface.rate,
+        "mtu": interface.mtu,
+        "hwaddr": interface.mac,
+        "ip": interface.ip,
+        "gw": interface.gateway,
+        "ip6": interface.ip6,
+        "gw6": interface.gateway6,
+        "firewall": interface.firewall is not None,
+        "host-managed": interface.ip == "dhcp",
+    }
+    return ",".join(f"{name}={wire(value)}" for name, value in options.items() if value)
 
 
 def size_parameters(size: CtSize) -> dict[str, ParameterValue]:

@@ -73,3 +73,7 @@ def test_entrypoint_and_environment_are_those_of_init(cgroups: CgroupTree) -> No
         "lxc.environment = A=1",
         "lxc.environment = B=two words",
     ]
+
+
+def test_a_tag_is_the_vlan_of_the_veths_port(cgroups: CgroupTree) -> None:
+    assert "lxc.net.0.veth.vlan.id = 20" in lines(cgroups, net0="name=eth0,bridge=vmbr0,tag=20")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from pvecri.model import Vmid
+from pvecri.model import Firewall, ProxmoxInterface, Vmid
 from pvecri.proxmox.ctspec import CtSpec, ParameterValue, create_parameters, ct_name, ct_tag, wire
 from pvecri.proxmox.sizing import CtSize
 
@@ -40,6 +40,33 @@ def test_a_pods_ct_has_no_network_no_console_and_no_managed_files() -> None:
         "cpuunits": "39",
         "start": "1",
     }
+
+
+@pytest.mark.parametrize(
+    ("interface", "expected"),
+    [
+        (ProxmoxInterface(bridge="vmbr0"), "name=eth0,bridge=vmbr0"),
+        (
+            ProxmoxInterface(
+                bridge="vmbr1",
+                tag=20,
+                rate=12.5,
+                mtu=1400,
+                mac="02:00:00:00:00:01",
+                ip="10.0.0.5/24",
+                gateway="10.0.0.1",
+                ip6="fd00::5/64",
+                gateway6="fe80::1",
+                firewall=Firewall(),
+            ),
+            "name=eth0,bridge=vmbr1,tag=20,rate=12.5,mtu=1400,hwaddr=02:00:00:00:00:01,"
+            "ip=10.0.0.5/24,gw=10.0.0.1,ip6=fd00::5/64,gw6=fe80::1,firewall=1",
+        ),
+        (ProxmoxInterface(bridge="vmbr0", ip="dhcp"), "name=eth0,bridge=vmbr0,ip=dhcp,host-managed=1"),
+    ],
+)
+def test_an_interface_is_a_net_option(interface: ProxmoxInterface, expected: str) -> None:
+    assert on_the_wire(msgspec.structs.replace(SPEC, interfaces=(interface,)))["net0"] == expected
 
 
 @pytest.mark.parametrize(

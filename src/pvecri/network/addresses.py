@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The addresses of an interface that Proxmox has made: its CT is `unmanaged`, so Proxmox sets none itself."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import ipaddress
+import socket
+import struct
+from pathlib import Path
+
+from pvecri.errors import CommandError, DeadlineExceeded, NotFound
+from pvecri.linux import namespaces
+from pvecri.model import ProxmoxInterface
+
+SIOCGIFADDR = 0x8915
+DHCP = "dhcp"
+AUTOMATIC = "auto"
+PAUSE = 0.1
+"""Seconds between looks for an address; the kernel tells only netlink's listeners, and this is seldom long."""
+
+
+def static_addresses(interface: ProxmoxInterface) -> tuple[str, ...]:
+    """The addresses that are known beforehand, with prefix length; IPv4 first. Pure."""
+    return tuple(each for each in (interface.ip, interface.ip6) if each and each not in (DHCP, AUTOMATIC))
+
+
+def commands(interface: ProxmoxInterface) -> list[str]:
+    """What ip(8) is to do, a line each, all of it repeatable. Pure.
+
+    `nodad`: a pod starts at once, and an address that waits for duplicate detection cannot be bound.
+    """
+    lines = [f"link set dev {interface.name} up"]
+    for address in static_addresses(interface):
+        detection = " nodad" if ":" in address else ""
+        lines.append(f"address replace {address} dev {interface.name}{detection}")
+    for gateway in filter(None, (interface.gateway, interface.gateway6)):
+        target = "::/0" if ":" in gateway else "default"
+        lines.append(f"route replace {target} via {gateway} dev {interface.name}")
+    return lines
+
+
+async def configure(netns: Path, interface: ProxmoxInterface) -> None:
+    """Set an interface up with its fixed addresses and default routes. Idempotent.
+
+    CommandError with ip(8)'s own words: an interface that is not there, a route that the kernel refuses.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *("nsenter", f"--net={netns}", "ip", "-batch", "-"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await process.communicate("".join(f"{line}\n" for line in commands(interface)).encode())
+    if process.returncode:
+        raise CommandError(f"ip for {interface.name} on {interface.bridge}", process.returncode, said.decode())
+
+
+async def wait_for_dhcp(netns: Path, interface: ProxmoxInterface, timeout: float) -> str:
+    """The IPv4 address that the node's DHCP client has given the interface, without its prefix length.
+
+    DeadlineExceeded after `timeout` seconds, NotFound when the namespace is gone.
+    """
+    try:
+        control = await asyncio.to_thread(namespaces.run_inside, [netns], _socket)
+    except FileNotFoundError as error:
+        raise NotFound(f"network namespace {netns} does not exist") from error
+    with control:
+        try:
+            async with asyncio.timeout(timeout):
+                while (address := _address(control, interface.name)) is None:
+                    await asyncio.sleep(PAUSE)
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                f"DHCP on bridge {interface.bridge} gave {interface.name} no address within {timeout:g} s "
+                "(network.plugin_timeout); Proxmox VE runs the client from version 9.1 on"
+            ) from error
+    return address
+
+
+def _socket() -> socket.socket:
+    """A socket stays in the namespace that it was made in."""
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+
+def _address(control: socket.socket, name: str) -> str | None:
+    request = struct.pack("16sH22x", name.encode(), socket.AF_INET)
+    try:
+        answer = fcntl.ioctl(control, SIOCGIFADDR, request)
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
+        return None
+    return str(ipaddress.IPv4Address(answer[20:24]))
