@@ -113,6 +113,7 @@ class ImagesConfig(Section, frozen=True):
     insecure_registries: tuple[str, ...] = ()
     pinned: tuple[str, ...] = ()
     pull_timeout: Positive = 1800.0
+    pull_progress_timeout: Annotated[float, msgspec.Meta(ge=0)] = 60.0
     max_layer_size: Annotated[int, msgspec.Meta(gt=0)] = 64 << 30
     max_layer_entries: Annotated[int, msgspec.Meta(gt=0)] = 5_000_000
 

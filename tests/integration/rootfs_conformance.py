@@ -88,10 +88,11 @@ async def _unpack(driver: RootfsDriver, archive: bytes, directory: Path) -> None
     with NamedTemporaryFile() as blob:
         blob.write(archive)
         blob.flush()
-        limits = {"max_size": 1 << 30, "max_entries": 100_000}
-        job = Job(blob=blob.name, directory=str(directory), stacked=driver.stacked, **limits)
+        job = Job(
+            layer="layer", directory=str(directory), max_size=1 << 30, max_entries=100_000, stacked=driver.stacked
+        )
         async with unpacker() as helper:
-            await helper.run([job])
+            await helper.run(job, os.open(blob.name, os.O_RDONLY))
 
 
 def everything() -> LayerBuilder:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -157,14 +159,31 @@ async def test_a_layer_that_is_there_is_not_fetched_for_another_image(
     assert await content(manager, await manager.pull(reference)) == {"bin/sh": "shell", "etc/motd": "hello"}
 
 
-async def test_a_layers_blob_takes_no_space_once_it_is_unpacked(
+async def test_of_a_pull_the_config_and_the_unpacked_layers_stay(
     manager: ImageManager, registry: Registry, root: Path
 ) -> None:
-    built = build_image(LayerBuilder().file("f", os.urandom(100_000)).build())
-    await manager.pull(registry.push("app", "1", built))
-    await manager.idle()
-    blob = root / "blobs/sha256" / digest_of(built.layers[0]).removeprefix("sha256:")
-    assert (blob.stat().st_size, blob.stat().st_blocks) == (len(built.layers[0]), 0)
+    built = build_image(BASE)
+    image = await manager.pull(registry.push("app", "1", built))
+    layer = f"overlay/layers/{digest_of(BASE).removeprefix('sha256:')}/bin/sh"
+    assert await kept(manager, root) == [f"blobs/sha256/{image.id.removeprefix('sha256:')}", layer]
+
+
+async def test_processes_that_died_between_two_pulls_are_replaced(
+    manager: ImageManager, registry: Registry
+) -> None:
+    await manager.pull(registry.push("first", "1", build_image(BASE)))
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    ours = [
+        int(pid) for pid in children if b"pvecri.images.unpack" in command(pid) or b"image-proxy" in command(pid)
+    ]
+    assert len(ours) == 2
+    for pid in ours:
+        os.kill(pid, signal.SIGKILL)
+    await manager.pull(registry.push("second", "1", build_image(TOP)))
+
+
+def command(pid: str) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 async def test_pulls_of_one_image_at_the_same_time_share_the_download(
@@ -195,6 +214,24 @@ async def test_a_tag_that_moved_names_the_new_image(manager: ImageManager, regis
     new = await manager.pull(registry.push("app", "1", build_image(TOP)))
     assert manager.find(f"{registry.address}/app:1") == new
     assert (manager.get(old.id).tags, manager.get(old.id).digests) == ((), old.digests)
+
+
+@pytest.mark.parametrize("docker", [False, True])
+async def test_a_tag_that_moved_to_another_index_of_the_same_image_keeps_it(
+    manager: ImageManager, registry: Registry, docker: bool
+) -> None:
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+    ours, other = build_image(BASE, docker=docker), build_image(TOP, docker=docker)
+    before = await manager.pull(registry.push("app", "1", build_index((machine, ours), docker=docker)))
+    await manager.idle()
+    newer = build_index((machine, ours), ("s390x", other), docker=docker)
+    reference = registry.push("app", "1", newer)
+    registry.forget_blobs(digest_of(ours.layers[0]))
+    assert await manager.pull(reference) == before
+    assert (await manager.pull(f"{registry.address}/app@{newer.digest}")).digests == (
+        *before.digests,
+        f"{registry.address}/app@{newer.digest}",
+    )
 
 
 async def test_a_second_tag_of_the_same_content_fetches_nothing(manager: ImageManager, registry: Registry) -> None:
@@ -291,10 +328,60 @@ async def test_a_pull_ends_with_its_time(root: Path, registry: Registry) -> None
         assert await kept(manager, root) == []
 
 
+async def test_a_pull_in_which_nothing_arrives_is_given_up(root: Path, registry: Registry) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with (
+        server,
+        image_manager(root, registry, pull_progress_timeout=0.5, insecure_registries=(address,)) as manager,
+    ):
+        with pytest.raises(DeadlineExceeded, match=r"images\.pull_progress_timeout"):
+            await manager.pull(f"{address}/app:1")
+        assert manager.metrics.totals().failures == {"DEADLINE_EXCEEDED": 1}
+
+
+async def test_an_image_that_the_policy_refuses_is_not_pulled(
+    root: Path, registry: Registry, tmp_path: Path
+) -> None:
+    policy = tmp_path / "policy.json"
+    policy.write_text('{"default": [{"type": "reject"}]}')
+    reference = registry.push("app", "1", build_image(BASE))
+    async with image_manager(root, registry, policy=policy) as manager:
+        with pytest.raises(PermissionDenied, match=r"^SignatureValidationFailed: "):
+            await manager.pull(reference)
+        assert await kept(manager, root) == []
+
+
+async def test_a_policy_that_asks_nothing_of_the_registry_lets_its_images_in(
+    root: Path, registry: Registry, tmp_path: Path
+) -> None:
+    policy = tmp_path / "policy.json"
+    accepted = {registry.address: [{"type": "insecureAcceptAnything"}]}
+    policy.write_text(json.dumps({"default": [{"type": "reject"}], "transports": {"docker": accepted}}))
+    reference = registry.push("app", "1", build_image(BASE, TOP))
+    async with image_manager(root, registry, policy=policy) as manager:
+        assert (await manager.pull(reference)).tags == (reference,)
+
+
+async def test_pulls_are_counted(manager: ImageManager, registry: Registry) -> None:
+    reference = registry.push("app", "1", build_image(BASE))
+    await manager.pull(reference)
+    await manager.pull(reference)
+    with pytest.raises(NotFound):
+        await manager.pull(f"{registry.address}/app:2")
+    totals = manager.metrics.totals()
+    assert (totals.running, totals.successes, totals.failures) == (0, 2, {"NOT_FOUND": 1})
+    assert totals.bytes == len(BASE)
+
+
 async def test_a_cancelled_pull_leaves_nothing(manager: ImageManager, registry: Registry, root: Path) -> None:
     reference = registry.push("app", "1", build_image(BASE, TOP))
     pull = asyncio.ensure_future(manager.pull(reference))
-    while not list((root / "tmp").iterdir()):
+    while not list((root / "overlay/new").iterdir()):
         await asyncio.sleep(0)
     pull.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import struct
@@ -12,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.image_builder import LayerBuilder, digest_of, plain, zstd
+from support.image_builder import LayerBuilder, digest_of, gzipped, plain, zstd
 
 from pvecri.images.manifest import BadImage
-from pvecri.images.unpacker import Job, Unpacked, unpacker
+from pvecri.images.tasks import all_of
+from pvecri.images.unpacker import Job, Unpacked, Unpacker, unpacker
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking needs root")
 
@@ -24,12 +26,18 @@ CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)  # cap_net_bind
 
 def jobs_for(area: Path, *blobs: bytes, max_size: int = 1 << 30, max_entries: int = 10_000) -> list[Job]:
     jobs = []
+    area.mkdir(exist_ok=True)
     for number, blob in enumerate(blobs):
         (area / f"blob{number}").write_bytes(blob)
         (area / f"layer{number}").mkdir()
-        place, directory = str(area / f"blob{number}"), str(area / f"layer{number}")
-        jobs.append(Job(blob=place, directory=directory, max_size=max_size, max_entries=max_entries))
+        directory = str(area / f"layer{number}")
+        jobs.append(Job(layer=f"blob{number}", directory=directory, max_size=max_size, max_entries=max_entries))
     return jobs
+
+
+async def do(helper: Unpacker, area: Path, *jobs: Job) -> list[Unpacked]:
+    """All jobs at the same time."""
+    return await all_of(helper.run(job, os.open(area / job.layer, os.O_RDONLY)) for job in jobs)
 
 
 def tar(file: Path, style: str) -> bytes:
@@ -40,7 +48,7 @@ def tar(file: Path, style: str) -> bytes:
 
 async def unpack(area: Path, *blobs: bytes) -> list[Unpacked]:
     async with unpacker() as helper:
-        return await helper.run(jobs_for(area, *blobs))
+        return await do(helper, area, *jobs_for(area, *blobs))
 
 
 async def unpacked(area: Path, layer: LayerBuilder) -> Path:
@@ -147,6 +155,119 @@ async def test_layers_are_unpacked_in_the_order_they_are_asked_for(
     assert all((tmp_path / f"layer{number}/f{number}").exists() for number in range(7))
 
 
+@pytest.mark.parametrize("compress", [plain, gzipped, zstd])
+async def test_a_layer_is_unpacked_while_it_comes_in_through_a_pipe(
+    tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    archive = LayerBuilder().file("f", os.urandom(300_000)).build()
+    (job,) = jobs_for(tmp_path, compress(archive))
+    receive, send = os.pipe()
+    writing = asyncio.to_thread(write_slowly, send, compress(archive))
+    async with unpacker() as helper:
+        result, _ = await asyncio.gather(helper.run(job, receive), writing)
+    assert result.diff_id == digest_of(archive)
+
+
+def write_slowly(fd: int, data: bytes) -> None:
+    with os.fdopen(fd, "wb", buffering=0) as pipe:
+        for start in range(0, len(data), 1000):
+            pipe.write(data[start : start + 1000])
+
+
+async def test_a_job_that_is_given_up_works_on_its_directory_no_more(tmp_path: Path) -> None:
+    (job,) = jobs_for(tmp_path, b"")
+    receive, send = os.pipe()
+    async with unpacker() as helper:
+        work = asyncio.ensure_future(helper.run(job, receive))
+        os.write(send, LayerBuilder().file("f", b"x" * 1000).build()[:1024])
+        while not (tmp_path / "layer0/f").exists():
+            await asyncio.sleep(0)
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        with pytest.raises(BrokenPipeError):
+            os.write(send, b"x")
+        assert (await do(helper, tmp_path, *jobs_for(tmp_path / "other", LayerBuilder().build()))) != []
+    os.close(send)
+
+
+# -- layers applied to those below -----------------------------------------------------------------------------
+
+
+async def stack(area: Path, *layers: LayerBuilder) -> Path:
+    """The directory that all layers have been applied to, one after the other."""
+    top = area / "tree"
+    top.mkdir(exist_ok=True)
+    async with unpacker() as helper:
+        for number, layer in enumerate(layers):
+            (area / f"stacked{number}").write_bytes(layer.build())
+            job = Job(
+                layer=f"stacked{number}", directory=str(top), max_size=1 << 30, max_entries=1000, stacked=True
+            )
+            await do(helper, area, job)
+    return top
+
+
+def names(top: Path) -> list[str]:
+    return sorted(str(path.relative_to(top)) for path in top.rglob("*"))
+
+
+@pytest.mark.parametrize("last", [True, False])
+async def test_a_whiteout_removes_what_is_below_and_not_what_its_layer_has(tmp_path: Path, last: bool) -> None:
+    base = LayerBuilder().directory("d").file("d/old").directory("d/sub").file("d/sub/old").file("f", "old")
+    top = LayerBuilder()
+    if not last:
+        top.file(".wh.d").file(".wh.f").file(".wh.none/.wh.none")
+    top.directory("d").file("d/new").file("d/sub/new").file("f", "new")
+    if last:
+        top.file(".wh.d").file(".wh.f").file(".wh.none")
+    tree = await stack(tmp_path, base, top)
+    assert [name for name in names(tree) if "none" not in name] == ["d", "d/new", "d/sub", "d/sub/new", "f"]
+    assert (tree / "f").read_text() == "new"
+
+
+async def test_an_opaque_directory_loses_what_was_below_at_any_depth(tmp_path: Path) -> None:
+    base = LayerBuilder().file("d/old").file("d/sub/old").file("d/sub/deep/old").file("other")
+    top = LayerBuilder().file("d/sub/new").file("d/.wh..wh..opq")
+    assert names(await stack(tmp_path, base, top)) == ["d", "d/sub", "d/sub/new", "other"]
+
+
+async def test_a_directory_that_is_named_again_has_its_new_attributes_only(tmp_path: Path) -> None:
+    base = LayerBuilder().directory("d", pax_headers={"SCHILY.xattr.user.old": "1"}, uid=5).file("d/f")
+    top = LayerBuilder().directory("d", mode=0o700, pax_headers={"SCHILY.xattr.user.new": "2"})
+    tree = await stack(tmp_path, base, top)
+    found = (tree / "d").stat()
+    assert (found.st_mode & 0o7777, found.st_uid, os.listxattr(tree / "d")) == (0o700, 0, ["user.new"])
+    assert (tree / "d/f").exists()
+
+
+async def test_what_replaces_a_file_leaves_other_links_to_it_alone(tmp_path: Path) -> None:
+    base = LayerBuilder().file("a", "old").hardlink("b", "a")
+    tree = await stack(tmp_path, base, LayerBuilder().file("a", "new").hardlink("c", "b"))
+    assert [(tree / name).read_text() for name in "abc"] == ["new", "old", "old"]
+
+
+@pytest.mark.parametrize("target", ["/", "..", "../../..", "{outside}"])
+async def test_links_of_an_earlier_layer_do_not_lead_a_later_one_out(
+    tmp_path: Path, outside: Path, target: str
+) -> None:
+    link = target.format(outside=outside.parent)
+    base = LayerBuilder().directory(str(outside.parent).lstrip("/")).symlink("link", link)
+    top = LayerBuilder().file("link/outside", "evil").file("link/.wh.stacked0").file("link/.wh..wh..opq")
+    await stack(tmp_path, base, top)
+    assert outside.read_text() == "untouched"
+    assert (tmp_path / "stacked0").stat().st_size > 0
+
+
+async def test_a_whiteout_of_what_lies_behind_a_link_removes_nothing_outside(
+    tmp_path: Path, outside: Path
+) -> None:
+    base = LayerBuilder().symlink("link", str(outside)).symlink("up", "..")
+    tree = await stack(tmp_path, base, LayerBuilder().file(".wh.link").file("up/.wh.outside"))
+    assert outside.read_text() == "untouched"
+    assert names(tree) == ["up"]
+
+
 # -- hostile layers --------------------------------------------------------------------------------------------
 
 
@@ -199,14 +320,14 @@ async def test_too_many_entries_are_refused_by_the_settings_name(tmp_path: Path)
         builder.file(f"f{number}")
     async with unpacker() as helper:
         with pytest.raises(BadImage, match=r"more than 10 entries \(images\.max_layer_entries\)"):
-            await helper.run(jobs_for(tmp_path, builder.build(), max_entries=10))
+            await do(helper, tmp_path, *jobs_for(tmp_path, builder.build(), max_entries=10))
 
 
 async def test_a_compression_bomb_is_refused_before_it_fills_the_disk(tmp_path: Path) -> None:
     bomb = zstd(LayerBuilder().file("f", b"\0" * (64 << 20)).build())
     async with unpacker() as helper:
         with pytest.raises(BadImage, match=r"images\.max_layer_size"):
-            await helper.run(jobs_for(tmp_path, bomb, max_size=1 << 20))
+            await do(helper, tmp_path, *jobs_for(tmp_path, bomb, max_size=1 << 20))
     assert not (tmp_path / "layer0/f").exists()
 
 
@@ -231,6 +352,30 @@ async def test_a_sparse_file_larger_than_allowed_is_refused(tmp_path: Path) -> N
 )
 async def test_what_makes_no_sense_is_refused(tmp_path: Path, builder: LayerBuilder, problem: str) -> None:
     with pytest.raises(BadImage, match=problem):
+        await unpacked(tmp_path, builder)
+
+
+async def test_a_million_tiny_entries_are_refused_where_the_limit_is(tmp_path: Path) -> None:
+    """Compressed they are a few kilobytes; what is refused is not unpacked to its end."""
+    entry = tarfile.TarInfo("f").tobuf(tarfile.USTAR_FORMAT)
+    bomb = zstd(entry * 1_000_000)
+    assert len(bomb) < 1 << 20
+    async with unpacker() as helper:
+        with pytest.raises(BadImage, match=r"more than 10000 entries"):
+            await do(helper, tmp_path, *jobs_for(tmp_path, bomb))
+
+
+async def test_a_gzip_bomb_is_refused_before_it_fills_the_disk(tmp_path: Path) -> None:
+    bomb = gzipped(LayerBuilder().file("f", b"\0" * (64 << 20)).build())
+    async with unpacker() as helper:
+        with pytest.raises(BadImage, match=r"images\.max_layer_size"):
+            await do(helper, tmp_path, *jobs_for(tmp_path, bomb, max_size=1 << 20))
+
+
+@pytest.mark.parametrize("size", [-1, 1 << 62])
+async def test_a_size_that_cannot_be_is_refused(tmp_path: Path, size: int) -> None:
+    builder = LayerBuilder().file("f", "x", pax_headers={"size": str(size)})
+    with pytest.raises(BadImage, match="layer blob0 cannot be unpacked"):
         await unpacked(tmp_path, builder)
 
 

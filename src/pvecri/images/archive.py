@@ -6,8 +6,10 @@ Used by the helper program unpack.py, after it has confined itself; nothing here
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import stat
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -26,13 +28,34 @@ class LayerError(Exception):
 
 
 def decompressed(fd: int) -> Iterator[bytes]:
-    """The archive's bytes, whatever the blob is compressed with: its first bytes tell more than its media type."""
-    magic = os.pread(fd, 4, 0)
+    """The archive's bytes, whatever the blob is compressed with: its first bytes tell more than its media type.
+
+    `fd` is a file or a pipe.
+    """
+    magic = _peek(fd)
     if magic.startswith(_GZIP_MAGIC):
         return _gunzip(fd)
     if magic == _ZSTD_MAGIC:
         return _unzstd(fd)
     return _chunks(fd)
+
+
+def _peek(fd: int) -> bytes:
+    """The first bytes, which stay to be read: of a pipe by tee(2), which duplicates what is in it."""
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        return os.pread(fd, 4, 0)
+    receive, send = os.pipe()
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.tee(fd, send, ctypes.c_size_t(4), 0) < 0:
+            raise OSError(ctypes.get_errno(), "the blob's pipe cannot be looked into")
+        os.close(send)
+        send = -1
+        return os.read(receive, 4)
+    finally:
+        os.close(receive)
+        if send >= 0:
+            os.close(send)
 
 
 def _chunks(fd: int) -> Iterator[bytes]:
@@ -125,7 +148,7 @@ class Archive:
 
     def _take(self, size: int) -> Iterator[memoryview]:
         """The next `size` bytes in pieces, fewer at the end."""
-        while size:
+        while size > 0:
             if self._start == len(self._chunk) and not self._more():
                 return
             piece = memoryview(self._chunk)[self._start : self._start + size]

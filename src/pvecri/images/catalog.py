@@ -47,9 +47,12 @@ class Catalog:
         name = str(reference)
         return self._first(lambda image: name in image.tags or name in image.digests)
 
-    def with_content(self, digest: str) -> ImageRecord | None:
-        """The image that some repository has under this manifest or index digest."""
-        return self._first(lambda image: any(each.endswith(f"@{digest}") for each in image.digests))
+    def with_manifest(self, digest: str) -> ImageRecord | None:
+        """The image whose manifest, or one of whose indexes, has this digest, in whatever repository."""
+        known = (record for record in self._records.values() if digest in record.manifests)
+        return next(known, None) or self._first(
+            lambda image: any(each.endswith(f"@{digest}") for each in image.digests)
+        )
 
     def find(self, text: str) -> ImageRecord | None:
         """By id, by reference, by a unique beginning of the id, in this order; None too for nonsense."""

@@ -58,8 +58,10 @@ class LayerTree:
             _set_time(path, time)
 
     def _count(self, member: tarfile.TarInfo) -> None:
+        if member.size < 0:
+            raise LayerError(f"{member.name!r} has {member.size} bytes")
         self.entries += 1
-        self.size += max(member.size, 0)
+        self.size += member.size
         if self.entries > self.max_entries:
             raise LayerError(f"it has more than {self.max_entries} entries (images.max_layer_entries)")
         if self.size > self.max_size:

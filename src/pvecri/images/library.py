@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the Image Manager keeps: images, layers and root filesystems, in memory, in the store and on the storage.
 
-What nothing refers to any longer is swept: layers that no image and no root filesystem has, and blobs that no
+What nothing refers to any longer is swept: layers that no image and no root filesystem has, and configs that no
 image has. No pull is under way then, for it could be about to refer to them.
 """
 
@@ -16,8 +16,8 @@ from typing import Final
 from msgspec.structs import replace
 
 from pvecri.cancellation import finish
-from pvecri.images.blobs import Blobs
 from pvecri.images.catalog import Catalog
+from pvecri.images.configs import Configs
 from pvecri.images.drivers.base import LayerKey, RootfsDriver
 from pvecri.images.manifest import Layer
 from pvecri.images.store import ImageRecord, LayerRecord, RootfsRecord, Store
@@ -27,11 +27,11 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Library:
-    """Open on a `store`, a `driver` and `blobs`; `open_library` makes it. For one event loop."""
+    """Open on a `store`, a `driver` and `configs`. For one event loop."""
 
-    def __init__(self, store: Store, driver: RootfsDriver, blobs: Blobs, pinned: Iterable[str]) -> None:
+    def __init__(self, store: Store, driver: RootfsDriver, configs: Configs, pinned: Iterable[str]) -> None:
         self.driver = driver
-        self.blobs = blobs
+        self.configs = configs
         self.boot = _BOOT_ID.read_text().strip()
         self.layers: dict[LayerKey, LayerRecord] = {}
         self.rootfs: dict[ContainerId, RootfsRecord] = {}
@@ -64,7 +64,7 @@ class Library:
         """An image whose layers are gone is gone; the client pulls it again."""
         records = self.store.images()
         whole = [each for each in records if self.layers.keys() >= set(self.stack(each))]
-        whole = [each for each in whole if not self.blobs.missing((each.image.id,))]
+        whole = [each for each in whole if self.configs.has(each.image.id)]
         self.store.delete_images({each.image.id for each in records} - {each.image.id for each in whole})
         self.catalog = Catalog(whole, self._pinned)
 
@@ -150,8 +150,4 @@ class Library:
         self.store.delete_layers(dead)
         for key in dead:
             self.driver.remove_layer(key)
-        configs: set[str] = set(self.catalog.records)
-        blobs = {digest for key in live if key in self.layers for digest in self.layers[key].blobs}
-        # A driver that stacks layers unpacks one blob again for every parent.
-        keep, hollow = (configs | blobs, set[str]()) if self.driver.stacked else (configs, blobs)
-        self.blobs.sweep(keep, hollow)
+        self.configs.sweep(set(self.catalog.records))

@@ -2,7 +2,7 @@
 """The Image Manager: what the rest of pvecri asks about images and containers' root filesystems.
 
 <images.root>/images.db      the store
-              blobs/         configs; holes in the place of layers' blobs
+              blobs/         configs
               tmp/           pulls under way
               <driver>/      layers and root filesystems, as the rootfs driver keeps them
 """
@@ -22,10 +22,11 @@ from pvecri.cancellation import finish
 from pvecri.config import Config
 from pvecri.errors import AlreadyExists, DeadlineExceeded, NotFound
 from pvecri.images import reference as references
-from pvecri.images.blobs import Blobs
+from pvecri.images.configs import Configs
 from pvecri.images.drivers import make_driver
 from pvecri.images.drivers.base import Owner
 from pvecri.images.library import Library
+from pvecri.images.metrics import PullMetrics
 from pvecri.images.pull import Puller
 from pvecri.images.reference import Reference
 from pvecri.images.store import RootfsRecord, Store
@@ -53,6 +54,7 @@ class ImageManager:
         self._root = config.images_root
         self._driver = make_driver(config.images, self._root)
         self._pulls = SharedTasks[ImageId]()
+        self.metrics = PullMetrics()
         self._slots = asyncio.Semaphore(PARALLEL_PULLS)
         self._background: set[asyncio.Task[None]] = set()
         self._chores = asyncio.Lock()
@@ -71,6 +73,7 @@ class ImageManager:
     async def close(self) -> None:
         """End pulls and chores and close the store. Containers' root filesystems stay mounted."""
         await self._pulls.close()
+        await self._puller.close()
         for task in tuple(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -112,7 +115,7 @@ class ImageManager:
 
     def raw_config(self, image: ImageId) -> bytes:
         """The image's config file as it came; NotFound without the image."""
-        return self._library.blobs.document(self.get(image).id)
+        return self._library.configs.read(self.get(image).id)
 
     async def remove(self, reference: str) -> None:
         """Remove the image that `reference` means, with all its names (CRI RemoveImage). Idempotent.
@@ -129,7 +132,7 @@ class ImageManager:
         """What the store takes (CRI ImageFsInfo): sums kept for images, a count of what containers wrote."""
         layers = self._library.layers.values()
         size = sum(layer.bytes for layer in layers)
-        inodes = sum(layer.inodes + len(layer.blobs) for layer in layers) + len(self._library.catalog.records)
+        inodes = sum(layer.inodes for layer in layers) + len(self._library.catalog.records)
         written = await asyncio.to_thread(self._written, tuple(self._library.rootfs))
         return StoreUsage(images=self._usage(Usage(size, inodes)), containers=self._usage(written))
 
@@ -209,21 +212,39 @@ class ImageManager:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(mode=0o700)
         self._driver.setup()
-        blobs = Blobs(self._root / "blobs")
-        blobs.setup()
-        library = Library(Store(self._root / "images.db"), self._driver, blobs, self._config.pinned)
+        configs = Configs(self._root / "blobs")
+        configs.setup()
+        library = Library(Store(self._root / "images.db"), self._driver, configs, self._config.pinned)
         library.load()
         return library
 
     async def _pull(self, reference: Reference, auth: RegistryAuth | None) -> ImageId:
         try:
-            async with self._slots, asyncio.timeout(self._config.pull_timeout):
-                return await self._puller.pull(reference, auth)
-        except TimeoutError as error:
-            limit = f"{self._config.pull_timeout:g} s (images.pull_timeout)"
-            raise DeadlineExceeded(f"pulling {reference}: not done in {limit}") from error
+            async with self._slots:
+                with self.metrics.pulling():
+                    return await self._pull_in_time(reference, auth)
         finally:
             self._in_background(self._tidy())
+
+    async def _pull_in_time(self, reference: Reference, auth: RegistryAuth | None) -> ImageId:
+        """Raises DeadlineExceeded for a pull that takes too long, or in which nothing happens for too long."""
+        whole, pause = self._config.pull_timeout, self._config.pull_progress_timeout
+        loop = asyncio.get_running_loop()
+        overall, silence = asyncio.timeout(whole), asyncio.timeout(pause or None)
+
+        def progress(layer: str, size: int) -> None:
+            if pause:
+                silence.reschedule(loop.time() + pause)
+            self.metrics.unpacked(layer, size)
+
+        try:
+            async with overall, silence:
+                return await self._puller.pull(reference, auth, progress)
+        except TimeoutError as error:
+            limit = f"done in {whole:g} s (images.pull_timeout)"
+            if silence.expired():
+                limit = f"a byte in {pause:g} s (images.pull_progress_timeout)"
+            raise DeadlineExceeded(f"pulling {reference}: not {limit}") from error
 
     async def _make_rootfs(self, record: RootfsRecord, owner: Owner, userns: Path | None) -> Path:
         self._library.rootfs[record.container] = record

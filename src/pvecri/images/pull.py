@@ -1,31 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an image comes into the library: resolve the tag, fetch what is missing, unpack, name.
+"""How an image comes into the library: ask what the name means, fetch what is missing, unpack, name.
 
-Names are resolved to a digest first and everything else is fetched by that digest, so that a tag that moves
-meanwhile cannot mix two images. All checks of content happen here: skopeo verifies what it fetches against the
-manifest, we verify what comes out of a layer against the config.
+skopeo's proxy resolves the name and the platform, and everything is fetched of the image that it has opened then,
+so a tag that moves meanwhile cannot mix two images. What the proxy converts, Docker's manifests, is asked for as
+the registry has it while the layers come in: the image's id is the digest of its own config.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
+from typing import Final
 
 from pvecri.cancellation import finish
 from pvecri.config import ImagesConfig
+from pvecri.errors import CommandError
 from pvecri.images import manifest as manifests
 from pvecri.images.drivers.base import LayerKey
 from pvecri.images.library import Library
-from pvecri.images.manifest import BadImage, Content, Layer
+from pvecri.images.manifest import BadImage, Content, Layer, Manifest
+from pvecri.images.proxy import ImageProxy
 from pvecri.images.reference import Reference
-from pvecri.images.skopeo import Skopeo
+from pvecri.images.skopeo import Skopeo, translated
 from pvecri.images.store import ImageRecord, LayerRecord
-from pvecri.images.tasks import beside
-from pvecri.images.unpacker import Job, Unpacked, Unpacker, unpacker
+from pvecri.images.tasks import all_of, beside
+from pvecri.images.unpacker import Job, Unpacked, Unpacker
+from pvecri.images.workers import Workers
 from pvecri.model import Image, ImageId, RegistryAuth
+
+LAYERS_AT_ONCE: Final = 3
+_POLICY_IN_PROXY: Final = (0, 2, 6)
+"""The version of the proxy's protocol from which on OpenImage applies the signature policy."""
+
+Progress = Callable[[str, int], None]
+"""Is told a layer's digest and how many bytes of it have been unpacked so far."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An image that a proxy has opened: its number, its manifest for this platform, and that one's own digest."""
+
+    proxy: ImageProxy
+    number: int
+    reference: Reference
+    auth: RegistryAuth | None
+    digest: str
+    data: bytes
+
+    @property
+    def is_converted(self) -> bool:
+        return manifests.digest_of(self.data) != self.digest
+
+    async def config(self, manifest: Manifest) -> bytes:
+        """The config that the manifest names, byte by byte."""
+        named = manifest.config
+        return manifests.verified(
+            await self.proxy.document(self.number, named.digest, named.size), named, "config"
+        )
+
+
+@dataclass(frozen=True)
+class _Original:
+    """What the registry itself has under a name: its digest, and the manifest for this platform."""
+
+    digest: str
+    manifest: Manifest
 
 
 class Puller:
@@ -34,10 +76,14 @@ class Puller:
     def __init__(self, config: ImagesConfig, library: Library, scratch: Path) -> None:
         self._config = config
         self._library = library
-        self._scratch = scratch
         self._skopeo = Skopeo(config, scratch)
+        self._workers = Workers(self._skopeo)
 
-    async def pull(self, reference: Reference, auth: RegistryAuth | None) -> ImageId:
+    async def close(self) -> None:
+        """End the processes that wait for the next pull."""
+        await self._workers.close()
+
+    async def pull(self, reference: Reference, auth: RegistryAuth | None, progress: Progress) -> ImageId:
         """The image that the registry has under `reference`, now in the library.
 
         Costs one look at the registry when it is there already, none when it is there under this very digest.
@@ -46,65 +92,61 @@ class Puller:
         catalog = self._library.catalog
         if reference.digest and (known := catalog.with_reference(reference)):
             return known.image.id
-        async with self._library.pulling():
-            top = await self._skopeo.manifest(reference, auth)
-            digest = manifests.digest_of(top)
-            if reference.digest not in {"", digest}:
-                raise BadImage(f"{reference} has the digest {digest}")
-            known = catalog.with_content(digest)
-            converted = manifests.is_converted(top)
-            record, layers = (known, ()) if known else await self._fetch(reference.at(digest), auth, converted)
-            await self._library.add(catalog.naming(record, reference, digest), layers)
+        async with self._library.pulling(), self._workers.proxy(reference, auth) as proxy:
+            with translated(reference):
+                number = await proxy.open(f"docker://{reference}")
+                digest, data = await proxy.manifest(number)
+                known = catalog.with_manifest(digest)
+                source = _Source(proxy, number, reference, auth, digest, data)
+                record = await (self._named(source, known) if known else self._fetch(source, progress))
+                await proxy.close_image(number)
             return record.image.id
 
-    async def _fetch(
-        self, reference: Reference, auth: RegistryAuth | None, converted: bool
-    ) -> tuple[ImageRecord, Sequence[LayerRecord]]:
-        """All that is under a digest. A `converted` image's own config, whose digest is its id, comes apart."""
-        async with AsyncExitStack() as stack:
-            helper = await stack.enter_async_context(unpacker())
-            layout = await stack.enter_async_context(self._layout())
-            own_config = beside(self._skopeo.config(reference, auth)) if converted else nullcontext(None)
-            config = await stack.enter_async_context(own_config)
-            await self._skopeo.copy(reference, auth, layout, self._library.blobs.root)
-            content = await asyncio.to_thread(self._read, layout, await config if config else None)
-            layers = await self._unpack(helper, content)
-            parents = await self._parents(content, layers)
-        image = Image(
-            id=ImageId(content.config_digest),
-            size=content.size,
-            diff_ids=tuple(layer.diff_id for layer in content.layers),
-            config=content.config,
-        )
-        key = parents.key if parents else LayerKey("")
-        return ImageRecord(image=image, layers=content.layers, parents=key), (
-            *layers,
-            *((parents,) if parents else ()),
-        )
+    async def _named(self, source: _Source, known: ImageRecord) -> ImageRecord:
+        """Give an image that is there the name; an index that it has been seen with before stays its digest."""
+        reference = source.reference
+        seen = next((each for each in known.image.digests if each.startswith(f"{reference.name}@")), "")
+        digest = reference.digest or seen.partition("@")[2] or source.digest
+        await self._library.add(self._library.catalog.naming(known, reference, digest))
+        return known
 
-    @asynccontextmanager
-    async def _layout(self) -> AsyncIterator[Path]:
-        """A place for skopeo's OCI layout and its half-fetched blobs."""
-        directory = Path(mkdtemp(dir=self._scratch, prefix="pull-"))
-        try:
-            yield directory / "layout"
-        finally:
-            await finish(asyncio.to_thread(_remove_tree, directory))
+    async def _fetch(self, source: _Source, progress: Progress) -> ImageRecord:
+        async with beside(self._original(source)) as asking:
+            manifest = manifests.parse_manifest(source.data)
+            if source.proxy.version < _POLICY_IN_PROXY and not self._skopeo.accepts_everything:
+                place = source.reference.at((await asking).digest)
+                await self._skopeo.require_policy(place, source.auth, manifest)
+            config = await (source.proxy.config(source.number) if source.is_converted else source.config(manifest))
+            content = manifests.parse_config(config, manifest)
+            layers = await self._unpack(source, content, progress)
+            original = await asking
+        if source.is_converted:
+            config = await source.config(original.manifest)
+            content = _agreeing(manifests.parse_config(config, original.manifest), content)
+        await asyncio.to_thread(self._library.configs.add, config)
+        parents = await self._parents(content, layers)
+        record = _record(content, parents, (source.digest, original.digest))
+        named = self._library.catalog.naming(record, source.reference, original.digest)
+        await self._library.add(named, (*layers, *((parents,) if parents else ())))
+        return record
 
-    def _read(self, layout: Path, own_config: bytes | None) -> Content:
-        """What the manifest and the config say. Blocks."""
-        blobs = self._library.blobs
-        descriptor = manifests.parse_layout((layout / "index.json").read_bytes())
-        data = manifests.verified(blobs.document(descriptor.digest), descriptor, "manifest")
-        manifest = manifests.parse_manifest(data)
-        config = manifests.verified(blobs.document(manifest.config.digest), manifest.config, "config")
-        if own_config is not None:
-            blobs.add(own_config)
-        return manifests.parse_config(own_config or config, manifest)
+    async def _original(self, source: _Source) -> _Original:
+        """As the registry has it. When the tag has moved since, the image's own digest is what names it."""
+        reference, digest, data = source.reference, source.reference.digest, source.data
+        if not digest:
+            top = await self._skopeo.manifest(reference, source.auth)
+            digest = manifests.digest_of(top)
+            if digest == source.digest:
+                data = top
+            elif source.digest.encode() not in top:
+                digest = source.digest
+        if manifests.digest_of(data) != source.digest:
+            data = await self._skopeo.manifest(reference.at(source.digest), source.auth)
+        return _Original(digest, manifests.parse_manifest(data))
 
     # -- layers ------------------------------------------------------------------------------------------------
 
-    async def _unpack(self, helper: Unpacker, content: Content) -> list[LayerRecord]:
+    async def _unpack(self, source: _Source, content: Content, progress: Progress) -> list[LayerRecord]:
         """Commit the layers that were not there, or not known to be in these blobs; their records."""
         keys = self._library.keys(content.layers)
         parents = dict(zip(keys, (None, *keys), strict=False))
@@ -115,7 +157,7 @@ class Puller:
         records = []
         for batch in batches:
             if batch:
-                records += await self._unpack_batch(helper, batch, parents)
+                records += await self._unpack_batch(source, batch, parents, progress)
         return records
 
     async def _parents(self, content: Content, fresh: Sequence[LayerRecord]) -> LayerRecord | None:
@@ -141,25 +183,49 @@ class Puller:
         return False
 
     async def _unpack_batch(
-        self, helper: Unpacker, layers: dict[LayerKey, Layer], parents: dict[LayerKey, LayerKey | None]
+        self,
+        source: _Source,
+        layers: dict[LayerKey, Layer],
+        parents: dict[LayerKey, LayerKey | None],
+        progress: Progress,
     ) -> list[LayerRecord]:
         driver = self._library.driver
+        helper = await self._workers.unpacker()
+        slots = asyncio.Semaphore(LAYERS_AT_ONCE)
         async with AsyncExitStack() as undo:
-            directories = []
+            directories = {}
             for key in layers:
-                directories.append(driver.begin_layer(key, parents[key]))
-                undo.callback(driver.abort_layer, directories[-1])
-            jobs = map(self._job, layers.values(), directories)
-            results = await helper.run(list(jobs))
-            for layer, result in zip(layers.values(), results, strict=True):
-                if result.diff_id != layer.diff_id:
-                    raise _wrong_content(layer, result.diff_id)
-            await finish(asyncio.to_thread(self._commit, dict(zip(layers, directories, strict=True))))
+                directories[key] = await finish(asyncio.to_thread(driver.begin_layer, key, parents[key]))
+                undo.callback(driver.abort_layer, directories[key])
+
+            async def fetch(key: LayerKey, layer: Layer) -> Unpacked:
+                async with slots:
+                    return await self._fetch_layer(source, helper, layer, directories[key], progress)
+
+            results = await all_of(fetch(key, layer) for key, layer in layers.items())
+            await finish(asyncio.to_thread(self._commit, directories))
             return [self._record(key, layers[key], result) for key, result in zip(layers, results, strict=True)]
+
+    async def _fetch_layer(
+        self, source: _Source, helper: Unpacker, layer: Layer, directory: Path, progress: Progress
+    ) -> Unpacked:
+        """Unpack a layer while it comes in; what comes out must be what the config says."""
+        pipe = await source.proxy.blob(source.number, layer.digest, layer.size)
+        unpacking = helper.run(self._job(layer, directory), pipe.fd, lambda size: progress(layer.digest, size))
+        async with beside(unpacking) as result:
+            try:
+                await source.proxy.finish(pipe)
+            except CommandError:
+                await result  # when it gave up reading, its reason is the one to tell
+                raise
+            unpacked = await result
+        if unpacked.diff_id != layer.diff_id:
+            raise _wrong_content(layer, unpacked.diff_id)
+        return unpacked
 
     def _job(self, layer: Layer, directory: Path) -> Job:
         return Job(
-            blob=str(self._library.blobs.path(layer.digest)),
+            layer=layer.digest,
             directory=str(directory),
             max_size=self._config.max_layer_size,
             max_entries=self._config.max_layer_entries,
@@ -184,12 +250,23 @@ class Puller:
         )
 
 
+def _record(content: Content, parents: LayerRecord | None, digests: Sequence[str]) -> ImageRecord:
+    image = Image(
+        id=ImageId(content.config_digest),
+        size=content.size,
+        diff_ids=tuple(layer.diff_id for layer in content.layers),
+        config=content.config,
+    )
+    key = parents.key if parents else LayerKey("")
+    return ImageRecord(image=image, layers=content.layers, parents=key, manifests=tuple(dict.fromkeys(digests)))
+
+
+def _agreeing(content: Content, converted: Content) -> Content:
+    """The image's own content, when the converted one that was fetched has the same layers."""
+    if content.layers != converted.layers:
+        raise BadImage(f"image {content.config_digest}: its manifest and skopeo's conversion of it do not agree")
+    return content
+
+
 def _wrong_content(layer: Layer, found: str) -> BadImage:
     return BadImage(f"layer {layer.digest} has the content {found} where the config says {layer.diff_id}")
-
-
-def _remove_tree(directory: Path) -> None:
-    """A pull's own directory: a few plain files."""
-    for path in sorted(directory.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-    directory.rmdir()

@@ -11,16 +11,16 @@ import asyncio
 import base64
 import re
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Final
 
 import msgspec
 
 from pvecri.cancellation import finish
-from pvecri.config import ImagesConfig
+from pvecri.config import ConfigError, ImagesConfig
 from pvecri.errors import (
     CommandError,
     InvalidArgument,
@@ -30,8 +30,11 @@ from pvecri.errors import (
     Unavailable,
     Unimplemented,
 )
+from pvecri.images import proxy as proxies
+from pvecri.images.manifest import Manifest
+from pvecri.images.proxy import ImageProxy
 from pvecri.images.reference import Reference
-from pvecri.model import RegistryAuth
+from pvecri.model import RegistryAuth, Value
 
 SYSTEM_POLICY: Final = Path("/etc/containers/policy.json")
 
@@ -57,12 +60,23 @@ _MEANINGS: Final[Sequence[tuple[re.Pattern[str], type[PvecriError], str]]] = tup
         ),
     )
 )
+
+
+class _Requirement(Value, frozen=True):
+    type: str
+
+
+class _Policy(Value, frozen=True):
+    default: tuple[_Requirement, ...]
+    transports: Mapping[str, Mapping[str, tuple[_Requirement, ...]]] = {}
+
+
 _FATAL: Final = re.compile(r'level=fatal msg="((?:[^"\\]|\\.)*)"')
 _MISLEADING: Final = re.compile(r'^Error parsing image name "[^"]*": ')
 
 
 class Skopeo:
-    """Runs skopeo as the configuration says. `scratch` is a directory for credential files."""
+    """Runs skopeo as the configuration says. `scratch` is a directory for what lasts no longer than a command."""
 
     def __init__(self, config: ImagesConfig, scratch: Path) -> None:
         self._config = config
@@ -75,19 +89,56 @@ class Skopeo:
         """
         return await self._run(reference, auth, ("inspect", "--raw"))
 
-    async def config(self, reference: Reference, auth: RegistryAuth | None) -> bytes:
-        """The image's config for this machine's platform, byte by byte; raises what `manifest` raises."""
-        return await self._run(reference, auth, ("inspect", "--config", "--raw"))
+    async def require_policy(self, reference: Reference, auth: RegistryAuth | None, manifest: Manifest) -> None:
+        """Have skopeo apply the policy to the image, of which `manifest` is the one for this platform.
 
-    async def copy(self, reference: Reference, auth: RegistryAuth | None, layout: Path, blobs: Path) -> None:
-        """Fetch the image for this machine's platform into a new OCI layout, its blobs into `blobs`/sha256.
-
-        Blobs that `blobs` has already are not fetched. skopeo checks the digest of everything it fetches. What is
-        not OCI it converts: layers stay as they are, manifest and config do not. Raises what `manifest` raises.
+        For versions whose proxy does not: `skopeo copy` does, and where the layers seem to be there already it
+        fetches none. Raises PermissionDenied when the policy refuses the image, else what `manifest` raises.
         """
-        keep_as_is = "--dest-oci-accept-uncompressed-layers"
-        words = ("copy", "--quiet", keep_as_is, f"--dest-shared-blob-dir={blobs}")
-        await self._run(reference, auth, words, f"oci:{layout}:image")
+        with TemporaryDirectory(dir=self._scratch, prefix="policy-") as directory:
+            blobs = Path(directory, "blobs/sha256")
+            blobs.mkdir(parents=True)
+            for layer in manifest.layers:
+                with (blobs / layer.digest.removeprefix("sha256:")).open("wb") as hole:
+                    hole.truncate(layer.size)
+            keep_as_is = "--dest-oci-accept-uncompressed-layers"
+            words = ("copy", "--quiet", keep_as_is, f"--dest-shared-blob-dir={blobs.parent}")
+            await self._run(reference, auth, words, f"oci:{directory}/layout:image")
+
+    @property
+    def accepts_everything(self) -> bool:
+        """Whether the policy asks nothing of any image. ConfigError when it cannot be read."""
+        path = self._config.policy or SYSTEM_POLICY
+        if self._config.policy is None and not path.exists():
+            return True
+        try:
+            return accepts_everything(path.read_bytes())
+        except (OSError, msgspec.DecodeError) as error:
+            raise ConfigError(f"images.policy: {path}: {error}") from error
+
+    def is_insecure(self, reference: Reference) -> bool:
+        """Whether the registry may do without TLS."""
+        return reference.registry in self._config.insecure_registries
+
+    @contextmanager
+    def credentials(self, reference: Reference, auth: RegistryAuth | None) -> Iterator[Path | None]:
+        """The file with credentials for a pull, while the context lasts; None when it is to have none."""
+        if auth is None or not applies(auth, reference):
+            yield self._config.auth_file
+            return
+        with NamedTemporaryFile(dir=self._scratch, prefix="auth-", suffix=".json") as file:
+            file.write(auth_document(auth, reference.registry))
+            file.flush()
+            yield Path(file.name)
+
+    async def start_proxy(self, *, insecure: bool, authfile: Path | None) -> ImageProxy:
+        """A running proxy. Raises Unavailable when skopeo is not installed."""
+        command = [self._config.skopeo, *self._policy(), *self._registries(), "experimental-image-proxy"]
+        if insecure:
+            command.append("--tls-verify=false")
+        if authfile is not None:
+            command.append(f"--authfile={authfile}")
+        return await proxies.start(command)
 
     async def _run(
         self, reference: Reference, auth: RegistryAuth | None, words: Sequence[str], *destination: str
@@ -95,12 +146,9 @@ class Skopeo:
         """Standard output. Options about the source have a prefix when there is a destination, too."""
         command = [self._config.skopeo, *self._policy(), *self._registries(), *words]
         prefix = "--src-" if destination else "--"
-        if reference.registry in self._config.insecure_registries:
+        if self.is_insecure(reference):
             command.append(f"{prefix}tls-verify=false")
-        with ExitStack() as stack:
-            file = self._config.auth_file
-            if auth is not None and applies(auth, reference):
-                file = stack.enter_context(_credentials(auth, reference, self._scratch))
+        with self.credentials(reference, auth) as file:
             if file is not None:
                 command.append(f"{prefix}authfile={file}")
             command += (f"docker://{reference}", *destination)
@@ -186,10 +234,21 @@ def auth_document(auth: RegistryAuth, registry: str) -> bytes:
     return msgspec.json.encode({"auths": {registry: entry}})
 
 
+def accepts_everything(policy: bytes) -> bool:
+    """Whether a policy, containers-policy.json(5), has no requirement but that of accepting anything."""
+    document = msgspec.json.decode(policy, type=_Policy)
+    scopes = (scope for transport in document.transports.values() for scope in transport.values())
+    return all(
+        requirement.type == "insecureAcceptAnything"
+        for requirements in (document.default, *scopes)
+        for requirement in requirements
+    )
+
+
 @contextmanager
-def _credentials(auth: RegistryAuth, reference: Reference, scratch: Path) -> Iterator[Path]:
-    """A file that only root can read, for the time of one command."""
-    with NamedTemporaryFile(dir=scratch, prefix="auth-", suffix=".json") as file:
-        file.write(auth_document(auth, reference.registry))
-        file.flush()
-        yield Path(file.name)
+def translated(reference: Reference) -> Iterator[None]:
+    """Failures of skopeo as the errors that its words mean."""
+    try:
+        yield
+    except CommandError as failure:
+        raise translate(reference, failure) from failure

@@ -28,10 +28,16 @@ class StackedTree(LayerTree):
 
     def _dress(self, path: bytes, member: tarfile.TarInfo) -> None:
         """The layer's entry for a directory says all that there is to say of it."""
-        self.made.add(hash(path))
+        self._note(path)
         if member.isdir():
             _strip(path)
         super()._dress(path, member)
+
+    def _note(self, path: bytes) -> None:
+        """The path is the layer's own, and so are the directories above, whoever made them first."""
+        while path not in {b"", b"/"} and hash(path) not in self.made:
+            self.made.add(hash(path))
+            path = path.rpartition(b"/")[0]
 
     def _hide(self, path: bytes) -> None:
         try:

@@ -33,12 +33,14 @@ _Record = TypeVar("_Record", bound=Value)
 class ImageRecord(Value, frozen=True):
     """An image and what it is made of, lowest layer first.
 
-    `parents` is the key of its parents layer (images/parents.py), empty when it needs none.
+    `manifests` are digests of manifests that are known to be this image's, an index's among them; `parents` is the
+    key of its parents layer (images/parents.py), empty when it needs none.
     """
 
     image: Image
     layers: tuple[Layer, ...]
     parents: LayerKey = LayerKey("")
+    manifests: tuple[str, ...] = ()
 
 
 class LayerRecord(Value, frozen=True):

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The helper program that unpacks layers: standard library only, started once a pull.
+"""The helper program that unpacks layers: standard library only, one for all pulls.
 
-Each line of its standard input is a JSON list of jobs; each job is answered by a line of JSON on standard output.
-Every job gets a process of its own, as many at a time as there are CPUs. That process chroots into the layer's
-directory before it reads the first byte of the archive, so that no name and no link in it, however made, leads
-out; its address space is limited; and it opens only files that it has just created.
+Each message on its standard input, a SOCK_SEQPACKET socket, is a job in JSON, with the descriptor of the layer's
+blob, a file or a pipe; or the number of a job to give up. Each job is answered by one line of JSON on standard
+output, and while it lasts lines tell how much has come out of the blob.
 
-A layer by itself is written by layer_tree.py, one that is applied to those below by stacked_tree.py.
+Every job gets a process of its own. That process chroots into the layer's directory before it reads the first byte
+of the archive, so that no name and no link in it, however made, leads out; its address space is limited; and it
+opens only files that it has just created. A layer by itself is written by layer_tree.py, one that is applied to
+those below by stacked_tree.py.
 """
 
 # ruff: noqa: PTH101
@@ -16,26 +18,32 @@ import ctypes
 import json
 import os
 import resource
+import selectors
 import signal
-import sys
+import socket
+import time
+from collections.abc import Iterator
 from typing import Any, Final, NoReturn
 
 from pvecri.images.archive import Archive, LayerError, decompressed, members
 from pvecri.images.layer_tree import LayerTree
 from pvecri.images.stacked_tree import StackedTree
 
+MAX_JOB: Final = 64 << 10
 MAX_MEMORY: Final = 1 << 30
+TELL_AFTER: Final = 0.2
+"""How many seconds lie between two lines about one job's progress."""
 
 _PR_SET_PDEATHSIG: Final = 1
 _LOCK: Final = os.memfd_create("answers")
 
 
-def unpack(job: dict[str, Any]) -> dict[str, Any]:
+def unpack(job: dict[str, Any], blob: int) -> dict[str, Any]:
     """Confine this process to the layer's directory and unpack the blob there. Does not come back out."""
-    chunks = decompressed(os.open(job["blob"], os.O_RDONLY | os.O_CLOEXEC))
+    chunks = _told(job["job"], decompressed(blob))
     os.chroot(job["directory"])
     os.chdir("/")
-    kind = StackedTree if job.get("stacked") else LayerTree
+    kind = StackedTree if job["stacked"] else LayerTree
     if kind is LayerTree:
         os.chmod("/", 0o755)
     archive = Archive(chunks, job["max_size"])
@@ -47,6 +55,18 @@ def unpack(job: dict[str, Any]) -> dict[str, Any]:
     return {"diff_id": archive.digest(), "bytes": tree.allocated, "inodes": tree.inodes, "implicit": implicit}
 
 
+def _told(number: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The chunks; now and then a line says how many bytes of content there were so far."""
+    size, told = 0, time.monotonic()
+    for chunk in chunks:
+        size += len(chunk)
+        if time.monotonic() - told > TELL_AFTER:
+            told = time.monotonic()
+            _answer(number, {"unpacked": size})
+        yield chunk
+    _answer(number, {"unpacked": size})
+
+
 def _answer(number: int, result: dict[str, Any]) -> None:
     """A line by itself: the processes share the pipe, so each locks it."""
     line = memoryview(json.dumps({"job": number, **result}).encode() + b"\n")
@@ -56,11 +76,11 @@ def _answer(number: int, result: dict[str, Any]) -> None:
     os.lockf(_LOCK, os.F_ULOCK, 0)
 
 
-def _child(number: int, job: dict[str, Any], parent: int) -> NoReturn:
+def _child(job: dict[str, Any], blob: int, parent: int) -> NoReturn:
     try:
         _die_with_parent(parent)
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
-        result = unpack(job)
+        result = unpack(job, blob)
     except LayerError as error:
         result = {"error": str(error)}
     except OSError as error:
@@ -68,7 +88,7 @@ def _child(number: int, job: dict[str, Any], parent: int) -> NoReturn:
         result = {"error": f"{name}: {error.strerror}".removeprefix(": ")}
     except Exception as error:  # whatever a hostile archive makes the parser do ends this layer, not the pull
         result = {"error": f"{type(error).__name__}: {error}"}
-    _answer(number, result)
+    _answer(job["job"], {"done": True, **result})
     os._exit(0)
 
 
@@ -78,31 +98,58 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def main() -> None:
-    """Run the jobs of each line."""
-    _die_with_parent(os.getppid())
-    os.umask(0)
-    for line in sys.stdin:
-        _run(json.loads(line))
+class Helper:
+    """The jobs under way: process by number, and what to watch."""
 
+    def __init__(self, jobs: socket.socket) -> None:
+        self._jobs = jobs
+        self._running: dict[int, int] = {}
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(jobs, selectors.EVENT_READ)
 
-def _run(jobs: list[dict[str, Any]]) -> None:
-    """Run all jobs and report those whose process died without an answer."""
-    running: dict[int, int] = {}
-    for number, job in enumerate(jobs):
-        if len(running) >= (os.cpu_count() or 1):
-            _reap(running)
+    def run(self) -> None:
+        """Until nobody can send jobs any more."""
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is not self._jobs:
+                    self._reap(key.fd, key.data)
+                elif not self._take():
+                    return
+
+    def _take(self) -> bool:
+        message, fds, _, _ = socket.recv_fds(self._jobs, MAX_JOB, 1)
+        if not message:
+            return False
+        job = json.loads(message)
+        if isinstance(job, int):
+            if job in self._running:
+                os.kill(self._running[job], signal.SIGKILL)
+        else:
+            self._begin(job, fds[0])
+            os.close(fds[0])
+        return True
+
+    def _begin(self, job: dict[str, Any], blob: int) -> None:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _child(number, job, parent)
-        running[pid] = number
-    while running:
-        _reap(running)
+            self._jobs.close()
+            _child(job, blob, parent)
+        self._running[job["job"]] = pid
+        self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, job["job"])
+
+    def _reap(self, pidfd: int, number: int) -> None:
+        """Answer for a process that died without an answer."""
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        _, status = os.waitpid(self._running.pop(number), 0)
+        if status != 0:
+            code = os.waitstatus_to_exitcode(status)
+            _answer(number, {"done": True, "error": f"the unpacking process ended with {code}"})
 
 
-def _reap(running: dict[int, int]) -> None:
-    pid, status = os.wait()
-    number = running.pop(pid, None)
-    if number is not None and status != 0:
-        _answer(number, {"error": f"the unpacking process ended with {os.waitstatus_to_exitcode(status)}"})
+def main() -> None:
+    """Do the jobs that come in on standard input."""
+    _die_with_parent(os.getppid())
+    os.umask(0)
+    Helper(socket.socket(fileno=0)).run()

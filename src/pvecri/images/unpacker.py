@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -24,12 +26,13 @@ MAX_ANSWER: Final = 64 << 20
 
 
 class Job(Value, frozen=True):
-    """Unpack the layer blob at `blob` into `directory`, within the limits of the configuration.
+    """Unpack a layer's blob into `directory`, within the limits of the configuration.
 
-    The directory is empty; `stacked`, it holds the layers below, to which this one is applied.
+    The directory is empty; `stacked`, it holds the layers below, to which this one is applied. `layer` names the
+    layer in errors.
     """
 
-    blob: str
+    layer: str
     directory: str
     max_size: int
     max_entries: int
@@ -50,6 +53,8 @@ class Unpacked(Value, frozen=True):
 
 class _Answer(Value, frozen=True):
     job: int
+    done: bool = False
+    unpacked: int = 0
     diff_id: str = ""
     bytes: int = 0
     inodes: int = 0
@@ -60,53 +65,109 @@ class _Answer(Value, frozen=True):
         return Unpacked(diff_id=self.diff_id, bytes=self.bytes, inodes=self.inodes, implicit=self.implicit)
 
 
+@dataclass(frozen=True)
+class _Pending:
+    """A job that is not answered yet."""
+
+    answer: asyncio.Future[_Answer]
+    progress: Callable[[int], None]
+
+
 class Unpacker:
-    """A running helper; `unpacker` makes it."""
+    """A running helper; `start` makes one. Jobs run at the same time, as many as are given."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, jobs: socket.socket) -> None:
         self._process = process
+        self._jobs = jobs
+        self._pending: dict[int, _Pending] = {}
+        self._last = 0
+        self._reader = asyncio.ensure_future(self._read())
 
-    async def run(self, jobs: Sequence[Job]) -> list[Unpacked]:
-        """Do the jobs, in parallel, and return their results in their order.
+    @property
+    def usable(self) -> bool:
+        """Whether it still runs."""
+        return not self._reader.done()
 
-        Raises BadImage with the file name of the first blob that cannot be unpacked, and why.
+    async def run(self, job: Job, blob: int, progress: Callable[[int], None] = lambda _: None) -> Unpacked:
+        """Unpack from the descriptor `blob`, which is closed; `progress` is told the bytes that came out so far.
+
+        Raises BadImage with why it cannot be unpacked. Nothing works on the directory any more when it returns,
+        also when the caller was cancelled.
         """
-        assert self._process.stdin is not None
-        self._process.stdin.write(msgspec.json.encode(jobs) + b"\n")
-        await self._process.stdin.drain()
-        results: dict[int, Unpacked] = {}
-        while len(results) < len(jobs):
-            answer = await self._answer()
-            if answer.error:
-                raise BadImage(f"layer {Path(jobs[answer.job].blob).name} cannot be unpacked: {answer.error}")
-            results[answer.job] = answer.result()
-        return [results[number] for number in range(len(jobs))]
+        self._last += 1
+        number = self._last
+        pending = _Pending(asyncio.get_running_loop().create_future(), progress)
+        self._pending[number] = pending
+        try:
+            message = {"job": number, "stacked": job.stacked, **msgspec.to_builtins(job)}
+            socket.send_fds(self._jobs, [msgspec.json.encode(message)], [blob])
+        except OSError as error:
+            self._pending.pop(number)
+            raise BadImage(f"the helper that unpacks layers is gone: {error.strerror}") from error
+        finally:
+            os.close(blob)
+        answer = await self._answered(number, pending)
+        if answer.error:
+            raise BadImage(f"layer {job.layer} cannot be unpacked: {answer.error}")
+        return answer.result()
 
-    async def _answer(self) -> _Answer:
+    async def close(self) -> None:
+        """End the helper and all its processes. Idempotent."""
+        self._jobs.close()
+        if self._process.returncode is None:
+            self._process.kill()
+        # Its children die with it, and the end of its output says that the last of them has.
+        await finish(self._gone())
+
+    async def _gone(self) -> None:
+        await asyncio.wait([self._reader])
+        await self._process.wait()
+
+    async def _answered(self, number: int, pending: _Pending) -> _Answer:
+        try:
+            return await asyncio.shield(pending.answer)
+        except asyncio.CancelledError:
+            if self.usable:
+                self._jobs.send(msgspec.json.encode(number))
+            await finish(_ended(pending.answer))
+            raise
+
+    async def _read(self) -> None:
         assert self._process.stdout is not None
-        line = await self._process.stdout.readline()
-        if not line:
-            raise BadImage(f"the helper that unpacks layers ended with {await self._process.wait()}")
-        return msgspec.json.decode(line, type=_Answer)
+        while line := await self._process.stdout.readline():
+            answer = msgspec.json.decode(line, type=_Answer)
+            if answer.done:
+                self._pending.pop(answer.job).answer.set_result(answer)
+            else:
+                self._pending[answer.job].progress(answer.unpacked)
+        for pending in self._pending.values():
+            pending.answer.set_result(_Answer(job=0, error="the helper that unpacks layers has ended"))
+        self._pending.clear()
+
+
+async def _ended(answer: asyncio.Future[_Answer]) -> None:
+    await asyncio.wait([answer])
+
+
+async def start() -> Unpacker:
+    """Start a helper."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", "-c", _START, str(Path(__file__).parents[2])),
+            stdin=theirs.fileno(),
+            stdout=asyncio.subprocess.PIPE,
+            limit=MAX_ANSWER,
+            env={"PATH": os.environ.get("PATH", os.defpath)},
+        )
+    return Unpacker(process, ours)
 
 
 @asynccontextmanager
 async def unpacker() -> AsyncIterator[Unpacker]:
-    """A helper while the context lasts; it and all its processes are gone afterwards.
-
-    Started before there is anything to unpack, its start-up takes no time from the pull.
-    """
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-S", "-c", _START, str(Path(__file__).parents[2])),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        limit=MAX_ANSWER,
-        env={"PATH": os.environ.get("PATH", os.defpath)},
-    )
+    """A helper while the context lasts; it and all its processes are gone afterwards."""
+    helper = await start()
     try:
-        yield Unpacker(process)
+        yield helper
     finally:
-        if process.returncode is None:
-            process.kill()
-        # Its children die with it, and the end of its output says that the last of them has.
-        await finish(process.communicate())
+        await helper.close()

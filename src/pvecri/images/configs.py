@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The directory of image configs, each byte by byte as it came, by its digest: `sha256/<hex>`."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from pathlib import Path
+
+from pvecri.images.manifest import MAX_DOCUMENT, BadImage, digest_of
+
+
+class Configs:
+    """The configs below `root`. All methods block, for no longer than a small file takes."""
+
+    def __init__(self, root: Path) -> None:
+        self._directory = root / "sha256"
+
+    def setup(self) -> None:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory.parent.chmod(0o700)
+
+    def has(self, digest: str) -> bool:
+        return self._path(digest).exists()
+
+    def read(self, digest: str) -> bytes:
+        """BadImage when it is missing, or is not what its digest says."""
+        try:
+            with self._path(digest).open("rb") as file:
+                data = file.read(MAX_DOCUMENT + 1)
+        except FileNotFoundError as error:
+            raise BadImage(f"the config {digest} is missing") from error
+        if digest_of(data) != digest:
+            raise BadImage(f"the config {digest} is damaged")
+        return data
+
+    def add(self, data: bytes) -> None:
+        """Keep a config under its digest."""
+        self._path(digest_of(data)).write_bytes(data)
+
+    def sweep(self, keep: Set[str]) -> None:
+        """Delete all but these."""
+        for path in list(self._directory.iterdir()):
+            if f"sha256:{path.name}" not in keep:
+                path.unlink()
+
+    def _path(self, digest: str) -> Path:
+        return self._directory / digest.removeprefix("sha256:")
