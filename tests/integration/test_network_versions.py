@@ -13,6 +13,7 @@ from support.netns import network_namespace, own_network_namespace
 
 from pvecri.config import NetworkConfig
 from pvecri.model import SandboxConfig, SandboxId, SandboxMetadata
+from pvecri.network import probe
 from pvecri.network.errors import PluginError
 from pvecri.network.manager import NetworkManager
 
@@ -96,6 +97,22 @@ async def test_plugins_are_not_asked_with_every_status_but_again_when_the_networ
 
     assert (await manager.status()).ready
     assert calls(config) == ["VERSION", "STATUS"] * 2
+
+
+async def test_an_old_answer_is_given_while_a_new_one_is_asked_for(
+    manager: NetworkManager, config: NetworkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = install(config)
+    assert (await manager.status()).ready
+    program.with_name("agent.broken").touch()
+    monkeypatch.setattr(probe, "RENEW_AFTER", 0.0)
+
+    assert (await manager.status()).ready
+    async with asyncio.timeout(30):
+        while (await manager.status()).ready:
+            await asyncio.sleep(0)
+
+    assert "no agent" in (await manager.status()).message
 
 
 async def test_callers_at_once_ask_the_plugins_once(manager: NetworkManager, config: NetworkConfig) -> None:
