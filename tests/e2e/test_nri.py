@@ -381,6 +381,25 @@ def test_a_plugin_that_does_not_answer_is_dropped_and_the_request_goes_on(cri: C
     assert other.names(pod) == ["RunPodSandbox"]
 
 
+def test_a_pod_that_the_client_gives_up_is_undone_and_plugins_hear_of_it(
+    machine: Machine, cri: CriClient, plug: Plug
+) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    def wait(_: object) -> None:
+        reached.set()
+        go_on.wait(nri_plugin.PATIENCE)
+
+    plugin = plug(RunPodSandbox=wait)
+    call = cri.runtime.RunPodSandbox.future(cri_pb2.RunPodSandboxRequest(config=cri.pod_config()))
+    assert reached.wait(nri_plugin.PATIENCE)
+    call.cancel()
+    eventually(lambda: plugin.names() == LIFE_OF_A_POD, "the plugin heard of the end")
+    go_on.set()
+    eventually(lambda: not machine.node.cts() & set(machine.vmids), "the CT is gone")
+    assert cri.pods() == []
+
+
 def test_a_plugin_that_vanishes_in_a_request_is_passed_over(cri: CriClient, plug: Plug) -> None:
     plugin = plug(join=False)
     plugin.handlers["RunPodSandbox"] = lambda _: plugin.hang_up()
