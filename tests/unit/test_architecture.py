@@ -7,7 +7,7 @@ import ast
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -87,8 +87,13 @@ NAMES = {module.name for module in MODULES}
 COMPONENTS = {module.component for module in MODULES}
 
 
-def imported(module: Module) -> Iterator[str]:
+@cache
+def imported(module: Module) -> tuple[str, ...]:
     """The full name of all that a module imports, wherever in it the import stands."""
+    return tuple(_imported(module))
+
+
+def _imported(module: Module) -> Iterator[str]:
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
