@@ -240,10 +240,13 @@ class OciRuntime:
         """
         if process.returncode is not None:
             return
-        tree = processes.stop_tree(process.pid)
+        # Were it stopped itself when the daemon dies, its children would not be collected and the CT not end.
+        tree = processes.stop_descendants(process.pid)
+        if not tree:
+            process.kill()
         sessions = {_session(pid) for pid in tree} - {_session(os.getpid())}
         group = self._abilities.cgroups.processes(pod.container_cgroup(container))
-        for pid in {*tree, *(pid for pid in group if _session(pid) in sessions)} - {process.pid}:
+        for pid in {*tree, *(pid for pid in group if _session(pid) in sessions)}:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         await finish(_collected(process))
@@ -351,8 +354,6 @@ async def _collected(process: asyncio.subprocess.Process) -> None:
 
     Orphans of a pod's pid namespace keep the CT from ending until somebody collects them.
     """
-    with suppress(ProcessLookupError):
-        process.send_signal(signal.SIGCONT)
     try:
         async with asyncio.timeout(PARENT_PATIENCE):
             await process.wait()

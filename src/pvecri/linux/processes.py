@@ -82,14 +82,33 @@ def stop_tree(pid: int) -> list[int]:
     """
     try:
         os.kill(pid, signal.SIGSTOP)
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-    except (FileNotFoundError, ProcessLookupError):
+    except ProcessLookupError:
         return []
-    found = [pid]
-    for task in tasks:
-        with suppress(FileNotFoundError, ProcessLookupError):
-            for child in (task / "children").read_text().split():
-                found += stop_tree(int(child))
+    return [pid, *_stop_children(pid)]
+
+
+def stop_descendants(pid: int) -> list[int]:
+    """As `stop_tree`, but the process itself goes on, so that it collects its children when they end.
+
+    It must be one that starts children once and then waits for them. Empty when it has not done so yet: it is
+    stopped then.
+    """
+    found = _stop_children(pid)
+    if not found:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            if found := _stop_children(pid):
+                os.kill(pid, signal.SIGCONT)
+    return found
+
+
+def _stop_children(pid: int) -> list[int]:
+    found: list[int] = []
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for task in list(Path(f"/proc/{pid}/task").iterdir()):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                for child in (task / "children").read_text().split():
+                    found += stop_tree(int(child))
     return found
 
 
