@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +131,19 @@ def test_a_second_interface_stands_beside_the_cni_networks(bridged: CriClient, o
     assert bridged.pod_status(pod).network.ip.startswith("10.209.")
     assert "10.20.0.6/24" in bridged.finish(pod, "ip", "-4", "-o", "addr", "show", "eth1")
     assert pings(other_host, "10.20.0.6")
+
+
+def test_a_pod_with_ids_of_the_kubelets_choice_has_the_interface_too(bridged: CriClient, other_host: Path) -> None:
+    config = asking(bridged, ON_BRIDGE)
+    ids = pb.IDMapping(container_id=0, host_id=3_000_000, length=65_536)
+    users = pb.UserNamespace(mode=pb.POD, uids=[ids], gids=[ids])
+    config.linux.CopyFrom(pod_security(namespace_options=pb.NamespaceOption(userns_options=users)))
+
+    pod = bridged.run_pod(config)
+
+    assert pings(other_host, "10.20.0.5")
+    bridged.stop_pod(pod)
+    assert not [name for _, name in socket.if_nameindex() if name.startswith("veth")]
 
 
 def test_a_pod_on_a_proxmox_bridge_needs_no_cni_network(machine: Machine, bridged: CriClient) -> None:

@@ -47,13 +47,22 @@ async def configure(netns: Path, interface: ProxmoxInterface) -> None:
 
     CommandError with ip(8)'s own words: an interface that is not there, a route that the kernel refuses.
     """
+    await _run(netns, interface, commands(interface))
+
+
+async def move(netns: Path, interface: ProxmoxInterface, pid: int) -> None:
+    """Move an interface from a network namespace to that of process `pid`. CommandError with ip(8)'s own words."""
+    await _run(netns, interface, [f"link set dev {interface.name} netns {pid}"])
+
+
+async def _run(netns: Path, interface: ProxmoxInterface, lines: list[str]) -> None:
     process = await asyncio.create_subprocess_exec(
         *("nsenter", f"--net={netns}", "ip", "-batch", "-"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    said, _ = await process.communicate("".join(f"{line}\n" for line in commands(interface)).encode())
+    said, _ = await process.communicate("".join(f"{line}\n" for line in lines).encode())
     if process.returncode:
         raise CommandError(f"ip for {interface.name} on {interface.bridge}", process.returncode, said.decode())
 

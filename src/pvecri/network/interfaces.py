@@ -148,8 +148,9 @@ def _check_pod(sandbox: SandboxConfig, options: _Options, blamed: str) -> None:
     namespaces = sandbox.security.namespaces
     if namespaces.network is NamespaceMode.NODE:
         raise _wrong(blamed, "cannot go with the node's network")
-    if namespaces.user is not None and namespaces.user.mode is NamespaceMode.POD:
-        raise _wrong(blamed, "cannot go with a user namespace of the kubelet's choice (hostUsers: false)")
+    if options.ip == "dhcp" and namespaces.user is not None and namespaces.user.mode is NamespaceMode.POD:
+        # Proxmox's client looks for the interface in the CT's network namespace, which is not the pod's.
+        raise _wrong(blamed, "ip=dhcp cannot go with a user namespace of the kubelet's choice (hostUsers: false)")
     for index, mapping in enumerate(sandbox.port_mappings):
         if mapping.host_port and not options.cni:
             problem = f"host ports are CNI's, and {blamed} takes its place; the pod is reached at its own address"

@@ -90,6 +90,13 @@ class NetworkManager:
         """
         return interfaces.interface_of(sandbox, self._config)
 
+    async def move_interface(self, interface: ProxmoxInterface, netns: Path, pid: int) -> None:
+        """Take the interface that Proxmox has made from the CT's namespace to process `pid`'s, the pod's own.
+
+        Its other end stays on the bridge. CommandError when the kernel refuses.
+        """
+        await addresses.move(netns, interface, pid)
+
     async def attach(self, sandbox_id: SandboxId, netns: Path, sandbox: SandboxConfig) -> PodNetwork:
         """Set the pod's network up: lo, the interface that Proxmox has made if it asks for one, and CNI.
 

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from msgspec.structs import replace
 
@@ -74,7 +75,7 @@ class Sandboxes:
         async with pod.lock, AsyncExitStack() as undo:
             undo.callback(self._forget, pod)
             await self._make_ct(pod, interface, undo)
-            await self._make_namespaces(pod, undo)
+            await self._make_namespaces(pod, interface, undo)
             await self._apply_sysctls(pod)
             await self._attach_network(pod, undo)
             await asyncio.to_thread(files.write_files, pod)
@@ -139,7 +140,9 @@ class Sandboxes:
         undo.push_async_callback(_logged, self._cts.stop, pod)
         await self._cts.create(pod, interface)
 
-    async def _make_namespaces(self, pod: LivePod, undo: AsyncExitStack) -> None:
+    async def _make_namespaces(
+        self, pod: LivePod, interface: ProxmoxInterface | None, undo: AsyncExitStack
+    ) -> None:
         """The CT's own are the pod's, unless the kubelet has chosen the ids."""
         assert pod.init is not None
         holder = pod.init.pid
@@ -147,6 +150,8 @@ class Sandboxes:
         if wanted is not None and wanted.mode is NamespaceMode.POD:
             holder = await pause.start(pod, self._cgroups, wanted)
             self._pods.save_pod(pod, replace(pod.value, mappings=wanted.uids))
+            if interface is not None:
+                await self._network.move_interface(interface, Path(f"/proc/{pod.init.pid}/ns/net"), holder)
         undo.callback(files.remove_files, pod)
         await asyncio.to_thread(files.pin_namespaces, pod, holder)
         await asyncio.to_thread(files.set_hostname, pod)

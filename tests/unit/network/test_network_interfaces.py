@@ -119,14 +119,21 @@ def test_what_cannot_be_had_is_refused_with_the_annotation(
     ("namespaces", "problem"),
     [
         (NamespaceOptions(network=NamespaceMode.NODE), "the node's network"),
-        (NamespaceOptions(user=UserNamespace(mode=NamespaceMode.POD)), "hostUsers: false"),
+        (
+            NamespaceOptions(user=UserNamespace(mode=NamespaceMode.POD)),
+            "ip=dhcp cannot go with .*hostUsers: false",
+        ),
     ],
 )
-def test_pods_without_the_cts_own_network_namespace_are_refused(
-    namespaces: NamespaceOptions, problem: str
-) -> None:
+def test_dhcp_needs_the_cts_own_network_namespace(namespaces: NamespaceOptions, problem: str) -> None:
     with pytest.raises(InvalidArgument, match=problem):
         interface_of(with_security(pod(**{"class": "lan"}), namespaces), CONFIG)
+
+
+def test_a_fixed_address_does_not() -> None:
+    namespaces = NamespaceOptions(user=UserNamespace(mode=NamespaceMode.POD))
+    asking = with_security(pod(interface="bridge=vmbr9,ip=10.0.0.5/24"), namespaces)
+    assert interface_of(asking, CONFIG) == ProxmoxInterface(bridge="vmbr9", ip="10.0.0.5/24")
 
 
 def test_host_ports_are_refused_where_cni_is_not() -> None:
