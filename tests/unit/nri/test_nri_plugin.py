@@ -3,15 +3,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import stat
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from pvecri.config import NriConfig
+from pvecri.config import ConfigError, NriConfig
 from pvecri.nri import launching
 from pvecri.nri.frames import MAX_DATA
 from pvecri.nri.plugin import CALLS, VALID_EVENTS, split
+from pvecri.nri.plugins import Plugins
 from pvecri.nri.proto import nri_pb2 as pb
+from pvecri.pods.manager import PodManager
+
+NO_PODS = cast(PodManager, None)
+"""Nobody asks for pods before a plugin joins."""
 
 
 def test_every_event_has_its_call() -> None:
@@ -49,6 +57,24 @@ def test_plugins_of_the_node_are_found_in_their_order_with_their_configuration(t
         ("10", "a", "general"),
         ("20", "b", "special"),
     ]
+
+
+async def test_a_socket_that_somebody_listens_on_is_left_to_him(tmp_path: Path) -> None:
+    path = tmp_path / "nri.sock"
+    plugins = Plugins(NriConfig(socket=path, plugin_dir=tmp_path))
+    async with await asyncio.start_unix_server(lambda *_: None, path):
+        with pytest.raises(ConfigError, match=r"nri\.socket: another process listens"):
+            await plugins.start(NO_PODS)
+    await plugins.start(NO_PODS)  # it is stale now
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    await plugins.close()
+    assert not path.exists()
+
+
+async def test_a_socket_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    plugins = Plugins(NriConfig(socket=tmp_path / ("long" * 40), plugin_dir=tmp_path))
+    with pytest.raises(ConfigError, match=r"nri\.socket: .*long"):
+        await plugins.start(NO_PODS)
 
 
 def test_a_node_without_plugins_has_none(tmp_path: Path) -> None:
