@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -127,6 +128,20 @@ async def test_a_pod_whose_namespace_is_gone_frees_its_addresses(manager: Networ
     assert leases(bridge) == set()
 
 
+async def test_a_pod_can_be_detached_when_the_plugins_have_lost_what_they_knew(
+    manager: NetworkManager, bridge: Path, netns: Path
+) -> None:
+    sandbox = with_host_port()
+    await manager.attach(SANDBOX_ID, netns, sandbox)
+    shutil.rmtree(bridge)
+    remove_interface(netns)
+    forget_bridge_and_rules()
+
+    await manager.detach(SANDBOX_ID, netns, sandbox)
+
+    assert manager.attached() == []
+
+
 async def test_a_host_port_leads_to_the_pod(manager: NetworkManager, bridge: Path, netns: Path) -> None:
     sandbox = with_host_port()
     await manager.attach(SANDBOX_ID, netns, sandbox)
@@ -235,6 +250,11 @@ async def test_a_namespace_that_does_not_exist_is_not_found(manager: NetworkMana
         await manager.attach(SANDBOX_ID, Path("/proc/0/ns/net"), SANDBOX)
 
     assert manager.attached() == []
+
+
+def forget_bridge_and_rules() -> None:
+    for command in ("ip link del pvtest0", "iptables -t nat -F", "iptables -t nat -X"):
+        subprocess.run(command.split(), check=True)
 
 
 def remove_interface(netns: Path) -> None:
