@@ -44,6 +44,7 @@ def run(config: Config) -> None:
 
 async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
     """As `run`, in a loop that runs already; `ready` is set once calls are answered."""
+    asked = _asked_to_stop()
     async with AsyncExitStack() as stack:
         _lock(config, stack)
         found = await abilities.discover(config)
@@ -75,7 +76,7 @@ async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
         log.info("serving the CRI on unix://%s", config.runtime.socket)
         if ready is not None:
             ready.set()
-        await _until_asked_to_stop()
+        await asked.wait()
         log.info("stopping; pods and their containers go on")
 
 
@@ -109,9 +110,10 @@ def _lock(config: Config, stack: AsyncExitStack) -> None:
         raise ConfigError(f"runtime.state_dir: another pvecri uses {directory}") from None
 
 
-async def _until_asked_to_stop() -> None:
+def _asked_to_stop() -> asyncio.Event:
+    """Set on SIGTERM or SIGINT from now on: one that comes while we start is not lost."""
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)
-    await asked.wait()
+    return asked
