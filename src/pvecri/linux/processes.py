@@ -129,6 +129,18 @@ def command_line(pid: int) -> list[str]:
     return text.split("\0")[:-1]
 
 
+def with_variable(name: str) -> dict[int, str]:
+    """The value of an environment variable in each process that was started with it. Reads all of /proc."""
+    found = {}
+    prefix = f"{name}=".encode()
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            for variable in entry.read_bytes().split(b"\0"):
+                if variable.startswith(prefix):
+                    found[int(entry.parts[2])] = variable.removeprefix(prefix).decode(errors="replace")
+    return found
+
+
 def innermost_pid(pid: int) -> int:
     """The number of process `pid` in its own pid namespace; 0 when it is gone."""
     return int(status(pid).get("NSpid", "0").split()[-1])

@@ -14,7 +14,7 @@ import msgspec
 from pvecri.cancellation import ended
 from pvecri.config import NetworkConfig
 from pvecri.model import ProxmoxInterface, SandboxConfig, SandboxId
-from pvecri.network import addresses, interfaces, loopback
+from pvecri.network import addresses, interfaces, leftovers, loopback
 from pvecri.network.attachment import Attachment, AttachmentStore
 from pvecri.network.capabilities import capability_arguments, cni_args
 from pvecri.network.conflist import ConfigDirectory, Network
@@ -50,6 +50,7 @@ class NetworkManager:
         self._probe = ReadinessProbe(self._runner)
         self._store = AttachmentStore(config.cache_dir)
         self._exclusion = Exclusion()
+        self._settled: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Make network.cache_dir. A network need not be there yet: installers often come after the runtime.
@@ -58,9 +59,14 @@ class NetworkManager:
         """
         interfaces.check_classes(self._config)
         self._store.prepare()
+        self._settled = asyncio.create_task(
+            leftovers.settle(set(self._store.sandboxes()), self._config.plugin_timeout), name="earlier CNI plugins"
+        )
 
     async def close(self) -> None:
         """Stop asking plugins for their status. Idempotent."""
+        if self._settled is not None:
+            self._settled.cancel()
         await self._probe.close()
 
     async def status(self) -> NetworkStatus:
@@ -143,6 +149,7 @@ class NetworkManager:
         `netns` is None, or a path that is gone, when the namespace is no more: plugins then free what they hold
         outside it. Idempotent. PluginError stops at the first plugin that fails; call again.
         """
+        await self._earlier_plugins_ended()
         path = str(netns) if netns is not None and netns.exists() else ""
         attachment = self._store.read(sandbox_id)
         if attachment is None:
@@ -158,11 +165,16 @@ class NetworkManager:
 
     async def release(self, sandbox_id: SandboxId) -> None:
         """DEL the recorded attachment of a sandbox that is no more, and with it its namespace. Idempotent."""
+        await self._earlier_plugins_ended()
         attachment = self._store.read(sandbox_id)
         async with self._exclusion.shared():
             if attachment is not None:
                 await self._runner.delete(msgspec.structs.replace(attachment, netns=""))
             self._store.remove(sandbox_id)
+
+    async def _earlier_plugins_ended(self) -> None:
+        if self._settled is not None:
+            await asyncio.shield(self._settled)
 
     async def collect_garbage(self, known: Collection[SandboxId]) -> None:
         """Have the plugins free what none of the pods holds that are `known`, or attached meanwhile. Idempotent.
