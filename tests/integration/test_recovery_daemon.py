@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sqlite3
 from pathlib import Path
@@ -124,16 +123,22 @@ def test_a_pod_that_was_half_removed_is_removed(machine: Machine, cri: CriClient
     machine.assert_nothing_left()
 
 
-def test_a_network_that_was_half_attached_is_given_back(machine: Machine, cri: CriClient) -> None:
-    waiting = machine.directory / "waiting"
-    script = f"[ $CNI_COMMAND = ADD ] && {{ echo $$ >{waiting}; exec sleep 1000; }} || true"
-    machine.write_network(machine.write_plugin("waiting", script))
+def test_a_network_that_was_half_attached_is_given_back_once_its_plugin_has_ended(
+    machine: Machine, cri: CriClient
+) -> None:
+    """The address is taken only after the daemon has died, and after its successor has begun to clean up."""
+    begun, go_on = machine.directory / "begun", machine.directory / "go-on"
+    lease = machine.leases / "pvt/10.209.77.77"
+    wait = f"touch {begun}; until [ -e {go_on} ]; do sleep 0.01; done; echo taken >{lease}"
+    script = f"case $CNI_COMMAND in ADD) {wait} ;; DEL) rm -f {lease} ;; esac"
+    machine.write_network(machine.write_plugin("slow", script))
     call = cri.runtime.RunPodSandbox.future(pb.RunPodSandboxRequest(config=cri.pod_config()))
-    plugin = eventually(lambda: waiting.exists() and waiting.read_text(), "the plugin waits")
+    eventually(begun.exists, "the plugin has begun")
     machine.kill()
     assert call.exception()
-    os.kill(int(plugin), signal.SIGKILL)
     machine.start()
+    assert len(machine.client.pods()) == 1
+    go_on.touch()
     eventually(lambda: not machine.client.pods(), "the half-made pod is removed")
     machine.assert_nothing_left()
 
