@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pvecri
-from pvecri import config, daemon
+from pvecri import config, daemon, image_cli
 from pvecri.errors import PvecriError
 
 
@@ -19,6 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
         settings = config.load(options.config)
         if options.command == "check-config":
             print(f"{options.config}: fine")
+        elif options.command == "image":
+            return image_cli.run(settings, options)
         else:
             daemon.run(settings)
     except PvecriError as error:
@@ -36,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="run the daemon: serve the CRI until SIGTERM")
     commands.add_parser("check-config", help="read the configuration and say whether it can be used")
+    image_cli.add_commands(commands)
     return parser
 
 

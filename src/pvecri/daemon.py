@@ -46,7 +46,7 @@ async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
     """As `run`, in a loop that runs already; `ready` is set once calls are answered."""
     asked = _asked_to_stop()
     async with AsyncExitStack() as stack:
-        _lock(config, stack)
+        lock(config, stack)
         found = await abilities.discover(config)
         proxmox = ProxmoxApi(config.proxmox)
         await proxmox.start()
@@ -85,7 +85,7 @@ async def _place_images(config: Config, proxmox: ProxmoxApi) -> Config:
     storage = config.images.storage
     if not storage:
         return placement.placed(config, None)
-    memory = placement.Memory(config.runtime.state_dir / "images-storage.json")
+    memory = placement.memory(config)
     try:
         found = await proxmox.storage_config(storage)
     except (Unavailable, DeadlineExceeded):
@@ -98,8 +98,8 @@ async def _place_images(config: Config, proxmox: ProxmoxApi) -> Config:
     return placement.placed(config, place)
 
 
-def _lock(config: Config, stack: AsyncExitStack) -> None:
-    """One daemon for one state directory."""
+def lock(config: Config, stack: AsyncExitStack) -> None:
+    """Be the one daemon of the state directory while `stack` lasts; ConfigError when there is another."""
     directory = config.runtime.state_dir
     directory.mkdir(mode=0o711, parents=True, exist_ok=True)
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

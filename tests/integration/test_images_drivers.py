@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from integration.rootfs_conformance import LIMIT, ONE, TWO, RootfsConformance, add_layers, diff_id, start, userns
+from support.filesystems import btrfs_filesystem
 from support.images import image_root
 from support.simulated_zfs import SimulatedZfs
 from support.userns import user_namespace
@@ -20,7 +21,7 @@ from pvecri.images.drivers.btrfs import BtrfsDriver
 from pvecri.images.drivers.overlay import OverlayDriver
 from pvecri.images.drivers.raw import RawDriver
 from pvecri.images.drivers.zfs import ZfsDriver
-from pvecri.linux import loop, mounts
+from pvecri.linux import mounts
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
@@ -35,19 +36,8 @@ def storage() -> Iterator[Path]:
 
 @pytest.fixture
 def btrfs(storage: Path) -> Iterator[Path]:
-    """A btrfs filesystem in a file, with its quotas on."""
-    file, place = storage / "btrfs.image", storage / "btrfs"
-    place.mkdir(mode=0o711)
-    with file.open("wb") as image:
-        image.truncate(2 << 30)
-    subprocess.run(["mkfs.btrfs", "--quiet", str(file)], check=True)
-    with loop.attached(file, readonly=False) as device:
-        mounts.mount(device, place, "btrfs")
-    place.chmod(0o711)
-    try:
+    with btrfs_filesystem(storage) as place:
         yield place
-    finally:
-        mounts.umount_below(place)
 
 
 def overlay(root: Path, *, stage_layers: bool) -> OverlayDriver:

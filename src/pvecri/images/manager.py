@@ -13,7 +13,7 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,8 @@ from pvecri.cancellation import finish
 from pvecri.config import Config
 from pvecri.errors import AlreadyExists, DeadlineExceeded, NotFound
 from pvecri.images import reference as references
+from pvecri.images.check import Finding, findings
+from pvecri.images.check import repair as repaired
 from pvecri.images.configs import Configs
 from pvecri.images.drivers import make_driver
 from pvecri.images.drivers.base import Owner
@@ -96,6 +98,28 @@ class ImageManager:
         parsed = references.parse(reference)
         image = await self._pulls.run((parsed, auth), lambda: self._pull(parsed, auth))
         return self.get(image)
+
+    async def load(self, name: str, reference: str) -> Image:
+        """Take in an image that lies somewhere else than in a registry, as `reference`.
+
+        `name` is skopeo's for it, with the transport, such as `oci-archive:FILE`. Raises what `pull` raises.
+        """
+        parsed = references.parse(reference)
+        async with self._slots:
+            image = await self._puller.load(name, parsed)
+        self._in_background(self._tidy())
+        return self.get(image)
+
+    async def check(self, *, repair: bool) -> AsyncIterator[tuple[Finding, bool]]:
+        """What is wrong with the images, and whether it was repaired: by removing images that cannot be used.
+
+        Reads everything there is.
+        """
+        found = await asyncio.to_thread(lambda: list(findings(self._library)))
+        for each in found:
+            yield each, repair and await repaired(self._library, each)
+        if repair:
+            self._in_background(self._tidy())
 
     def list(self) -> tuple[Image, ...]:
         """All images."""

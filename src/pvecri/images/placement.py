@@ -48,6 +48,22 @@ def placed(config: Config, place: StoragePlace | None) -> Config:
     return _with(config, driver=driver, dataset=dataset if driver == "zfs" else "", root=root)
 
 
+def remembered(config: Config) -> Config:
+    """As `placed`, by what the daemon remembers of the storage; ConfigError when it has not asked yet."""
+    storage = config.images.storage
+    place = memory(config).recall(storage) if storage else None
+    if storage and place is None:
+        raise ConfigError(
+            f"images.storage: what {storage} is has not been asked of Proxmox yet; start the daemon once"
+        )
+    return placed(config, place)
+
+
+def memory(config: Config) -> Memory:
+    """The daemon's."""
+    return Memory(config.runtime.state_dir / "images-storage.json")
+
+
 class Memory:
     """What a storage was when it was last asked for, in a file: the daemon also starts without Proxmox."""
 

@@ -9,6 +9,7 @@ after FinishPipe, which in turn waits until all has been read and verified; so o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -85,8 +86,8 @@ class ImageProxy:
 
     async def close(self) -> None:
         """End the process. Idempotent."""
-        self._channel.close()
         self._kill()
+        self._channel.close()
         await finish(self._process.wait())
         if self._errors >= 0:
             os.close(self._errors)
@@ -98,8 +99,7 @@ class ImageProxy:
         return self._process.returncode is None and not self._turn.locked()
 
     def _kill(self) -> None:
-        if self._process.returncode is None:
-            self._process.send_signal(signal.SIGKILL)
+        kill(self._process)
 
     async def _document(self, pipe: Pipe) -> bytes:
         reading = asyncio.ensure_future(asyncio.to_thread(_read_all, pipe.fd))
@@ -143,6 +143,13 @@ class ImageProxy:
     def _words(self) -> str:
         """What it said to standard error."""
         return os.pread(self._errors, _MAX_ERRORS, 0).decode(errors="replace")
+
+
+def kill(process: asyncio.subprocess.Process) -> None:
+    """End a process. Its own `kill` may take the exit status away from the loop that waits for it."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
 
 
 async def start(command: Sequence[str]) -> ImageProxy:

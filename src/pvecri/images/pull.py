@@ -45,10 +45,15 @@ class _Source:
 
     proxy: ImageProxy
     number: int
+    name: str
     reference: Reference
     auth: RegistryAuth | None
     digest: str
     data: bytes
+
+    @property
+    def is_remote(self) -> bool:
+        return self.name.startswith("docker://")
 
     @property
     def is_converted(self) -> bool:
@@ -92,12 +97,21 @@ class Puller:
         catalog = self._library.catalog
         if reference.digest and (known := catalog.with_reference(reference)):
             return known.image.id
+        return await self._bring(f"docker://{reference}", reference, auth, progress)
+
+    async def load(self, name: str, reference: Reference) -> ImageId:
+        """The image that skopeo finds under `name`, with its transport, now in the library as `reference`."""
+        return await self._bring(name, reference, None, lambda _layer, _size: None)
+
+    async def _bring(
+        self, name: str, reference: Reference, auth: RegistryAuth | None, progress: Progress
+    ) -> ImageId:
         async with self._library.pulling(), self._workers.proxy(reference, auth) as proxy:
             with translated(reference):
-                number = await proxy.open(f"docker://{reference}")
+                number = await proxy.open(name)
                 digest, data = await proxy.manifest(number)
-                known = catalog.with_manifest(digest)
-                source = _Source(proxy, number, reference, auth, digest, data)
+                known = self._library.catalog.with_manifest(digest)
+                source = _Source(proxy, number, name, reference, auth, digest, data)
                 record = await (self._named(source, known) if known else self._fetch(source, progress))
                 await proxy.close_image(number)
             return record.image.id
@@ -113,7 +127,7 @@ class Puller:
     async def _fetch(self, source: _Source, progress: Progress) -> ImageRecord:
         async with beside(self._original(source)) as asking:
             manifest = manifests.parse_manifest(source.data)
-            if source.proxy.version < _POLICY_IN_PROXY and not self._skopeo.accepts_everything:
+            if source.is_remote and not self._policy_applied(source.proxy):
                 place = source.reference.at((await asking).digest)
                 await self._skopeo.require_policy(place, source.auth, manifest)
             config = await (source.proxy.config(source.number) if source.is_converted else source.config(manifest))
@@ -130,9 +144,16 @@ class Puller:
         await self._library.add(named, (*layers, *((parents,) if parents else ())))
         return record
 
+    def _policy_applied(self, proxy: ImageProxy) -> bool:
+        """Whether opening the image was all that the signature policy asks for."""
+        return proxy.version >= _POLICY_IN_PROXY or self._skopeo.accepts_everything
+
     async def _original(self, source: _Source) -> _Original:
         """As the registry has it. When the tag has moved since, the image's own digest is what names it."""
         reference, digest, data = source.reference, source.reference.digest, source.data
+        if not source.is_remote:
+            data = await self._skopeo.manifest_of(source.name) if source.is_converted else data
+            return _Original(source.digest, manifests.parse_manifest(data))
         if not digest:
             top = await self._skopeo.manifest(reference, source.auth)
             digest = manifests.digest_of(top)

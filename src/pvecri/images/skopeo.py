@@ -82,6 +82,14 @@ class Skopeo:
         self._config = config
         self._scratch = scratch
 
+    async def manifest_of(self, name: str) -> bytes:
+        """The manifest or index of what is no registry's, by its name with the transport."""
+        command = [self._config.skopeo, *self._policy(), "inspect", "--raw", name]
+        returncode, output, problem = await run(command)
+        if returncode != 0:
+            raise CommandError("skopeo", returncode, problem)
+        return output
+
     async def manifest(self, reference: Reference, auth: RegistryAuth | None) -> bytes:
         """The manifest or index that the registry has for `reference`, byte by byte.
 

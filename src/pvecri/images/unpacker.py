@@ -17,6 +17,7 @@ import msgspec
 
 from pvecri.cancellation import finish
 from pvecri.images.manifest import BadImage
+from pvecri.images.proxy import kill
 from pvecri.model import Value
 
 _START: Final = "import sys; sys.path.append(sys.argv[1]); from pvecri.images.unpack import main; main()"
@@ -113,9 +114,8 @@ class Unpacker:
 
     async def close(self) -> None:
         """End the helper and all its processes. Idempotent."""
+        kill(self._process)
         self._jobs.close()
-        if self._process.returncode is None:
-            self._process.kill()
         # Its children die with it, and the end of its output says that the last of them has.
         await finish(self._gone())
 

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image as an OCI archive (image-spec, image-layout.md), to be carried to another machine.
+
+The archives that an image came in are not kept, so its files are packed anew, in one layer. What the image says of
+how to run it stays as it was; its id, the digest of its config, does not.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import subprocess
+import tarfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+from pvecri.errors import CommandError
+
+_LAYER: Final = "application/vnd.oci.image.layer.v1.tar+gzip"
+_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+_CHUNK: Final = 1 << 20
+
+
+def write_archive(root: Path, config: bytes, name: str, target: Path) -> None:
+    """Pack the files below `root`, with the image config `config`, as the OCI archive `target`.
+
+    `name` is what the archive calls the image. FileExistsError when there is a file already. Blocks.
+    """
+    with target.open("xb") as archive, TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
+        blobs = Path(scratch, "blobs/sha256")
+        blobs.mkdir(parents=True)
+        diff_id, layer = _pack(root, blobs)
+        document = json.loads(config)
+        document["rootfs"] = {"type": "layers", "diff_ids": [diff_id]}
+        document.pop("history", None)
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": _MANIFEST,
+            "config": _blob(blobs, json.dumps(document).encode(), _CONFIG),
+            "layers": [layer],
+        }
+        described = _blob(blobs, json.dumps(manifest).encode(), _MANIFEST)
+        described["annotations"] = {"org.opencontainers.image.ref.name": name}
+        Path(scratch, "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+        Path(scratch, "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [described]}))
+        with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for part in ("oci-layout", "index.json", "blobs"):
+                tar.add(Path(scratch, part), part)
+
+
+def _pack(root: Path, blobs: Path) -> tuple[str, dict[str, Any]]:
+    """By tar(1), which keeps links, holes and attributes; the layer's diff id and its descriptor."""
+    options = ["--format=posix", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--sparse", "--sort=name"]
+    command = ["tar", "--create", *options, "--pax-option=delete=atime,delete=ctime", "-C", str(root), "."]
+    content = hashlib.sha256()
+    part = blobs / "layer.part"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as tar:
+        assert tar.stdout is not None
+        assert tar.stderr is not None
+        with gzip.GzipFile(part, "wb", mtime=0) as packed:
+            while chunk := tar.stdout.read(_CHUNK):
+                content.update(chunk)
+                packed.write(chunk)
+        problem = tar.stderr.read().decode(errors="replace")
+    if tar.returncode != 0:
+        raise CommandError("tar", tar.returncode, problem)
+    with part.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    size = part.stat().st_size
+    part.rename(blobs / digest)
+    return f"sha256:{content.hexdigest()}", {"mediaType": _LAYER, "digest": f"sha256:{digest}", "size": size}
+
+
+def _blob(blobs: Path, data: bytes, media_type: str) -> dict[str, Any]:
+    digest = hashlib.sha256(data).hexdigest()
+    (blobs / digest).write_bytes(data)
+    return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(data)}

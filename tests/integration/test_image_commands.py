@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pvecri image …` without a daemon and beside one. Needs root."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from support.image_builder import LayerBuilder, build_image, digest_of
+from support.images import image_root
+from support.registry import Registry, running_registry
+
+if TYPE_CHECKING:
+    from support.daemon import Machine
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking needs root")
+
+BASE = LayerBuilder().directory("bin").file("bin/sh", "shell", mode=0o4755, uid=5).hardlink("bin/ash", "bin/sh")
+TOP = LayerBuilder().file("etc/motd", "hello").file("bin/.wh.ash")
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    with running_registry(tmp_path) as running:
+        yield running
+
+
+class Node:
+    """A node's directories without a daemon."""
+
+    def __init__(self, root: Path, registry: Registry) -> None:
+        self.root = root
+        self.config = root / "config.toml"
+        self.config.write_text(
+            f'[runtime]\nstate_dir = "{root}/state"\nsocket = "{root}/pvecri.sock"\n'
+            f'[images]\ninsecure_registries = ["{registry.address}"]\n'
+        )
+
+    def image(self, *words: str, status: int = 0) -> str:
+        """Run `pvecri image`; what it says."""
+        return run(self.config, *words, status=status)
+
+
+@pytest.fixture
+def node(registry: Registry) -> Iterator[Node]:
+    with image_root() as root:
+        yield Node(root, registry)
+
+
+def run(config: Path, *words: str, status: int = 0) -> str:
+    command = [sys.executable, "-m", "pvecri", "--config", str(config), "image", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == status, (done.returncode, done.stdout, done.stderr)
+    return done.stdout + done.stderr
+
+
+def test_images_are_pulled_listed_and_removed_without_a_daemon(node: Node, registry: Registry) -> None:
+    built = build_image(BASE.build(), TOP.build())
+    reference = registry.push("app", "1", built)
+    assert node.image("pull", reference) == f"{built.id}\n"
+    assert [reference, built.id[7:20]] == node.image("list").splitlines()[1].split()[:2]
+    node.image("remove", reference)
+    assert len(node.image("list").splitlines()) == 1
+
+
+def test_an_exported_image_can_be_imported_with_all_that_its_files_have(
+    node: Node, registry: Registry, tmp_path: Path
+) -> None:
+    reference = registry.push("app", "1", build_image(BASE.build(), TOP.build(), config={"Cmd": ["sh"]}))
+    node.image("pull", reference)
+    archive = tmp_path / "app.tar"
+    node.image("export", reference, str(archive))
+    node.image("remove", reference)
+    node.image("import", str(archive), "example.org/copy:1")
+    (layer,) = (node.root / "state/images/overlay/layers").iterdir()
+    assert sorted(str(path.relative_to(layer)) for path in layer.rglob("*")) == [
+        "bin",
+        "bin/sh",
+        "etc",
+        "etc/motd",
+    ]
+    assert ((layer / "bin/sh").stat().st_mode & 0o7777, (layer / "bin/sh").stat().st_uid) == (0o4755, 5)
+    assert "example.org/copy:1" in node.image("list")
+
+
+def test_an_archive_is_not_written_over_a_file(node: Node, registry: Registry, tmp_path: Path) -> None:
+    reference = registry.push("app", "1", build_image(BASE.build()))
+    node.image("pull", reference)
+    (tmp_path / "there").write_text("kept")
+    refusal = node.image("export", reference, str(tmp_path / "there"), status=1)
+    assert refusal == f"pvecri: {tmp_path}/there exists already\n"
+    assert (tmp_path / "there").read_text() == "kept"
+
+
+def test_a_damaged_image_is_found_and_repaired_by_removing_it(node: Node, registry: Registry) -> None:
+    node.config.write_text(node.config.read_text() + 'driver = "raw"\n')
+    good, bad = (registry.push(name, "1", build_image(each.build())) for name, each in (("a", BASE), ("b", TOP)))
+    for reference in (good, bad):
+        node.image("pull", reference)
+    assert node.image("check") == "all images are whole\n"
+    with (node.root / "state/images/raw/layers" / digest_of(TOP.build())[7:]).open("r+b") as file:
+        file.seek(1100)
+        file.write(b"damage")
+    assert "damaged" in node.image("check", status=1)
+    assert "repaired" in node.image("check", "--repair")
+    assert (good in node.image("list"), bad in node.image("list")) == (True, False)
+    node.image("pull", bad)
+    assert node.image("check") == "all images are whole\n"
+
+
+def test_what_needs_the_store_is_refused_while_a_daemon_has_it(node: Node) -> None:
+    (node.root / "state").mkdir()
+    with (node.root / "state/lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "stop it for this command" in node.image("check", status=1)
+
+
+def test_beside_a_daemon_it_is_the_daemon_that_is_asked(machine: Machine) -> None:
+    config = machine.directory / "config.toml"
+    reference = machine.registry.push("cli", "1", build_image(TOP.build()))
+    run(config, "pull", reference)
+    assert reference in run(config, "list")
+    run(config, "remove", reference)
+    assert reference not in run(config, "list")
+    assert "manifest unknown" in run(config, "pull", f"{machine.registry.address}/none:1", status=1)
