@@ -6,7 +6,9 @@ Used by the helper program unpack.py, after it has confined itself; nothing here
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import hashlib
 import os
 import stat
@@ -15,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Final
 
-CHUNK: Final = 1 << 18
+CHUNK: Final = 1 << 19
 MAX_HEADER: Final = 4 << 20
 """The most that a name, link or pax header may take, in bytes."""
 
@@ -44,6 +46,8 @@ def _peek(fd: int) -> bytes:
     """The first bytes, which stay to be read: of a pipe by tee(2), which duplicates what is in it."""
     if not stat.S_ISFIFO(os.fstat(fd).st_mode):
         return os.pread(fd, 4, 0)
+    with contextlib.suppress(OSError):  # where the kernel gives less, the two ends take turns more often
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, CHUNK)
     receive, send = os.pipe()
     try:
         libc = ctypes.CDLL(None, use_errno=True)
