@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pods whose root filesystems come from each rootfs driver, over the socket. Needs root."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.cri_client import CriClient, pod_security
+from support.daemon import Machine
+from support.filesystems import btrfs_filesystem
+from support.images import image_root
+
+from pvecri.cri.proto import cri_pb2 as pb
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+
+SCRIPT = "id -u && touch /new && rm /etc/group && ls -n /etc/passwd | tr -s ' ' | cut -d' ' -f3 && stat -c %a /tmp"
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with image_root() as directory, btrfs_filesystem(directory) as mounted:
+        yield mounted
+
+
+@pytest.fixture
+def on_storage(machine: Machine, place: Path, request: pytest.FixtureRequest) -> Iterator[CriClient]:
+    """The machine with its images elsewhere, until the end of the test."""
+    machine.restart(images=f'driver = "{request.param}"\nroot = "{place}/images"')
+    machine.client.pull(machine.image)
+    yield machine.client
+    for pod in machine.client.pods():
+        machine.client.remove_pod(pod.id)
+    machine.restart()
+
+
+@pytest.mark.parametrize("on_storage", ["raw", "btrfs"], indirect=True)
+@pytest.mark.parametrize("privileged", [False, True])
+def test_containers_of_a_pod_run_write_and_go(
+    machine: Machine, on_storage: CriClient, place: Path, privileged: bool
+) -> None:
+    cri = on_storage
+    pod = cri.run_pod(cri.pod_config(linux=pod_security(privileged=privileged)))
+    assert cri.finish(pod, "sh", "-c", SCRIPT, name="first") == "0\n0\n1777\n"
+    assert cri.finish(pod, "sh", "-c", "ls /new 2>&1; cat /etc/group | head -1", name="second").endswith(
+        "root:x:0:\n"
+    )
+    running = cri.run(pod, "sleep", "1000", name="running")
+    machine.restart(images=machine_settings(machine))
+    cri = machine.client
+    assert cri.output(running, "cat", "/etc/group").startswith("root:x:0:")
+    cri.remove_pod(pod)
+    (driver,) = (path for path in (place / "images").iterdir() if (path / "rootfs").exists())
+    assert list((driver / "rootfs").iterdir()) == []
+    assert pb.ImageSpec(image=machine.image).image in {tag for image in images(cri) for tag in image.repo_tags}
+
+
+def machine_settings(machine: Machine) -> str:
+    """The settings for images that the machine runs with now."""
+    lines = (machine.directory / "config.toml").read_text().splitlines()
+    return "\n".join(line for line in lines if line.startswith(("driver =", "root =")))
+
+
+def images(cri: CriClient) -> list[pb.Image]:
+    return list(cri.images.ListImages(pb.ListImagesRequest()).images)
