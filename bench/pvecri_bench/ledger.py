@@ -14,6 +14,9 @@ from trial.proxmox import ProxmoxView
 DAEMON = "pvecri"
 """The User-Agent of the daemon's requests; our own have another."""
 
+HEALTH = "GET /version"
+"""What the daemon asks every some seconds, whether there are pods or not."""
+
 READING = frozenset({"GET", "HEAD"})
 
 _LINE = re.compile(r'"(?P<method>[A-Z]+) /api2/json(?P<path>/[^ ?"]*)[^"]*" \d+ .*"(?P<agent>[^"]*)"$')
@@ -61,11 +64,12 @@ class Ledger:
         return Entry(len(self._lines()), tasks)
 
     def since(self, entry: Entry) -> Account:
-        """What was asked for since then."""
+        """What was asked for since then, but for the daemon's question whether Proxmox is there."""
         # This request comes after all that are to be counted, so their lines are written when it is answered.
         tasks = {upid: kind for upid, kind in self._tasks().items() if upid not in entry.tasks}
-        requests = (read_line(line) for line in self._lines()[entry.lines :])
-        return Account(Counter(filter(None, requests)), Counter(tasks.values()))
+        requests = Counter(filter(None, map(read_line, self._lines()[entry.lines :])))
+        del requests[HEALTH]
+        return Account(requests, Counter(tasks.values()))
 
     def _lines(self) -> list[str]:
         return self._access_log.read_text().splitlines()
