@@ -159,7 +159,7 @@ class Monitor:
 
     async def _wait_running(self) -> None:
         # An abstract socket cannot be watched for, so ask until it is there; this takes some milliseconds.
-        while lxccommand.state(self._lxc_dir) is not LxcState.RUNNING:
+        while await asyncio.to_thread(lxccommand.state, self._lxc_dir) is not LxcState.RUNNING:
             await self._pause_unless_ended()
         self.init_pid = lxccommand.init_pid(self._lxc_dir)
         # LXC says RUNNING just before the new init's exec, which may still fail.

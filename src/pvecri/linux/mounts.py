@@ -236,11 +236,24 @@ def restrictions(path: Path) -> tuple[str, ...]:
     return tuple(name for name, flag in known.items() if flags & flag)
 
 
+def _mountpoints_below(path: Path) -> list[Path]:
+    """Where something is mounted at or below `path`.
+
+    Asked at every removal, of a table that grows with the machine's containers: only lines that hold the path, as
+    the table writes it (proc_pid_mountinfo(5)), are taken apart.
+    """
+    top = path.parent.resolve() / path.name
+    needle = os.fsencode(top)
+    for byte in b"\\ \t\n":
+        needle = needle.replace(bytes([byte]), b"\\%03o" % byte)
+    lines = (line for line in Path("/proc/self/mountinfo").read_bytes().splitlines() if needle in line)
+    found = (parse_mountinfo(line).mountpoint for line in lines)
+    return [mountpoint for mountpoint in found if mountpoint.is_relative_to(top)]
+
+
 def umount_below(path: Path) -> None:
     """Detach everything that is mounted at or below `path`, the deepest first. Idempotent."""
-    top = path.parent.resolve() / path.name
-    found = [entry.mountpoint for entry in mounts() if entry.mountpoint.is_relative_to(top)]
-    for mountpoint in sorted(found, key=lambda each: len(each.parts), reverse=True):
+    for mountpoint in sorted(_mountpoints_below(path), key=lambda each: len(each.parts), reverse=True):
         # Propagation may have taken a mount away together with one that was detached before it.
         with contextlib.suppress(FileNotFoundError), _ignore(errno.EINVAL):
             umount(mountpoint, detach=True)
@@ -252,8 +265,7 @@ def remove_tree(directory: Path) -> None:
     OSError (EBUSY) when something is still mounted below: what is mounted there belongs to someone else.
     """
     umount_below(directory)
-    top = directory.parent.resolve() / directory.name
-    if any(entry.mountpoint.is_relative_to(top) for entry in mounts()):
+    if _mountpoints_below(directory):
         raise OSError(errno.EBUSY, "something is mounted below", str(directory))
     shutil.rmtree(directory, ignore_errors=True)
 

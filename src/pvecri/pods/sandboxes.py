@@ -233,8 +233,7 @@ class Sandboxes:
         self._pods.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING))
         for container in list(pod.containers.values()):
             await self._containers.discard(container)
-        await self._cts.destroy(pod)
-        await asyncio.to_thread(files.remove_files, pod)
+        await _all(self._cts.destroy(pod), asyncio.to_thread(files.remove_files, pod))
         await self._hooks.remove_pod(pod)
         self._forget(pod)
 
