@@ -20,37 +20,39 @@ def given(field: str, value: str) -> str:
 
 def sandboxes(wanted: pb.PodSandboxFilter) -> Callable[[Sandbox], bool]:
     """By a beginning of the id, by state and labels."""
+    beginning, selector = wanted.id, dict(wanted.label_selector)
+    state = wanted.state.state if wanted.HasField("state") else None
     return lambda sandbox: (
-        sandbox.id.startswith(wanted.id)
-        and (not wanted.HasField("state") or responses.sandbox_state(sandbox) == wanted.state.state)
-        and matches(sandbox.config.labels, wanted.label_selector)
+        sandbox.id.startswith(beginning)
+        and (state is None or responses.sandbox_state(sandbox) == state)
+        and matches(sandbox.config.labels, selector)
     )
 
 
 def containers(wanted: pb.ContainerFilter) -> Callable[[Container], bool]:
     """By a beginning of the id or of the pod's, by state and labels."""
-    return lambda container: (
-        container.id.startswith(wanted.id)
-        and container.sandbox_id.startswith(wanted.pod_sandbox_id)
-        and (not wanted.HasField("state") or responses.container_state(container) == wanted.state.state)
-        and matches(container.config.labels, wanted.label_selector)
-    )
+    state = wanted.state.state if wanted.HasField("state") else None
+    fits = _containers(wanted.id, wanted.pod_sandbox_id, dict(wanted.label_selector))
+    return lambda container: fits(container) and (state is None or responses.container_state(container) == state)
 
 
 def container_stats(wanted: pb.ContainerStatsFilter) -> Callable[[Container], bool]:
     """By a beginning of the id or of the pod's, and by labels."""
+    return _containers(wanted.id, wanted.pod_sandbox_id, dict(wanted.label_selector))
+
+
+def _containers(beginning: str, pod: str, selector: Mapping[str, str]) -> Callable[[Container], bool]:
     return lambda container: (
-        container.id.startswith(wanted.id)
-        and container.sandbox_id.startswith(wanted.pod_sandbox_id)
-        and matches(container.config.labels, wanted.label_selector)
+        container.id.startswith(beginning)
+        and container.sandbox_id.startswith(pod)
+        and matches(container.config.labels, selector)
     )
 
 
 def pod_stats(wanted: pb.PodSandboxStatsFilter) -> Callable[[Sandbox], bool]:
     """By a beginning of the id, and by labels."""
-    return lambda sandbox: (
-        sandbox.id.startswith(wanted.id) and matches(sandbox.config.labels, wanted.label_selector)
-    )
+    beginning, selector = wanted.id, dict(wanted.label_selector)
+    return lambda sandbox: sandbox.id.startswith(beginning) and matches(sandbox.config.labels, selector)
 
 
 def matches(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pvecri.cri import filters, responses
 from pvecri.cri.chunks import chunks
 from pvecri.cri.proto import cri_pb2 as pb
+from pvecri.cri.translated import Translated
 from pvecri.pods.manager import PodManager
 
 
@@ -16,6 +17,8 @@ class ListCalls:
 
     def __init__(self, pods: PodManager) -> None:
         self._pods = pods
+        self._sandbox_messages = Translated(responses.sandbox)
+        self._container_messages = Translated(responses.container)
 
     async def list_pod_sandbox(self, request: pb.ListPodSandboxRequest) -> pb.ListPodSandboxResponse:
         """ListPodSandbox."""
@@ -29,7 +32,8 @@ class ListCalls:
             yield pb.StreamPodSandboxesResponse(pod_sandboxes=chunk)
 
     def _sandboxes(self, wanted: pb.PodSandboxFilter) -> list[pb.PodSandbox]:
-        return [responses.sandbox(each) for each in filter(filters.sandboxes(wanted), self._pods.list_sandboxes())]
+        known = self._pods.list_sandboxes()
+        return self._sandbox_messages.messages(filter(filters.sandboxes(wanted), known), alive=len(known))
 
     async def list_containers(self, request: pb.ListContainersRequest) -> pb.ListContainersResponse:
         """ListContainers."""
@@ -43,6 +47,5 @@ class ListCalls:
             yield pb.StreamContainersResponse(containers=chunk)
 
     def _containers(self, wanted: pb.ContainerFilter) -> list[pb.Container]:
-        return [
-            responses.container(each) for each in filter(filters.containers(wanted), self._pods.list_containers())
-        ]
+        known = self._pods.list_containers()
+        return self._container_messages.messages(filter(filters.containers(wanted), known), alive=len(known))
