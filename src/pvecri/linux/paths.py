@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import os
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from pvecri.linux import libc
 SYS_OPENAT2 = 437  # the same number on every architecture
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_IN_ROOT = 0x10
-_ATTEMPTS = 1000
+_PATIENCE = 5.0
+"""Seconds in which a path must have been walked while the machine's directories keep moving."""
 
 
 class _OpenHow(ctypes.Structure):
@@ -29,9 +31,11 @@ def open_in_root(root: Path, path: str, flags: int = os.O_RDONLY, mode: int = 0)
     base = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # The kernel gives up on a `..` while anything on the machine is renamed or mounted, and says: try again.
-        for _ in range(_ATTEMPTS - 1):
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
             with suppress(BlockingIOError):
                 return _openat2(base, path, flags, mode)
+            os.sched_yield()
         return _openat2(base, path, flags, mode)
     finally:
         os.close(base)
