@@ -3,11 +3,7 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import io
-import json
-import platform
 import random
 import shutil
 import tarfile
@@ -15,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trial.image import ARCHITECTURES, CONFIG, MANIFEST, push
+from trial.image import push, write_layout
 
-LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 APPLETS = ("sh", "sleep", "true", "cat", "echo", "ls", "ps")
 SMALL_TAGS = 5
 """Different in every layer, so that none is there already when another one was pulled."""
@@ -72,25 +67,6 @@ def _push(directory: Path, layers: Sequence[Tree], command: Sequence[str], refer
     shutil.rmtree(directory)
 
 
-def write_layout(directory: Path, layers: Sequence[bytes], command: Sequence[str]) -> None:
-    """Write an image of these tar archives, lowest first, as an OCI image layout (image-spec, image-layout.md)."""
-    config = {
-        "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()),
-        "os": "linux",
-        "config": {"Env": ["PATH=/bin"], "Cmd": list(command)},
-        "rootfs": {"type": "layers", "diff_ids": [_digest(layer) for layer in layers]},
-    }
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": _blob(directory, json.dumps(config).encode(), CONFIG),
-        "layers": [_blob(directory, gzip.compress(layer, 6, mtime=0), LAYER) for layer in layers],
-    }
-    index = {"schemaVersion": 2, "manifests": [_blob(directory, json.dumps(manifest).encode(), MANIFEST)]}
-    (directory / "index.json").write_text(json.dumps(index))
-    (directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-
-
 def _busybox(mark: str) -> Tree:
     links = {f"bin/{applet}": _Entry(target="busybox") for applet in APPLETS}
     return {"bin/busybox": _Entry(_program("busybox")), **links, "etc/image": _Entry(mark.encode())}
@@ -133,16 +109,3 @@ def _archive(tree: Tree) -> bytes:
             entry.type = tarfile.SYMTYPE if content.target else tarfile.REGTYPE
             tar.addfile(entry, io.BytesIO(content.data))
     return buffer.getvalue()
-
-
-def _digest(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def _blob(directory: Path, data: bytes, media_type: str) -> dict[str, object]:
-    """Write a blob and describe it."""
-    digest = _digest(data)
-    path = directory / "blobs" / digest.replace(":", "/")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return {"mediaType": media_type, "digest": digest, "size": len(data)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from pvecri_bench.programs import called, with_descendants
+from pvecri_bench.processes import called, with_descendants
 from pvecri_bench.session import WORKLOAD, CommandLines
 
 MIB = 1 << 20

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import msgspec
 from trial.plan import NodeDescriptor, Plan, prepare, write_config
+from trial.programs import StartError, log_end, running
 from trial.proxmox import ProxmoxView
-from trial.stack import StartError, running_daemon
+from trial.stack import running_daemon
 
 from pvecri_bench.ledger import Ledger
-from pvecri_bench.programs import log_end, running
 from pvecri_bench.session import CommandLines
 
 NAME = "pvecri"

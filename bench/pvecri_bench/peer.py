@@ -11,9 +11,8 @@ from pathlib import Path
 
 from trial.cri import CriClient
 from trial.plan import Plan, prepare
-from trial.stack import START_TIMEOUT, StartError
+from trial.programs import START_TIMEOUT, StartError, log_end, running
 
-from pvecri_bench.programs import log_end, running
 from pvecri_bench.session import CommandLines
 
 NAME = "containerd"

@@ -18,7 +18,7 @@ from trial.stack import remove_everything
 from pvecri.linux.mounts import mounts
 from pvecri_bench.client import Client
 from pvecri_bench.images import Images
-from pvecri_bench.programs import called, with_descendants
+from pvecri_bench.processes import called, with_descendants
 from pvecri_bench.session import CommandLines, labels
 
 CNI_RECORDS = Path("/var/lib/cni/results")

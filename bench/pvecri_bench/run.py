@@ -15,7 +15,9 @@ from pathlib import Path
 import grpc
 from msgspec.structs import replace
 from trial.plan import Plan, make_plan
-from trial.stack import StartError, end_on_signals
+from trial.programs import StartError
+from trial.registry import running_registry
+from trial.stack import end_on_signals
 
 from pvecri.errors import PvecriError
 from pvecri_bench import machine, options, ours, peer, removal, report
@@ -23,7 +25,6 @@ from pvecri_bench.client import Client, WrongAnswerError
 from pvecri_bench.images import Images, publish
 from pvecri_bench.ledger import Ledger
 from pvecri_bench.options import Options
-from pvecri_bench.registry import running_registry
 from pvecri_bench.sections import bursts, life, lists, proxmox, pulls
 from pvecri_bench.session import Column, CommandLines, Session, say
 

@@ -30,11 +30,13 @@ def place() -> Iterator[Path]:
 def on_storage(machine: Machine, place: Path, request: pytest.FixtureRequest) -> Iterator[CriClient]:
     """The machine with its images elsewhere, until the end of the test."""
     machine.restart(images=f'driver = "{request.param}"\nroot = "{place}/images"')
-    machine.client.pull(machine.image)
-    yield machine.client
-    for pod in machine.client.pods():
-        machine.client.remove_pod(pod.id)
-    machine.restart()
+    try:
+        machine.client.pull(machine.image)
+        yield machine.client
+        for pod in machine.client.pods():
+            machine.client.remove_pod(pod.id)
+    finally:
+        machine.restart()
 
 
 @pytest.mark.parametrize("on_storage", ["raw", "btrfs"], indirect=True)

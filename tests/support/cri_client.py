@@ -20,7 +20,7 @@ from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.cri.proto.cri_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 
 CALL_TIMEOUT = 120.0
-PATIENCE = 90.0
+PATIENCE = 60.0
 """Seconds after which a test gives up; nothing is asserted about how long things take."""
 
 _OPTIONS = (("grpc.max_receive_message_length", 64 << 20),)

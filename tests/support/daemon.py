@@ -250,7 +250,6 @@ class Machine:
             },
             "images": {
                 "insecure_registries": [self.registry.address],
-                "pull_progress_timeout": 300.0,  # a machine's disk may stand still for a while
                 "policy": str(self.directory / "policy.json"),
             },
             "network": {

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from support.cri_client import eventually
 from support.image_builder import BuiltImage, digest_of
 
 USER, PASSWORD = "user", "secret"
@@ -22,7 +23,7 @@ _HTPASSWD = "user:$2b$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW\n
 class Registry:
     """`address` is what goes before the repository's name in a reference; it speaks plain HTTP."""
 
-    def __init__(self, address: str, storage: Path, process: subprocess.Popen[str], *, protected: bool) -> None:
+    def __init__(self, address: str, storage: Path, process: subprocess.Popen[bytes], *, protected: bool) -> None:
         self.address = address
         self._storage = storage
         self._process = process
@@ -91,20 +92,21 @@ def running_registry(directory: Path, *, protected: bool = False) -> Iterator[Re
         config["auth"] = {"htpasswd": {"realm": "test", "path": str(directory / "htpasswd")}}
     path = directory / "registry.yml"
     path.write_text(json.dumps(config))  # every JSON text is YAML
-    process = subprocess.Popen(["docker-registry", "serve", str(path)], stderr=subprocess.PIPE, text=True)
+    log = directory / "registry.log"
+    with log.open("wb") as file:  # not a pipe: a registry whose log nobody reads stands still once it is full
+        process = subprocess.Popen(["docker-registry", "serve", str(path)], stderr=file)
     try:
-        yield Registry(_listening(process), storage, process, protected=protected)
+        yield Registry(_listening(process, log), storage, process, protected=protected)
     finally:
         process.kill()
         process.wait()
-        assert process.stderr is not None
-        process.stderr.close()
         shutil.rmtree(storage)
 
 
-def _listening(process: subprocess.Popen[str]) -> str:
-    assert process.stderr is not None
-    for line in process.stderr:
-        if found := re.search(r"listening on (127\.0\.0\.1:\d+)", line):
-            return found[1]
-    raise AssertionError("docker-registry did not start")
+def _listening(process: subprocess.Popen[bytes], log: Path) -> str:
+    def address() -> str:
+        assert process.poll() is None, log.read_text()
+        found = re.search(r"listening on (127\.0\.0\.1:\d+)", log.read_text())
+        return found[1] if found else ""
+
+    return eventually(address, "docker-registry listens")

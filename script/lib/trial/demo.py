@@ -22,12 +22,13 @@ from pvecri.errors import PvecriError
 from trial import footprint
 from trial.cri import CriClient
 from trial.footprint import Footprint
-from trial.image import push, running_registry, write_image
+from trial.image import push, write_image
 from trial.narrator import Narrator
 from trial.plan import NodeDescriptor, Plan, make_plan
+from trial.programs import StartError
 from trial.proxmox import ProxmoxView
+from trial.registry import running_registry
 from trial.stack import (
-    StartError,
     end_on_signals,
     remove_everything,
     remove_pods,

@@ -1,43 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image made on the spot from Debian's busybox-static, and a registry of this machine to pull it from."""
+"""Images made on the spot, the demo's from Debian's busybox-static."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
 import platform
-import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-
-from trial.stack import StartError
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 PAGE = b"Hello from a container in a pod in a Proxmox container.\n"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
-LAYER = "application/vnd.oci.image.layer.v1.tar"
+LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 
 
 def write_image(directory: Path) -> None:
-    """Write an image of one layer as an OCI image layout (OCI image-spec, image-layout.md): busybox and a page."""
-    layer = _layer()
+    """Write an image of one layer, busybox and a page, as an OCI image layout."""
+    write_layout(directory, [_layer()], ("sh",))
+
+
+def write_layout(directory: Path, layers: Sequence[bytes], command: Sequence[str]) -> None:
+    """Write an image of these tar archives, lowest first, as an OCI image layout (image-spec, image-layout.md)."""
     config = {
         "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()),
         "os": "linux",
-        "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"]},
-        "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+        "config": {"Env": ["PATH=/bin"], "Cmd": list(command)},
+        "rootfs": {"type": "layers", "diff_ids": [_digest(layer) for layer in layers]},
     }
     manifest = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
         "config": _blob(directory, json.dumps(config).encode(), CONFIG),
-        "layers": [_blob(directory, layer, LAYER)],
+        "layers": [_blob(directory, gzip.compress(layer, 6, mtime=0), LAYER) for layer in layers],
     }
     index = {"schemaVersion": 2, "manifests": [_blob(directory, json.dumps(manifest).encode(), MANIFEST)]}
     (directory / "index.json").write_text(json.dumps(index))
@@ -85,35 +86,3 @@ def push(directory: Path, reference: str) -> None:
     """Copy an image layout into a registry that speaks plain HTTP."""
     command = ["skopeo", "--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"]
     subprocess.run([*command, f"oci:{directory}", f"docker://{reference}"], check=True, capture_output=True)
-
-
-@contextmanager
-def running_registry(directory: Path) -> Iterator[str]:
-    """Debian's docker-registry on a free port of the loopback interface; gives its address."""
-    directory.mkdir(parents=True)
-    config = {
-        "version": "0.1",
-        "log": {"accesslog": {"disabled": True}},
-        "storage": {"filesystem": {"rootdirectory": str(directory / "storage")}},
-        "http": {"addr": "127.0.0.1:0", "secret": "not a secret"},
-    }
-    (directory / "config.yml").write_text(json.dumps(config))  # every JSON text is YAML
-    command = ["docker-registry", "serve", str(directory / "config.yml")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stderr is not None
-    try:
-        yield _listening(process.stderr)
-    finally:
-        process.terminate()
-        process.wait()
-        process.stderr.close()
-
-
-def _listening(log: Iterable[str]) -> str:
-    """The address, once the registry says it. What it says later stays below a pipe's size."""
-    lines = []
-    for line in log:
-        if found := re.search(r"listening on (127\.0\.0\.1:\d+)", line):
-            return found[1]
-        lines.append(line)
-    raise StartError(f"docker-registry did not start: {''.join(lines)}")

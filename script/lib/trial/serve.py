@@ -18,9 +18,9 @@ import grpc
 from pvecri import config
 from pvecri.errors import PvecriError
 from trial.plan import Plan, make_plan
+from trial.programs import StartError
 from trial.stack import (
     InUse,
-    StartError,
     end_on_signals,
     remove_everything,
     remove_pods,

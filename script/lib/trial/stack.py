@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import signal
 import socket
@@ -20,14 +19,7 @@ import msgspec
 from pvecri.linux.mounts import umount_below
 from trial.cri import CriClient
 from trial.plan import NodeDescriptor, Plan, prepare, write_config
-
-START_TIMEOUT = 60.0
-STOP_TIMEOUT = 90.0
-"""Seconds. The node lets running tasks end before it stops."""
-
-
-class StartError(Exception):
-    """A program did not come up; the message carries the end of its log."""
+from trial.programs import START_TIMEOUT, StartError, log_end, running
 
 
 class InUse(Exception):
@@ -57,10 +49,10 @@ def running_node(plan: Plan) -> Iterator[NodeDescriptor]:
     log = plan.state / "node.log"
     command = [sys.executable, "-m", "pvecri.embedded", "--listen", "127.0.0.1:0"]
     command += ["--state-dir", str(plan.node_state), "--lxc-path", str(plan.lxc_path)]
-    with _locked(plan.state / "lock"), _running(command, log, stdout=subprocess.PIPE) as process:
+    with _locked(plan.state / "lock"), running(command, log, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         if not process.stdout.readline():
-            raise StartError(f"the embedded node did not start; {log} ends with:\n{_tail(log)}")
+            raise StartError(f"the embedded node did not start; {log} ends with:\n{log_end(log)}")
         descriptor = (plan.node_state / "node.json").read_bytes()
         node = msgspec.json.decode(descriptor, type=NodeDescriptor)
         write_config(plan, node)
@@ -76,7 +68,7 @@ def running_daemon(plan: Plan) -> Iterator[CriClient]:
     _check_unused(plan.socket)
     log = plan.state / "daemon.log"
     command = [sys.executable, "-m", "pvecri", "--config", str(plan.config), "serve"]
-    with _running(command, log) as process, CriClient(plan.socket) as client:
+    with running(command, log) as process, CriClient(plan.socket) as client:
         _wait_until_answering(process, client, log)
         yield client
 
@@ -97,46 +89,19 @@ def _check_unused(path: Path) -> None:
         raise InUse(f"another process listens on {path}; choose another one with --socket")
 
 
-@contextmanager
-def _running(command: list[str], log: Path, stdout: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A program in a session of its own, so that Ctrl-C reaches us and not it; asked to end afterwards."""
-    with log.open("ab") as stderr:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout or stderr,
-            stderr=stderr,
-            start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-
-
 def _wait_until_answering(process: subprocess.Popen[bytes], client: CriClient, log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise StartError(f"the daemon ended with status {process.returncode}; {log} ends with:\n{_tail(log)}")
+            raise StartError(
+                f"the daemon ended with status {process.returncode}; {log} ends with:\n{log_end(log)}"
+            )
         # A connection that is refused would be tried again only after a second.
         if client.socket.is_socket():
             client.wait_until_ready(START_TIMEOUT)
             return
         time.sleep(0.02)
-    raise StartError(f"the daemon did not answer within {START_TIMEOUT:g} s; {log} ends with:\n{_tail(log)}")
-
-
-def _tail(log: Path) -> str:
-    return "\n".join(log.read_text().splitlines()[-10:])
+    raise StartError(f"the daemon did not answer within {START_TIMEOUT:g} s; {log} ends with:\n{log_end(log)}")
 
 
 def remove_pods(client: CriClient) -> None:

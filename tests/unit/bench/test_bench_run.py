@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from pvecri_bench import options
 from pvecri_bench.client import Client, Timed
-from pvecri_bench.images import Images, write_layout
+from pvecri_bench.images import Images
 from pvecri_bench.session import Column, Session
+from trial.image import write_layout
 
 
 def session(directory: Path) -> Session:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A registry on the loopback interface, from which every runtime pulls."""
+"""A registry on the loopback interface, to pull from."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trial.stack import START_TIMEOUT, StartError
-
-from pvecri_bench.programs import log_end, running
+from trial.programs import START_TIMEOUT, StartError, log_end, running
 
 _LISTENING = re.compile(r"listening on (127\.0\.0\.1:\d+)")
 

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that run while a context lasts, and processes found by what they are called with."""
+"""Programs that run while a context lasts."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
+START_TIMEOUT = 60.0
 STOP_TIMEOUT = 90.0
 """Seconds. The embedded node lets running tasks end before it stops."""
+
+
+class StartError(Exception):
+    """A program did not come up; the message carries the end of its log."""
 
 
 @contextmanager
@@ -41,23 +44,6 @@ def running(command: Sequence[str], log: Path, stdout: int | None = None) -> Ite
             process.wait()
         if process.stdout is not None:
             process.stdout.close()
-
-
-def called(wanted: Callable[[Sequence[str]], bool]) -> list[psutil.Process]:
-    """The processes whose command line, which has at least one word, is a wanted one."""
-    # It is None for a process that has ended in between, and empty for a kernel thread.
-    return [process for process in psutil.process_iter(["cmdline"]) if wanted(process.info["cmdline"] or [""])]
-
-
-def with_descendants(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """These, and all that they and their children started, each once."""
-    found = {process.pid: process for process in processes}
-    for process in processes:
-        try:
-            found.update({child.pid: child for child in process.children(recursive=True)})
-        except psutil.NoSuchProcess:
-            continue
-    return list(found.values())
 
 
 def log_end(log: Path, lines: int = 10) -> str:
