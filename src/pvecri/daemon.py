@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ from pvecri.cri.server import CriServer
 from pvecri.errors import DeadlineExceeded, Unavailable
 from pvecri.images import placement
 from pvecri.images.manager import ImageManager
+from pvecri.linux import takeover
 from pvecri.network.manager import NetworkManager
 from pvecri.nri.plugins import Plugins
 from pvecri.pods.hooks import Hooks
@@ -46,7 +46,7 @@ async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
     """As `run`, in a loop that runs already; `ready` is set once calls are answered."""
     asked = _asked_to_stop()
     async with AsyncExitStack() as stack:
-        lock(config, stack)
+        await lock(config, stack)
         found = await abilities.discover(config)
         proxmox = ProxmoxApi(config.proxmox)
         await proxmox.start()
@@ -98,16 +98,14 @@ async def _place_images(config: Config, proxmox: ProxmoxApi) -> Config:
     return placement.placed(config, place)
 
 
-def lock(config: Config, stack: AsyncExitStack) -> None:
+async def lock(config: Config, stack: AsyncExitStack) -> None:
     """Be the one daemon of the state directory while `stack` lasts; ConfigError when there is another."""
     directory = config.runtime.state_dir
     directory.mkdir(mode=0o711, parents=True, exist_ok=True)
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     stack.callback(os.close, fd)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(f"runtime.state_dir: another pvecri uses {directory}") from None
+    if not await takeover.lock(fd):
+        raise ConfigError(f"runtime.state_dir: another pvecri uses {directory}")
 
 
 def _asked_to_stop() -> asyncio.Event:

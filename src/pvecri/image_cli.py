@@ -176,7 +176,7 @@ async def _store(config: Config) -> AsyncIterator[ImageManager]:
     """The image store, opened as the daemon would; FailedPrecondition while the daemon runs."""
     async with AsyncExitStack() as stack:
         try:
-            daemon.lock(config, stack)
+            await daemon.lock(config, stack)
         except ConfigError as error:
             raise FailedPrecondition(f"{error}; stop it for this command: pods run on without it") from None
         manager = ImageManager(placement.remembered(config))

@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import tempfile
@@ -171,7 +172,11 @@ class Machine:
     def _serves(self) -> bool:
         assert self.daemon.running, self.daemon.log.read_text()[-4000:]
         with socket.socket(socket.AF_UNIX) as probe:
-            return probe.connect_ex(str(self.socket)) == 0
+            if probe.connect_ex(str(self.socket)):
+                return False
+            # One that was killed while it started a process seems to listen until that process runs.
+            listener = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            return int(struct.unpack("3i", listener)[0]) == self.daemon.pid
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End the daemon by a signal; its exit status. Pods go on. Idempotent."""

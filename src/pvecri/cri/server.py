@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from google.protobuf.message_factory import GetMessageClass
 from pvecri.config import ConfigError
 from pvecri.cri.proto import cri_pb2
 from pvecri.errors import PvecriError
+from pvecri.linux import takeover
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,8 @@ class CriServer:
     async def start(self) -> None:
         """Listen. ConfigError when another process listens there already."""
         self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        _remove_stale(self._path)
+        if not await takeover.remove_socket(self._path):
+            raise ConfigError(f"runtime.socket: another process listens on {self._path}")
         self._server.add_insecure_port(f"unix:{self._path}")
         await self._server.start()
         self._path.chmod(0o600)
@@ -70,15 +71,6 @@ class CriServer:
     async def wait(self) -> None:
         """Until closed."""
         await self._server.wait_for_termination()
-
-
-def _remove_stale(path: Path) -> None:
-    if not path.is_socket():
-        return
-    with socket.socket(socket.AF_UNIX) as probe, suppress(ConnectionRefusedError, FileNotFoundError):
-        probe.connect(str(path))
-        raise ConfigError(f"runtime.socket: another process listens on {path}")
-    path.unlink(missing_ok=True)
 
 
 def _handlers(service: ServiceDescriptor, implementation: object) -> grpc.GenericRpcHandler:

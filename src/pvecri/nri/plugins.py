@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Iterable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from msgspec.structs import replace
 from pvecri.config import ConfigError, NriConfig
 from pvecri.containers.adjustment import Adjustment
 from pvecri.errors import PvecriError
+from pvecri.linux import takeover
 from pvecri.model import Resources
 from pvecri.nri import launching, messages, translation
 from pvecri.nri.launching import LaunchedPlugin
@@ -63,13 +63,10 @@ class Plugins(Hooks):
 
     async def _listen(self, path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.is_socket():
-            with socket.socket(socket.AF_UNIX) as probe, suppress(ConnectionRefusedError, FileNotFoundError):
-                probe.connect(str(path))
-                raise ConfigError(
-                    f"nri.socket: another process listens on {path} (nri.enabled = false does without NRI)"
-                )
-            path.unlink(missing_ok=True)
+        if not await takeover.remove_socket(path):
+            raise ConfigError(
+                f"nri.socket: another process listens on {path} (nri.enabled = false does without NRI)"
+            )
         server = await asyncio.start_unix_server(self._accept, path)
         path.chmod(0o600)
         self._stack.callback(path.unlink, missing_ok=True)
