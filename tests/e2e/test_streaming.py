@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -309,8 +310,12 @@ def test_with_stdin_once_a_client_that_only_listened_ends_nothing(
     container = cri.run(pod, *ECHO, stdin=True, stdin_once=True)
     listener = transport(attach_url(cri, container, "o"), STDOUT)
     speaker = transport(attach_url(cri, container), STDIN, STDOUT, STDERR)
-    speaker.send(STDIN, b"one\n")
-    listener.wait_for(STDOUT, b"got one\n")
+    with ThreadPoolExecutor(1) as thread:
+        heard = thread.submit(listener.wait_for, STDOUT, b"got one\n")
+        while not heard.done():  # a client hears what is said once conmon knows of it, no client is told when
+            speaker.send(STDIN, b"one\n")
+            wait([heard], timeout=0.02)
+        heard.result()
     listener.leave()
     speaker.send(STDIN, b"two\n")
     speaker.wait_for(STDOUT, b"got two\n")
