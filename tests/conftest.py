@@ -10,8 +10,11 @@ import pytest
 from support import leaks, node
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from support.cri_client import CriClient
     from support.daemon import Machine, Machines
+    from support.registry import Registry
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,3 +45,33 @@ def machine(_machines: Machines) -> Iterator[Machine]:
 def cri(machine: Machine) -> CriClient:
     """A client of the machine's daemon."""
     return machine.client
+
+
+@pytest.fixture
+def pod(cri: CriClient) -> str:
+    """The id of a ready pod."""
+    return cri.run_pod()
+
+
+@pytest.fixture
+def container(cri: CriClient, pod: str) -> str:
+    """The id of a container of `pod` that runs and does nothing."""
+    return cri.run(pod, "sleep", "1000")
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    """A registry that is empty."""
+    from support.registry import running_registry
+
+    with running_registry(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def netns() -> Iterator[Path]:
+    """A network namespace."""
+    from support.netns import network_namespace
+
+    with network_namespace() as path:
+        yield path

@@ -18,11 +18,6 @@ from support.streaming_client import SpdyClient, TunnelClient, WebSocketClient
 from pvecri.cri.proto import cri_pb2 as pb
 
 
-@pytest.fixture
-def pod(cri: CriClient) -> str:
-    return cri.run_pod()
-
-
 @pytest.fixture(params=["SPDY", "tunnel"])
 def forwarder(request: pytest.FixtureRequest) -> Callable[[str], SpdyClient]:
     """Makes a client of PortForward."""

@@ -35,16 +35,6 @@ def transport(request: pytest.FixtureRequest) -> Transport:
     return TRANSPORTS[request.param]
 
 
-@pytest.fixture
-def pod(cri: CriClient) -> str:
-    return cri.run_pod()
-
-
-@pytest.fixture
-def container(cri: CriClient, pod: str) -> str:
-    return cri.run(pod, "sleep", "1000")
-
-
 def exec_url(cri: CriClient, container: str, *command: str, streams: str = "oe", tty: bool = False) -> str:
     """The URL of an Exec with the streams whose letters (i, o, e) are given."""
     request = pb.ExecRequest(

@@ -16,16 +16,6 @@ UNKNOWN = "0" * 64
 LIMIT = 16 << 20
 
 
-@pytest.fixture
-def pod(cri: CriClient) -> str:
-    return cri.run_pod()
-
-
-@pytest.fixture
-def container(cri: CriClient, pod: str) -> str:
-    return cri.run(pod, "sleep", "1000")
-
-
 def test_output_errors_and_the_exit_code_come_back_apart(cri: CriClient, container: str) -> None:
     response = cri.exec(container, "sh", "-c", "echo out; echo err >&2; exit 5")
     assert (response.stdout, response.stderr, response.exit_code) == (b"out\n", b"err\n", 5)

@@ -19,11 +19,6 @@ MIB = 1 << 20
 ON_TERM = "trap 'echo asked; exit 7' TERM; echo ready; while true; do usleep 10000; done"
 
 
-@pytest.fixture
-def pod(cri: CriClient) -> str:
-    return cri.run_pod()
-
-
 def wait_for_text(cri: CriClient, container: str, text: str) -> None:
     eventually(lambda: text in cri.text(container), f"the container says {text!r}")
 

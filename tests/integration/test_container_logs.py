@@ -7,15 +7,9 @@ from datetime import datetime
 from pathlib import Path
 
 import grpc
-import pytest
 from support.cri_client import CriClient, eventually, refused
 
 from pvecri.cri.proto import cri_pb2 as pb
-
-
-@pytest.fixture
-def pod(cri: CriClient) -> str:
-    return cri.run_pod()
 
 
 def test_the_streams_are_told_apart_line_by_line_with_times(cri: CriClient, pod: str) -> None:

@@ -15,11 +15,6 @@ from support.tools import tools_image
 from pvecri.cri.proto import cri_pb2 as pb
 
 
-@pytest.fixture
-def pod(cri: CriClient) -> str:
-    return cri.run_pod()
-
-
 def with_image(machine: Machine, name: str, **config: Any) -> dict[str, pb.ImageSpec]:
     """The image of a container, made with this OCI config."""
     image = machine.registry.push(f"tests/{name}", "1", tools_image(**config))

@@ -17,11 +17,6 @@ from pvecri.cri.proto import cri_pb2 as pb
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 
-@pytest.fixture
-def pod(cri: CriClient) -> str:
-    return cri.run_pod()
-
-
 def assert_only_the_pod_is_left(machine: Machine, pod: str) -> None:
     """Nothing of a container: it is in no list, and no directory, mount or root filesystem is there."""
     assert machine.client.containers() == []

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.image_builder import LayerBuilder, build_image, digest_of
 from support.images import image_root
-from support.registry import Registry, running_registry
+from support.registry import Registry
 
 if TYPE_CHECKING:
     from support.daemon import Machine
@@ -23,12 +23,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking needs root"
 
 BASE = LayerBuilder().directory("bin").file("bin/sh", "shell", mode=0o4755, uid=5).hardlink("bin/ash", "bin/sh")
 TOP = LayerBuilder().file("etc/motd", "hello").file("bin/.wh.ash")
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    with running_registry(tmp_path) as running:
-        yield running
 
 
 class Node:

@@ -33,12 +33,6 @@ def root() -> Iterator[Path]:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    with running_registry(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
 def protected(tmp_path: Path) -> Iterator[Registry]:
     with running_registry(tmp_path, protected=True) as running:
         yield running

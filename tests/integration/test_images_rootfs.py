@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 from support.image_builder import LayerBuilder, build_image, digest_of
 from support.images import image_manager, image_root
-from support.registry import Registry, running_registry
+from support.registry import Registry
 from support.userns import user_namespace
 
 from pvecri.errors import AlreadyExists, NotFound
@@ -33,12 +33,6 @@ BASE = LayerBuilder().directory("bin").file("bin/sh", "shell", mode=0o755, uid=5
 def root() -> Iterator[Path]:
     with image_root() as directory:
         yield directory
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    with running_registry(tmp_path) as running:
-        yield running
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from support.filesystems import btrfs_filesystem
 from support.image_builder import LayerBuilder, build_image
 from support.images import image_manager, image_root
-from support.registry import Registry, running_registry
+from support.registry import Registry
 from support.userns import user_namespace
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
@@ -29,12 +29,6 @@ DRIVERS = ["overlay", "raw", "btrfs"]
 def root() -> Iterator[Path]:
     with image_root() as directory, btrfs_filesystem(directory) as place:
         yield place
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    with running_registry(tmp_path) as running:
-        yield running
 
 
 async def program(*command: str) -> str:

@@ -33,12 +33,6 @@ def node() -> Iterator[None]:
 
 
 @pytest.fixture
-def netns() -> Iterator[Path]:
-    with network_namespace() as path:
-        yield path
-
-
-@pytest.fixture
 def config(tmp_path: Path) -> NetworkConfig:
     conf_dir = tmp_path / "net.d"
     conf_dir.mkdir()

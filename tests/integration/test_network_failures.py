@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from support.netns import network_namespace, own_network_namespace
+from support.netns import own_network_namespace
 
 from pvecri.config import NetworkConfig
 from pvecri.model import SandboxConfig, SandboxId, SandboxMetadata
@@ -39,12 +39,6 @@ HANGS = (
 def node() -> Iterator[None]:
     with own_network_namespace():
         yield
-
-
-@pytest.fixture
-def netns() -> Iterator[Path]:
-    with network_namespace() as path:
-        yield path
 
 
 @pytest.fixture

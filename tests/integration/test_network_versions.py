@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from support.netns import network_namespace, own_network_namespace
+from support.netns import own_network_namespace
 
 from pvecri.config import NetworkConfig
 from pvecri.model import SandboxConfig, SandboxId, SandboxMetadata
@@ -36,12 +36,6 @@ OLD = MODERN.replace(',"1.1.0"]', "]")
 def node() -> Iterator[None]:
     with own_network_namespace():
         yield
-
-
-@pytest.fixture
-def netns() -> Iterator[Path]:
-    with network_namespace() as path:
-        yield path
 
 
 @pytest.fixture

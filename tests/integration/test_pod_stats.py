@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 
 import grpc
-import pytest
 from support.cri_client import CriClient, eventually, refused, security
 from support.daemon import Machine
 
@@ -15,11 +14,6 @@ from pvecri.cri.proto import cri_pb2 as pb
 
 MIB = 1 << 20
 UNKNOWN = "0" * 64
-
-
-@pytest.fixture
-def pod(cri: CriClient) -> str:
-    return cri.run_pod()
 
 
 def stats(cri: CriClient, container: str) -> pb.ContainerStats:

@@ -15,16 +15,6 @@ from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.linux import cgroups, processes
 
 
-@pytest.fixture
-def pod(cri: CriClient) -> str:
-    return cri.run_pod()
-
-
-@pytest.fixture
-def container(cri: CriClient, pod: str) -> str:
-    return cri.run(pod, "sleep", "1000")
-
-
 def stop_by_hand(machine: Machine, vmid: int) -> None:
     """As with the stop button of Proxmox's UI."""
     machine.node.request("POST", f"/nodes/{machine.node.descriptor.node}/lxc/{vmid}/status/stop")

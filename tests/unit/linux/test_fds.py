@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pipes and ptys are read and written as far as their other side goes along."""
+"""Pipes, ptys and sockets in the event loop: what nobody reads stays in the kernel, and ends are ends."""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import socket
 import struct
 import termios
 from collections.abc import Iterator
-from fcntl import ioctl
 
 import pytest
 
@@ -18,69 +18,121 @@ from pvecri.linux.fds import AsyncFd, peer_gone
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[AsyncFd, AsyncFd]]:
-    reader, writer = (AsyncFd(fd) for fd in os.pipe())
+    """A pipe's end to read from and its end to write to."""
+    reader, writer = map(AsyncFd, os.pipe())
     yield reader, writer
     reader.close()
     writer.close()
 
 
-async def test_what_is_written_is_read_and_then_comes_the_end(pipe: tuple[AsyncFd, AsyncFd]) -> None:
+async def test_what_is_written_can_be_read_and_then_comes_the_end(pipe: tuple[AsyncFd, AsyncFd]) -> None:
     reader, writer = pipe
-    await writer.write(b"data")
+    await writer.write(b"one")
+    assert await reader.read(2) == b"on"
+    assert await reader.read(2) == b"e"
     writer.close()
+    assert await reader.read() == b""
 
-    assert [await reader.read(), await reader.read()] == [b"data", b""]
 
-
-async def test_more_than_a_pipe_holds_waits_for_the_reader(pipe: tuple[AsyncFd, AsyncFd]) -> None:
+async def test_a_reader_waits_until_there_is_something(pipe: tuple[AsyncFd, AsyncFd]) -> None:
     reader, writer = pipe
-    writing = asyncio.create_task(writer.write(bytes(1 << 20)))
-
-    count = 0
-    while count < 1 << 20:
-        count += len(await reader.read())
-
-    await writing
-
-
-async def test_a_reader_that_waits_ends_with_what_is_there(pipe: tuple[AsyncFd, AsyncFd]) -> None:
-    reader, writer = pipe
-    await writer.write(b"rest")
-    assert await reader.read() == b"rest"
-    waiting = asyncio.create_task(reader.read())
+    reading = asyncio.create_task(reader.read())
     await asyncio.sleep(0)
+    assert not reading.done()
+    await writer.write(b"late")
+    assert await reading == b"late"
 
-    reader.end_when_empty()
 
-    assert await waiting == b""
+async def test_a_writer_waits_until_somebody_reads_and_loses_nothing(pipe: tuple[AsyncFd, AsyncFd]) -> None:
+    reader, writer = pipe
+    data = os.urandom(3 << 18)  # more than a pipe holds
+    writing = asyncio.create_task(writer.write(data))
+    await asyncio.sleep(0)
+    assert not writing.done()
+    received = b""
+    while len(received) < len(data):
+        received += await reader.read()
+    await writing
+    assert received == data
+
+
+async def test_a_reader_that_is_cancelled_leaves_the_rest_to_the_next(pipe: tuple[AsyncFd, AsyncFd]) -> None:
+    reader, writer = pipe
+    reading = asyncio.create_task(reader.read())
+    await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await writer.write(b"for the next")
+    assert await reader.read() == b"for the next"
 
 
 async def test_writing_to_nobody_is_a_broken_pipe(pipe: tuple[AsyncFd, AsyncFd]) -> None:
     reader, writer = pipe
     reader.close()
-
     with pytest.raises(BrokenPipeError):
-        await writer.write(b"data")
+        await writer.write(b"x")
 
 
-async def test_a_pty_ends_when_nobody_has_its_other_side_open_and_has_a_size() -> None:
-    fd, slave = os.openpty()
-    master = AsyncFd(fd)
-    master.resize(111, 33)
-    assert struct.unpack("=HHHH", ioctl(slave, termios.TIOCGWINSZ, bytes(8)))[:2] == (33, 111)
-    os.write(slave, b"last words")
+async def test_a_reader_can_be_told_to_end_when_the_pipe_is_empty(pipe: tuple[AsyncFd, AsyncFd]) -> None:
+    reader, writer = pipe
+    await writer.write(b"rest")
+    reader.end_when_empty()
+    assert [await reader.read(), await reader.read()] == [b"rest", b""]
+
+
+async def test_a_reader_that_waits_can_be_told_to_end(pipe: tuple[AsyncFd, AsyncFd]) -> None:
+    reader, _ = pipe
+    reading = asyncio.create_task(reader.read())
+    await asyncio.sleep(0)
+    reader.end_when_empty()
+    assert await reading == b""
+
+
+def test_closing_twice_is_fine_and_closes_no_other(pipe: tuple[AsyncFd, AsyncFd]) -> None:
+    reader, writer = pipe
+    number = reader.fd
+    reader.close()
+    os.dup2(writer.fd, number)
+    reader.close()
+    assert os.fstat(number)
+    os.close(number)
+
+
+# -- ptys ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_pty_ends_when_no_process_has_its_other_side() -> None:
+    master, slave = os.openpty()
+    terminal = AsyncFd(master)
+    os.write(slave, b"bye")
     os.close(slave)
+    assert [await terminal.read(), await terminal.read()] == [b"bye", b""]
+    terminal.close()
 
-    assert [await master.read(), await master.read()] == [b"last words", b""]
-    master.close()
+
+async def test_a_ptys_size_is_what_it_is_set_to() -> None:
+    master, slave = os.openpty()
+    terminal = AsyncFd(master)
+    terminal.resize(columns=132, rows=43)
+    size = struct.unpack("=HHHH", fcntl.ioctl(slave, termios.TIOCGWINSZ, bytes(8)))
+    assert size[:2] == (43, 132)
+    os.close(slave)
+    terminal.close()
 
 
-async def test_a_peer_that_leaves_is_noticed_before_its_words_are_read() -> None:
-    ours, theirs = socket.socketpair()
+# -- sockets -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unread", [b"", b"came before"])
+async def test_a_peer_that_goes_is_noticed_although_something_is_unread(unread: bytes) -> None:
+    ours, peers = socket.socketpair()
     with ours:
-        theirs.sendall(b"unread")
-        waiting = asyncio.create_task(peer_gone(ours.fileno()))
+        watching = asyncio.create_task(peer_gone(ours.fileno()))
         await asyncio.sleep(0)
-        assert not waiting.done()
-        theirs.close()
-        await waiting
+        peers.sendall(unread)
+        await asyncio.sleep(0)
+        assert not watching.done()
+        peers.close()
+        await watching
+        assert ours.recv(100) == unread
