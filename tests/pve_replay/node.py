@@ -14,6 +14,8 @@ from typing import Any
 
 import aiohttp
 from multidict import CIMultiDict
+from support.image_builder import LayerBuilder, build_image
+from support.registry import running_registry
 from yarl import URL
 
 from pvecri.embedded.faults import Fault
@@ -61,7 +63,8 @@ class ReplayNode:
         places = self._places()
         body = json.loads(alike(json.dumps(body), places))
         ours = Answer(status, alike(reason, places), body, exitstatus and alike(exitstatus, places))
-        theirs = Answer(record.response["status"], record.response["reason"], recorded, record.exitstatus)
+        expected = record.exitstatus and alike(record.exitstatus, {})
+        theirs = Answer(record.response["status"], record.response["reason"], recorded, expected)
         return theirs, ours
 
     async def _ask(self, record: Record) -> tuple[int, str, Any]:
@@ -240,6 +243,10 @@ async def replay_node(file: str) -> AsyncIterator[ReplayNode]:
         certificate = Certificate.load_or_make(layout, "127.0.0.1")
         node = _new_node(layout)
         _write_templates(layout)
+        if file in scenario.WITH_REGISTRY:
+            registry = undo.enter_context(running_registry(base))
+            registry.push("rig/app", "1.0", build_image(LayerBuilder().file("app").build()))
+            node.registries_conf = str(_write_registries(layout, registry.address))
         await node.serve(str(certificate.certificate), str(certificate.key))
         undo.push_async_callback(_tear_down, node)
         session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False))
@@ -278,6 +285,18 @@ def _set_up_access(node: EmbeddedNode) -> None:
         node.add_token(tokenid, secret, separated=separated)
     node.users.update(PASSWORDS)
     node.grant("cri@pve", "/", *ROLE)
+
+
+def _write_registries(layout: Layout, registry: str) -> Path:
+    """The recorded node's registry is `registry`, and there is no other."""
+    path = layout.state_dir / "registries.conf"
+    places = {"127.0.0.1:5000": registry, "localhost:5000": registry, "docker.io": "127.0.0.1:1"}
+    entries = [
+        f'[[registry]]\nprefix = "{prefix}"\nlocation = "{place}"\ninsecure = true\n'
+        for prefix, place in places.items()
+    ]
+    path.write_text("\n".join(entries))
+    return path
 
 
 async def _tear_down(node: EmbeddedNode) -> None:

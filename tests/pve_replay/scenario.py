@@ -122,6 +122,9 @@ CTS: dict[str, tuple[Prepared, ...]] = {
 WITHOUT_TASKS = frozenset({"07-tasks.json"})
 """Files whose node must not show the tasks that prepared its CTs."""
 
+WITH_REGISTRY = frozenset({"03-storage.json"})
+"""Files whose node pulls images."""
+
 Step = Callable[["ReplayNode"], Any]
 
 

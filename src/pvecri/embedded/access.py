@@ -29,9 +29,9 @@ _PERMISSION_PATHS = ("/", "/access", "/access/groups", "/nodes", "/pool", "/sdn"
 
 # What the runtime's user may do: see docs/embedded-node.md.
 RUNTIME_PRIVILEGES = (
-    "Datastore.AllocateSpace", "Datastore.AllocateTemplate", "Datastore.Audit",
+    "Datastore.Allocate", "Datastore.AllocateSpace", "Datastore.AllocateTemplate", "Datastore.Audit",
     "Pool.Allocate", "Pool.Audit",
-    "SDN.Use", "Sys.Audit", "Sys.Modify",
+    "SDN.Use", "Sys.AccessNetwork", "Sys.Audit", "Sys.Modify",
     "VM.Allocate", "VM.Audit", "VM.Config.CPU", "VM.Config.Disk", "VM.Config.Memory",
     "VM.Config.Network", "VM.Config.Options", "VM.PowerMgmt",
 )  # fmt: skip

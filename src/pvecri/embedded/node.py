@@ -15,6 +15,7 @@ from .http import as_pveproxy
 from .identity import Identity
 from .layout import Layout, write_atomically
 from .machine import MachineApi
+from .registrypull import RegistryPullApi
 from .storage import CONTENT, StorageFilesApi
 from .tasks import TaskApi
 from .views import ViewsApi
@@ -24,7 +25,9 @@ DRAIN_TIMEOUT_S = 60.0
 UPLOAD_MAX_BYTES = 1024**3
 
 
-class EmbeddedNode(TaskApi, AccessApi, StorageFilesApi, ConfigApi, CloneApi, ViewsApi, MachineApi, WordingApi):
+class EmbeddedNode(
+    TaskApi, AccessApi, StorageFilesApi, RegistryPullApi, ConfigApi, CloneApi, ViewsApi, MachineApi, WordingApi
+):
     """One node. ``start`` to serve, ``stop`` to end the API; the CTs run on."""
 
     def __init__(

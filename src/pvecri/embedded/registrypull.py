@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""POST /nodes/{node}/storage/{storage}/oci-registry-pull: skopeo fetches an image as a CT template."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fakepve import PveError, TaskError
+from fakepve import storage as model
+
+from . import tasks
+from .base import Base
+
+
+class RegistryPullApi(Base):
+    """Registries are skopeo's own affair: the system's registries.conf and credentials, as on Proxmox.
+
+    `registries_conf` is another file in place of the system's, by the variable that newer versions of skopeo
+    read by themselves.
+    """
+
+    registries_conf = os.environ.get("CONTAINERS_REGISTRIES_CONF", "")
+
+    def _routes_registry_pull(self) -> list[tuple[str, str, Any]]:
+        return [("POST", "/nodes/{node}/storage/{storage}/oci-registry-pull", self._registry_pull)]
+
+    async def _registry_pull(self, v: dict[str, Any], user: str) -> str:
+        reference = str(v["reference"])
+        target = self._pull_target(v)
+        if target.exists():
+            raise PveError(500, f"refusing to override existing file '{target.name}'")
+
+        async def body() -> None:
+            await _fetch(reference, target, self.registries_conf)
+
+        return str(await self.task(v["node"], "ociregistrypull", target.name, user, body))
+
+    def _pull_target(self, v: dict[str, Any]) -> Path:
+        """Where the template will lie; refused where the storage holds none, in Proxmox's order."""
+        if shutil.which("skopeo") is None:
+            raise PveError(500, "Install 'skopeo' to pull OCI images from registries.")
+        name = v["storage"]
+        store = self._active_store(name, v["node"])
+        if store.get("type") not in {"dir", "btrfs"}:
+            kind = store.get("type")
+            raise PveError(500, f"can't upload to storage type '{kind}', not a file based storage!")
+        if "vztmpl" not in model.split_list(store.get("content")):
+            raise PveError(500, f"storage '{name}' is not configured for content-type 'vztmpl'")
+        return self.disks[name].volume_path(f"vztmpl/{file_name(v['reference'], v.get('filename'))}")
+
+
+def file_name(reference: str, wanted: str | None) -> str:
+    """The template's name: as wanted, else the last part of the repository and the tag."""
+    name = re.split(r"[/\\]", wanted or reference)[-1]
+    return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII) + ".tar"
+
+
+async def _fetch(reference: str, target: Path, registries_conf: str) -> None:
+    """Have skopeo write the archive beside `target` and give it its name. Nothing is left of a failure."""
+    temporary = target.with_name(f"{target.name}.tmp.{os.getpid()}")
+    words = ["copy", f"docker://{reference}", f"oci-archive:{temporary}"]
+    own = [f"--registries-conf={registries_conf}"] if registries_conf else []
+    try:
+        status = await _logged(["skopeo", *own, *words])
+        if status:
+            raise TaskError(f"command 'skopeo {' '.join(words)}' failed: exit code {status}")
+        temporary.rename(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+async def _logged(command: Sequence[str]) -> int:
+    """Run a program to its end, its output in the task's log; it ends with the task."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    try:
+        async for line in process.stdout:
+            tasks.log(line.decode(errors="replace").rstrip("\n"))
+        return await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
