@@ -181,6 +181,26 @@ class StreamingConfig(Section, frozen=True):
     max_sessions: Annotated[int, msgspec.Meta(gt=0)] = 256
 
 
+class MetricsConfig(Section, frozen=True):
+    """The daemon's own figures for Prometheus, at `/metrics` of `listen`, an IP address and a port; empty is off.
+
+    With `tls_cert` and `tls_key` (PEM files) it speaks HTTPS.
+    """
+
+    listen: str = ""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of `listen`; ValueError when it is not an IP address and a port."""
+        host, colon, port = self.listen.rpartition(":")
+        host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        if not colon or not port.isdecimal() or int(port) > 65535:
+            raise ValueError(f"{self.listen!r} is not an address and a port, such as 127.0.0.1:9537")
+        return str(ipaddress.ip_address(host)), int(port)
+
+
 class LogConfig(Section, frozen=True):
     """The daemon's own log, to standard error; `level` is one of LOG_LEVELS."""
 
@@ -196,6 +216,7 @@ class Config(Section, frozen=True):
     network: NetworkConfig = NetworkConfig()
     nri: NriConfig = NriConfig()
     streaming: StreamingConfig = StreamingConfig()
+    metrics: MetricsConfig = MetricsConfig()
     log: LogConfig = LogConfig()
 
     @property
@@ -258,6 +279,7 @@ def _check(config: Config, origin: str) -> None:
     if proxmox.token_id and proxmox.username:
         raise ConfigError(f"{origin}: set proxmox.token_id or proxmox.username, not both")
     _check_streaming(config.streaming, origin)
+    _check_metrics(config.metrics, origin)
     if config.images.storage and config.images.root:
         raise ConfigError(f"{origin}: set images.root or images.storage, not both")
     for name in ("socket", "state_dir", "run_dir", "lxc_path"):
@@ -274,3 +296,12 @@ def _check_streaming(streaming: StreamingConfig, origin: str) -> None:
         ipaddress.ip_address(streaming.address)
     except ValueError as error:
         raise ConfigError(f"{origin}: streaming.address: {error}") from None
+
+
+def _check_metrics(metrics: MetricsConfig, origin: str) -> None:
+    if bool(metrics.tls_cert) != bool(metrics.tls_key):
+        raise ConfigError(f"{origin}: metrics.tls_cert and metrics.tls_key go together")
+    try:
+        _ = metrics.address if metrics.listen else None
+    except ValueError as error:
+        raise ConfigError(f"{origin}: metrics.listen: {error}") from None

@@ -10,6 +10,8 @@ import signal
 import sys
 from contextlib import AsyncExitStack
 
+import pvecri
+from pvecri import metrics
 from pvecri.config import Config, ConfigError
 from pvecri.containers import abilities
 from pvecri.cri.image_service import ImageService
@@ -68,7 +70,8 @@ async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
         streaming = StreamingServer(config.streaming)
         await streaming.start()
         stack.push_async_callback(streaming.close)
-        runtime = RuntimeService(config, pods, images, network, streaming)
+        await _show_metrics(config, pods, stack)
+        runtime = RuntimeService(config, pods, images, streaming)
         server = CriServer(config.runtime.socket, runtime, ImageService(images))
         await server.start()
         stack.push_async_callback(server.close)
@@ -78,6 +81,18 @@ async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
             ready.set()
         await asked.wait()
         log.info("stopping; pods and their containers go on")
+
+
+async def _show_metrics(config: Config, pods: PodManager, stack: AsyncExitStack) -> None:
+    """Serve the daemon's own metrics while `stack` lasts, where metrics.listen asks for them."""
+    if not config.metrics.listen:
+        return
+    from pvecri.metrics_server import MetricsServer
+
+    metrics.BUILD_INFO.labels(pvecri.__version__).set(1)
+    server = MetricsServer(config.metrics, pods.observe)
+    await server.start()
+    stack.push_async_callback(server.close)
 
 
 async def _place_images(config: Config, proxmox: ProxmoxApi) -> Config:

@@ -16,7 +16,7 @@ import pvecri
 PACKAGE = Path(pvecri.__file__).parent
 GENERATED = (PACKAGE / "cri/proto", PACKAGE / "nri/proto")
 
-GROUND = {"model", "config", "errors", "cancellation"}
+GROUND = {"model", "config", "errors", "cancellation", "metrics", "tls"}
 THIN = GROUND | {"linux"}
 PARTS = THIN | {"streaming", "containers", "images", "network", "proxmox"}
 
@@ -25,6 +25,8 @@ MAY_IMPORT = {
     "cancellation": set(),
     "model": set(),
     "config": {"errors"},
+    "metrics": set(),
+    "tls": {"config"},
     "linux": GROUND,
     "streaming": THIN,
     "containers": THIN | {"streaming"},
@@ -34,7 +36,8 @@ MAY_IMPORT = {
     "pods": PARTS,
     "nri": PARTS | {"pods"},
     "cri": PARTS | {"pods"},
-    "daemon": PARTS | {"pods", "nri", "cri"},
+    "metrics_server": GROUND,
+    "daemon": PARTS | {"pods", "nri", "cri", "metrics_server"},
     "image_cli": GROUND | {"daemon", "cri", "images"},
     "cli": GROUND | {"daemon", "image_cli"},
     "__main__": {"cli"},
@@ -46,11 +49,12 @@ MAY_IMPORT = {
 
 THIRD_PARTY = {
     "msgspec": set(MAY_IMPORT),
-    "aiohttp": {"proxmox", "embedded"},
+    "aiohttp": {"proxmox", "embedded", "metrics_server"},
     "fakepve": {"embedded"},
     "google": {"cri", "nri"},
     "grpc": {"cri"},
     "h11": {"streaming"},
+    "prometheus_client": {"metrics", "metrics_server"},
     "wsproto": {"streaming"},
     "yaml": {"containers"},
     "yarl": {"proxmox"},  # the type of aiohttp's URLs

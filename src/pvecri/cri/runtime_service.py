@@ -18,8 +18,6 @@ from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.cri.streaming_calls import StreamingCalls
 from pvecri.images.manager import ImageManager
 from pvecri.model import Sandbox
-from pvecri.network.manager import NetworkManager
-from pvecri.pods.health import Condition, image_store_condition
 from pvecri.pods.manager import PodManager
 from pvecri.pods.validation import HANDLERS
 from pvecri.streaming.server import StreamingServer
@@ -40,14 +38,12 @@ class RuntimeService(ListCalls, MonitoringCalls):
         config: Config,
         pods: PodManager,
         images: ImageManager,
-        network: NetworkManager,
         streaming: StreamingServer,
     ) -> None:
         ListCalls.__init__(self, pods)
         MonitoringCalls.__init__(self, pods)
         self._config = config
         self._images = images
-        self._network = network
         self._streaming = StreamingCalls(pods, streaming)
 
     # -- the runtime ------------------------------------------------------------------------------------------
@@ -63,16 +59,9 @@ class RuntimeService(ListCalls, MonitoringCalls):
 
     async def status(self, request: pb.StatusRequest) -> pb.StatusResponse:
         """Status: RuntimeReady needs Proxmox and the image store; each part has a condition of its own too."""
-        network = await self._network.status()
-        parts = [self._pods.health.condition, image_store_condition(self._config)]
-        failed = next((part for part in parts if not part.met), None)
-        conditions = [
-            Condition("RuntimeReady", failed is None, *((failed.reason, failed.message) if failed else ("", ""))),
-            Condition("NetworkReady", network.ready, network.reason, network.message),
-            *parts,
-        ]
+        conditions = [responses.condition(each) for each in await self._pods.conditions()]
         response = pb.StatusResponse(
-            status=pb.RuntimeStatus(conditions=[responses.condition(each) for each in conditions]),
+            status=pb.RuntimeStatus(conditions=conditions),
             runtime_handlers=[
                 pb.RuntimeHandler(name=name, features=self._handler_features()) for name in HANDLERS
             ],

@@ -10,22 +10,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from pvecri import metrics
 from pvecri.config import ConfigError
 from pvecri.cri.proto import cri_pb2
-from pvecri.errors import PvecriError
+from pvecri.errors import PvecriError, Unimplemented
 from pvecri.linux import takeover
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MESSAGE_MAX = 64 << 20
 """Bytes: two full streams of ExecSync fit."""
@@ -102,11 +105,9 @@ def snake_case(name: str) -> str:
 
 def _unary(name: str, call: Call | None) -> Callable[[Message, Context], Awaitable[Message]]:
     async def behaviour(request: Message, context: Context) -> Message:
-        if call is None:
-            await _unimplemented(name, context)
-        assert call is not None
         try:
-            return await call(request)
+            with _measured(name):
+                return await _known(name, call)(request)
         except BaseException as error:
             await _abort(name, error, context)
             raise
@@ -116,14 +117,12 @@ def _unary(name: str, call: Call | None) -> Callable[[Message, Context], Awaitab
 
 def _streaming(name: str, call: Any) -> Callable[[Message, Context], AsyncIterator[Message]]:
     async def behaviour(request: Message, context: Context) -> AsyncIterator[Message]:
-        if call is None:
-            await _unimplemented(name, context)
-        assert call is not None
         try:
-            async with aclosing(call(request)) as messages:
-                await context.send_initial_metadata(())  # tells the client that, say, its subscription began
-                async for message in messages:
-                    yield message
+            with _measured(name):
+                async with aclosing(_known(name, call)(request)) as messages:
+                    await context.send_initial_metadata(())  # tells the client that, say, its subscription began
+                    async for message in messages:
+                        yield message
         except BaseException as error:
             await _abort(name, error, context)
             raise
@@ -131,8 +130,21 @@ def _streaming(name: str, call: Any) -> Callable[[Message, Context], AsyncIterat
     return behaviour
 
 
-async def _unimplemented(name: str, context: Context) -> None:
-    await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"pvecri does not have {name}")
+@contextmanager
+def _measured(name: str) -> Iterator[None]:
+    running = metrics.CRI_RUNNING.labels(name)
+    running.inc()
+    try:
+        with metrics.measured(metrics.CRI_CALLS, metrics.CRI_SECONDS, name):
+            yield
+    finally:
+        running.dec()
+
+
+def _known(name: str, call: Callable[[Any], T] | None) -> Callable[[Any], T]:
+    if call is None:
+        raise Unimplemented(f"pvecri does not have {name}")
+    return call
 
 
 async def _abort(name: str, error: BaseException, context: Context) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from pvecri import metrics
 from pvecri.cancellation import ended
 from pvecri.config import NetworkConfig
 from pvecri.network.attachment import Attachment
@@ -156,17 +157,18 @@ class PluginRunner:
         path = ":".join(map(str, self._bin_dirs))
         environment = {"PATH": DEFAULT_PATH, **os.environ, "CNI_COMMAND": command, "CNI_PATH": path, **variables}
         try:
-            status, output, words = await _execute(
-                program, environment, msgspec.json.encode(config), self._timeout
-            )
+            with metrics.measured(metrics.CNI_CALLS, metrics.CNI_SECONDS, plugin.type, command):
+                status, output, words = await _execute(
+                    program, environment, msgspec.json.encode(config), self._timeout
+                )
+                if status != 0:
+                    code, problem = read_failure(status, output, words)
+                    raise PluginError(plugin.type, command, origin, problem, code)
         except TimeoutError as error:
             problem = f"killed after {self._timeout:g} s (network.plugin_timeout)"
             raise PluginError(plugin.type, command, origin, problem) from error
         except OSError as error:
             raise PluginError(plugin.type, command, origin, f"{program}: {error.strerror}") from error
-        if status != 0:
-            code, problem = read_failure(status, output, words)
-            raise PluginError(plugin.type, command, origin, problem, code)
         return output
 
     def _find(self, name: str) -> Path | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from pvecri import metrics
 from pvecri.config import Config
 from pvecri.containers import spec
 from pvecri.containers.abilities import Abilities
@@ -44,6 +45,7 @@ KILL_PATIENCE = 10.0
 
 START_ERROR_CODE = 128
 KILLED_CODE = 128 + signal.SIGKILL
+OOM_KILLED = "OOMKilled"
 
 
 class Containers:
@@ -201,7 +203,10 @@ class Containers:
         # conmon ends after the container and after writing its exit code; when the CT is killed, with it.
         if container.monitor is not None:
             await container.monitor.wait()
-        self._pods.save_container(container, self._ended(container))
+        ended = self._ended(container)
+        if ended.reason == OOM_KILLED:
+            metrics.OOM_KILLS.inc()
+        self._pods.save_container(container, ended)
         await self._hooks.stop_container(pod, container)
         await self._settle(pod, container)
 
@@ -223,7 +228,7 @@ class Containers:
             code, finished_at = KILLED_CODE, time.time_ns()
         reason = "Completed" if code == 0 else "Error"
         if container.bundle.oom_file.exists():
-            reason = "OOMKilled"
+            reason = OOM_KILLED
         return replace(
             container.value,
             state=ContainerState.EXITED,

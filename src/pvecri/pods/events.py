@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import Enum
 
+from pvecri import metrics
 from pvecri.errors import ResourceExhausted
 from pvecri.model import Container, ContainerState, Sandbox, SandboxPhase
 
@@ -86,8 +87,9 @@ class Subscription(AsyncIterator[Event]):
 
     def put(self, event: Event) -> None:
         """Add an event; what waits is thrown away when it is too much."""
-        if len(self._waiting) >= self._backlog:
+        if len(self._waiting) >= self._backlog and not self._overrun:
             self._overrun = True
+            metrics.LISTENERS_DROPPED.inc()
         if self._overrun:
             self._waiting.clear()
         else:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pvecri.config import Config, ProxmoxConfig
 from pvecri.errors import PvecriError
+from pvecri.network.manager import NetworkStatus
 from pvecri.proxmox.api import ProxmoxApi
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,16 @@ def image_store_condition(config: Config) -> Condition:
         message = f"{config.images_root} cannot be written to (images.root)"
         return Condition(name, False, "ImageStoreNotWritable", message)
     return Condition(name, True)
+
+
+def conditions(*parts: Condition, network: NetworkStatus) -> list[Condition]:
+    """All of the runtime's status: it is ready when all of its own parts are. Pure."""
+    failed = next((part for part in parts if not part.met), None)
+    return [
+        Condition("RuntimeReady", failed is None, *((failed.reason, failed.message) if failed else ("", ""))),
+        Condition("NetworkReady", network.ready, network.reason, network.message),
+        *parts,
+    ]
 
 
 class ProxmoxHealth:

@@ -4,22 +4,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import suppress
 
+from pvecri import metrics
 from pvecri.config import Config
 from pvecri.containers.abilities import Abilities
 from pvecri.containers.runtime import OciRuntime
 from pvecri.errors import PvecriError
 from pvecri.images.manager import ImageManager
 from pvecri.linux import mounts
-from pvecri.model import Container, Sandbox, SandboxPhase
+from pvecri.model import Container, ContainerState, Sandbox, SandboxPhase
 from pvecri.network.manager import NetworkManager
 from pvecri.pods.checkpoint import Checkpoints
 from pvecri.pods.commands import Commands
 from pvecri.pods.containers import Containers
 from pvecri.pods.creation import Creator
 from pvecri.pods.cts import Cts
-from pvecri.pods.health import ProxmoxHealth
+from pvecri.pods.health import Condition, ProxmoxHealth, conditions, image_store_condition
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.layers import WritableLayers
 from pvecri.pods.live import LivePod, Pods
@@ -54,7 +56,9 @@ class PodManager:
         # Mounts made here must show, and go away again, in the mount namespaces of running conmons.
         mounts.ensure_shared(runtime.run_dir)
         self._abilities = abilities
+        self._config = config
         self._images = images
+        self._network = network
         self._store = Store(runtime.state_dir / "pods.db")
         self._pods = Pods(self._store, runtime.run_dir)
         self._cts = Cts(config, proxmox, self._pods, abilities.cgroups, self._store.installation_id())
@@ -101,6 +105,22 @@ class PodManager:
                     await task
         await self._layers.close()
         self._store.close()
+
+    async def conditions(self) -> list[Condition]:
+        """What Status says of the runtime, the network, and each part of the runtime."""
+        parts = (self.health.condition, image_store_condition(self._config))
+        return conditions(*parts, network=await self._network.status())
+
+    async def observe(self) -> None:
+        """Tell the metrics how many pods and containers there are, and whether all is ready."""
+        for condition in await self.conditions():
+            metrics.CONDITION.labels(condition.type).set(condition.met)
+        phases = Counter(pod.value.phase for pod in self._pods.pods())
+        for phase in SandboxPhase:
+            metrics.PODS.labels(phase.value).set(phases[phase])
+        states = Counter(container.value.state for container in self._pods.containers() if container.made)
+        for state in ContainerState:
+            metrics.CONTAINERS.labels(state.value).set(states[state])
 
     @property
     def live(self) -> list[LivePod]:

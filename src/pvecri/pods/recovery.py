@@ -15,6 +15,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
+from pvecri import metrics
 from pvecri.errors import PvecriError
 from pvecri.images.manager import ImageManager
 from pvecri.linux import mounts
@@ -120,14 +121,16 @@ class Recovery:
             for pod in self._pods.pods()
             if pod.value.phase is SandboxPhase.REMOVING
         ]
-        succeeded = True
+        failures = 0
         for step in (self._cts.prepare, *removals, self._destroy_orphans, self._release_attachments):
             try:
                 await step()
             except PvecriError as error:
                 log.warning("cleaning up: %s", error)
-                succeeded = False
-        return succeeded
+                failures += 1
+        metrics.CLEANUP_FAILURES.inc(failures)
+        metrics.CLEANUP_PENDING.set(failures)
+        return failures == 0
 
     async def _destroy_orphans(self) -> None:
         async for vmid in self._cts.orphans():

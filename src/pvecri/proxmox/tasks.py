@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+from pvecri import metrics
 from pvecri.errors import DeadlineExceeded, Unavailable
 from pvecri.proxmox import errors, upid
 from pvecri.proxmox.answers import LogLine, TaskEntry, TaskState, TaskStatus
@@ -43,6 +44,10 @@ class Tasks:
         DeadlineExceeded after proxmox.task_timeout; the task then goes on without us. An API that is away for a
         moment (pveproxy is reloaded) does not end the wait.
         """
+        with metrics.measured(metrics.TASKS, metrics.TASK_SECONDS, task.kind):
+            await self._wait(task, doing)
+
+    async def _wait(self, task: Upid, doing: str) -> None:
         try:
             async with asyncio.timeout(self._timeout):
                 ended = await self._ended(task, doing)

@@ -15,6 +15,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from pvecri import metrics
 from pvecri.config import ProxmoxConfig
 from pvecri.errors import PvecriError, Unavailable
 from pvecri.proxmox import errors
@@ -29,6 +30,9 @@ RETRY_DELAYS = (0.05, 0.2, 0.5, 1.0)
 KEEPALIVE = 2.5
 """Seconds an idle connection is kept. pveproxy closes it after five; ours must be gone first."""
 CONNECTIONS = 8
+
+_VARIABLES = {"nodes": "{node}", "lxc": "{vmid}", "storage": "{storage}", "tasks": "{upid}", "content": "{volume}"}
+"""What follows which part of an API path."""
 
 
 class ConnectionLost(Unavailable):
@@ -132,6 +136,7 @@ class Transport:
                     or (repeatable and reply.status in errors.GATEWAY_STATUSES)
                 ):
                     return reply
+            metrics.PROXMOX_RETRIES.labels(call.method).inc()
             await asyncio.sleep(delay)
         try:
             return await self._exchange(call, headers)
@@ -140,6 +145,14 @@ class Transport:
 
     async def _exchange(self, call: Call, headers: dict[str, str]) -> Reply:
         """Send once. Raises _NotSent when nothing was sent, ConnectionLost when no answer came."""
+        with metrics.measured(
+            metrics.PROXMOX_REQUESTS, metrics.PROXMOX_SECONDS, call.method, path_template(call.path)
+        ) as measure:
+            reply = await self._exchange_once(call, headers)
+            measure.code = str(reply.status)
+            return reply
+
+    async def _exchange_once(self, call: Call, headers: dict[str, str]) -> Reply:
         assert self._session is not None, "start() comes first"
         url, body, content = self._encode(call)
         try:
@@ -174,7 +187,21 @@ class _NotSent(Exception):
     def __init__(self, error: PvecriError, *, worth_repeating: bool) -> None:
         super().__init__(str(error))
         self.error = error
+        self.status = error.status
         self.worth_repeating = worth_repeating
+
+
+def path_template(path: str) -> str:
+    """An API path with placeholders for what differs from node to node and from call to call. Pure."""
+    parts = iter(path.split("/"))
+    shown = []
+    for part in parts:
+        shown.append(part)
+        if part in _VARIABLES and next(parts, ""):
+            shown.append(_VARIABLES[part])
+        if part == "content":
+            break  # a volume's id may contain a slash
+    return "/".join(shown)
 
 
 class _Envelope(msgspec.Struct):

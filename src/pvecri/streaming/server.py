@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Sequence
 from contextlib import suppress
 from ipaddress import ip_address
@@ -14,6 +13,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection
 from wsproto.utilities import RemoteProtocolError
 
+from pvecri import tls
 from pvecri.config import ConfigError, StreamingConfig
 from pvecri.streaming import command, forward
 from pvecri.streaming.http import PROTOCOL_HEADER, HttpError, HttpExchange, HttpRequest, receive_within
@@ -49,7 +49,7 @@ class StreamingServer:
     async def start(self) -> None:
         """Listen; ConfigError when the address or the certificate cannot be used."""
         config = self._config
-        context = _tls(config)
+        context = tls.server_context(config.tls_cert, config.tls_key, "streaming")
         try:
             self._server = await asyncio.start_server(
                 self._connected, config.address, config.port, ssl=context, limit=READ_SIZE
@@ -211,14 +211,3 @@ def _reachable(host: str) -> str:
     if address.is_unspecified:
         return "127.0.0.1" if address.version == 4 else "[::1]"
     return host if address.version == 4 else f"[{host}]"
-
-
-def _tls(config: StreamingConfig) -> ssl.SSLContext | None:
-    if config.tls_cert is None or config.tls_key is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(config.tls_cert, config.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"streaming.tls_cert, streaming.tls_key: {error}") from error
-    return context

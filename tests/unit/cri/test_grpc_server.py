@@ -17,6 +17,7 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from support import figures
 
 from pvecri import errors
 from pvecri.config import ConfigError
@@ -284,3 +285,31 @@ async def test_a_closed_server_ends_those_who_wait_for_it(path: Path) -> None:
     waiting = asyncio.create_task(server.wait())
     await server.close(grace=0)
     await waiting
+
+
+async def test_calls_are_counted_by_their_status_and_while_they_last(path: Path) -> None:
+    under_way: list[float] = []
+
+    async def refuse(_: object) -> Message:
+        under_way.append(figures.value("cri_calls_in_flight", method="StopContainer"))
+        raise errors.NotFound("no container")
+
+    def counted(code: str) -> float:
+        return figures.value("cri_calls_total", method="StopContainer", code=code)
+
+    before, timed = counted("NOT_FOUND"), figures.value("cri_call_duration_seconds_count", method="StopContainer")
+    method = pb.DESCRIPTOR.services_by_name["RuntimeService"].methods_by_name["StopContainer"]
+    async with serving(path, Answers(stop_container=refuse)) as channel:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call(channel, "RuntimeService", method)
+    assert counted("NOT_FOUND") == before + 1
+    assert figures.value("cri_call_duration_seconds_count", method="StopContainer") == timed + 1
+    assert (under_way, figures.value("cri_calls_in_flight", method="StopContainer")) == ([1], 0)
+
+
+async def test_a_call_without_a_method_is_counted_as_unimplemented(path: Path) -> None:
+    before = figures.value("cri_calls_total", method="Version", code="UNIMPLEMENTED")
+    async with serving(path) as channel:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await version(channel)
+    assert figures.value("cri_calls_total", method="Version", code="UNIMPLEMENTED") == before + 1

@@ -10,13 +10,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from support import figures
 from support.scripted_pve import ScriptedPve, data, dropped, refusal, scripted_pve, unauthorized
 
 from pvecri.config import ConfigError, ProxmoxConfig
 from pvecri.errors import PermissionDenied, Unavailable
 from pvecri.proxmox.answers import Version
 from pvecri.proxmox.errors import ProxmoxError
-from pvecri.proxmox.transport import Call, ConnectionLost, Transport
+from pvecri.proxmox.transport import Call, ConnectionLost, Transport, path_template
 
 READ = Call(method="GET", path="/version", doing="ask for the version")
 WRITE = Call(method="POST", path="/nodes/pve/lxc", doing="create CT 900001", parameters={"vmid": 900_001})
@@ -219,3 +220,46 @@ async def test_a_user_with_a_second_factor_is_told_to_use_a_token(pve: ScriptedP
 async def test_settings_that_cannot_be_used_are_refused_at_the_start(config: ProxmoxConfig, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         await Transport(config).start()
+
+
+@pytest.mark.parametrize(
+    ("path", "template"),
+    [
+        ("/version", "/version"),
+        ("/storage", "/storage"),
+        ("/nodes/pve1/lxc", "/nodes/{node}/lxc"),
+        ("/nodes/lxc/lxc/900001/status/current", "/nodes/{node}/lxc/{vmid}/status/current"),
+        ("/nodes/pve1/tasks/UPID%3Apve%3A0%3A/status", "/nodes/{node}/tasks/{upid}/status"),
+        ("/nodes/pve1/storage/local/content", "/nodes/{node}/storage/{storage}/content"),
+        (
+            "/nodes/pve1/storage/local/content/local:vztmpl/a.tar",
+            "/nodes/{node}/storage/{storage}/content/{volume}",
+        ),
+    ],
+)
+def test_a_path_is_counted_without_what_differs(path: str, template: str) -> None:
+    assert path_template(path) == template
+
+
+async def test_requests_are_counted_with_their_repeats_and_answers(pve: ScriptedPve, tmp_path: Path) -> None:
+    def counted() -> list[float]:
+        where = {"method": "POST", "path": "/nodes/{node}/lxc"}
+        requests = [figures.value("proxmox_requests_total", **where, code=code) for code in ("200", "595")]
+        timed = figures.value("proxmox_request_duration_seconds_count", **where)
+        return [*requests, timed, figures.value("proxmox_retries_total", method="POST")]
+
+    before = counted()
+    pve.script("POST", "/nodes/pve/lxc", refusal(595, "Connection refused"), data("UPID:x"))
+    async with transport(pve.config(tmp_path)) as client:
+        await client.call(WRITE, str)
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [1, 1, 2, 1]
+
+
+async def test_a_request_without_an_answer_is_counted_by_its_error(pve: ScriptedPve, tmp_path: Path) -> None:
+    where = {"method": "POST", "path": "/nodes/{node}/lxc", "code": "UNAVAILABLE"}
+    before = figures.value("proxmox_requests_total", **where)
+    pve.script("POST", "/nodes/pve/lxc", dropped)
+    async with transport(pve.config(tmp_path)) as client:
+        with pytest.raises(ConnectionLost):
+            await client.call(WRITE, str)
+    assert figures.value("proxmox_requests_total", **where) == before + 1

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the daemon counts and times of its own work, in Prometheus' terms.
+
+Every instrument is made here, so that names, labels and units are of one kind; the components count with them
+where the work is done. Label values are few and known: no ids, VMIDs or images. `code` says how something ended:
+the name of the gRPC status that stands for it, or what an HTTP server answered. metrics_server.py shows them;
+docs/monitoring.md describes them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+OK: Final = "OK"
+
+SECONDS_OF_CALLS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+SECONDS_OF_TASKS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+SECONDS_OF_PULLS: Final = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+
+REGISTRY: Final = CollectorRegistry()
+
+# Else every series has another one for the time of its birth.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+ProcessCollector(registry=REGISTRY)
+PlatformCollector(registry=REGISTRY)
+GCCollector(registry=REGISTRY)
+
+
+def _counter(name: str, text: str, *labels: str) -> Counter:
+    return Counter(name, text, labels, namespace="pvecri", registry=REGISTRY)
+
+
+def _gauge(name: str, text: str, *labels: str) -> Gauge:
+    return Gauge(name, text, labels, namespace="pvecri", registry=REGISTRY)
+
+
+def _seconds(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+    return Histogram(f"{name}_seconds", text, labels, namespace="pvecri", registry=REGISTRY, buckets=buckets)
+
+
+BUILD_INFO = _gauge("build_info", "1, for the version that runs.", "version")
+CONDITION = _gauge("condition", "Whether a condition of the runtime's status is met.", "type")
+
+CRI_CALLS = _counter("cri_calls", "Calls of the CRI that have ended.", "method", "code")
+CRI_SECONDS = _seconds("cri_call_duration", "How long calls of the CRI took.", SECONDS_OF_CALLS, "method")
+CRI_RUNNING = _gauge("cri_calls_in_flight", "Calls of the CRI under way.", "method")
+
+PODS = _gauge("pods", "Pod sandboxes by the phase of their life.", "phase")
+CONTAINERS = _gauge("containers", "Containers by state.", "state")
+OOM_KILLS = _counter("container_oom_kills", "Containers that ended because memory ran out.")
+LISTENERS_DROPPED = _counter("event_listeners_dropped", "Listeners to events that did not keep up.")
+CLEANUP_PENDING = _gauge("cleanup_pending", "Cleaning steps that failed and are tried again.")
+CLEANUP_FAILURES = _counter("cleanup_failures", "Tries of cleaning steps that failed.")
+
+PULLS = _counter("image_pulls", "Pulls of images that have ended.", "code")
+PULL_SECONDS = _seconds("image_pull_duration", "How long pulls took.", SECONDS_OF_PULLS)
+PULLS_RUNNING = _gauge("image_pulls_in_flight", "Pulls of images under way.")
+LAYERS = _counter("image_layers", "Layers that pulls needed, by where they came from.", "source")
+FETCHED_BYTES = _counter("image_fetched_bytes", "Bytes of compressed layers that came in.")
+UNPACKED_BYTES = _counter("image_unpacked_bytes", "Bytes that came out of compressed layers.")
+
+PROXMOX_REQUESTS = _counter(
+    "proxmox_requests", "Requests to the Proxmox API, repeats included.", "method", "path", "code"
+)
+PROXMOX_SECONDS = _seconds(
+    "proxmox_request_duration", "How long Proxmox took to answer.", SECONDS_OF_CALLS, "method", "path"
+)
+PROXMOX_RETRIES = _counter("proxmox_retries", "Requests to the Proxmox API that were sent again.", "method")
+TASKS = _counter("proxmox_tasks", "Tasks of Proxmox that were waited for.", "type", "code")
+TASK_SECONDS = _seconds("proxmox_task_duration", "How long tasks took.", SECONDS_OF_TASKS, "type")
+
+CNI_CALLS = _counter("cni_calls", "Runs of CNI plugins.", "plugin", "command", "code")
+CNI_SECONDS = _seconds("cni_call_duration", "How long CNI plugins took.", SECONDS_OF_TASKS, "plugin", "command")
+
+
+@dataclass(slots=True)
+class Measure:
+    """How what is measured has ended: OK unless said otherwise, or unless it ends with an error."""
+
+    code: str = OK
+
+
+@contextmanager
+def measured(ended: Counter, seconds: Histogram, *labels: str) -> Iterator[Measure]:
+    """Count and time what happens meanwhile. `labels` are those of both, for `ended` the code comes behind them.
+
+    Costs some five microseconds.
+    """
+    measure = Measure()
+    begin = time.perf_counter()
+    try:
+        yield measure
+    except BaseException as error:
+        measure.code = code_of(error)
+        raise
+    finally:
+        _child(seconds, labels).observe(time.perf_counter() - begin)
+        ended.labels(*labels, measure.code).inc()
+
+
+def _child(histogram: Histogram, labels: tuple[str, ...]) -> Histogram:
+    return histogram.labels(*labels) if labels else histogram
+
+
+def code_of(error: BaseException) -> str:
+    """The name of the gRPC status that stands for an error: its own `status`, when it is one of errors.py."""
+    status = getattr(error, "status", None)
+    if isinstance(status, str):
+        return status
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return "CANCELLED"
+    return "DEADLINE_EXCEEDED" if isinstance(error, TimeoutError) else "INTERNAL"

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shows the daemon's metrics to Prometheus: `GET /metrics`, and nothing else.
+
+Imported only when metrics.listen is set: aiohttp's server takes more than a megabyte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+from prometheus_client.exposition import choose_encoder
+
+from pvecri import metrics, tls
+from pvecri.config import ConfigError, MetricsConfig
+
+log = logging.getLogger(__name__)
+
+
+class MetricsServer:
+    """Serves between `start` and `close`."""
+
+    def __init__(self, config: MetricsConfig, observe: Callable[[], Awaitable[None]]) -> None:
+        """`observe` sets, before each answer, what is not counted where it happens."""
+        self._config = config
+        self._observe = observe
+        app = web.Application()
+        app.router.add_get("/metrics", self._show)
+        self._runner = web.AppRunner(app, access_log=None)
+
+    async def start(self) -> None:
+        """Listen; ConfigError when the address or the certificate cannot be used."""
+        config = self._config
+        context = tls.server_context(config.tls_cert, config.tls_key, "metrics")
+        host, port = config.address
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host, port, ssl_context=context).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise ConfigError(f"metrics.listen: {config.listen}: {error.strerror}") from error
+        log.info("metrics on %s", self.url)
+
+    @property
+    def url(self) -> str:
+        """Where the metrics are."""
+        host, port = self._runner.addresses[0][:2]
+        name = f"[{host}]" if ":" in host else host
+        return f"{'https' if self._config.tls_cert else 'http'}://{name}:{port}/metrics"
+
+    async def close(self) -> None:
+        """End answers under way and take no more requests."""
+        await self._runner.cleanup()
+
+    async def _show(self, request: web.Request) -> web.Response:
+        await self._observe()
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        body = await asyncio.to_thread(encode, metrics.REGISTRY)
+        return web.Response(body=body, headers={"Content-Type": content_type})

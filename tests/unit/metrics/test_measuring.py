@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured is counted by how it ended, and timed however it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from pvecri import metrics
+from pvecri.errors import CommandError, NotFound, ResourceExhausted
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Instruments:
+    """A counter and a histogram by themselves."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.ended = Counter("ended", "", ("what", "code"), registry=self._registry)
+        self.seconds = Histogram("seconds", "", ("what",), registry=self._registry)
+
+    def count(self, code: str) -> float | None:
+        return self._registry.get_sample_value("ended_total", {"what": "work", "code": code})
+
+    @property
+    def timed(self) -> float | None:
+        return self._registry.get_sample_value("seconds_count", {"what": "work"})
+
+
+def test_what_ends_well_is_ok() -> None:
+    found = Instruments()
+    with metrics.measured(found.ended, found.seconds, "work"):
+        pass
+    assert (found.count("OK"), found.timed) == (1, 1)
+
+
+def test_a_code_of_its_own_stands_for_an_answer() -> None:
+    found = Instruments()
+    with metrics.measured(found.ended, found.seconds, "work") as measure:
+        measure.code = "404"
+    assert (found.count("404"), found.count("OK"), found.timed) == (1, None, 1)
+
+
+def test_an_error_is_counted_by_its_status_timed_and_passed_on() -> None:
+    found = Instruments()
+    with pytest.raises(NotFound), metrics.measured(found.ended, found.seconds, "work"):
+        raise NotFound("nothing")
+    assert (found.count("NOT_FOUND"), found.timed) == (1, 1)
+
+
+def test_a_histogram_without_labels_can_be_used() -> None:
+    registry = CollectorRegistry()
+    ended, seconds = Counter("a", "", ("code",), registry=registry), Histogram("b", "", registry=registry)
+    with metrics.measured(ended, seconds):
+        pass
+    assert registry.get_sample_value("a_total", {"code": "OK"}) == registry.get_sample_value("b_count") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ResourceExhausted("full"), "RESOURCE_EXHAUSTED"),
+        (CommandError("runc", 1, ""), "INTERNAL"),
+        (asyncio.CancelledError(), "CANCELLED"),
+        (GeneratorExit(), "CANCELLED"),
+        (TimeoutError(), "DEADLINE_EXCEEDED"),
+        (FileNotFoundError(), "INTERNAL"),
+    ],
+)
+def test_every_error_has_a_code(error: BaseException, code: str) -> None:
+    assert metrics.code_of(error) == code
+
+
+def names() -> list[str]:
+    """Every metric of the daemon's own, as Prometheus knows it."""
+    families = [family for family in metrics.REGISTRY.collect() if family.name.startswith("pvecri_")]
+    return [f"{each.name}_total" if each.type == "counter" else each.name for each in families]
+
+
+@pytest.mark.parametrize("name", names())
+def test_monitoring_page_describes_every_metric(name: str) -> None:
+    assert f"| `{name}` |" in (ROOT / "docs/monitoring.md").read_text()
+
+
+def test_monitoring_page_and_examples_name_no_metric_that_does_not_exist() -> None:
+    known = {*names(), *(f"{name}_{part}" for name in names() for part in ("bucket", "sum", "count"))}
+    texts = [ROOT / "docs/monitoring.md", ROOT / "examples/prometheus-rules.yml"]
+    named = {name for path in texts for name in re.findall(r"\bpvecri_[a-z_]+", path.read_text())}
+    assert named - known == set()
+
+
+def test_no_metric_has_a_label_without_bounds() -> None:
+    allowed = {"method", "code", "phase", "state", "type", "path", "plugin", "command", "source", "version"}
+    instruments = [each for each in vars(metrics).values() if hasattr(each, "_labelnames")]
+    assert {label for each in instruments for label in each._labelnames} == allowed
