@@ -63,7 +63,6 @@ class OverlayRoots:
         if mounts.is_mountpoint(target):
             return target
         _mount_filesystem(home)
-        _renew_work(home / "w/work")
         with _opened(trees, userns) as fds:
             try:
                 if self._stage and userns is not None:
@@ -91,7 +90,11 @@ class OverlayRoots:
         return self._area.home(container) / "w/upper"
 
     def _mount_overlay(self, home: Path, fds: Sequence[int]) -> None:
-        """`volatile`: nothing is synchronised; a writable layer's life ends with its node's at the latest."""
+        """`volatile`: nothing is synchronised; a writable layer's life ends with its node's at the latest.
+
+        A mount that failed leaves its mark, too.
+        """
+        _renew_work(home / "w/work")
         lower = ":".join(f"/proc/self/fd/{fd}" for fd in fds) or str(self._empty())
         options = f"index=off,volatile,lowerdir={lower},upperdir={home}/w/upper,workdir={home}/w/work"
         mounts.mount("overlay", home / "root", "overlay", mounts.MS_NODEV, options)
