@@ -14,6 +14,7 @@ DEFAULT_PROFILE = "pvecri-default"
 LOADED = Path("/sys/kernel/security/apparmor/profiles")
 
 # What a container has no business with, even as root: the kernel's switches that no namespace confines.
+# Signals come from runc and crun, which have profiles of their own on some systems, and from whoever the node lets.
 PROFILE_TEXT = f"""\
 abi <abi/3.0>,
 profile {DEFAULT_PROFILE} flags=(attach_disconnected,mediate_deleted) {{
@@ -21,8 +22,8 @@ profile {DEFAULT_PROFILE} flags=(attach_disconnected,mediate_deleted) {{
   capability,
   file,
   umount,
-  signal (receive) peer=unconfined,
-  signal (send, receive) peer={DEFAULT_PROFILE},
+  signal (receive),
+  signal (send) peer={DEFAULT_PROFILE},
   ptrace (trace, read, tracedby, readby) peer={DEFAULT_PROFILE},
 
   deny mount,
