@@ -12,6 +12,7 @@ import grpc
 import pytest
 from support.cri_client import CriClient, pod_security, refused
 from support.daemon import Machine
+from support.lan import asking, pings, run_all
 from support.netns import network_namespace
 
 from pvecri.cri.proto import cri_pb2 as pb
@@ -24,11 +25,6 @@ classes.lan = {bridge = "pvtlan", pod_addresses = true, firewall = true, firewal
 ON_BRIDGE = "bridge=pvtlan,ip=10.20.0.5/24,gw=10.20.0.2,ip6=fd00:20::5/64,gw6=fd00:20::2"
 HOST = ("10.20.0.2", "fd00:20::2")
 """The other host's addresses."""
-
-
-def run_all(*commands: str) -> None:
-    for command in commands:
-        subprocess.run(command.split(), check=True)
 
 
 @pytest.fixture
@@ -78,20 +74,6 @@ def bridged(machine: Machine, other_host: Path) -> Iterator[CriClient]:
     for pod in machine.client.pods():
         machine.client.remove_pod(pod.id)
     machine.restart()
-
-
-def asking(cri: CriClient, interface: str = "", **annotations: str) -> pb.PodSandboxConfig:
-    """A pod with these annotations, by the part of their name behind `network.pvecri.io/`."""
-    given = {**annotations, **({"interface": interface} if interface else {})}
-    named = {f"network.pvecri.io/{name.replace('_', '-')}": value for name, value in given.items()}
-    return cri.pod_config(annotations=named)
-
-
-def pings(host: Path, address: str) -> bool:
-    """Whether another host reaches an address."""
-    family = "-6" if ":" in address else "-4"
-    command = ["nsenter", f"--net={host}", "busybox", "ping", family, "-c", "1", "-w", "10", address]
-    return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 def test_a_pod_on_a_bridge_and_another_host_reach_each_other_by_both_families(

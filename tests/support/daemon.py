@@ -38,6 +38,8 @@ from pvecri.linux import cgroups, mounts
 BRIDGE = "pvt0"
 SUBNET = "10.209.0.0/16"
 CNI_PLUGINS = Path("/usr/lib/cni")
+OVS_DIR = "ovs"
+"""Where the embedded node looks for Open vSwitch, should a test start one: below the machine's directory."""
 
 OWN_SYSFS = (
     'mount --rbind /sys/fs/cgroup "$0" && mount -t sysfs sysfs /sys && mount --rbind "$0" /sys/fs/cgroup && '
@@ -56,7 +58,16 @@ class Node:
         self.address = ("127.0.0.1", _free_port())
         aside = directory / "cgroup"
         aside.mkdir()
-        command = ["unshare", "--mount", "sh", "-c", OWN_SYSFS, str(aside)]
+        command = [
+            "env",
+            f"OVS_RUNDIR={directory / OVS_DIR}",
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            OWN_SYSFS,
+            str(aside),
+        ]
         command += [sys.executable, "-m", "pvecri.embedded", "--state-dir", str(self.state_dir), "--faults"]
         command += ["--listen", "{}:{}".format(*self.address), "--lxc-path", str(lxc_path)]
         self._program = Program(command, directory / "node.log")
@@ -153,6 +164,7 @@ class Machine:
         self.conf_dir, self.logs, self.plugins = directory / "net.d", directory / "logs", directory / "plugins"
         for path in (self.lxc_path, self.conf_dir, self.logs, self.plugins):
             path.mkdir()
+        self.ovs_dir = directory / OVS_DIR
         self.node = Node(directory, self.lxc_path)
         command = [sys.executable, "-m", "pvecri", "--config", str(directory / "config.toml"), "serve"]
         self.daemon = Program(command, directory / "daemon.log")

@@ -67,7 +67,7 @@ def of_machine(
         *_files(*state_dir.glob("images/*/rootfs")),
         *(f"lease {path}" for path in leases.glob("*/[0-9]*.*")),
         *(f"CNI record {path}" for path in (directory / "cni").glob("*.json")),
-        *(f"link {name}" for name in _links() if name.startswith("veth")),
+        *(f"link {name}" for name in _links() if name.startswith(("veth", "ovs-"))),
         *(f"rule {rule}" for rule in _nat_rules() if "CNI-DN-" in rule),
         *_rows(state_dir / "pods.db"),
         *_cts(lxc_path, vmids),

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import hooks
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -61,6 +63,10 @@ class Layout:
 
     def lxc_config(self, vmid: int) -> Path:
         return self.lxc_dir(vmid) / "config"
+
+    def hooks(self, vmid: int) -> Path:
+        """The CT's scripts, and the files of its DHCP clients."""
+        return self.lxc_dir(vmid) / hooks.DIRECTORY
 
     def rootfs(self, vmid: int) -> Path:
         """Where the CT's root filesystem is mounted, in its monitor's mount namespace only."""

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .cgroup import CgroupTree, Limit
+from .nics import Nic
 
 ID_SHIFT = 100_000
 ID_COUNT = 65_536
@@ -18,46 +17,25 @@ SBIN_INIT = "/sbin/init"
 _INCLUDES = Path("/usr/share/lxc/config")
 
 
-@dataclass(frozen=True)
-class Nic:
-    """One ``netN`` of a CT. ``host_name`` is the veth's end on the host."""
-
-    index: int
-    name: str
-    bridge: str | None
-    hwaddr: str | None
-    mtu: int | None
-    vlan: int | None
-    link_down: bool
-    host_name: str
-
-
 def is_unprivileged(config: Mapping[str, Any]) -> bool:
     return bool(config.get("unprivileged"))
 
 
-def nics(vmid: int, config: Mapping[str, Any]) -> list[Nic]:
-    """The CT's ``netN`` options in order of their number."""
-    found = sorted(int(key[3:]) for key in config if re.fullmatch(r"net\d+", key))
-    return [_nic(vmid, index, str(config[f"net{index}"])) for index in found]
+Lines = list[tuple[str, str]]
 
 
-def _nic(vmid: int, index: int, value: str) -> Nic:
-    options = dict(part.split("=", 1) for part in value.split(",") if "=" in part)
-    return Nic(
-        index=index,
-        name=options.get("name", f"eth{index}"),
-        bridge=options.get("bridge"),
-        hwaddr=options.get("hwaddr"),
-        mtu=int(options["mtu"]) if "mtu" in options else None,
-        vlan=int(options["tag"]) if "tag" in options else None,
-        link_down=options.get("link_down") == "1",
-        host_name=f"veth{vmid}i{index}",
-    )
+def render(
+    vmid: int,
+    config: Mapping[str, Any],
+    nics: Iterable[Nic],
+    rootfs: Path,
+    cgroups: CgroupTree,
+    hooks: Iterable[tuple[str, str]] = (),
+) -> str:
+    """LXC's config of the CT, in Proxmox's order; the raw ``lxc.*`` lines override what comes before them.
 
-
-def render(vmid: int, config: Mapping[str, Any], rootfs: Path, cgroups: CgroupTree) -> str:
-    """LXC's config of the CT, in Proxmox's order; the raw ``lxc.*`` lines override what comes before them."""
+    ``hooks`` are the lines that name the CT's scripts.
+    """
     lines = [
         *_cgroup_layout(vmid),
         ("lxc.arch", str(config.get("arch", "amd64"))),
@@ -69,15 +47,13 @@ def render(vmid: int, config: Mapping[str, Any], rootfs: Path, cgroups: CgroupTr
         *_limits(cgroups, cgroups.limits(config)),
         ("lxc.rootfs.path", str(rootfs)),
         *_init(config),
-        *_network(nics(vmid, config)),
+        *_network(nics),
+        *hooks,
         *_environment(config),
         *((str(key), str(value)) for key, value in config.get("lxc", [])),
         *_limits(cgroups, filter(None, [cgroups.cpuset(int(config.get("cores") or 0), vmid)])),
     ]
     return "".join(f"{key} = {value}\n" for key, value in lines)
-
-
-Lines = list[tuple[str, str]]
 
 
 def _cgroup_layout(vmid: int) -> Lines:
@@ -126,17 +102,32 @@ def _init(config: Mapping[str, Any]) -> Lines:
     return lines
 
 
-def _network(interfaces: list[Nic]) -> Lines:
+def _network(nics: Iterable[Nic]) -> Lines:
     # Without any, LXC gives the CT a network namespace that holds only lo, down.
     lines: Lines = []
-    for nic in interfaces:
+    for nic in nics:
         key = f"lxc.net.{nic.index}"
         lines += [(f"{key}.type", "veth"), (f"{key}.veth.pair", nic.host_name), (f"{key}.name", nic.name)]
-        optional = {"link": nic.bridge, "hwaddr": nic.hwaddr, "mtu": nic.mtu, "veth.vlan.id": nic.vlan}
+        # A port of an Open vSwitch bridge is made with its VLAN at once, by the interface's script.
+        port = {} if nic.on_ovs else {"link": nic.bridge, "veth.vlan.id": nic.vlan}
+        optional = {**port, "hwaddr": nic.hwaddr, "mtu": nic.mtu, **_addresses(nic)}
         lines += [(f"{key}.{name}", str(value)) for name, value in optional.items() if value]
         if not nic.link_down:
             lines.append((f"{key}.flags", "up"))
     return lines
+
+
+def _addresses(nic: Nic) -> dict[str, str]:
+    """What the host sets itself. The addresses of other interfaces are for the record in an unmanaged CT."""
+    if not nic.host_managed:
+        return {}
+    fixed = {
+        "ipv4.address": nic.ip,
+        "ipv4.gateway": nic.gateway,
+        "ipv6.address": nic.ip6,
+        "ipv6.gateway": nic.gateway6,
+    }
+    return {name: value for name, value in fixed.items() if value not in ("dhcp", "manual")}
 
 
 def _environment(config: Mapping[str, Any]) -> Lines:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import lxccommand, mounts
+from . import hooks, lxccommand, mounts
 from .cgroup import CgroupTree
 from .lxccommand import LxcState
 
@@ -187,6 +187,7 @@ class Monitor:
             await asyncio.to_thread(self._cgroups.sweep, self._vmid)
         except TimeoutError:
             _logger.exception("CT %d has no monitor and does not end", self._vmid)
+        await asyncio.to_thread(hooks.run_post_stop, self._lxc_dir / hooks.DIRECTORY)
         self._finish()
 
     def _finish(self) -> None:

@@ -12,11 +12,13 @@ from typing import Any
 from fakepve import PveError, TaskError
 from fakepve import lxc as model
 
-from . import lxcconfig, tasks
+from . import dhcp, hooks, lxcconfig, nics, tasks
 from .base import Ct
 from .create import CreateApi, id_shift
+from .dhcp import DhcpFailed
 from .layout import write_atomically
 from .monitor import Monitor, Mount, StartFailed
+from .nics import Nic
 
 # What LXC sends for a clean shutdown unless lxc.signal.halt says otherwise.
 DEFAULT_HALT_SIGNAL = signal.SIGPWR
@@ -35,11 +37,8 @@ class PowerApi(CreateApi):
             return
         self._apply(ct)
         self.save(ct)
-        config = ct.config
-        _check_bridges(ct.vmid, config)
-        rootfs = self.layout.rootfs(ct.vmid)
-        rootfs.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.layout.lxc_config(ct.vmid), lxcconfig.render(ct.vmid, config, rootfs, self.cgroups))
+        interfaces = await nics.plugged(nics.parse(ct.vmid, ct.config))
+        self._write_lxc_config(ct, interfaces)
         try:
             monitor = await Monitor.start(
                 ct.vmid,
@@ -53,6 +52,23 @@ class PowerApi(CreateApi):
                 tasks.log(line)
             raise TaskError(f"startup for container '{ct.vmid}' failed") from error
         self.attach(ct, monitor)
+        for nic in interfaces:
+            if nic.by_dhcp:
+                await self._ask_for_address(ct, monitor, nic)
+
+    def _write_lxc_config(self, ct: Ct, interfaces: list[Nic]) -> None:
+        rootfs, directory = self.layout.rootfs(ct.vmid), self.layout.hooks(ct.vmid)
+        rootfs.mkdir(parents=True, exist_ok=True)
+        scripts = hooks.write(hooks.scripts(interfaces, directory), directory)
+        text = lxcconfig.render(ct.vmid, ct.config, interfaces, rootfs, self.cgroups, scripts)
+        write_atomically(self.layout.lxc_config(ct.vmid), text)
+
+    async def _ask_for_address(self, ct: Ct, monitor: Monitor, nic: Nic) -> None:
+        """A CT without its address runs all the same, as with Proxmox."""
+        try:
+            await dhcp.acquire(monitor, self.layout.hooks(ct.vmid), nic)
+        except DhcpFailed as error:
+            tasks.warn(f"DHCP failed - {error}")
 
     def attach(self, ct: Ct, monitor: Monitor) -> None:
         """The CT runs under ``monitor`` until that ends, for whatever reason."""
@@ -73,6 +89,7 @@ class PowerApi(CreateApi):
                 self.attach(ct, monitor)
             else:
                 self.cgroups.sweep(ct.vmid)
+                hooks.run_post_stop(self.layout.hooks(ct.vmid))
 
     def forget_running(self) -> None:
         """Let go of the CTs; they run on."""
@@ -190,17 +207,3 @@ def _halt_signal(ct: Ct) -> signal.Signals:
         if key == "lxc.signal.halt":
             return signal.Signals[value] if value.startswith("SIG") else signal.Signals(int(value))
     return DEFAULT_HALT_SIGNAL
-
-
-def _check_bridges(vmid: int, config: dict[str, Any]) -> None:
-    for nic in lxcconfig.nics(vmid, config):
-        if nic.bridge and not Path(f"/sys/class/net/{nic.bridge}/bridge").exists():
-            raise TaskError(f"bridge '{nic.bridge}' does not exist")
-        if nic.vlan and not _is_vlan_aware(nic.bridge):
-            # Proxmox would make a bridge for the VLAN; see docs/embedded-node.md.
-            raise TaskError(f"bridge '{nic.bridge}' is not VLAN-aware")
-
-
-def _is_vlan_aware(bridge: str | None) -> bool:
-    filtering = Path(f"/sys/class/net/{bridge}/bridge/vlan_filtering")
-    return bridge is not None and filtering.exists() and filtering.read_text().strip() == "1"

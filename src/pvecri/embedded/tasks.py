@@ -25,6 +25,7 @@ KEPT_TASKS = 1000
 CLUSTER_TASKS = 25
 UPID = re.compile(r"^UPID:[^:\s]+(:[0-9A-F]{8,9}){3}:[^:\s]+:[^:\s]*:[^:\s]+:$")
 _log: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("task_log", default=None)
+_WARNING = "WARN: "
 _logger = logging.getLogger(__name__)
 
 Body = Callable[[], Awaitable[str | None]]
@@ -36,6 +37,11 @@ def log(line: str) -> None:
     lines = _log.get()
     if lines is not None:
         lines.append(line)
+
+
+def warn(text: str) -> None:
+    """Add a warning to the log of the task that runs, which then ends with ``WARNINGS: n`` in place of ``OK``."""
+    log(f"{_WARNING}{text}")
 
 
 class TaskApi(Base):
@@ -85,7 +91,7 @@ class TaskApi(Base):
         except Exception as error:
             _logger.exception("task %s", record["upid"])
             status = f"internal error: {error}"
-        record["log"].append("TASK OK" if status == "OK" else f"TASK ERROR: {status}")
+        record["log"].append(_last_line(status))
         record |= {"status": "stopped", "exitstatus": status, "endtime": int(time.time())}
         self.keep_task(record)
         if guest is not None and guest in self.cts:
@@ -102,7 +108,8 @@ class TaskApi(Base):
                 self.release(locked, record["upid"])
         if note:
             record["log"].append(note)
-        return "OK"
+        warnings = sum(line.startswith(_WARNING) for line in record["log"])
+        return f"WARNINGS: {warnings}" if warnings else "OK"
 
     async def acquire(self, vm: Any, holder: str, wait: float | None = None) -> None:
         """Take the guest's config lock. Raises TaskError when it stays taken for ``wait`` seconds."""
@@ -222,6 +229,12 @@ class TaskApi(Base):
         """Interrupt a task, as DELETE /nodes/{node}/tasks/{upid} does. Nothing happens if it has ended."""
         if upid in self._running:
             self._running[upid].cancel()
+
+
+def _last_line(status: str) -> str:
+    """How a task's log ends, by its exit status."""
+    ended_well = status == "OK" or status.startswith("WARNINGS: ")
+    return f"TASK {status}" if ended_well else f"TASK ERROR: {status}"
 
 
 def _matches(record: Record, values: Mapping[str, Any], source: str) -> bool:

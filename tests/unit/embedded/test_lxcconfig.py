@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pvecri.embedded import nics
 from pvecri.embedded.cgroup import CgroupTree
 from pvecri.embedded.lxcconfig import render
 
@@ -18,7 +19,8 @@ def cgroups(tmp_path: Path) -> CgroupTree:
 
 
 def lines(cgroups: CgroupTree, **config: Any) -> list[str]:
-    return render(900, config, Path("/var/lib/lxc/900/rootfs"), cgroups).splitlines()
+    rendered = render(900, config, nics.parse(900, config), Path("/var/lib/lxc/900/rootfs"), cgroups)
+    return rendered.splitlines()
 
 
 def keys(rendered: list[str]) -> list[str]:

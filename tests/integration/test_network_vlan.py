@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pods in VLANs: Proxmox's interface on a bridge of Open vSwitch, whose trunk leads to another host's switch.
+
+Network namespaces stand for the hosts: this one is the node; the other host has a machine in each VLAN.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+from support.cri_client import CriClient, eventually, refused
+from support.daemon import Machine
+from support.lan import asking, link_up, pings, run_all
+from support.netns import network_namespace
+from support.switch import PROGRAMS, Switch, running_switch
+
+pytestmark = pytest.mark.skipif(
+    not all(map(shutil.which, PROGRAMS)), reason="needs Open vSwitch and ethtool (openvswitch-switch, ethtool)"
+)
+
+BRIDGE = "pvtovs"
+POD, IN_20, IN_30 = "10.20.0.5", "10.20.0.20", "10.20.0.30"
+
+
+@dataclass(frozen=True)
+class Lan:
+    """The node's switch, and a machine in each of two VLANs behind the other host's."""
+
+    switch: Switch
+    in_20: Path
+    in_30: Path
+
+
+@pytest.fixture
+def lan(machine: Machine) -> Iterator[Lan]:
+    """One subnet, two VLANs, a trunk between the switches of two hosts."""
+    with ExitStack() as undo:
+        other, in_20, in_30 = (undo.enter_context(network_namespace()) for _ in range(3))
+        here = undo.enter_context(running_switch(machine.ovs_dir))
+        there = undo.enter_context(running_switch(machine.directory / "other-ovs", other))
+        link_up("pvttrunk", "trunk", other)
+        undo.callback(run_all, "ip link del pvttrunk")
+        here.add_bridge(BRIDGE)
+        here.add_port(BRIDGE, "pvttrunk")
+        there.add_bridge("lan")
+        there.add_port("lan", "trunk")
+        for tag, address, neighbour in ((20, IN_20, in_20), (30, IN_30, in_30)):
+            run_all(f"ip link add port{tag} type veth peer name eth0 netns {neighbour.parts[2]}", inside=other)
+            run_all(f"ip link set port{tag} up", inside=other)
+            run_all("ip link set eth0 up", f"ip addr add {address}/24 dev eth0", inside=neighbour)
+            there.add_port("lan", f"port{tag}", tag)
+        yield Lan(here, in_20, in_30)
+
+
+@pytest.fixture
+def tagged(machine: Machine, lan: Lan) -> Iterator[CriClient]:
+    """A daemon whose pods may use the switch's bridge."""
+    machine.restart(network=f'pod_bridges = ["{BRIDGE}"]')
+    yield machine.client
+    for pod in machine.client.pods():
+        machine.client.remove_pod(pod.id)
+    machine.restart()
+
+
+def test_a_pod_and_the_other_hosts_machine_of_its_vlan_reach_each_other(tagged: CriClient, lan: Lan) -> None:
+    pod = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24"))
+
+    assert pings(lan.in_20, POD)
+    assert "1 packets received" in tagged.finish(pod, "ping", "-c", "1", "-w", "10", IN_20)
+
+
+def test_a_pod_and_a_machine_of_another_vlan_do_not_reach_each_other(tagged: CriClient, lan: Lan) -> None:
+    pod = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24"))
+
+    assert not pings(lan.in_30, POD, seconds=2)
+    shown = tagged.finish(pod, "sh", "-c", f"ping -c 1 -w 2 {IN_30} || true")
+    assert "0 packets received" in shown
+
+
+def test_pods_of_two_vlans_of_one_bridge_do_not_reach_each_other(tagged: CriClient, lan: Lan) -> None:
+    first = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24"))
+    tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=30,ip=10.20.0.6/24"))
+
+    assert pings(lan.in_30, "10.20.0.6")
+    assert not pings(lan.in_20, "10.20.0.6", seconds=2)
+    assert "0 packets received" in tagged.finish(first, "sh", "-c", "ping -c 1 -w 2 10.20.0.6 || true")
+
+
+def test_a_connection_passes_between_the_hosts(machine: Machine, tagged: CriClient, lan: Lan) -> None:
+    pod = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24"))
+    init = machine.node.ct(tagged.vmid(pod), "status/current")["pid"]
+    for sender in (Path(f"/proc/{init}/ns/net"), lan.in_20):
+        run_all("ethtool -K eth0 tx off", inside=sender)  # a switch in user space adds no checksums
+    tagged.run(pod, "sh", "-c", "while true; do echo hello | nc -l -p 8080; done")
+
+    command = ["nsenter", f"--net={lan.in_20}", "busybox", "nc", "-w", "10", POD, "8080"]
+
+    def answer() -> bytes:
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).stdout
+
+    assert eventually(answer, "the pod answers the other host") == b"hello\n"
+
+
+def test_a_removed_pod_leaves_no_port_on_the_switch(machine: Machine, tagged: CriClient, lan: Lan) -> None:
+    pod = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24"))
+    port = f"veth{tagged.vmid(pod)}i0"
+    assert lan.switch.ask("get", "Port", port, "tag").strip() == "20"
+
+    tagged.remove_pod(pod)
+
+    assert lan.switch.ports(BRIDGE) == ["pvttrunk"]
+
+
+def test_a_link_that_is_no_bridge_is_told_in_proxmoxs_words(machine: Machine, tagged: CriClient) -> None:
+    machine.restart(network='pod_bridges = ["lo"]')
+
+    with refused(grpc.StatusCode.INTERNAL, "bridge 'lo' is neither a linux nor an OVS bridge!"):
+        machine.client.run_pod(asking(machine.client, f"bridge=lo,ip={POD}/24"))
+
+    assert machine.client.pods() == []
