@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import socket
 import sys
 import tarfile
@@ -27,9 +28,15 @@ from pvecri.errors import AlreadyExists, FailedPrecondition, InternalError, NotF
 from pvecri.images import placement
 from pvecri.images.export import write_archive
 from pvecri.images.manager import ImageManager
+from pvecri.images.transfer import Progress
 from pvecri.model import Image, ImageId
 
 T = TypeVar("T")
+
+REDRAW = 0.2
+"""Seconds between two looks at how far something is."""
+BAR = 24
+"""Characters of the bar that shows it."""
 _EXPORT = "e" * 64
 """The container that an image is mounted for while it is exported; real ones have random ids."""
 
@@ -96,7 +103,7 @@ async def _import(config: Config, options: argparse.Namespace) -> int:
     async with _store(config) as manager:
         kind = "docker-archive" if await asyncio.to_thread(_is_docker_archive, options.file) else "oci-archive"
         loading = manager.load(f"{kind}:{options.file.resolve()}", options.reference)
-        print((await _shown(loading, options.reference, _bytes_of(manager))).id)
+        print((await _shown(loading, options.reference, lambda: manager.progress)).id)
     return 0
 
 
@@ -110,7 +117,7 @@ async def _export(config: Config, options: argparse.Namespace) -> int:
         name = image.tags[0] if image.tags else options.reference
         writing = asyncio.to_thread(write_archive, root, manager.raw_config(image.id), name, options.file)
         try:
-            await _shown(writing, options.reference, lambda: 0)
+            await _shown(writing, options.reference, Progress)
         except FileExistsError as error:
             raise AlreadyExists(f"{options.file} exists already") from error
         except BaseException:
@@ -161,14 +168,14 @@ class _OpenStore:
 
 
 @asynccontextmanager
-async def _images(config: Config) -> AsyncIterator[tuple[_Images, Callable[[], int]]]:
-    """The daemon's images, or those of the store, and how many bytes were unpacked so far, if that can be told."""
+async def _images(config: Config) -> AsyncIterator[tuple[_Images, Callable[[], Progress]]]:
+    """The daemon's images, or those of the store, and how far a pull is: the CRI cannot tell, a store can."""
     async with AsyncExitStack() as stack:
         if _answers(config.runtime.socket):
-            yield await stack.enter_async_context(client.connected(config.runtime.socket)), lambda: 0
+            yield await stack.enter_async_context(client.connected(config.runtime.socket)), Progress
         else:
             manager = await stack.enter_async_context(_store(config))
-            yield _OpenStore(manager), _bytes_of(manager)
+            yield _OpenStore(manager), lambda: manager.progress
 
 
 @asynccontextmanager
@@ -191,10 +198,6 @@ def _answers(path: Path) -> bool:
         return probe.connect_ex(str(path)) == 0
 
 
-def _bytes_of(manager: ImageManager) -> Callable[[], int]:
-    return lambda: manager.metrics.totals().bytes
-
-
 def _is_docker_archive(file: Path) -> bool:
     """`docker save` writes a manifest.json, which an OCI archive has no use for, besides what else it writes."""
     try:
@@ -208,16 +211,45 @@ def _is_docker_archive(file: Path) -> bool:
 # -- what is shown ------------------------------------------------------------------------------------------------
 
 
-async def _shown(work: Awaitable[T], what: str, progress: Callable[[], int]) -> T:
-    """Wait for `work`; a terminal is told how long it has been, and how much there was."""
+async def _shown(work: Awaitable[T], what: str, progress: Callable[[], Progress]) -> T:
+    """Wait for `work`; a terminal is told how far it is, and in the end what it came to."""
     task = asyncio.ensure_future(work)
+    if not sys.stderr.isatty():
+        return await task
     begin = time.monotonic()
-    while sys.stderr.isatty() and not (await asyncio.wait([task], timeout=0.2))[0]:
-        size = f"{_size(progress())}, " if progress() else ""
-        print(f"\r\x1b[K{what}: {size}{time.monotonic() - begin:.0f} s", end="", file=sys.stderr, flush=True)
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-    return await task
+    while not task.done():
+        line = bar(what, progress(), time.monotonic() - begin)
+        _draw(line[: os.get_terminal_size(sys.stderr.fileno()).columns - 1])
+        await asyncio.wait([task], timeout=REDRAW)
+    _draw("")
+    result = await task
+    print(summary(what, progress(), time.monotonic() - begin), file=sys.stderr)
+    return result
+
+
+def _draw(line: str) -> None:
+    """In place of what was there."""
+    print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+
+def bar(what: str, progress: Progress, seconds: float) -> str:
+    """How far a pull is, as one line; only the time where nothing else is known. Pure."""
+    if not progress.layers:
+        return f"{seconds:.0f} s  {what}"
+    part = progress.fetched / progress.total if progress.total else 1.0
+    filled = "#" * int(part * BAR)
+    size = f"{_size(progress.fetched)} of {_size(progress.total)}"
+    return f"[{filled:<{BAR}}] {size}, {progress.done} of {progress.layers} layers, {seconds:.0f} s  {what}"
+
+
+def summary(what: str, progress: Progress, seconds: float) -> str:
+    """What a pull came to, as one line. Pure."""
+    parts = [f"{seconds:.1f} s"]
+    if progress.layers:
+        parts.insert(0, f"{progress.layers} layers with {_size(progress.total)}")
+    if progress.present:
+        parts.insert(-1, f"{progress.present} there already")
+    return f"{what}: {', '.join(parts)}"
 
 
 def _name(image: Image) -> str:

@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pty
+import re
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +58,22 @@ def run(config: Path, *words: str, status: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+def on_terminal(config: Path, *words: str) -> str:
+    """What `pvecri image` shows on a terminal."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "pvecri", "--config", str(config), "image", *words]
+    with os.fdopen(ours, "rb", buffering=0) as screen:
+        with os.fdopen(theirs, "wb") as terminal:
+            termios.tcsetwinsize(terminal, (24, 200))
+            process = subprocess.Popen(command, stdout=terminal, stderr=terminal)
+        said = b""
+        with suppress(OSError):  # EIO: nobody has the terminal open any more
+            while more := screen.read(4096):
+                said += more
+        assert process.wait() == 0, said
+    return said.decode()
+
+
 def test_images_are_pulled_listed_and_removed_without_a_daemon(node: Node, registry: Registry) -> None:
     built = build_image(BASE.build(), TOP.build())
     reference = registry.push("app", "1", built)
@@ -61,6 +81,15 @@ def test_images_are_pulled_listed_and_removed_without_a_daemon(node: Node, regis
     assert [reference, built.id[7:20]] == node.image("list").splitlines()[1].split()[:2]
     node.image("remove", reference)
     assert len(node.image("list").splitlines()) == 1
+
+
+def test_a_terminal_is_told_how_far_a_pull_is_and_what_it_came_to(node: Node, registry: Registry) -> None:
+    built = build_image(BASE.build(), TOP.build())
+    reference = registry.push("app", "1", built)
+    said = on_terminal(node.config, "pull", reference)
+    assert f"0 s  {reference}" in said
+    assert re.search(rf"{re.escape(reference)}: 2 layers with [\d.]+ (B|KiB), [\d.]+ s\r\n", said)
+    assert said.endswith(f"{built.id}\r\n")
 
 
 def test_an_exported_image_can_be_imported_with_all_that_its_files_have(

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support import figures
 from support.image_builder import LayerBuilder, build_image, build_index, digest_of, gzipped, plain, zstd
 from support.images import image_manager, image_root
 from support.registry import PASSWORD, USER, Registry, running_registry
@@ -18,6 +19,7 @@ from support.registry import PASSWORD, USER, Registry, running_registry
 from pvecri.errors import DeadlineExceeded, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from pvecri.images.manager import ImageManager
 from pvecri.images.manifest import BadImage
+from pvecri.images.transfer import Progress
 from pvecri.model import Image, RegistryAuth
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking needs root")
@@ -333,9 +335,10 @@ async def test_a_pull_in_which_nothing_arrives_is_given_up(root: Path, registry:
         server,
         image_manager(root, registry, pull_progress_timeout=0.5, insecure_registries=(address,)) as manager,
     ):
+        before = figures.value("image_pulls_total", code="DEADLINE_EXCEEDED")
         with pytest.raises(DeadlineExceeded, match=r"images\.pull_progress_timeout"):
             await manager.pull(f"{address}/app:1")
-        assert manager.metrics.totals().failures == {"DEADLINE_EXCEEDED": 1}
+        assert figures.value("image_pulls_total", code="DEADLINE_EXCEEDED") == before + 1
 
 
 async def test_an_image_that_the_policy_refuses_is_not_pulled(
@@ -361,15 +364,60 @@ async def test_a_policy_that_asks_nothing_of_the_registry_lets_its_images_in(
         assert (await manager.pull(reference)).tags == (reference,)
 
 
+def counted() -> dict[str, float]:
+    return {
+        "succeeded": figures.value("image_pulls_total", code="OK"),
+        "not found": figures.value("image_pulls_total", code="NOT_FOUND"),
+        "timed": figures.value("image_pull_duration_seconds_count"),
+        "layers fetched": figures.value("image_layers_total", source="registry"),
+        "layers there": figures.value("image_layers_total", source="store"),
+        "bytes fetched": figures.value("image_fetched_bytes_total"),
+        "bytes unpacked": figures.value("image_unpacked_bytes_total"),
+    }
+
+
 async def test_pulls_are_counted(manager: ImageManager, registry: Registry) -> None:
-    reference = registry.push("app", "1", build_image(BASE))
+    before = counted()
+    await manager.pull(registry.push("base", "1", build_image(BASE)))
+    reference = registry.push("app", "1", build_image(BASE, TOP))
     await manager.pull(reference)
     await manager.pull(reference)
     with pytest.raises(NotFound):
         await manager.pull(f"{registry.address}/app:2")
-    totals = manager.metrics.totals()
-    assert (totals.running, totals.successes, totals.failures) == (0, 2, {"NOT_FOUND": 1})
-    assert totals.bytes == len(BASE)
+    assert {name: value - before[name] for name, value in counted().items()} == {
+        "succeeded": 3,
+        "not found": 1,
+        "timed": 4,
+        "layers fetched": 2,
+        "layers there": 1,
+        "bytes fetched": len(gzipped(BASE)) + len(gzipped(TOP)),
+        "bytes unpacked": len(BASE) + len(TOP),
+    }
+    assert figures.value("image_pulls_in_flight") == 0
+
+
+@pytest.mark.parametrize("compress", [plain, gzipped, zstd])
+async def test_progress_is_that_of_the_compressed_bytes(
+    manager: ImageManager, registry: Registry, compress: Callable[[bytes], bytes]
+) -> None:
+    await manager.pull(registry.push("app", "1", build_image(BASE, TOP, compress=compress)))
+    size = len(compress(BASE)) + len(compress(TOP))
+    assert manager.progress == Progress(
+        fetched=size, total=size, unpacked=len(BASE) + len(TOP), done=2, layers=2, present=0
+    )
+
+
+async def test_the_log_tells_what_a_pull_came_to(
+    manager: ImageManager, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    await manager.pull(registry.push("base", "1", build_image(BASE)))
+    reference = registry.push("app", "1", build_image(BASE, TOP))
+    with caplog.at_level("INFO", "pvecri.images.manager"):
+        await manager.pull(reference)
+    (line,) = [record.getMessage() for record in caplog.records if reference in record.getMessage()]
+    assert line.startswith(f"pulled {reference} in ")
+    size = len(gzipped(TOP))
+    assert line.endswith(f": 1 layers with {size} bytes, unpacked {len(TOP)}; 1 layers were there already")
 
 
 async def test_a_cancelled_pull_leaves_nothing(manager: ImageManager, registry: Registry, root: Path) -> None:

@@ -14,7 +14,7 @@ import os
 import stat
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 CHUNK: Final = 1 << 19
@@ -29,17 +29,17 @@ class LayerError(Exception):
     """The archive is refused."""
 
 
-def decompressed(fd: int) -> Iterator[bytes]:
+def decompressed(fd: int, taken: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
     """The archive's bytes, whatever the blob is compressed with: its first bytes tell more than its media type.
 
-    `fd` is a file or a pipe.
+    `fd` is a file or a pipe; `taken` is told how many bytes of it have been read so far.
     """
     magic = _peek(fd)
     if magic.startswith(_GZIP_MAGIC):
-        return _gunzip(fd)
+        return _gunzip(_counted(fd, taken))
     if magic == _ZSTD_MAGIC:
-        return _unzstd(fd)
-    return _chunks(fd)
+        return _unzstd(fd, taken)
+    return _counted(fd, taken)
 
 
 def _peek(fd: int) -> bytes:
@@ -67,10 +67,18 @@ def _chunks(fd: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _gunzip(fd: int) -> Iterator[bytes]:
+def _counted(fd: int, taken: Callable[[int], None]) -> Iterator[bytes]:
+    size = 0
+    for chunk in _chunks(fd):
+        size += len(chunk)
+        taken(size)
+        yield chunk
+
+
+def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
     """All members, one after the other; pigz and stargz write more than one."""
     engine = zlib.decompressobj(wbits=31)
-    for chunk in _chunks(fd):
+    for chunk in chunks:
         data, more = chunk, True
         while data or more:
             if engine.eof:
@@ -83,7 +91,7 @@ def _gunzip(fd: int) -> Iterator[bytes]:
         raise LayerError("the gzip stream ends too early")
 
 
-def _unzstd(fd: int) -> Iterator[bytes]:
+def _unzstd(fd: int, taken: Callable[[int], None]) -> Iterator[bytes]:
     """zstd(1) does it: the standard library learned it in Python 3.14 only."""
     receive, send = os.pipe()
     actions = [(os.POSIX_SPAWN_DUP2, fd, 0), (os.POSIX_SPAWN_DUP2, send, 1)]
@@ -92,11 +100,16 @@ def _unzstd(fd: int) -> Iterator[bytes]:
     except FileNotFoundError as error:
         raise LayerError("it is compressed with zstd, and the program zstd is not installed") from error
     os.close(send)
-    return _output(receive, child)
+    # Opened now, for there is no /proc in the layer's directory.
+    return _output(receive, child, os.open(f"/proc/{child}/io", os.O_RDONLY | os.O_CLOEXEC), taken)
 
 
-def _output(receive: int, child: int) -> Iterator[bytes]:
-    yield from _chunks(receive)
+def _output(receive: int, child: int, account: int, taken: Callable[[int], None]) -> Iterator[bytes]:
+    for chunk in _chunks(receive):
+        with contextlib.suppress(OSError):  # it has ended
+            taken(int(os.pread(account, 64, 0).split()[1]))  # rchar: what it has read
+        yield chunk
+    os.close(account)
     os.close(receive)
     if os.waitpid(child, 0)[1] != 0:
         raise LayerError("zstd cannot decompress it")

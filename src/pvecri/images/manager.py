@@ -13,11 +13,12 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from pvecri import metrics
 from pvecri.cancellation import finish
 from pvecri.config import Config
 from pvecri.errors import AlreadyExists, DeadlineExceeded, NotFound
@@ -28,11 +29,11 @@ from pvecri.images.configs import Configs
 from pvecri.images.drivers import make_driver
 from pvecri.images.drivers.base import Owner
 from pvecri.images.library import Library
-from pvecri.images.metrics import PullMetrics
 from pvecri.images.pull import Puller
 from pvecri.images.reference import Reference
 from pvecri.images.store import RootfsRecord, Store
 from pvecri.images.tasks import SharedTasks
+from pvecri.images.transfer import Progress, Transfer
 from pvecri.images.usage import Usage
 from pvecri.model import ContainerId, FilesystemUsage, Image, ImageId, RegistryAuth, Value
 
@@ -56,7 +57,8 @@ class ImageManager:
         self._root = config.images_root
         self._driver = make_driver(config.images, self._root)
         self._pulls = SharedTasks[ImageId]()
-        self.metrics = PullMetrics()
+        self._transfers: set[Transfer] = set()
+        self._transferred = Progress()
         self._slots = asyncio.Semaphore(PARALLEL_PULLS)
         self._background: set[asyncio.Task[None]] = set()
         self._chores = asyncio.Lock()
@@ -106,9 +108,15 @@ class ImageManager:
         """
         parsed = references.parse(reference)
         async with self._slots:
-            image = await self._puller.load(name, parsed)
+            with self._transferring(Transfer()) as transfer:
+                image = await self._puller.load(name, parsed, transfer)
         self._in_background(self._tidy())
         return self.get(image)
+
+    @property
+    def progress(self) -> Progress:
+        """What pulls have done since the start, those under way included."""
+        return sum((transfer.progress for transfer in self._transfers), self._transferred)
 
     async def check(self, *, repair: bool) -> AsyncIterator[tuple[Finding, bool]]:
         """What is wrong with the images, and whether it was repaired: by removing images that cannot be used.
@@ -245,7 +253,10 @@ class ImageManager:
     async def _pull(self, reference: Reference, auth: RegistryAuth | None) -> ImageId:
         try:
             async with self._slots:
-                with self.metrics.pulling():
+                with (
+                    metrics.PULLS_RUNNING.track_inprogress(),
+                    metrics.measured(metrics.PULLS, metrics.PULL_SECONDS),
+                ):
                     return await self._pull_in_time(reference, auth)
         finally:
             self._in_background(self._tidy())
@@ -256,19 +267,31 @@ class ImageManager:
         loop = asyncio.get_running_loop()
         overall, silence = asyncio.timeout(whole), asyncio.timeout(pause or None)
 
-        def progress(layer: str, size: int) -> None:
-            if pause:
+        def moved() -> None:
+            if pause and not silence.expired():
                 silence.reschedule(loop.time() + pause)
-            self.metrics.unpacked(layer, size)
 
+        begin = loop.time()
         try:
-            async with overall, silence:
-                return await self._puller.pull(reference, auth, progress)
+            with self._transferring(Transfer(moved)) as transfer:
+                async with overall, silence:
+                    image = await self._puller.pull(reference, auth, transfer)
+                _log_pull(reference, transfer.progress, loop.time() - begin)
+                return image
         except TimeoutError as error:
             limit = f"done in {whole:g} s (images.pull_timeout)"
             if silence.expired():
                 limit = f"a byte in {pause:g} s (images.pull_progress_timeout)"
             raise DeadlineExceeded(f"pulling {reference}: not {limit}") from error
+
+    @contextmanager
+    def _transferring(self, transfer: Transfer) -> Iterator[Transfer]:
+        self._transfers.add(transfer)
+        try:
+            yield transfer
+        finally:
+            self._transfers.discard(transfer)
+            self._transferred += transfer.progress
 
     async def _make_rootfs(self, record: RootfsRecord, owner: Owner, userns: Path | None) -> Path:
         self._library.rootfs[record.container] = record
@@ -307,4 +330,12 @@ class ImageManager:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)
         if not task.cancelled() and (error := task.exception()):
+            metrics.CLEANUP_FAILURES.inc()
             log.error("tidying the image store failed: %s", error, exc_info=error)
+
+
+def _log_pull(reference: Reference, progress: Progress, seconds: float) -> None:
+    log.info(
+        "pulled %s in %.1f s: %d layers with %d bytes, unpacked %d; %d layers were there already",
+        *(reference, seconds, progress.layers, progress.fetched, progress.unpacked, progress.present),
+    )

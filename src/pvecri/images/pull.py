@@ -9,7 +9,7 @@ the registry has it while the layers come in: the image's id is the digest of it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from pvecri.images.reference import Reference
 from pvecri.images.skopeo import Skopeo, translated
 from pvecri.images.store import ImageRecord, LayerRecord
 from pvecri.images.tasks import all_of, beside
+from pvecri.images.transfer import LayerTransfer, Transfer
 from pvecri.images.unpacker import Job, Unpacked, Unpacker
 from pvecri.images.workers import Workers
 from pvecri.model import Image, ImageId, RegistryAuth
@@ -34,9 +35,6 @@ from pvecri.model import Image, ImageId, RegistryAuth
 LAYERS_AT_ONCE: Final = 3
 _POLICY_IN_PROXY: Final = (0, 2, 6)
 """The version of the proxy's protocol from which on OpenImage applies the signature policy."""
-
-Progress = Callable[[str, int], None]
-"""Is told a layer's digest and how many bytes of it have been unpacked so far."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class Puller:
         """End the processes that wait for the next pull."""
         await self._workers.close()
 
-    async def pull(self, reference: Reference, auth: RegistryAuth | None, progress: Progress) -> ImageId:
+    async def pull(self, reference: Reference, auth: RegistryAuth | None, transfer: Transfer) -> ImageId:
         """The image that the registry has under `reference`, now in the library.
 
         Costs one look at the registry when it is there already, none when it is there under this very digest.
@@ -97,14 +95,14 @@ class Puller:
         catalog = self._library.catalog
         if reference.digest and (known := catalog.with_reference(reference)):
             return known.image.id
-        return await self._bring(f"docker://{reference}", reference, auth, progress)
+        return await self._bring(f"docker://{reference}", reference, auth, transfer)
 
-    async def load(self, name: str, reference: Reference) -> ImageId:
+    async def load(self, name: str, reference: Reference, transfer: Transfer) -> ImageId:
         """The image that skopeo finds under `name`, with its transport, now in the library as `reference`."""
-        return await self._bring(name, reference, None, lambda _layer, _size: None)
+        return await self._bring(name, reference, None, transfer)
 
     async def _bring(
-        self, name: str, reference: Reference, auth: RegistryAuth | None, progress: Progress
+        self, name: str, reference: Reference, auth: RegistryAuth | None, transfer: Transfer
     ) -> ImageId:
         async with self._library.pulling(), self._workers.proxy(reference, auth) as proxy:
             with translated(reference):
@@ -112,7 +110,7 @@ class Puller:
                 digest, data = await proxy.manifest(number)
                 known = self._library.catalog.with_manifest(digest)
                 source = _Source(proxy, number, name, reference, auth, digest, data)
-                record = await (self._named(source, known) if known else self._fetch(source, progress))
+                record = await (self._named(source, known) if known else self._fetch(source, transfer))
                 await proxy.close_image(number)
             return record.image.id
 
@@ -124,7 +122,7 @@ class Puller:
         await self._library.add(self._library.catalog.naming(known, reference, digest))
         return known
 
-    async def _fetch(self, source: _Source, progress: Progress) -> ImageRecord:
+    async def _fetch(self, source: _Source, transfer: Transfer) -> ImageRecord:
         async with beside(self._original(source)) as asking:
             manifest = manifests.parse_manifest(source.data)
             if source.is_remote and not self._policy_applied(source.proxy):
@@ -132,7 +130,7 @@ class Puller:
                 await self._skopeo.require_policy(place, source.auth, manifest)
             config = await (source.proxy.config(source.number) if source.is_converted else source.config(manifest))
             content = manifests.parse_config(config, manifest)
-            layers = await self._unpack(source, content, progress)
+            layers = await self._unpack(source, content, transfer)
             original = await asking
         if source.is_converted:
             config = await source.config(original.manifest)
@@ -167,18 +165,20 @@ class Puller:
 
     # -- layers ------------------------------------------------------------------------------------------------
 
-    async def _unpack(self, source: _Source, content: Content, progress: Progress) -> list[LayerRecord]:
+    async def _unpack(self, source: _Source, content: Content, transfer: Transfer) -> list[LayerRecord]:
         """Commit the layers that were not there, or not known to be in these blobs; their records."""
         keys = self._library.keys(content.layers)
         parents = dict(zip(keys, (None, *keys), strict=False))
         missing = {
             key: layer for key, layer in zip(keys, content.layers, strict=True) if not self._is_known(key, layer)
         }
+        told = transfer.plan(tuple(missing.values()), len(content.layers) - len(missing))
+        told_of = dict(zip(missing, told, strict=True))
         batches = [{key: layer} for key, layer in missing.items()] if self._library.driver.stacked else [missing]
         records = []
         for batch in batches:
             if batch:
-                records += await self._unpack_batch(source, batch, parents, progress)
+                records += await self._unpack_batch(source, batch, parents, told_of)
         return records
 
     async def _parents(self, content: Content, fresh: Sequence[LayerRecord]) -> LayerRecord | None:
@@ -208,7 +208,7 @@ class Puller:
         source: _Source,
         layers: dict[LayerKey, Layer],
         parents: dict[LayerKey, LayerKey | None],
-        progress: Progress,
+        told: dict[LayerKey, LayerTransfer],
     ) -> list[LayerRecord]:
         driver = self._library.driver
         helper = await self._workers.unpacker()
@@ -221,18 +221,18 @@ class Puller:
 
             async def fetch(key: LayerKey, layer: Layer) -> Unpacked:
                 async with slots:
-                    return await self._fetch_layer(source, helper, layer, directories[key], progress)
+                    return await self._fetch_layer(source, helper, layer, directories[key], told[key])
 
             results = await all_of(fetch(key, layer) for key, layer in layers.items())
             await finish(asyncio.to_thread(self._commit, directories))
             return [self._record(key, layers[key], result) for key, result in zip(layers, results, strict=True)]
 
     async def _fetch_layer(
-        self, source: _Source, helper: Unpacker, layer: Layer, directory: Path, progress: Progress
+        self, source: _Source, helper: Unpacker, layer: Layer, directory: Path, told: LayerTransfer
     ) -> Unpacked:
         """Unpack a layer while it comes in; what comes out must be what the config says."""
         pipe = await source.proxy.blob(source.number, layer.digest, layer.size)
-        unpacking = helper.run(self._job(layer, directory), pipe.fd, lambda size: progress(layer.digest, size))
+        unpacking = helper.run(self._job(layer, directory), pipe.fd, told.reached)
         async with beside(unpacking) as result:
             try:
                 await source.proxy.finish(pipe)
@@ -242,6 +242,7 @@ class Puller:
             unpacked = await result
         if unpacked.diff_id != layer.diff_id:
             raise _wrong_content(layer, unpacked.diff_id)
+        told.done()
         return unpacked
 
     def _job(self, layer: Layer, directory: Path) -> Job:

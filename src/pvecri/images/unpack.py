@@ -3,7 +3,7 @@
 
 Each message on its standard input, a SOCK_SEQPACKET socket, is a job in JSON, with the descriptor of the layer's
 blob, a file or a pipe; or the number of a job to give up. Each job is answered by one line of JSON on standard
-output, and while it lasts lines tell how much has come out of the blob.
+output, and while it lasts lines tell how much of the blob has come in, and out of it.
 
 Every job gets a process of its own. That process chroots into the layer's directory before it reads the first byte
 of the archive, so that no name and no link in it, however made, leads out; its address space is limited; and it
@@ -40,7 +40,8 @@ _LOCK: Final = os.memfd_create("answers")
 
 def unpack(job: dict[str, Any], blob: int) -> dict[str, Any]:
     """Confine this process to the layer's directory and unpack the blob there. Does not come back out."""
-    chunks = _told(job["job"], decompressed(blob))
+    fetched = Reached()
+    chunks = _told(job["job"], decompressed(blob, fetched.reach), fetched)
     os.chroot(job["directory"])
     os.chdir("/")
     kind = StackedTree if job["stacked"] else LayerTree
@@ -55,16 +56,25 @@ def unpack(job: dict[str, Any], blob: int) -> dict[str, Any]:
     return {"diff_id": archive.digest(), "bytes": tree.allocated, "inodes": tree.inodes, "implicit": implicit}
 
 
-def _told(number: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The chunks; now and then a line says how many bytes of content there were so far."""
+class Reached:
+    """How far something has come, in bytes."""
+
+    size = 0
+
+    def reach(self, size: int) -> None:
+        self.size = size
+
+
+def _told(number: int, chunks: Iterator[bytes], fetched: Reached) -> Iterator[bytes]:
+    """The chunks; now and then a line says how much has come in and out so far."""
     size, told = 0, time.monotonic()
     for chunk in chunks:
         size += len(chunk)
         if time.monotonic() - told > TELL_AFTER:
             told = time.monotonic()
-            _answer(number, {"unpacked": size})
+            _answer(number, {"fetched": fetched.size, "unpacked": size})
         yield chunk
-    _answer(number, {"unpacked": size})
+    _answer(number, {"fetched": fetched.size, "unpacked": size})
 
 
 def _answer(number: int, result: dict[str, Any]) -> None:

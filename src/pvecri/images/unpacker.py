@@ -25,6 +25,9 @@ _START: Final = "import sys; sys.path.append(sys.argv[1]); from pvecri.images.un
 
 MAX_ANSWER: Final = 64 << 20
 
+Progress = Callable[[int, int], None]
+"""Is told how many bytes of a blob have come in so far, and how many came out."""
+
 
 class Job(Value, frozen=True):
     """Unpack a layer's blob into `directory`, within the limits of the configuration.
@@ -55,6 +58,7 @@ class Unpacked(Value, frozen=True):
 class _Answer(Value, frozen=True):
     job: int
     done: bool = False
+    fetched: int = 0
     unpacked: int = 0
     diff_id: str = ""
     bytes: int = 0
@@ -71,7 +75,7 @@ class _Pending:
     """A job that is not answered yet."""
 
     answer: asyncio.Future[_Answer]
-    progress: Callable[[int], None]
+    progress: Progress
 
 
 class Unpacker:
@@ -89,8 +93,8 @@ class Unpacker:
         """Whether it still runs."""
         return not self._reader.done()
 
-    async def run(self, job: Job, blob: int, progress: Callable[[int], None] = lambda _: None) -> Unpacked:
-        """Unpack from the descriptor `blob`, which is closed; `progress` is told the bytes that came out so far.
+    async def run(self, job: Job, blob: int, progress: Progress = lambda _fetched, _unpacked: None) -> Unpacked:
+        """Unpack from the descriptor `blob`, which is closed; `progress` is told as it comes in.
 
         Raises BadImage with why it cannot be unpacked. Nothing works on the directory any more when it returns,
         also when the caller was cancelled.
@@ -139,7 +143,7 @@ class Unpacker:
             if answer.done:
                 self._pending.pop(answer.job).answer.set_result(answer)
             else:
-                self._pending[answer.job].progress(answer.unpacked)
+                self._pending[answer.job].progress(answer.fetched, answer.unpacked)
         for pending in self._pending.values():
             pending.answer.set_result(_Answer(job=0, error="the helper that unpacks layers has ended"))
         self._pending.clear()
