@@ -279,6 +279,7 @@ class Machine:
                 "plugin_dir": str(self.directory / "nri-plugins"),
                 "plugin_config_dir": str(self.directory / "nri-conf"),
             },
+            "metrics": {},
             "log": {"level": "debug"},
         }
         (self.directory / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')

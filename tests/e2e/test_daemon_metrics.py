@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's own metrics, as Prometheus sees them while pods come and go."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from support.cri_client import CriClient, eventually, refused, security
+from support.daemon import Machine
+from support.figures import Scrape
+
+from pvecri.cri.proto import cri_pb2 as pb
+
+ADDRESS = "127.0.0.1:9537"  # the machine has a network namespace of its own
+MIB = 1 << 20
+
+
+def scrape() -> Scrape:
+    return Scrape(f"http://{ADDRESS}/metrics")
+
+
+@pytest.fixture
+def cri(machine: Machine) -> Iterator[CriClient]:
+    """A client of a daemon that shows its metrics and has counted nothing yet."""
+    machine.restart(metrics=f'listen = "{ADDRESS}"')
+    eventually(machine.ready, "the runtime is ready")
+    yield machine.client
+    machine.clean()
+    machine.restart()
+
+
+def phases(found: Scrape) -> dict[str, float]:
+    return {labels["phase"]: found.value("pods", **labels) for labels in found.labels("pods")}
+
+
+def states(found: Scrape) -> dict[str, float]:
+    return {labels["state"]: found.value("containers", **labels) for labels in found.labels("containers")}
+
+
+def test_pods_and_containers_are_counted_as_they_stand(cri: CriClient) -> None:
+    pod, stopped = cri.run_pod(), cri.run_pod()
+    cri.stop_pod(stopped)
+    cri.run(pod, "sleep", "1000", name="running")
+    cri.create(pod, cri.container_config("true", name="created"))
+    cri.finish(pod, "true", name="ended")
+    assert phases(scrape()) == {"creating": 0, "ready": 1, "stopped": 1, "removing": 0}
+    assert states(scrape()) == {"created": 1, "running": 1, "exited": 1, "unknown": 0}
+
+
+def test_a_pods_life_shows_in_calls_tasks_and_plugins(cri: CriClient) -> None:
+    pod = cri.run_pod()
+    cri.remove_pod(pod)
+    found = scrape()
+    for method in ("RunPodSandbox", "RemovePodSandbox"):
+        assert found.value("cri_calls_total", method=method, code="OK") == 1
+        assert found.value("cri_call_duration_seconds_count", method=method) == 1
+        assert found.value("cri_calls_in_flight", method=method) == 0
+    for kind in ("vzcreate", "vzdestroy"):
+        assert found.value("proxmox_tasks_total", type=kind, code="OK") == 1
+        assert found.value("proxmox_task_duration_seconds_count", type=kind) == 1
+    create = {"method": "POST", "path": "/nodes/{node}/lxc"}
+    assert found.value("proxmox_requests_total", **create, code="200") == 1
+    assert found.value("proxmox_request_duration_seconds_count", **create) == 1
+    for command in ("ADD", "DEL"):
+        assert found.value("cni_calls_total", plugin="bridge", command=command, code="OK") >= 1
+        assert found.value("cni_call_duration_seconds_count", plugin="bridge", command=command) >= 1
+
+
+def test_no_label_carries_what_differs_from_pod_to_pod(machine: Machine, cri: CriClient) -> None:
+    pod = cri.run_pod()
+    container = cri.run(pod, "true", name="some-name")
+    labels = [line.partition("}")[0] for line in scrape().text.splitlines() if line.startswith("pvecri_")]
+    node = machine.node.descriptor.node
+    differing = re.compile(rf"{cri.vmid(pod)}|{pod}|{container}|some-name|UPID|/nodes/{node}/")
+    assert [each for each in labels if differing.search(each)] == []
+
+
+def test_a_refused_call_is_counted_by_its_status(cri: CriClient) -> None:
+    with refused(grpc.StatusCode.NOT_FOUND, "nothing"):
+        cri.start("nothing")
+    assert scrape().value("cri_calls_total", method="StartContainer", code="NOT_FOUND") == 1
+
+
+def test_a_listener_is_a_call_in_flight_for_as_long_as_it_listens(cri: CriClient) -> None:
+    def listening() -> float:
+        return scrape().value("cri_calls_in_flight", method="GetContainerEvents")
+
+    events = cri.runtime.GetContainerEvents(pb.GetEventsRequest())
+    events.initial_metadata()
+    assert listening() == 1
+    events.cancel()
+    eventually(lambda: listening() == 0, "the daemon has noticed")
+
+
+def test_a_plugin_that_fails_is_counted(machine: Machine, cri: CriClient) -> None:
+    machine.write_network(machine.write_plugin("failing", '[ "$CNI_COMMAND" != ADD ]'))
+    with refused(grpc.StatusCode.INTERNAL, "failing"):
+        cri.run_pod()
+    assert scrape().value("cni_calls_total", plugin="failing", command="ADD", code="INTERNAL") == 1
+
+
+def test_a_condition_that_is_not_met_is_0(machine: Machine, cri: CriClient) -> None:
+    names = ("RuntimeReady", "NetworkReady", "ProxmoxReady", "ImageStoreReady")
+    assert [scrape().value("condition", type=name) for name in names] == [1, 1, 1, 1]
+    for path in machine.conf_dir.iterdir():
+        path.unlink()
+    assert [scrape().value("condition", type=name) for name in names] == [1, 0, 1, 1]
+
+
+def test_what_cannot_be_cleaned_up_is_pending_until_it_can(machine: Machine, cri: CriClient) -> None:
+    pod = cri.run_pod()
+    machine.node.fault(task="vzdestroy", text="dataset is busy", times=None)
+    with refused(grpc.StatusCode.INTERNAL, "dataset is busy"):
+        cri.remove_pod(pod)
+    eventually(lambda: scrape().value("cleanup_pending") == 1, "a try to clean up has failed")
+    assert phases(scrape())["removing"] == 1
+    machine.node.clear_faults()
+    eventually(lambda: scrape().value("cleanup_pending") == 0, "it is cleaned up")
+    found = scrape()
+    assert found.value("cleanup_failures_total") >= 1
+    assert found.value("proxmox_tasks_total", type="vzdestroy", code="INTERNAL") >= 2
+
+
+def test_a_container_without_memory_is_counted(cri: CriClient) -> None:
+    linux = security()
+    linux.resources.memory_limit_in_bytes = 24 * MIB
+    cri.wait_for_exit(cri.run(cri.run_pod(), "tail", "/dev/zero", linux=linux))
+    assert scrape().value("container_oom_kills_total") == 1
+
+
+def test_a_pull_that_brings_nothing_new_counts_as_well(cri: CriClient) -> None:
+    cri.pull(cri.image)
+    found = scrape()
+    assert found.value("image_pulls_total", code="OK") == 1
+    assert found.value("image_fetched_bytes_total") == 0
+
+
+def test_the_version_and_the_process_are_shown(cri: CriClient) -> None:
+    found = scrape()
+    (labels,) = found.labels("build_info")
+    answer = cri.runtime.Version(pb.VersionRequest())
+    assert labels == {"version": answer.runtime_version}
+    assert re.search(r"^process_resident_memory_bytes [1-9]", found.text, re.MULTILINE)
