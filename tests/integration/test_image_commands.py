@@ -149,6 +149,7 @@ def test_beside_a_daemon_it_is_the_daemon_that_is_asked(machine: Machine) -> Non
     reference = machine.registry.push("cli", "1", build_image(TOP.build()))
     run(config, "pull", reference)
     assert reference in run(config, "list")
+    assert re.search(rf"{re.escape(reference)}: [\d.]+ s\r\n", on_terminal(config, "pull", reference))
     run(config, "remove", reference)
     assert reference not in run(config, "list")
     assert "manifest unknown" in run(config, "pull", f"{machine.registry.address}/none:1", status=1)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from support import figures
 from support.netns import own_network_namespace
 
 from pvecri.config import NetworkConfig
@@ -158,8 +159,11 @@ async def test_a_plugin_that_hangs_is_killed_with_its_children(config: NetworkCo
     manager = NetworkManager(msgspec.structs.replace(config, plugin_timeout=1.0))
     await manager.start()
 
+    where = {"plugin": "hanging", "command": "ADD", "code": "DEADLINE_EXCEEDED"}
+    before = figures.value("cni_calls_total", **where)
     with pytest.raises(PluginError, match=r"killed after 1 s \(network\.plugin_timeout\)"):
         await manager.attach(SANDBOX_ID, netns, SANDBOX)
+    assert figures.value("cni_calls_total", **where) == before + 1
 
     assert await has_ended(int((config.bin_dirs[0] / "hanging.pid").read_text()))
 

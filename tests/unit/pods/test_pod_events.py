@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from support import figures
 
 from pvecri.errors import ResourceExhausted
 from pvecri.model import (
@@ -153,11 +154,13 @@ async def test_every_subscriber_is_told_what_happens_after_it_began() -> None:
 async def test_who_does_not_read_is_dropped_and_the_others_are_not() -> None:
     events = Events(backlog=3)
     slow, quick = events.subscribe(), events.subscribe()
+    dropped = figures.value("event_listeners_dropped_total")
     for number in range(5):
         events.publish(event(number))
         assert (await anext(quick)).time == number
     with pytest.raises(ResourceExhausted, match="more than 3 unread"):
         await anext(slow)
+    assert figures.value("event_listeners_dropped_total") == dropped + 1
 
 
 async def test_a_full_backlog_is_still_delivered() -> None:
