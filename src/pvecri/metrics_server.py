@@ -18,6 +18,9 @@ from pvecri.config import ConfigError, MetricsConfig
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 1.0
+"""Seconds that answers under way get when the daemon ends."""
+
 
 class MetricsServer:
     """Serves between `start` and `close`."""
@@ -28,7 +31,7 @@ class MetricsServer:
         self._observe = observe
         app = web.Application()
         app.router.add_get("/metrics", self._show)
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=PATIENCE)
 
     async def start(self) -> None:
         """Listen; ConfigError when the address or the certificate cannot be used."""
@@ -51,7 +54,7 @@ class MetricsServer:
         return f"{'https' if self._config.tls_cert else 'http'}://{name}:{port}/metrics"
 
     async def close(self) -> None:
-        """End answers under way and take no more requests."""
+        """Take no more requests, and end those under way."""
         await self._runner.cleanup()
 
     async def _show(self, request: web.Request) -> web.Response:
