@@ -12,8 +12,7 @@ import grpc
 import pytest
 from support.cri_client import CriClient, pod_security, refused
 from support.daemon import Machine
-from support.lan import asking, pings, run_all
-from support.netns import network_namespace
+from support.lan import asking, bridge_to_another_host, pings, run_all
 
 from pvecri.cri.proto import cri_pb2 as pb
 
@@ -30,23 +29,8 @@ HOST = ("10.20.0.2", "fd00:20::2")
 @pytest.fixture
 def other_host() -> Iterator[Path]:
     """A bridge on this host, whose uplink leads to another host."""
-    with network_namespace() as path:
-        there = f"nsenter --net={path} "
-        try:
-            run_all(
-                f"ip link add {LAN} type bridge",
-                f"ip link add {UPLINK} type veth peer name trunk netns {path.parts[2]}",
-                f"ip link set {UPLINK} master {LAN}",
-                f"ip link set {UPLINK} up",
-                f"ip link set {LAN} up",
-                f"{there}ip link set trunk up",
-                f"{there}ip addr add {HOST[0]}/24 dev trunk",
-                f"{there}ip addr add {HOST[1]}/64 dev trunk nodad",
-            )
-            yield path
-        finally:
-            subprocess.run(["ip", "link", "del", UPLINK], check=False)
-            subprocess.run(["ip", "link", "del", LAN], check=False)
+    with bridge_to_another_host(LAN, f"{HOST[0]}/24", f"{HOST[1]}/64") as path:
+        yield path
 
 
 @pytest.fixture

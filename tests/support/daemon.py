@@ -109,12 +109,13 @@ class Node:
         assert isinstance(answer, dict)
         return answer
 
-    def make_ct(self, vmid: int) -> None:
-        """A CT that is none of the daemon's."""
+    def make_ct(self, vmid: int, **options: object) -> None:
+        """A CT that is none of the daemon's; `options` as the API has them."""
         node, storage = self.descriptor.node, self.descriptor.template_storage
         contents = self.request("GET", f"/nodes/{node}/storage/{storage}/content?content=vztmpl")
         assert isinstance(contents, list)
-        self.request("POST", f"/nodes/{node}/lxc", vmid=vmid, ostemplate=contents[0]["volid"], rootfs="local:0")
+        wanted = {"vmid": vmid, "ostemplate": contents[0]["volid"], "rootfs": "local:0", **options}
+        self.request("POST", f"/nodes/{node}/lxc", **wanted)
         eventually(lambda: "lock" not in self.ct(vmid, "config"), f"CT {vmid} is created")
 
     def remove_ct(self, vmid: int) -> None:

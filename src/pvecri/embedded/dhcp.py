@@ -8,6 +8,9 @@ process runs. The CT's post-stop hook kills it, as on a Proxmox node; the lease 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 from pathlib import Path
 
 from .hooks import pid_file
@@ -38,14 +41,18 @@ async def acquire(monitor: Monitor, directory: Path, nic: Nic) -> None:
     assert monitor.init_pid is not None
     arguments = command(monitor.init_pid, directory, nic)
     null = asyncio.subprocess.DEVNULL
-    process = await asyncio.create_subprocess_exec(*arguments, stdin=null, stdout=null, stderr=null)
+    process = await asyncio.create_subprocess_exec(
+        *arguments, stdin=null, stdout=null, stderr=null, start_new_session=True
+    )
     waiting = [asyncio.create_task(process.wait()), asyncio.create_task(monitor.ended())]
     try:
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     finally:
         waiting[1].cancel()
-        if process.returncode is None:
-            process.kill()
+        if process.returncode != 0:
+            # The one that waits for the lease is a child, which leaves the session when it has it.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             await waiting[0]
     if process.returncode:
         raise DhcpFailed(f"command '{' '.join(arguments)}' failed: exit code {process.returncode}")

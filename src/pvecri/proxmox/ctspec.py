@@ -84,8 +84,10 @@ def interface_parameter(interface: ProxmoxInterface) -> str:
     """The value of `netN`.
 
     The addresses of an unmanaged CT are for the record, and for the firewall's `ipfilter`. Only with
-    `host-managed`, which Proxmox VE has since 9.1, does it see to them: a DHCP client runs on the node.
+    `host-managed`, which Proxmox VE has since 9.1, does it see to them: a DHCP client runs on the node. It refuses
+    to manage `ip6=auto`, which is the kernel's own doing and needs nobody.
     """
+    managed = interface.ip == "dhcp"
     options: dict[str, ParameterValue] = {
         "name": interface.name,
         "bridge": interface.bridge,
@@ -95,10 +97,10 @@ def interface_parameter(interface: ProxmoxInterface) -> str:
         "hwaddr": interface.mac,
         "ip": interface.ip,
         "gw": interface.gateway,
-        "ip6": interface.ip6,
+        "ip6": "" if managed and interface.ip6 == "auto" else interface.ip6,
         "gw6": interface.gateway6,
         "firewall": interface.firewall is not None,
-        "host-managed": interface.ip == "dhcp",
+        "host-managed": managed,
     }
     return ",".join(f"{name}={wire(value)}" for name, value in options.items() if value)
 

@@ -63,6 +63,7 @@ def test_a_pods_ct_has_no_network_no_console_and_no_managed_files() -> None:
             "ip=10.0.0.5/24,gw=10.0.0.1,ip6=fd00::5/64,gw6=fe80::1,firewall=1",
         ),
         (ProxmoxInterface(bridge="vmbr0", ip="dhcp"), "name=eth0,bridge=vmbr0,ip=dhcp,host-managed=1"),
+        (ProxmoxInterface(bridge="vmbr0", ip="dhcp", ip6="auto"), "name=eth0,bridge=vmbr0,ip=dhcp,host-managed=1"),
     ],
 )
 def test_an_interface_is_a_net_option(interface: ProxmoxInterface, expected: str) -> None:
