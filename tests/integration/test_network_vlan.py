@@ -108,6 +108,14 @@ def test_a_connection_passes_between_the_hosts(machine: Machine, tagged: CriClie
     assert eventually(answer, "the pod answers the other host") == b"hello\n"
 
 
+def test_a_pods_rate_holds_on_the_switch_too(tagged: CriClient, lan: Lan) -> None:
+    pod = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24,rate=2.5"))
+
+    command = ["tc", "class", "show", "dev", f"veth{tagged.vmid(pod)}i0"]
+    assert b"rate 20971Kbit" in subprocess.run(command, check=True, capture_output=True).stdout
+    assert pings(lan.in_20, POD)
+
+
 def test_a_removed_pod_leaves_no_port_on_the_switch(machine: Machine, tagged: CriClient, lan: Lan) -> None:
     pod = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24"))
     port = f"veth{tagged.vmid(pod)}i0"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 from support.cri_client import CriClient, eventually, pod_security, refused
-from support.daemon import Machine
+from support.daemon import SUBNET, Machine
 from support.netns import network_namespace
 
 from pvecri.cri.proto import cri_pb2 as pb
@@ -86,6 +86,17 @@ def test_a_host_port_leads_to_the_pod_from_the_node_and_from_others(cri: CriClie
     assert eventually(answer, "the pod answers the other node") == "hello\n"
     cri.stop_pod(pod)
     assert read_from("127.0.0.1", PORT) == ""
+
+
+def test_a_pod_and_another_node_reach_each_other_where_the_nodes_have_routes(
+    cri: CriClient, other_node: list[str]
+) -> None:
+    pod = cri.run_pod()
+    subprocess.run([*other_node, "ip", "route", "add", SUBNET, "via", "10.208.0.1"], check=True)
+
+    address = cri.pod_status(pod).network.ip
+    subprocess.run([*other_node, "ping", "-c", "1", "-w", "10", address], check=True, stdout=subprocess.DEVNULL)
+    assert "1 packets received" in cri.finish(pod, "ping", "-c", "1", "-w", "10", "10.208.0.2")
 
 
 def test_a_host_port_that_another_pod_has_is_refused_before_anything_is_made(cri: CriClient) -> None:
