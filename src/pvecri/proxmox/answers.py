@@ -85,6 +85,12 @@ class StorageItem(Answer, frozen=True):
     size: int = 0
 
 
+class VolumeInfo(Answer, frozen=True):
+    """GET /nodes/{node}/storage/{storage}/content/{volume}; `path` is where the node itself has it."""
+
+    path: str
+
+
 class Guest(Answer, frozen=True):
     """One of GET /cluster/resources?type=vm: a CT (`type` lxc) or a VM (qemu), on any node of the cluster.
 

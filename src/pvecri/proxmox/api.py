@@ -31,6 +31,7 @@ from pvecri.proxmox.answers import (
 )
 from pvecri.proxmox.ctspec import CtSpec, ParameterValue, create_parameters
 from pvecri.proxmox.errors import CtAlreadyRunning, CtExists, CtLocked, CtNotFound, CtNotRunning, ProxmoxError
+from pvecri.proxmox.image_templates import ImageTemplates
 from pvecri.proxmox.tasks import Tasks, parse_upid
 from pvecri.proxmox.template import SandboxTemplate, sandbox_template
 from pvecri.proxmox.transport import Call, ConnectionLost, Transport
@@ -52,8 +53,10 @@ class ProxmoxApi:
     no.
     """
 
-    def __init__(self, config: ProxmoxConfig) -> None:
+    def __init__(self, config: ProxmoxConfig, *, image_storage: str = "") -> None:
+        """`image_storage` is where `image_templates` will work, if at all: that takes privileges of its own."""
         self._config = config
+        self._image_storage = image_storage
         self._node = config.node_name
         self._transport = Transport(config)
         self._tasks = Tasks(self._transport, config.task_timeout)
@@ -102,7 +105,7 @@ class ProxmoxApi:
 
     async def missing_privileges(self) -> list[str]:
         """What our account lacks of privileges.needed, as `path: privilege, …`; empty when all is well."""
-        wanted = privileges.needed(self._config, self._node)
+        wanted = privileges.needed(self._config, self._node, self._image_storage)
         granted = {path: await self.permissions(path) for path in wanted}
         return privileges.missing(wanted, granted)
 
@@ -252,6 +255,10 @@ class ProxmoxApi:
         data = content if isinstance(content, bytes) else await asyncio.to_thread(content.read_bytes)
         await self._upload(data, name)
         return f"{self._config.template_storage}:vztmpl/{name}"
+
+    def image_templates(self, timeout: float) -> ImageTemplates:
+        """OCI images as templates on `image_storage`; `timeout` is for one pull, in seconds."""
+        return ImageTemplates(self._transport, Tasks(self._transport, timeout), self._node, self._image_storage)
 
     async def ensure_sandbox_template(self) -> tuple[str, SandboxTemplate]:
         """Build the sandbox template from this machine's programs and have it on the storage.

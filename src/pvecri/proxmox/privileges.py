@@ -21,11 +21,11 @@ POD_PRIVILEGES = frozenset(
 )
 
 
-def needed(config: ProxmoxConfig, node: str) -> dict[str, frozenset[str]]:
+def needed(config: ProxmoxConfig, node: str, image_storage: str = "") -> dict[str, frozenset[str]]:
     """The least that the account must have, by ACL path.
 
     With proxmox.pool the pods' privileges are asked for on the pool alone, so that the account has no say over
-    other guests.
+    other guests. `image_storage` is images.template_storage.
     """
     pods = f"/pool/{config.pool}" if config.pool else "/vms"
     wanted: dict[str, frozenset[str]] = {
@@ -35,6 +35,14 @@ def needed(config: ProxmoxConfig, node: str) -> dict[str, frozenset[str]]:
     }
     templates = f"/storage/{config.template_storage}"
     wanted[templates] = wanted.get(templates, frozenset()) | {"Datastore.AllocateTemplate", "Datastore.Audit"}
+    if image_storage:
+        wanted[f"/nodes/{node}"] |= {"Sys.AccessNetwork"}
+        images = f"/storage/{image_storage}"
+        wanted[images] = wanted.get(images, frozenset()) | {
+            "Datastore.Allocate",
+            "Datastore.AllocateTemplate",
+            "Datastore.Audit",
+        }
     if not config.unprivileged:
         wanted["/"] = frozenset({"Sys.Modify"})
     return wanted

@@ -45,3 +45,10 @@ def test_privileges_come_from_the_nearest_path_above_if_they_propagate() -> None
     assert privileges.effective("/storage/local", granted) == {"Sys.Audit"}
     assert privileges.effective("/", granted) == {"Sys.Audit", "VM.Audit"}
     assert privileges.effective("/x", {}) == frozenset()
+
+
+def test_images_as_templates_need_more_on_their_storage_and_the_network() -> None:
+    wanted = privileges.needed(ProxmoxConfig(), "pve", "images")
+
+    assert wanted["/storage/images"] == {"Datastore.Allocate", "Datastore.AllocateTemplate", "Datastore.Audit"}
+    assert wanted["/nodes/pve"] == {"Sys.Audit", "Sys.AccessNetwork"}
