@@ -17,10 +17,11 @@ _REST = 20
 
 
 class Usage(NamedTuple):
-    """Bytes on the disk, and inodes."""
+    """Bytes on the disk, and inodes; `counted` is when, in nanoseconds since the epoch, 0 for now."""
 
     bytes: int
     inodes: int
+    counted: int = 0
 
 
 class Meter:
@@ -39,9 +40,11 @@ class Meter:
         until, known = self._known.get(top, (0.0, Usage(0, 0)))
         if begin < until:
             return known
+        now = time.time_ns()
         usage = tree_usage(top)
         took = time.monotonic() - begin
         if took > _LONG:
+            usage = usage._replace(counted=now)
             self._known[top] = (begin + took * (1 + _REST), usage)
         else:
             self._known.pop(top, None)

@@ -2,7 +2,10 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
+
+import pytest
 
 from pvecri.images.usage import Meter, Usage, tree_usage
 
@@ -34,7 +37,18 @@ def test_symlinks_are_not_followed(tmp_path: Path) -> None:
 
 def test_a_meter_gives_what_a_count_gives_and_forgets_trees_that_are_gone(tmp_path: Path) -> None:
     meter = Meter()
-    assert meter.measure(tmp_path) == tree_usage(tmp_path)
+    assert meter.measure(tmp_path)[:2] == tree_usage(tmp_path)[:2]
     tmp_path.rmdir()
     meter.forget(tmp_path)
     assert meter.measure(tmp_path) == Usage(0, 0)
+
+
+def test_a_count_that_is_given_out_again_says_when_it_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pvecri.images.usage._LONG", 0.0)
+    monkeypatch.setattr("pvecri.images.usage._REST", 1_000_000_000)
+    meter, before = Meter(), time.time_ns()
+    first = meter.measure(tmp_path)
+    assert before <= first.counted <= time.time_ns()
+    assert meter.measure(tmp_path) == first
