@@ -20,6 +20,9 @@ INTERVAL = 15.0
 INTERVAL_WHEN_ILL = 2.0
 """Seconds between two looks at Proxmox."""
 
+_WITHOUT_DIRECTORIES = frozenset({"lvm", "lvmthin", "rbd"})
+"""Types of storage whose volumes all have a size."""
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -93,6 +96,10 @@ class ProxmoxHealth:
             )
         if "rootdir" not in storage.contents:
             message = f"storage {self._config.storage} does not hold containers (content rootdir; proxmox.storage)"
+            return Condition(name, False, "ProxmoxStorageUnsuitable", message)
+        if storage.type in _WITHOUT_DIRECTORIES and not self._config.rootfs_size_gib:
+            message = f"storage {self._config.storage} is of type {storage.type}, which has no plain directories: "
+            message += "proxmox.rootfs_size_gib must be at least 1"
             return Condition(name, False, "ProxmoxStorageUnsuitable", message)
         missing = await self._proxmox.missing_privileges()
         if missing:

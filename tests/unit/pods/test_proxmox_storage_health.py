@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the storage of pods' root disks can hold them is part of the runtime's status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.scripted_pve import data, scripted_pve
+
+from pvecri.pods.health import ProxmoxHealth
+from pvecri.proxmox.api import ProxmoxApi
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "size", "reason"),
+    [
+        ("dir", "rootdir,images", 0, "ProxmoxPrivilegesMissing"),
+        ("dir", "images", 0, "ProxmoxStorageUnsuitable"),
+        ("lvmthin", "rootdir,images", 0, "ProxmoxStorageUnsuitable"),
+        ("lvmthin", "rootdir,images", 1, "ProxmoxPrivilegesMissing"),
+    ],
+)
+async def test_a_storage_must_hold_containers_and_have_directories_unless_disks_have_a_size(
+    tmp_path: Path, kind: str, content: str, size: int, reason: str
+) -> None:
+    async with scripted_pve() as server:
+        server.script("GET", "/version", data({"version": "9.2.11"}))
+        status = {"type": kind, "content": content, "active": 1, "enabled": 1}
+        server.script("GET", "/nodes/pve/storage/x/status", data(status))
+        server.script("GET", "/access/permissions", data({}))
+        config = server.config(tmp_path, storage="x", rootfs_size_gib=size)
+        api = ProxmoxApi(config)
+        await api.start()
+        health = ProxmoxHealth(config, api)
+        await health.look()
+        await api.close()
+    assert health.condition.reason == reason
