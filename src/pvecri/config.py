@@ -43,6 +43,7 @@ class ProxmoxConfig(Section, frozen=True):
     """How to reach the Proxmox VE API, and what the pods' containers look like there.
 
     Either an API token (`token_id`, `token_secret_file`) or a user's password (`username`, `password_file`).
+    `storage` is images.storage when only that is set.
     The server's certificate is verified by `fingerprint` (SHA-256 of the certificate, hex with or without
     colons) when set, else by `ca_file`, else by the system's authorities.
     """
@@ -98,13 +99,15 @@ class ImagesConfig(Section, frozen=True):
     `root` empty means `images` below runtime.state_dir. `auth_file`, `registries_conf` and `policy` are the
     containers-auth.json(5), containers-registries.conf(5) and containers-policy.json(5) files for skopeo.
     `driver` may be `auto`, which fits the type of the Proxmox storage `storage`, on which images live then.
-    `dataset` is the driver zfs's; `writable_layer_size` is in bytes, 0 for no limit.
+    `dataset` is the driver zfs's; `writable_layer_size` is in bytes, 0 for no limit. With `template_storage`, a
+    storage of Proxmox, too, Proxmox pulls images there as CT templates, and their layers are taken from those.
     """
 
     root: Path | None = None
     driver: str = "overlay"
     storage: str = ""
     dataset: str = ""
+    template_storage: str = ""
     writable_layer_size: Annotated[int, msgspec.Meta(ge=0)] = 0
     skopeo: str = "skopeo"
     auth_file: Path | None = None
@@ -231,10 +234,14 @@ def parse(text: str, origin: str = "configuration") -> Config:
     Raises ConfigError, whose message names the setting.
     """
     try:
-        config = msgspec.convert(tomllib.loads(text), Config, strict=True, dec_hook=_path)
+        given = tomllib.loads(text)
+        config = msgspec.convert(given, Config, strict=True, dec_hook=_path)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(f"{origin}: {str(error).replace('`$.', '`')}") from error
     _check(config, origin)
+    if config.images.storage and "storage" not in given.get("proxmox", {}):
+        proxmox = msgspec.structs.replace(config.proxmox, storage=config.images.storage)
+        config = msgspec.structs.replace(config, proxmox=proxmox)
     return config
 
 

@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.cri_client import CriClient, pod_security
-from support.daemon import Machine
+from support.cri_client import CriClient, eventually, pod_security
+from support.daemon import SECOND_STORAGE, Machine
 from support.filesystems import btrfs_filesystem
+from support.image_builder import LayerBuilder, build_image
 from support.images import image_root
 
 from pvecri.cri.proto import cri_pb2 as pb
+from pvecri.linux import mounts
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
@@ -58,6 +61,43 @@ def test_containers_of_a_pod_run_write_and_go(
     (driver,) = (path for path in (place / "images").iterdir() if (path / "rootfs").exists())
     assert list((driver / "rootfs").iterdir()) == []
     assert pb.ImageSpec(image=machine.image).image in {tag for image in images(cri) for tag in image.repo_tags}
+
+
+def test_the_pods_root_disk_is_on_the_images_storage_and_has_the_size_that_is_set(machine: Machine) -> None:
+    place = machine.node.state_dir / "storage" / SECOND_STORAGE / "pvecri-images"
+    # Given anew, template_storage takes the place of storage, too, which is then not set at all.
+    proxmox = 'template_storage = "local"\nrootfs_size_gib = 1'
+    machine.restart(proxmox=proxmox, images=f'storage = "{SECOND_STORAGE}"')
+    try:
+        cri = machine.client
+        cri.pull(machine.image)
+        pod = cri.run_pod(cri.pod_config())
+        rootfs = str(machine.node.ct(cri.vmid(pod), "config")["rootfs"])
+        assert (rootfs.partition(":")[0], rootfs.rpartition(",")[2]) == (SECOND_STORAGE, "size=1G")
+        assert list((place / "overlay/layers").iterdir()) != []
+        assert cri.finish(pod, "sh", "-c", "echo runs") == "runs\n"
+        cri.remove_pod(pod)
+    finally:
+        machine.restart()
+        mounts.umount_below(place)
+        shutil.rmtree(place)
+
+
+def test_images_that_proxmox_pulls_show_as_its_templates_while_they_are_there(machine: Machine) -> None:
+    def templates() -> list[str]:
+        found = machine.node.request("GET", f"/nodes/{machine.node.descriptor.node}/storage/local/content")
+        assert isinstance(found, list)
+        return [each["volid"] for each in found if each["volid"].startswith("local:vztmpl/shown_1_")]
+
+    machine.restart(images='template_storage = "local"')
+    try:
+        reference = machine.registry.push("tests/shown", "1", build_image(LayerBuilder().file("a").build()))
+        machine.client.pull(reference)
+        assert len(templates()) == 1
+        machine.client.images.RemoveImage(pb.RemoveImageRequest(image=pb.ImageSpec(image=reference)))
+        eventually(lambda: not templates(), "the template is gone with the image")
+    finally:
+        machine.restart()
 
 
 def machine_settings(machine: Machine) -> str:

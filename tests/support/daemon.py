@@ -40,6 +40,8 @@ SUBNET = "10.209.0.0/16"
 CNI_PLUGINS = Path("/usr/lib/cni")
 OVS_DIR = "ovs"
 """Where the embedded node looks for Open vSwitch, should a test start one: below the machine's directory."""
+SECOND_STORAGE = "second"
+"""A storage of the node besides `local`, for CTs and not for templates."""
 
 OWN_SYSFS = (
     'mount --rbind /sys/fs/cgroup "$0" && mount -t sysfs sysfs /sys && mount --rbind "$0" /sys/fs/cgroup && '
@@ -58,18 +60,13 @@ class Node:
         self.address = ("127.0.0.1", _free_port())
         aside = directory / "cgroup"
         aside.mkdir()
-        command = [
-            "env",
-            f"OVS_RUNDIR={directory / OVS_DIR}",
-            "unshare",
-            "--mount",
-            "sh",
-            "-c",
-            OWN_SYSFS,
-            str(aside),
-        ]
+        # What it pulls, it pulls from the registry of the machine, in plain HTTP.
+        command = ["env", f"OVS_RUNDIR={directory / OVS_DIR}"]
+        command += [f"CONTAINERS_REGISTRIES_CONF={directory / 'registries.conf'}"]
+        command += ["unshare", "--mount", "sh", "-c", OWN_SYSFS, str(aside)]
         command += [sys.executable, "-m", "pvecri.embedded", "--state-dir", str(self.state_dir), "--faults"]
         command += ["--listen", "{}:{}".format(*self.address), "--lxc-path", str(lxc_path)]
+        command += ["--vm-storage", f"{SECOND_STORAGE}=btrfs"]
         self._program = Program(command, directory / "node.log")
         self.vmids: set[int] = set()
 
@@ -166,6 +163,8 @@ class Machine:
         for path in (self.lxc_path, self.conf_dir, self.logs, self.plugins):
             path.mkdir()
         self.ovs_dir = directory / OVS_DIR
+        insecure = f'[[registry]]\nlocation = "{registry.address}"\ninsecure = true\n'
+        (directory / "registries.conf").write_text(insecure)
         self.node = Node(directory, self.lxc_path)
         command = [sys.executable, "-m", "pvecri", "--config", str(directory / "config.toml"), "serve"]
         self.daemon = Program(command, directory / "daemon.log")

@@ -191,3 +191,16 @@ def test_a_secret_that_is_not_there_is_told_by_its_setting(
         path.write_bytes(text)
     with pytest.raises(ConfigError, match=rf"^proxmox\.token_secret_file: {path}.* {problem}$"):
         config.read_secret(path, "proxmox.token_secret_file")
+
+
+@pytest.mark.parametrize(
+    ("text", "storage"),
+    [
+        ("", "local"),
+        ('[images]\nstorage = "tank"', "tank"),
+        ('[proxmox]\npool = "k8s"\n[images]\nstorage = "tank"', "tank"),
+        ('[proxmox]\nstorage = "local"\n[images]\nstorage = "tank"', "local"),
+    ],
+)
+def test_root_disks_go_where_the_images_are_unless_told_otherwise(text: str, storage: str) -> None:
+    assert config.parse(text).proxmox.storage == storage

@@ -33,6 +33,7 @@ from pvecri.images.pull import Puller
 from pvecri.images.reference import Reference
 from pvecri.images.store import RootfsRecord, Store
 from pvecri.images.tasks import SharedTasks
+from pvecri.images.templates import TemplateStorage
 from pvecri.images.transfer import Progress, Transfer
 from pvecri.images.usage import Usage
 from pvecri.model import ContainerId, FilesystemUsage, Image, ImageId, RegistryAuth, Value
@@ -49,10 +50,33 @@ class StoreUsage(Value, frozen=True):
     containers: FilesystemUsage
 
 
+class _Patience:
+    """Puts off the end of `silence`, a timeout, by `pause` seconds whenever something happens; 0 is no limit."""
+
+    def __init__(self, silence: asyncio.Timeout, pause: float) -> None:
+        self._silence = silence
+        self._pause = pause
+
+    def renew(self) -> None:
+        """Something has happened."""
+        if self._pause and not self._silence.expired():
+            self._silence.reschedule(asyncio.get_running_loop().time() + self._pause)
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """While the context lasts nothing needs to happen."""
+        if not self._silence.expired():
+            self._silence.reschedule(None)
+        yield
+        self.renew()
+
+
 class ImageManager:
     """Images and root filesystems below `config.images_root`. One object a root, in one event loop."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, templates: TemplateStorage | None = None) -> None:
+        """`templates` is where Proxmox pulls images to, when it is to."""
+        self._templates = templates
         self._config = config.images
         self._root = config.images_root
         self._driver = make_driver(config.images, self._root)
@@ -71,7 +95,7 @@ class ImageManager:
         Raises FailedPrecondition when the storage is not fit for the driver, OSError when it cannot be written.
         """
         self._library = await asyncio.to_thread(self._open)
-        self._puller = Puller(self._config, self._library, self._root / "tmp")
+        self._puller = Puller(self._config, self._library, self._root / "tmp", self._templates)
         self._in_background(self._tidy())
 
     async def close(self) -> None:
@@ -264,19 +288,15 @@ class ImageManager:
     async def _pull_in_time(self, reference: Reference, auth: RegistryAuth | None) -> ImageId:
         """Raises DeadlineExceeded for a pull that takes too long, or in which nothing happens for too long."""
         whole, pause = self._config.pull_timeout, self._config.pull_progress_timeout
-        loop = asyncio.get_running_loop()
         overall, silence = asyncio.timeout(whole), asyncio.timeout(pause or None)
 
-        def moved() -> None:
-            if pause and not silence.expired():
-                silence.reschedule(loop.time() + pause)
-
-        begin = loop.time()
+        patience = _Patience(silence, pause)
+        begin = asyncio.get_running_loop().time()
         try:
-            with self._transferring(Transfer(moved)) as transfer:
+            with self._transferring(Transfer(patience.renew, patience.suspended)) as transfer:
                 async with overall, silence:
                     image = await self._puller.pull(reference, auth, transfer)
-                _log_pull(reference, transfer.progress, loop.time() - begin)
+                _log_pull(reference, transfer.progress, asyncio.get_running_loop().time() - begin)
                 return image
         except TimeoutError as error:
             limit = f"done in {whole:g} s (images.pull_timeout)"
@@ -305,14 +325,15 @@ class ImageManager:
 
     def _written(self, containers: tuple[ContainerId, ...]) -> Usage:
         found = [self._driver.written(container) for container in containers]
-        return Usage(sum(each.bytes for each in found), sum(each.inodes for each in found))
+        oldest = min((each.counted for each in found if each.counted), default=0)
+        return Usage(sum(each.bytes for each in found), sum(each.inodes for each in found), oldest)
 
     def _usage(self, used: Usage) -> FilesystemUsage:
         return FilesystemUsage(
             mountpoint=str(self._driver.root),
             used_bytes=used.bytes,
             inodes_used=used.inodes,
-            timestamp=time.time_ns(),
+            timestamp=used.counted or time.time_ns(),
         )
 
     async def _tidy(self) -> None:
@@ -321,6 +342,8 @@ class ImageManager:
             await self._library.sweep()
             await self._library.settle()
             await asyncio.to_thread(self._driver.collect_garbage)
+            if self._puller.templates is not None:
+                await self._puller.templates.sweep()
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)

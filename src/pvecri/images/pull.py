@@ -9,9 +9,10 @@ the registry has it while the layers come in: the image's id is the digest of it
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -22,17 +23,20 @@ from pvecri.images import manifest as manifests
 from pvecri.images.drivers.base import LayerKey
 from pvecri.images.library import Library
 from pvecri.images.manifest import BadImage, Content, Layer, Manifest
-from pvecri.images.proxy import ImageProxy
+from pvecri.images.oci_archive import OciArchive
+from pvecri.images.proxy import ImageProxy, Pipe
 from pvecri.images.reference import Reference
 from pvecri.images.skopeo import Skopeo, translated
 from pvecri.images.store import ImageRecord, LayerRecord
 from pvecri.images.tasks import all_of, beside
+from pvecri.images.templates import LAYERS_AT_ONCE, Templates, TemplateStorage
 from pvecri.images.transfer import LayerTransfer, Transfer
 from pvecri.images.unpacker import Job, Unpacked, Unpacker
 from pvecri.images.workers import Workers
 from pvecri.model import Image, ImageId, RegistryAuth
 
-LAYERS_AT_ONCE: Final = 3
+log = logging.getLogger(__name__)
+
 _POLICY_IN_PROXY: Final = (0, 2, 6)
 """The version of the proxy's protocol from which on OpenImage applies the signature policy."""
 
@@ -48,6 +52,8 @@ class _Source:
     auth: RegistryAuth | None
     digest: str
     data: bytes
+    archive: OciArchive | None = None
+    """Where layers are to be had from nearer by."""
 
     @property
     def is_remote(self) -> bool:
@@ -64,6 +70,23 @@ class _Source:
             await self.proxy.document(self.number, named.digest, named.size), named, "config"
         )
 
+    def has_near(self, layer: Layer) -> bool:
+        """Whether a layer is in the archive."""
+        return self.archive is not None and layer.digest in self.archive
+
+    async def blob(self, layer: Layer) -> Pipe:
+        """Begin to fetch a layer; what is read must be `finish`ed. Its digest holds, wherever it comes from."""
+        if self.archive is not None and self.has_near(layer):
+            return await self.archive.blob(layer.digest)
+        return await self.proxy.blob(self.number, layer.digest, layer.size)
+
+    async def finish(self, layer: Layer, pipe: Pipe) -> None:
+        """Wait until a layer has been read. CommandError or BadImage when it was not what was promised."""
+        if self.archive is not None and self.has_near(layer):
+            await self.archive.finish(pipe)
+        else:
+            await self.proxy.finish(pipe)
+
 
 @dataclass(frozen=True)
 class _Original:
@@ -74,13 +97,19 @@ class _Original:
 
 
 class Puller:
-    """Pulls into `library`; `scratch` is a directory for what lasts no longer than a pull."""
+    """Pulls into `library`; `scratch` is a directory for what lasts no longer than a pull.
 
-    def __init__(self, config: ImagesConfig, library: Library, scratch: Path) -> None:
+    With `storage` Proxmox pulls what it can, and layers are taken from there.
+    """
+
+    def __init__(
+        self, config: ImagesConfig, library: Library, scratch: Path, storage: TemplateStorage | None = None
+    ) -> None:
         self._config = config
         self._library = library
         self._skopeo = Skopeo(config, scratch)
         self._workers = Workers(self._skopeo)
+        self.templates = Templates(storage, config, library) if storage else None
 
     async def close(self) -> None:
         """End the processes that wait for the next pull."""
@@ -123,6 +152,11 @@ class Puller:
         return known
 
     async def _fetch(self, source: _Source, transfer: Transfer) -> ImageRecord:
+        async with AsyncExitStack() as held:
+            return await self._fetch_holding(source, transfer, held)
+
+    async def _fetch_holding(self, source: _Source, transfer: Transfer, held: AsyncExitStack) -> ImageRecord:
+        """`held` keeps the image's template, if it has one, until the image is known to need it."""
         async with beside(self._original(source)) as asking:
             manifest = manifests.parse_manifest(source.data)
             if source.is_remote and not self._policy_applied(source.proxy):
@@ -130,7 +164,9 @@ class Puller:
                 await self._skopeo.require_policy(place, source.auth, manifest)
             config = await (source.proxy.config(source.number) if source.is_converted else source.config(manifest))
             content = manifests.parse_config(config, manifest)
-            layers = await self._unpack(source, content, transfer)
+            with transfer.elsewhere():
+                archive = await self._template(source, manifest, held)
+            layers = await self._unpack(replace(source, archive=archive), content, transfer)
             original = await asking
         if source.is_converted:
             config = await source.config(original.manifest)
@@ -141,6 +177,16 @@ class Puller:
         named = self._library.catalog.naming(record, source.reference, original.digest)
         await self._library.add(named, (*layers, *((parents,) if parents else ())))
         return record
+
+    async def _template(self, source: _Source, manifest: Manifest, held: AsyncExitStack) -> OciArchive | None:
+        """The image as Proxmox has it; None when it is to come from the registry."""
+        if self.templates is None or not source.is_remote:
+            return None
+        if why := self.templates.reason_against(source.reference, source.auth):
+            log.info("pulling %s directly, not as a template: %s", source.reference, why)
+            return None
+        archive = self.templates.archive(source.reference, source.digest, manifest.config.digest)
+        return await held.enter_async_context(archive)
 
     def _policy_applied(self, proxy: ImageProxy) -> bool:
         """Whether opening the image was all that the signature policy asks for."""
@@ -231,18 +277,18 @@ class Puller:
         self, source: _Source, helper: Unpacker, layer: Layer, directory: Path, told: LayerTransfer
     ) -> Unpacked:
         """Unpack a layer while it comes in; what comes out must be what the config says."""
-        pipe = await source.proxy.blob(source.number, layer.digest, layer.size)
+        pipe = await source.blob(layer)
         unpacking = helper.run(self._job(layer, directory), pipe.fd, told.reached)
         async with beside(unpacking) as result:
             try:
-                await source.proxy.finish(pipe)
+                await source.finish(layer, pipe)
             except CommandError:
                 await result  # when it gave up reading, its reason is the one to tell
                 raise
             unpacked = await result
         if unpacked.diff_id != layer.diff_id:
             raise _wrong_content(layer, unpacked.diff_id)
-        told.done()
+        told.done("template" if source.has_near(layer) else "registry")
         return unpacked
 
     def _job(self, layer: Layer, directory: Path) -> Job:

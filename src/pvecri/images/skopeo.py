@@ -66,6 +66,14 @@ class _Requirement(Value, frozen=True):
     type: str
 
 
+class _AuthFile(Value, frozen=True, rename="camel"):
+    """containers-auth.json(5); what is in `auths` is none of our business here."""
+
+    auths: Mapping[str, object] = {}
+    cred_helpers: Mapping[str, object] = {}
+    creds_store: str = ""
+
+
 class _Policy(Value, frozen=True):
     default: tuple[_Requirement, ...]
     transports: Mapping[str, Mapping[str, tuple[_Requirement, ...]]] = {}
@@ -221,6 +229,20 @@ def applies(auth: RegistryAuth, reference: Reference) -> bool:
         return True
     server = re.sub(r"^https?://", "", auth.server_address).split("/")[0]
     return server in {reference.registry, *(("index.docker.io",) if reference.registry == "docker.io" else ())}
+
+
+def has_credentials(auth_file: Path | None, reference: Reference) -> bool:
+    """Whether images.auth_file has credentials for the repository; skopeo complains of a file that is unfit."""
+    if auth_file is None:
+        return False
+    try:
+        known = msgspec.json.decode(auth_file.read_bytes(), type=_AuthFile)
+    except (OSError, msgspec.DecodeError):
+        return False
+    scopes = {re.sub(r"^https?://", "", scope) for scope in (*known.auths, *known.cred_helpers)}
+    if reference.registry == "docker.io" and any(scope.startswith("index.docker.io") for scope in scopes):
+        return True
+    return bool(known.creds_store) or any(f"{reference.name}/".startswith(f"{scope}/") for scope in scopes)
 
 
 def auth_document(auth: RegistryAuth, registry: str) -> bytes:

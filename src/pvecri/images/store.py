@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Image Manager knows, on disk: images, layers and containers' root filesystems in SQLite.
+"""What the Image Manager knows, on disk: images, layers, containers' root filesystems, templates; in SQLite.
 
 In WAL mode with synchronous=NORMAL a commit costs no fsync; a power cut may lose the last commits but never leaves
 half of one. What is lost is found again: directories without a record are removed at the next start. Layers carry
@@ -25,6 +25,7 @@ _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS images (id TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS layers (id TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS rootfs (id TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS templates (id TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
 _VERSION: Final = 1
 _Record = TypeVar("_Record", bound=Value)
@@ -67,6 +68,15 @@ class RootfsRecord(Value, frozen=True):
     layers: tuple[LayerKey, ...]
 
 
+class TemplateRecord(Value, frozen=True):
+    """A CT template that Proxmox was asked to make, for the tag `reference` and this manifest. Made or not yet."""
+
+    file: str
+    storage: str
+    reference: str
+    manifest: str
+
+
 class Store:
     """The database file at `path`."""
 
@@ -103,6 +113,16 @@ class Store:
     def put_rootfs(self, record: RootfsRecord) -> None:
         with self._lock, self._database:
             self._replace("rootfs", record.container, record)
+
+    def templates(self) -> list[TemplateRecord]:
+        return self._all("templates", TemplateRecord)
+
+    def put_template(self, record: TemplateRecord) -> None:
+        with self._lock, self._database:
+            self._replace("templates", record.file, record)
+
+    def delete_template(self, file: str) -> None:
+        self._delete("templates", (file,))
 
     def delete_images(self, ids: Iterable[ImageId]) -> None:
         self._delete("images", ids)

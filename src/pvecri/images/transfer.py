@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from pvecri import metrics
 from pvecri.images.manifest import Layer
@@ -45,19 +46,24 @@ class LayerTransfer:
         self.fetched, self.unpacked = max(self.fetched, fetched), max(self.unpacked, unpacked)
         self._moved()
 
-    def done(self) -> None:
-        """All of it has come in and out."""
+    def done(self, source: str = "registry") -> None:
+        """All of it has come in and out, from the `registry` or a `template`."""
         self.reached(self.size, self.unpacked)
         self.is_done = True
-        metrics.LAYERS.labels("registry").inc()
+        metrics.LAYERS.labels(source).inc()
 
 
 class Transfer:
     """One pull, for the one who waits for it and for the metrics. For one event loop."""
 
-    def __init__(self, moved: Callable[[], None] = lambda: None) -> None:
-        """`moved` is called whenever bytes have."""
+    def __init__(
+        self,
+        moved: Callable[[], None] = lambda: None,
+        elsewhere: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """`moved` is called whenever bytes have; `elsewhere` makes a context for while another fetches them."""
         self._moved = moved
+        self.elsewhere = elsewhere
         self._layers: tuple[LayerTransfer, ...] = ()
         self._present = 0
 

@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
 
 import pytest
 
 from pvecri.errors import CommandError, InvalidArgument, NotFound, PermissionDenied, Unavailable, Unimplemented
 from pvecri.images.reference import parse
-from pvecri.images.skopeo import applies, auth_document, translate
+from pvecri.images.skopeo import applies, auth_document, has_credentials, translate
 from pvecri.model import RegistryAuth
 
 REFERENCE = parse("quay.io/a/b:1")
@@ -101,3 +102,25 @@ def test_credentials_go_only_to_the_server_they_are_for(server: str, image: str,
 
 def test_empty_credentials_are_none() -> None:
     assert not applies(RegistryAuth(server_address="quay.io"), REFERENCE)
+
+
+@pytest.mark.parametrize(
+    ("document", "reference", "known"),
+    [
+        ('{"auths": {"quay.io": {}}}', "quay.io/a/b:1", True),
+        ('{"auths": {"quay.io/a": {}}}', "quay.io/a/b:1", True),
+        ('{"auths": {"quay.io/a/b": {}}}', "quay.io/a/b:1", True),
+        ('{"auths": {"quay.io/a": {}}}', "quay.io/ab:1", False),
+        ('{"auths": {"https://index.docker.io/v1/": {}}}', "busybox", True),
+        ('{"credHelpers": {"quay.io": "secretservice"}}', "quay.io/a/b:1", True),
+        ('{"credsStore": "desktop"}', "quay.io/a/b:1", True),
+        ('{"auths": {}}', "quay.io/a/b:1", False),
+        ("no json", "quay.io/a/b:1", False),
+    ],
+)
+def test_a_credentials_file_is_known_to_have_something_for_a_repository_or_not(
+    tmp_path: Path, document: str, reference: str, known: bool
+) -> None:
+    (tmp_path / "auth.json").write_text(document)
+    assert has_credentials(tmp_path / "auth.json", parse(reference)) is known
+    assert not has_credentials(None, parse(reference))
