@@ -6,7 +6,9 @@ Network namespaces stand for the hosts: this one is the node; the other host has
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,6 +22,8 @@ from support.daemon import Machine
 from support.lan import asking, link_up, pings, run_all
 from support.netns import network_namespace
 from support.switch import PROGRAMS, Switch, running_switch
+
+from pvecri.embedded import lxccommand
 
 pytestmark = pytest.mark.skipif(
     not all(map(shutil.which, PROGRAMS)), reason="needs Open vSwitch and ethtool (openvswitch-switch, ethtool)"
@@ -124,6 +128,30 @@ def test_a_removed_pod_leaves_no_port_on_the_switch(machine: Machine, tagged: Cr
     tagged.remove_pod(pod)
 
     assert lan.switch.ports(BRIDGE) == ["pvttrunk"]
+
+
+def test_a_ct_that_ends_while_the_api_is_away_leaves_no_port(
+    machine: Machine, tagged: CriClient, lan: Lan
+) -> None:
+    pod = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24"))
+    init = lxccommand.init_pid(machine.lxc_path / str(tagged.vmid(pod)))
+    assert init is not None
+    machine.node.stop()
+
+    os.kill(init, signal.SIGKILL)
+
+    eventually(lambda: lan.switch.ports(BRIDGE) == ["pvttrunk"], "the port is gone")
+    machine.node.start()
+
+
+def test_a_ct_whose_monitor_is_killed_leaves_no_port(machine: Machine, tagged: CriClient, lan: Lan) -> None:
+    pod = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24"))
+    monitor = lxccommand.monitor_pid(machine.lxc_path / str(tagged.vmid(pod)))
+    assert monitor is not None
+
+    os.kill(monitor, signal.SIGKILL)
+
+    eventually(lambda: lan.switch.ports(BRIDGE) == ["pvttrunk"], "the port is gone")
 
 
 def test_a_link_that_is_no_bridge_is_told_in_proxmoxs_words(machine: Machine, tagged: CriClient) -> None:
