@@ -14,7 +14,7 @@ DEFAULT_PROFILE = "pvecri-default"
 LOADED = Path("/sys/kernel/security/apparmor/profiles")
 
 # What a container has no business with, even as root: the kernel's switches that no namespace confines.
-# Signals come from runc and crun, which have profiles of their own on some systems, and from whoever the node lets.
+# Signals come from runc and crun, which have profiles of their own on some systems.
 PROFILE_TEXT = f"""\
 abi <abi/3.0>,
 profile {DEFAULT_PROFILE} flags=(attach_disconnected,mediate_deleted) {{

@@ -259,10 +259,14 @@ def _selinux_label(message: pb.SELinuxOption) -> str:
     return ":".join(parts) if any(parts) else ""
 
 
+_LOCALHOST = "localhost/"
+"""What stands before a reference in the older way to name a profile; some clients put it into the newer field, too."""
+
+
 def _profile(message: pb.SecurityProfile, module: str) -> SecurityProfile:
     """`module` is the field that has it: seccomp or apparmor."""
     kind = _known(_PROFILES, message.profile_type, f"config.linux.security_context.{module}.profile_type")
-    return SecurityProfile(kind=kind, localhost_ref=message.localhost_ref)
+    return SecurityProfile(kind=kind, localhost_ref=message.localhost_ref.removeprefix(_LOCALHOST))
 
 
 def _named_profile(name: str) -> SecurityProfile | None:
@@ -273,7 +277,7 @@ def _named_profile(name: str) -> SecurityProfile | None:
         return SecurityProfile(kind=ProfileKind.RUNTIME_DEFAULT)
     if name == "unconfined":
         return SecurityProfile(kind=ProfileKind.UNCONFINED)
-    return SecurityProfile(kind=ProfileKind.LOCALHOST, localhost_ref=name.removeprefix("localhost/"))
+    return SecurityProfile(kind=ProfileKind.LOCALHOST, localhost_ref=name.removeprefix(_LOCALHOST))
 
 
 def _policy(number: int) -> GroupsPolicy:

@@ -232,6 +232,15 @@ def test_profiles_are_understood_in_the_older_words_too(name: str, profile: Secu
     assert (security.seccomp, security.apparmor) == (profile, profile)
 
 
+@pytest.mark.parametrize("reference", ["mine", "localhost/mine"])
+def test_a_profile_of_the_node_may_have_the_older_words_prefix(reference: str) -> None:
+    message = pb.ContainerConfig(metadata=pb.ContainerMetadata())
+    wanted = pb.SecurityProfile(profile_type=pb.SecurityProfile.Localhost, localhost_ref=reference)
+    message.linux.security_context.apparmor.CopyFrom(wanted)
+    profile = requests.container_config(message).security.apparmor
+    assert profile == SecurityProfile(kind=ProfileKind.LOCALHOST, localhost_ref="mine")
+
+
 def test_a_selinux_label_keeps_the_places_of_its_parts() -> None:
     message = pb.PodSandboxConfig(metadata=pb.PodSandboxMetadata())
     message.linux.security_context.selinux_options.level = "s0"
