@@ -260,7 +260,7 @@ def _selinux_label(message: pb.SELinuxOption) -> str:
 
 
 _LOCALHOST = "localhost/"
-"""What stands before a reference in the older way to name a profile; some clients put it into the newer field, too."""
+"""What the older way puts before a reference; some clients put it into the newer field, too."""
 
 
 def _profile(message: pb.SecurityProfile, module: str) -> SecurityProfile:
