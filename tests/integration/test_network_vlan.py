@@ -84,7 +84,7 @@ def test_a_pod_and_a_machine_of_another_vlan_do_not_reach_each_other(tagged: Cri
     pod = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24"))
 
     assert not pings(lan.in_30, POD, seconds=2)
-    shown = tagged.finish(pod, "sh", "-c", f"ping -c 1 -w 2 {IN_30} || true")
+    shown = tagged.finish(pod, "sh", "-c", f"ping -c 1 -W 2 {IN_30} || true")
     assert "0 packets received" in shown
 
 
@@ -94,7 +94,7 @@ def test_pods_of_two_vlans_of_one_bridge_do_not_reach_each_other(tagged: CriClie
 
     assert pings(lan.in_30, "10.20.0.6")
     assert not pings(lan.in_20, "10.20.0.6", seconds=2)
-    assert "0 packets received" in tagged.finish(first, "sh", "-c", "ping -c 1 -w 2 10.20.0.6 || true")
+    assert "0 packets received" in tagged.finish(first, "sh", "-c", "ping -c 1 -W 2 10.20.0.6 || true")
 
 
 def test_a_connection_passes_between_the_hosts(machine: Machine, tagged: CriClient, lan: Lan) -> None:

@@ -50,7 +50,7 @@ def bridge_to_another_host(bridge: str, *addresses: str) -> Iterator[Path]:
 def pings(host: Path, address: str, seconds: int = 10) -> bool:
     """Whether a host, by its network namespace, reaches an address within these seconds."""
     family = "-6" if ":" in address else "-4"
-    command = ["nsenter", f"--net={host}", "busybox", "ping", family, "-c", "1", "-w", str(seconds), address]
+    command = ["nsenter", f"--net={host}", "busybox", "ping", family, "-c", "1", "-W", str(seconds), address]
     return subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
