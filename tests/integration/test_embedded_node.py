@@ -242,8 +242,8 @@ async def test_volume_mount_point_is_mounted_in_the_ct(node: NodeProcess) -> Non
 
 
 async def test_token_without_a_privilege_is_refused_in_proxmoxs_words(node: NodeProcess) -> None:
-    refused = await node.refusal("POST", "/storage", {"storage": "more", "type": "dir", "path": "/mnt/more"})
-    assert refused == (403, "Permission check failed (/storage, Datastore.Allocate)")
+    refused = await node.refusal("GET", "/nodes/pve/syslog")
+    assert refused == (403, "Permission check failed (/nodes/pve, Sys.Syslog)")
 
 
 async def test_template_that_reaches_out_of_the_root_fails_the_create_and_leaves_nothing(
