@@ -134,6 +134,16 @@ def test_mounts_below_a_shared_path_reach_namespaces_cloned_before(area: Path) -
     assert sum(entry.mountpoint == area for entry in mounts.mounts()) == 1
 
 
+def test_a_mount_below_a_shared_path_is_made_once_where_all_is_shared_as_under_systemd(area: Path) -> None:
+    mounts.mount("none", area, "tmpfs")
+    mounts.make_shared(area)
+    shared = directory(area / "s")
+    target = directory(shared / "t")
+    mounts.ensure_shared(shared)
+    mounts.mount("none", target, "tmpfs")
+    assert sum(entry.mountpoint == target for entry in mounts.mounts()) == 1
+
+
 def test_a_slave_receives_mounts_and_sends_none(area: Path) -> None:
     source, target = directory(area / "s"), directory(area / "t")
     mounts.ensure_shared(source)

@@ -274,9 +274,11 @@ def ensure_shared(path: Path) -> None:
     """Have mounts made below `path` show in mount namespaces that are cloned from this one later. Idempotent.
 
     The directory is bound on itself when it is no mount point, so that the rest of the tree keeps its propagation.
+    Where that is shared, as it is under systemd, the two part: else each mount would be made on both.
     """
     if not is_mountpoint(path):
         bind(path, path, recursive=True)
+        make_private(path)
     make_shared(path)
 
 
