@@ -131,14 +131,22 @@ def test_the_client_ends_with_a_ct_whose_monitor_is_killed(machine: Machine, lea
 
 
 def test_a_ct_whose_client_gets_no_lease_runs_and_its_start_says_so(machine: Machine) -> None:
-    vmid, node = machine.vmids[-1], machine.node.descriptor.node
+    vmid = machine.vmids[-1]
+    earlier = starts(machine, vmid).keys()
     with bridge_to_another_host(LAN):
         machine.node.make_ct(vmid, start=1, net0=f"name=eth0,bridge={LAN},ip=dhcp,host-managed=1")
         os.kill(eventually(lambda: waiting_client(machine, vmid), "the DHCP client waits"), signal.SIGKILL)
 
-        tasks = f"/nodes/{node}/tasks?vmid={vmid}&typefilter=vzstart"
-        ended = eventually(lambda: machine.node.request("GET", tasks), "the start has ended")
-        assert isinstance(ended, list)
-        assert [task["status"] for task in ended] == ["WARNINGS: 1"]
+        eventually(lambda: starts(machine, vmid).keys() - earlier, "the start has ended")
+        ended = starts(machine, vmid)
+        assert [ended[upid] for upid in ended.keys() - earlier] == ["WARNINGS: 1"]
         assert machine.node.ct(vmid, "status/current")["status"] == "running"
         machine.node.remove_ct(vmid)
+
+
+def starts(machine: Machine, vmid: int) -> dict[str, str]:
+    """How the starts of a CT have ended, by UPID."""
+    path = f"/nodes/{machine.node.descriptor.node}/tasks?vmid={vmid}&typefilter=vzstart"
+    tasks = machine.node.request("GET", path)
+    assert isinstance(tasks, list)
+    return {task["upid"]: task["status"] for task in tasks}
