@@ -43,10 +43,16 @@ OVS_DIR = "ovs"
 SECOND_STORAGE = "second"
 """A storage of the node besides `local`, for CTs and not for templates."""
 
-OWN_SYSFS = (
-    'mount --rbind /sys/fs/cgroup "$0" && mount -t sysfs sysfs /sys && mount --rbind "$0" /sys/fs/cgroup && '
-    'umount --lazy "$0" && exec "$@"'
-)
+OWN_SYSFS = """
+set -e
+mount --rbind /sys "$0"
+mount -t sysfs sysfs /sys
+for kept in fs/cgroup kernel/security; do
+    ! mountpoint -q "$0/$kept" || mount --rbind "$0/$kept" "/sys/$kept"
+done
+umount --lazy "$0"
+exec "$@"
+"""
 """For sh: run a program that sees the bridges of its own network namespace, where LXC looks for them: in /sys."""
 
 
