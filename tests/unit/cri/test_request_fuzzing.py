@@ -109,7 +109,7 @@ def understood_container(message: Any, pod: SandboxConfig) -> ContainerConfig | 
     return None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(PODS)
 def test_a_pod_is_accepted_or_refused_by_a_field_and_never_fails_otherwise(message: Message) -> None:
     config = understood_pod(message)
@@ -117,7 +117,7 @@ def test_a_pod_is_accepted_or_refused_by_a_field_and_never_fails_otherwise(messa
         assert msgspec.json.decode(msgspec.json.encode(config), type=SandboxConfig) == config
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(PODS, CONTAINERS)
 def test_a_container_is_accepted_or_refused_by_a_field_and_never_fails_otherwise(
     pod: Message, container: Message
