@@ -313,6 +313,17 @@ def test_with_stdin_once_a_client_that_only_listened_ends_nothing(
     assert cri.wait_for_exit(container).exit_code == 0
 
 
+def test_with_stdin_once_a_client_that_leaves_amid_output_ends_the_input(
+    cri: CriClient, pod: str, transport: Transport
+) -> None:
+    script = "while :; do echo noise; done & cat; kill $!"
+    container = cri.run(pod, "sh", "-c", script, stdin=True, stdin_once=True)
+    client = transport(attach_url(cri, container), STDIN, STDOUT, STDERR)
+    client.wait_for(STDOUT, b"noise\n")
+    client.leave()
+    assert cri.wait_for_exit(container).exit_code == 0
+
+
 def test_an_attached_terminal_has_the_clients_size(cri: CriClient, pod: str, transport: Transport) -> None:
     script = 'until test "$(stty size 2>/dev/null)" = "33 111"; do :; done; echo is; read line'
     container = cri.run(pod, "sh", "-c", script, stdin=True, tty=True)

@@ -75,7 +75,7 @@ class AttachSession:
     container: ContainerId
     bundle: Bundle
     stdin_once: bool
-    listeners: FormerListeners
+    former: FormerClients
 
     async def run(self, streams: CommandStreams) -> int:
         """Pass on what the container writes from now on, until it ends: 0. Cancelling leaves it running.
@@ -91,8 +91,8 @@ class AttachSession:
             try:
                 await _pass_output(connection, streams)
             finally:
-                if self.stdin_once and streams.stdin is None:
-                    self.listeners.keep(connection)
+                if self.stdin_once:
+                    self.former.keep(connection, spoke=streams.stdin is not None)
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -110,24 +110,32 @@ class AttachSession:
         self.runtime.resize(self.bundle, columns, rows)
 
 
-class FormerListeners:
-    """Connections of clients that only listened to containers with stdin_once, and left.
+class FormerClients:
+    """Connections of clients that have left a container with stdin_once. They stay until it ends.
 
-    Conmon closes such a container's stdin as soon as any client leaves, but the CRI wants it closed by the first
-    that had it open. So these stay, taking no more output, until the container ends.
+    Conmon closes such a container's stdin as soon as any connection ends, but the CRI wants it closed by the first
+    client that had it open. So the connection of one that only listened stays open and takes no more output. That
+    of one that spoke ends for writing alone, and its output is thrown away: conmon forgets to close stdin when it
+    could not write to a connection before it sees its end.
     """
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def keep(self, connection: socket.socket) -> None:
-        """Keep a connection to a conmon open, of which the caller closes its own descriptor."""
+    def keep(self, connection: socket.socket, *, spoke: bool) -> None:
+        """Keep a connection to a conmon, of which the caller closes its own descriptor."""
         kept = connection.dup()
         with suppress(OSError):  # the container has ended
-            kept.shutdown(socket.SHUT_RD)
-        task = asyncio.create_task(_close_at_end(kept))
+            kept.shutdown(socket.SHUT_WR if spoke else socket.SHUT_RD)
+        task = asyncio.create_task(_read_to_end(kept) if spoke else _close_at_end(kept))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _read_to_end(connection: socket.socket) -> None:
+    with connection, suppress(OSError):
+        while await asyncio.get_running_loop().sock_recv(connection, _ATTACH_READ):
+            pass
 
 
 async def _close_at_end(connection: socket.socket) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pvecri.containers.forwarding import PodPorts
 from pvecri.containers.runtime import OciRuntime
-from pvecri.containers.sessions import AttachSession, ExecSession, FormerListeners
+from pvecri.containers.sessions import AttachSession, ExecSession, FormerClients
 from pvecri.model import NamespaceMode
 from pvecri.pods.commands import Commands
 from pvecri.pods.live import Pods
@@ -20,7 +20,7 @@ class Streams:
         self._runtime = runtime
         self._commands = commands
         self._sandboxes = sandboxes
-        self._listeners = FormerListeners()
+        self._former = FormerClients()
 
     def exec(self, container_id: str, command: list[str], *, tty: bool) -> ExecSession:
         """A command for a running container (CRI Exec); NotFound or FailedPrecondition."""
@@ -32,7 +32,7 @@ class Streams:
         """The streams of a running container (CRI Attach); NotFound or FailedPrecondition."""
         container = self._commands.running(container_id)
         stdin_once = container.value.config.stdin_once
-        return AttachSession(self._runtime, container.id, container.bundle, stdin_once, self._listeners)
+        return AttachSession(self._runtime, container.id, container.bundle, stdin_once, self._former)
 
     def ports(self, sandbox_id: str) -> PodPorts:
         """The ports of a ready pod (CRI PortForward); NotFound or FailedPrecondition."""
