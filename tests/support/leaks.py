@@ -93,7 +93,8 @@ def _of_a_pod(mountpoint: Path, run_dir: Path, state_dir: Path) -> bool:
 def _files(*directories: Path) -> Iterator[str]:
     for directory in directories:
         if directory.exists():
-            yield from (f"file {path}" for path in directory.iterdir())
+            # crun keeps compiled seccomp filters, for whoever needs them next.
+            yield from (f"file {path}" for path in directory.iterdir() if path.name != ".cache")
 
 
 def _rows(database: Path) -> Iterator[str]:

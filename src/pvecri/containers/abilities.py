@@ -38,6 +38,11 @@ class OciRuntime:
         return "rro" in self.mount_options
 
     @property
+    def executes_at_the_root(self) -> bool:
+        """Whether a command starts in / when nothing is said, and not where the container's own process does."""
+        return self.kind == "crun"
+
+    @property
     def wants_mappings_with_userns_path(self) -> bool:
         """Whether a spec that joins a user namespace by path must repeat its mappings.
 

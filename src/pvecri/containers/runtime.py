@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pvecri.cancellation import finish
-from pvecri.containers import spec_linux
+from pvecri.containers import spec, spec_linux
 from pvecri.containers.abilities import Abilities
 from pvecri.containers.killing import kill_command
 from pvecri.errors import CommandError, DeadlineExceeded, FailedPrecondition, InternalError, InvalidArgument
@@ -195,7 +195,12 @@ class OciRuntime:
         shutil.rmtree(self._root / container, ignore_errors=True)
 
     async def exec(
-        self, pod: PodNamespaces, container: ContainerId, command: list[str], timeout: float | None
+        self,
+        pod: PodNamespaces,
+        container: ContainerId,
+        bundle: Bundle,
+        command: list[str],
+        timeout: float | None,
     ) -> ExecResult:
         """Run a command in a running container and wait for it.
 
@@ -203,7 +208,7 @@ class OciRuntime:
         ends as a shell would have it: 126 or 127 is the OCI runtime's choice, with its words on stderr.
         """
         process = await asyncio.create_subprocess_exec(
-            *self.exec_arguments(pod, container, command),
+            *self.exec_arguments(pod, container, bundle, command),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -220,14 +225,23 @@ class OciRuntime:
         return ExecResult(code, stdout, stderr)
 
     def exec_arguments(
-        self, pod: PodNamespaces, container: ContainerId, command: list[str], *, tty: bool = False
+        self,
+        pod: PodNamespaces,
+        container: ContainerId,
+        bundle: Bundle,
+        command: list[str],
+        *,
+        tty: bool = False,
     ) -> list[str]:
         """What runs a command in a running container; it ends as the command does.
 
         With `tty` the command gets a terminal of its own, and what runs it must have one as its standard streams
         and its controlling terminal: the size of the one becomes the other's.
         """
-        return [*_enter(pod), *self._oci("exec", *["--tty"] * tty, container, *command)]
+        options = ["--tty"] * tty
+        if self._abilities.oci_runtime.executes_at_the_root:
+            options += ["--cwd", spec.working_dir(bundle.spec.read_bytes())]
+        return [*_enter(pod), *self._oci("exec", *options, container, *command)]
 
     async def kill_exec(
         self, pod: PodNamespaces, container: ContainerId, process: asyncio.subprocess.Process

@@ -32,6 +32,7 @@ class ExecSession:
     runtime: OciRuntime
     pod: PodNamespaces
     container: ContainerId
+    bundle: Bundle
     command: list[str]
     tty: bool
 
@@ -56,7 +57,7 @@ class ExecSession:
         return code if code >= 0 else 128 - code
 
     async def _start(self, prefix: list[str], stdin: int, stdout: int, stderr: int) -> asyncio.subprocess.Process:
-        arguments = self.runtime.exec_arguments(self.pod, self.container, self.command, tty=self.tty)
+        arguments = self.runtime.exec_arguments(self.pod, self.container, self.bundle, self.command, tty=self.tty)
         starting = asyncio.ensure_future(
             asyncio.create_subprocess_exec(*prefix, *arguments, stdin=stdin, stdout=stdout, stderr=stderr)
         )

@@ -50,6 +50,11 @@ def allowed_devices(document: bytes) -> list[DeviceRule]:
     ]
 
 
+def working_dir(document: bytes) -> str:
+    """Where the container's own process starts."""
+    return str(json.loads(document)["process"]["cwd"])
+
+
 def process(plan: Plan) -> Json:
     """The `process` object: what runs, as whom, with which rights."""
     config = plan.config

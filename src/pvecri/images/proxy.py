@@ -41,6 +41,10 @@ class Pipe(NamedTuple):
     number: int
 
 
+class ProxyGone(CommandError):
+    """The process has ended, or ends: it answers nothing any more."""
+
+
 class ImageProxy:
     """A running process; `start` makes one. After any error it is of no use any more but to be closed."""
 
@@ -49,6 +53,7 @@ class ImageProxy:
         self._channel = channel
         self._errors = errors
         self._turn = asyncio.Lock()
+        self._gone = False
         self.version: tuple[int, ...] = ()
 
     async def open(self, name: str) -> int:
@@ -95,8 +100,8 @@ class ImageProxy:
 
     @property
     def usable(self) -> bool:
-        """Whether it still runs and nobody waits for an answer."""
-        return self._process.returncode is None and not self._turn.locked()
+        """Whether it still runs and nobody waits for an answer. One that has just died may seem to run."""
+        return not self._gone and self._process.returncode is None and not self._turn.locked()
 
     def _kill(self) -> None:
         kill(self._process)
@@ -131,10 +136,12 @@ class ImageProxy:
                 self._channel.send(request)
                 await _readable(self._channel)
                 data, fds, _, _ = socket.recv_fds(self._channel, MAX_REPLY, 2)
-            except OSError as error:
-                raise CommandError("skopeo", 0, f"{error.strerror}; {self._words()}") from error
+            except OSError:
+                data = b""
         if not data:
-            raise CommandError("skopeo", await self._process.wait(), self._words())
+            self._gone = True
+            self._kill()  # it may have closed its input only
+            raise ProxyGone("skopeo", await self._process.wait(), self._words())
         reply = msgspec.json.decode(data, type=_Reply)
         if not reply.success:
             raise CommandError("skopeo", 1, reply.error)

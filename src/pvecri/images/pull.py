@@ -133,9 +133,10 @@ class Puller:
     async def _bring(
         self, name: str, reference: Reference, auth: RegistryAuth | None, transfer: Transfer
     ) -> ImageId:
-        async with self._library.pulling(), self._workers.proxy(reference, auth) as proxy:
+        async with self._library.pulling(), AsyncExitStack() as stack:
             with translated(reference):
-                number = await proxy.open(name)
+                opened = self._workers.opened(name, reference, auth)
+                proxy, number = await stack.enter_async_context(opened)
                 digest, data = await proxy.manifest(number)
                 known = self._library.catalog.with_manifest(digest)
                 source = _Source(proxy, number, name, reference, auth, digest, data)

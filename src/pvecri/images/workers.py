@@ -14,7 +14,7 @@ from typing import Final
 
 from pvecri.cancellation import finish
 from pvecri.images import unpacker
-from pvecri.images.proxy import ImageProxy
+from pvecri.images.proxy import ImageProxy, ProxyGone
 from pvecri.images.reference import Reference
 from pvecri.images.skopeo import Skopeo, applies
 from pvecri.images.unpacker import Unpacker
@@ -37,8 +37,29 @@ class Workers:
         self._ending: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
-    async def proxy(self, reference: Reference, auth: RegistryAuth | None) -> AsyncIterator[ImageProxy]:
-        """A proxy for one pull. One that has credentials, or has seen an error, is not used again."""
+    async def opened(
+        self, name: str, reference: Reference, auth: RegistryAuth | None
+    ) -> AsyncIterator[tuple[ImageProxy, int]]:
+        """A proxy for one pull that has opened the image `name`, and the image's number.
+
+        A proxy that has died since its last pull shows it at its first answer; it is replaced.
+        """
+        while True:
+            async with self._proxy(reference, auth) as (proxy, is_new):
+                try:
+                    number = await proxy.open(name)
+                except ProxyGone:
+                    if is_new:
+                        raise
+                    continue
+                yield proxy, number
+                return
+
+    @asynccontextmanager
+    async def _proxy(
+        self, reference: Reference, auth: RegistryAuth | None
+    ) -> AsyncIterator[tuple[ImageProxy, bool]]:
+        """A proxy, and whether it is new. One that has credentials, or has seen an error, is not used again."""
         self._begin()
         try:
             insecure = self._skopeo.is_insecure(reference)
@@ -47,11 +68,12 @@ class Workers:
                 own = auth is not None and applies(auth, reference)
                 if not own:
                     proxy = self._idle_proxy(insecure)
+                is_new = proxy is None
                 if proxy is None:
                     proxy = await self._skopeo.start_proxy(insecure=insecure, authfile=authfile)
                 keep = False
                 try:
-                    yield proxy
+                    yield proxy, is_new
                     keep = not own and proxy.usable
                 finally:
                     if keep:

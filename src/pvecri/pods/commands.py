@@ -36,7 +36,7 @@ class Commands:
         if not command:
             raise InvalidArgument("cmd", "must not be empty")
         pod = self._pods.pod_of(container)
-        return await self._runtime.exec(pod.namespaces, container.id, command, timeout or None)
+        return await self._runtime.exec(pod.namespaces, container.id, container.bundle, command, timeout or None)
 
     async def reopen_log(self, container_id: str) -> None:
         """Write on to a new file at the log path, and return when it is there (CRI ReopenContainerLog)."""

@@ -26,7 +26,7 @@ class Streams:
         """A command for a running container (CRI Exec); NotFound or FailedPrecondition."""
         container = self._commands.running(container_id)
         pod = self._pods.pod_of(container)
-        return ExecSession(self._runtime, pod.namespaces, container.id, command, tty)
+        return ExecSession(self._runtime, pod.namespaces, container.id, container.bundle, command, tty)
 
     def attach(self, container_id: str) -> AttachSession:
         """The streams of a running container (CRI Attach); NotFound or FailedPrecondition."""
