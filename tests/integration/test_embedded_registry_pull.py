@@ -21,9 +21,7 @@ PULL = "/nodes/pve/storage/local/oci-registry-pull"
 @pytest.fixture
 async def node(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NodeProcess]:
     """A node that may speak plain HTTP to the registry."""
-    conf = tmp_path / "registries.conf"
-    conf.write_text(f'[[registry]]\nlocation = "{registry.address}"\ninsecure = true\n')
-    monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(conf))
+    registry.trust_on_node(tmp_path, monkeypatch)
     with new_state_dir() as state_dir:
         async with NodeProcess(state_dir, "--faults", "--vm-storage", "thin=lvmthin") as process:
             yield process

@@ -47,9 +47,7 @@ def root() -> Iterator[Path]:
 @pytest.fixture
 async def node(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NodeProcess]:
     """A node whose skopeo may speak plain HTTP to the registry."""
-    conf = tmp_path / "registries.conf"
-    conf.write_text(f'[[registry]]\nlocation = "{registry.address}"\ninsecure = true\n')
-    monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(conf))
+    registry.trust_on_node(tmp_path, monkeypatch)
     with new_state_dir() as state_dir:
         async with NodeProcess(state_dir, "--faults") as process:
             yield process

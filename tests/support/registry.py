@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from support.cri_client import eventually
 from support.image_builder import BuiltImage, digest_of
 
@@ -46,6 +47,12 @@ class Registry:
     def corrupt_blob(self, digest: str, data: bytes) -> None:
         """The registry sends `data` where it promises the content of `digest`."""
         self._blob(digest).write_bytes(data)
+
+    def trust_on_node(self, directory: Path, environment: pytest.MonkeyPatch) -> None:
+        """Nodes that are started from now on may speak plain HTTP to it."""
+        conf = directory / "registries.conf"
+        conf.write_text(f'[[registry]]\nlocation = "{self.address}"\ninsecure = true\n')
+        environment.setenv("CONTAINERS_REGISTRIES_CONF", str(conf))
 
     def stop(self) -> None:
         """No longer there. Idempotent."""
