@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import http.client
-import json
-import re
 import shutil
 import subprocess
 from base64 import b64encode
@@ -14,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.cri_client import eventually
 from support.image_builder import BuiltImage, digest_of
+from trial.registry import serving
 
 USER, PASSWORD = "user", "secret"
 _HTPASSWD = "user:$2b$04$abcdefghijklmnopqrstuu2r9OfJnfCsdneAXAGHnS4UpFFP8WIrW\n"
@@ -89,31 +87,13 @@ def running_registry(directory: Path, *, protected: bool = False) -> Iterator[Re
     storage = directory / "registry"
     storage.mkdir()
     config: dict[str, object] = {
-        "version": "0.1",
-        "log": {"accesslog": {"disabled": True}, "level": "info"},
         "storage": {"filesystem": {"rootdirectory": str(storage)}, "cache": {}, "delete": {"enabled": True}},
-        "http": {"addr": "127.0.0.1:0", "secret": "test"},
     }
     if protected:
         (directory / "htpasswd").write_text(_HTPASSWD)
         config["auth"] = {"htpasswd": {"realm": "test", "path": str(directory / "htpasswd")}}
-    path = directory / "registry.yml"
-    path.write_text(json.dumps(config))  # every JSON text is YAML
-    log = directory / "registry.log"
-    with log.open("wb") as file:  # not a pipe: a registry whose log nobody reads stands still once it is full
-        process = subprocess.Popen(["docker-registry", "serve", str(path)], stderr=file)
     try:
-        yield Registry(_listening(process, log), storage, process, protected=protected)
+        with serving(directory, config) as (process, address):
+            yield Registry(address, storage, process, protected=protected)
     finally:
-        process.kill()
-        process.wait()
         shutil.rmtree(storage)
-
-
-def _listening(process: subprocess.Popen[bytes], log: Path) -> str:
-    def address() -> str:
-        assert process.poll() is None, log.read_text()
-        found = re.search(r"listening on (127\.0\.0\.1:\d+)", log.read_text())
-        return found[1] if found else ""
-
-    return eventually(address, "docker-registry listens")

@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,16 +23,28 @@ def running_registry(directory: Path) -> Iterator[str]:
     Raises StartError when it does not come up.
     """
     directory.mkdir(parents=True)
-    config = {
+    with serving(directory, {"storage": {"filesystem": {"rootdirectory": str(directory / "storage")}}}) as (
+        _,
+        address,
+    ):
+        yield address
+
+
+@contextmanager
+def serving(directory: Path, config: Mapping[str, object]) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """As `running_registry`, with the sections of `config` besides; the process, too.
+
+    Its log goes to a file: a registry whose log nobody reads stands still once a pipe is full.
+    """
+    usual = {
         "version": "0.1",
         "log": {"accesslog": {"disabled": True}},
-        "storage": {"filesystem": {"rootdirectory": str(directory / "storage")}},
         "http": {"addr": "127.0.0.1:0", "secret": "not a secret"},
     }
-    (directory / "config.yml").write_text(json.dumps(config))  # every JSON text is YAML
-    log = directory / "log"
-    with running(["docker-registry", "serve", str(directory / "config.yml")], log) as process:
-        yield _address(process, log)
+    (directory / "registry.yml").write_text(json.dumps({**usual, **config}))  # every JSON text is YAML
+    log = directory / "registry.log"
+    with running(["docker-registry", "serve", str(directory / "registry.yml")], log) as process:
+        yield process, _address(process, log)
 
 
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:
