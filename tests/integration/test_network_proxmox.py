@@ -53,11 +53,8 @@ def vlan_host(other_host: Path) -> Path:
 @pytest.fixture
 def bridged(machine: Machine, other_host: Path) -> Iterator[CriClient]:
     """A daemon that knows the bridge and a class on it."""
-    machine.restart(network=CLASSES)
-    yield machine.client
-    for pod in machine.client.pods():
-        machine.client.remove_pod(pod.id)
-    machine.restart()
+    with machine.restarted(network=CLASSES) as cri:
+        yield cri
 
 
 def test_a_pod_on_a_bridge_and_another_host_reach_each_other_by_both_families(

@@ -66,11 +66,8 @@ def lan(machine: Machine) -> Iterator[Lan]:
 @pytest.fixture
 def tagged(machine: Machine, lan: Lan) -> Iterator[CriClient]:
     """A daemon whose pods may use the switch's bridge."""
-    machine.restart(network=f'pod_bridges = ["{BRIDGE}"]')
-    yield machine.client
-    for pod in machine.client.pods():
-        machine.client.remove_pod(pod.id)
-    machine.restart()
+    with machine.restarted(network=f'pod_bridges = ["{BRIDGE}"]') as cri:
+        yield cri
 
 
 def test_a_pod_and_the_other_hosts_machine_of_its_vlan_reach_each_other(tagged: CriClient, lan: Lan) -> None:

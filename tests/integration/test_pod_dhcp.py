@@ -50,11 +50,8 @@ def server(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def leased(machine: Machine, server: Path) -> Iterator[CriClient]:
     """A daemon with a class whose pods have addresses of the server's."""
-    machine.restart(network=CLASS)
-    yield machine.client
-    for pod in machine.client.pods():
-        machine.client.remove_pod(pod.id)
-    machine.restart()
+    with machine.restarted(network=CLASS) as cri:
+        yield cri
 
 
 def client_of(machine: Machine, pod: str) -> int:

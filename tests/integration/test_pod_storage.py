@@ -32,14 +32,9 @@ def place() -> Iterator[Path]:
 @pytest.fixture
 def on_storage(machine: Machine, place: Path, request: pytest.FixtureRequest) -> Iterator[CriClient]:
     """The machine with its images elsewhere, until the end of the test."""
-    machine.restart(images=f'driver = "{request.param}"\nroot = "{place}/images"')
-    try:
-        machine.client.pull(machine.image)
-        yield machine.client
-        for pod in machine.client.pods():
-            machine.client.remove_pod(pod.id)
-    finally:
-        machine.restart()
+    with machine.restarted(images=f'driver = "{request.param}"\nroot = "{place}/images"') as cri:
+        cri.pull(machine.image)
+        yield cri
 
 
 @pytest.mark.parametrize("on_storage", ["raw", "btrfs"], indirect=True)

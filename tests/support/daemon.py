@@ -212,6 +212,17 @@ class Machine:
         assert self.stop() == 0, self.daemon.log.read_text()[-4000:]
         self.start(**settings)
 
+    @contextmanager
+    def restarted(self, **settings: str) -> Iterator[CriClient]:
+        """The daemon with other settings while the context lasts; they still hold when its pods are removed."""
+        try:
+            self.restart(**settings)
+            yield self.client
+            for pod in self.client.pods():
+                self.client.remove_pod(pod.id)
+        finally:
+            self.restart()
+
     @property
     def socket(self) -> Path:
         """The CRI's."""
