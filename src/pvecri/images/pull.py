@@ -70,22 +70,19 @@ class _Source:
             await self.proxy.document(self.number, named.digest, named.size), named, "config"
         )
 
-    def has_near(self, layer: Layer) -> bool:
-        """Whether a layer is in the archive."""
-        return self.archive is not None and layer.digest in self.archive
+    def near(self, layer: Layer) -> OciArchive | None:
+        """The archive, if the layer is in it."""
+        return self.archive if self.archive is not None and layer.digest in self.archive else None
 
     async def blob(self, layer: Layer) -> Pipe:
         """Begin to fetch a layer; what is read must be `finish`ed. Its digest holds, wherever it comes from."""
-        if self.archive is not None and self.has_near(layer):
-            return await self.archive.blob(layer.digest)
+        if archive := self.near(layer):
+            return await archive.blob(layer.digest)
         return await self.proxy.blob(self.number, layer.digest, layer.size)
 
     async def finish(self, layer: Layer, pipe: Pipe) -> None:
         """Wait until a layer has been read. CommandError or BadImage when it was not what was promised."""
-        if self.archive is not None and self.has_near(layer):
-            await self.archive.finish(pipe)
-        else:
-            await self.proxy.finish(pipe)
+        await (self.near(layer) or self.proxy).finish(pipe)
 
 
 @dataclass(frozen=True)
@@ -289,7 +286,7 @@ class Puller:
             unpacked = await result
         if unpacked.diff_id != layer.diff_id:
             raise _wrong_content(layer, unpacked.diff_id)
-        told.done("template" if source.has_near(layer) else "registry")
+        told.done("template" if source.near(layer) else "registry")
         return unpacked
 
     def _job(self, layer: Layer, directory: Path) -> Job:
