@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pods, containers and images as plain values: what the components say to each other.
+
+The vocabulary is the CRI's, without protobuf: `cri/` translates at the border. All values are frozen; a change
+makes a new value (`msgspec.structs.replace`). Sizes are bytes and times nanoseconds since the epoch unless the
+name says otherwise. The store writes them as JSON, so a field that is added needs a default.
+"""
+
+from pvecri.model.base import ContainerId, ImageId, SandboxId, Value, Vmid
+from pvecri.model.container import (
+    Container,
+    ContainerConfig,
+    ContainerMetadata,
+    ContainerState,
+    ContainerUser,
+    Device,
+    Mount,
+    Propagation,
+)
+from pvecri.model.image import FilesystemUsage, Image, ImageConfig, RegistryAuth
+from pvecri.model.namespaces import IdMapping, NamespaceMode, NamespaceOptions, UserNamespace
+from pvecri.model.resources import HugepageLimit, Resources
+from pvecri.model.sandbox import (
+    DnsConfig,
+    Firewall,
+    FirewallRule,
+    PortMapping,
+    Protocol,
+    ProxmoxInterface,
+    Sandbox,
+    SandboxConfig,
+    SandboxMetadata,
+    SandboxPhase,
+    SandboxState,
+)
+from pvecri.model.security import (
+    Capabilities,
+    ContainerSecurity,
+    GroupsPolicy,
+    ProfileKind,
+    SandboxSecurity,
+    SecurityProfile,
+)
+
+__all__ = [
+    "Capabilities",
+    "Container",
+    "ContainerConfig",
+    "ContainerId",
+    "ContainerMetadata",
+    "ContainerSecurity",
+    "ContainerState",
+    "ContainerUser",
+    "Device",
+    "DnsConfig",
+    "FilesystemUsage",
+    "Firewall",
+    "FirewallRule",
+    "GroupsPolicy",
+    "HugepageLimit",
+    "IdMapping",
+    "Image",
+    "ImageConfig",
+    "ImageId",
+    "Mount",
+    "NamespaceMode",
+    "NamespaceOptions",
+    "PortMapping",
+    "ProfileKind",
+    "Propagation",
+    "Protocol",
+    "ProxmoxInterface",
+    "RegistryAuth",
+    "Resources",
+    "Sandbox",
+    "SandboxConfig",
+    "SandboxId",
+    "SandboxMetadata",
+    "SandboxPhase",
+    "SandboxSecurity",
+    "SandboxState",
+    "SecurityProfile",
+    "UserNamespace",
+    "Value",
+    "Vmid",
+]
