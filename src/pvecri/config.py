@@ -8,6 +8,7 @@ another is refused with its path (`proxmox.vmid_range`) before anything is start
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 import tomllib
 from pathlib import Path
@@ -20,6 +21,12 @@ from pvecri.errors import PvecriError
 DEFAULT_PATH = Path("/etc/pvecri/config.toml")
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+
+ID_RANGE = 65_536
+"""How many IDs a pod has of its own, as Proxmox and the kubelet have it."""
+
+DEFAULT_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
+"""Any user of a pod may bind ports below 1024 and ping, as in containerd 2."""
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -73,9 +80,31 @@ class ProxmoxConfig(Section, frozen=True):
         return self.node or socket.gethostname().split(".")[0]
 
 
+class HostIds(Section, frozen=True):
+    """The IDs of the node that pods get ranges of, both ends included; the default is systemd's unused block."""
+
+    first: Annotated[int, msgspec.Meta(ge=65_536)] = 0x7000_0000
+    last: Annotated[int, msgspec.Meta(le=0xFFFF_FFFD)] = 0x7FFF_FFFF
+
+
+class UserNamespacesConfig(Section, frozen=True):
+    """Which user namespace pods get; docs/user-namespaces.md describes the policy.
+
+    `mode` is `shared` (the ID range that Proxmox gives to all unprivileged CTs), `per-pod` (64 Ki IDs of its own
+    for each pod, out of `host_ids`) or `cri` (what the CRI request says, to the letter). `allow_node` lets pods
+    ask for the node's user namespace by annotation or runtime handler, and get it for volumes that cannot be
+    idmapped.
+    """
+
+    mode: Literal["shared", "per-pod", "cri"] = "shared"
+    allow_node: bool = True
+    host_ids: HostIds = HostIds()
+
+
 class RuntimeConfig(Section, frozen=True):
     """The daemon's own paths and the OCI programs.
 
+    `default_sysctls` are set in every pod that has the namespace they belong to, unless the pod sets them itself.
     `oci_runtime` is `auto` (crun on a pure cgroup v2 host that has it, else runc) or a program's path.
     """
 
@@ -89,6 +118,7 @@ class RuntimeConfig(Section, frozen=True):
     start_timeout: Positive = 60.0
     log_size_max: int = -1
     pids_limit: int = 0
+    default_sysctls: dict[str, str] = msgspec.field(default_factory=DEFAULT_SYSCTLS.copy)
     ignore_selinux_options: bool = False
     cdi_spec_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))
 
@@ -215,6 +245,7 @@ class Config(Section, frozen=True):
 
     proxmox: ProxmoxConfig = ProxmoxConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    user_namespaces: UserNamespacesConfig = UserNamespacesConfig()
     images: ImagesConfig = ImagesConfig()
     network: NetworkConfig = NetworkConfig()
     nri: NriConfig = NriConfig()
@@ -285,6 +316,10 @@ def _check(config: Config, origin: str) -> None:
         raise ConfigError(f"{origin}: proxmox.username and proxmox.password_file go together")
     if proxmox.token_id and proxmox.username:
         raise ConfigError(f"{origin}: set proxmox.token_id or proxmox.username, not both")
+    ids = config.user_namespaces.host_ids
+    if ids.last - ids.first + 1 < ID_RANGE:
+        raise ConfigError(f"{origin}: user_namespaces.host_ids: holds fewer than {ID_RANGE} IDs, one pod's range")
+    _check_default_sysctls(config.runtime.default_sysctls, origin)
     _check_streaming(config.streaming, origin)
     _check_metrics(config.metrics, origin)
     if config.images.storage and config.images.root:
@@ -294,6 +329,15 @@ def _check(config: Config, origin: str) -> None:
             raise ConfigError(f"{origin}: runtime.{name}: must be an absolute path")
     if config.log.level.lower() not in LOG_LEVELS:
         raise ConfigError(f"{origin}: log.level: {config.log.level!r} is none of {', '.join(LOG_LEVELS)}")
+
+
+def _check_default_sysctls(sysctls: dict[str, str], origin: str) -> None:
+    for name, value in sysctls.items():
+        if not name.startswith("net."):
+            problem = f"{name!r} is not one of a network namespace (net.…)"
+            raise ConfigError(f"{origin}: runtime.default_sysctls: {problem}")
+        if name == "net.ipv4.ping_group_range" and not re.fullmatch(r"\d+\s+\d+", value.strip()):
+            raise ConfigError(f"{origin}: runtime.default_sysctls: {name}: {value!r} is not two group IDs")
 
 
 def _check_streaming(streaming: StreamingConfig, origin: str) -> None:

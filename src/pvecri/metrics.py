@@ -62,6 +62,9 @@ CRI_SECONDS = _seconds("cri_call_duration", "How long calls of the CRI took.", S
 CRI_RUNNING = _gauge("cri_calls_in_flight", "Calls of the CRI under way.", "method")
 
 PODS = _gauge("pods", "Pod sandboxes by the phase of their life.", "phase")
+PODS_BY_USER_NAMESPACE = _gauge(
+    "pods_by_user_namespace", "Pod sandboxes by whose user namespace they run in, and why.", "kind", "reason"
+)
 CONTAINERS = _gauge("containers", "Containers by state.", "state")
 OOM_KILLS = _counter("container_oom_kills", "Containers that ended because memory ran out.")
 LISTENERS_DROPPED = _counter("event_listeners_dropped", "Listeners to events that did not keep up.")

@@ -29,7 +29,8 @@ SETTINGS = list(settings())
 
 def wrong_value(kind: inspect.Type) -> str:
     """A TOML value that a setting of this type cannot have."""
-    takes_text = isinstance(kind, inspect.StrType | inspect.CustomType | inspect.UnionType)
+    text = inspect.StrType | inspect.CustomType | inspect.UnionType | inspect.LiteralType
+    takes_text = isinstance(kind, text)
     return "7" if takes_text else '"seven"'
 
 

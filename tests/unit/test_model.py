@@ -26,6 +26,9 @@ from pvecri.model import (
     SandboxMetadata,
     SandboxPhase,
     SandboxState,
+    UserNamespaceDecision,
+    UserNamespaceKind,
+    UserNamespaceReason,
     Value,
 )
 
@@ -81,6 +84,7 @@ UNLESS_TOLD = {
     "propagation": Propagation.PRIVATE,
     "state": ContainerState.CREATED,
 }
+OF_DECISION = {"kind": UserNamespaceKind.CT, "reason": UserNamespaceReason.DEFAULT}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -91,7 +95,8 @@ def test_what_is_not_said_is_nothing_or_what_everybody_expects(kind: type[Value]
         if field.default is not msgspec.NODEFAULT and not isinstance(field.default, Value)
     }
     something = {name: default for name, default in defaults.items() if default}
-    assert something == {name: UNLESS_TOLD[name] for name in defaults if name in UNLESS_TOLD}
+    usual = OF_DECISION if kind is UserNamespaceDecision else UNLESS_TOLD
+    assert something == {name: usual[name] for name in defaults if name in usual}
 
 
 # -- resources -----------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import tty
 from collections.abc import Callable, Coroutine
 from types import TracebackType
 
-from pvecri.linux.fds import AsyncFd
+from pvecri.linux.fds import AsyncFd, open_pipe
 from pvecri.streaming.streams import CommandStreams, Sink, Sizes, Source
 
 
@@ -46,7 +46,7 @@ class Copying:
         """The command's end of a pipe that the client writes to, or of nothing."""
         if source is None:
             return asyncio.subprocess.DEVNULL
-        theirs, fd = os.pipe()
+        theirs, fd = open_pipe()
         ours = self._own(fd, theirs)
         self._begin(_write_and_close(source, ours))
         return theirs
@@ -55,7 +55,7 @@ class Copying:
         """The command's end of a pipe that the client reads, or of nothing."""
         if sink is None:
             return asyncio.subprocess.DEVNULL
-        fd, theirs = os.pipe()
+        fd, theirs = open_pipe()
         ours = self._own(fd, theirs)
         self._pipes.append(ours)
         self._outputs.append(self._begin(_read_to_end(ours, sink)))

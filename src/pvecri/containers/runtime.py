@@ -22,8 +22,9 @@ from pvecri.containers import spec, spec_linux
 from pvecri.containers.abilities import Abilities
 from pvecri.containers.killing import kill_command
 from pvecri.errors import CommandError, DeadlineExceeded, FailedPrecondition, InternalError, InvalidArgument
-from pvecri.linux import processes
+from pvecri.linux import keyrings, processes
 from pvecri.linux.cgroups import Cgroups
+from pvecri.linux.fds import AsyncFd, Pipe
 from pvecri.model import ContainerId, Resources
 
 EXEC_OUTPUT_LIMIT = 16 << 20
@@ -43,15 +44,18 @@ _BAD_COMMAND = (
 
 @dataclass(frozen=True)
 class PodNamespaces:
-    """How to reach a pod. `pid` is a path to its pid namespace, None when it uses the node's.
+    """How to reach a pod. `pid` is a path to its CT's PID namespace, None if its containers use the node's.
 
-    `depth` says how many levels below the node's that namespace is: 1 for a CT's own. `cgroup` is the group for
-    the pod's monitors: in the CT's own, so that they share its limits and its end.
+    `cgroup` is the group for the pod's monitors: in the CT's own, so that they share its limits and its end.
     """
 
     pid: Path | None
-    depth: int
     cgroup: str
+
+    @property
+    def depth(self) -> int:
+        """How many levels below the node's the PID namespace is that conmon's pid files count in."""
+        return 0 if self.pid is None else 1
 
     def container_cgroup(self, container: ContainerId) -> str:
         """A container's group: beside that of the monitors."""
@@ -137,7 +141,7 @@ class OciRuntime:
                 *self._conmon(container, bundle, stdio),
             ]
             with bundle.conmon_log.open("ab") as log:
-                process = await asyncio.create_subprocess_exec(
+                process = await keyrings.start(
                     *arguments,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
@@ -155,6 +159,32 @@ class OciRuntime:
             if writer >= 0:
                 os.close(writer)
         _check_answer(answer, bundle)
+
+    async def run_detached(self, pod: PodNamespaces, container: ContainerId, bundle: Bundle) -> None:
+        """Make a container and let its command run, without a conmon: nobody waits for its end or reads its
+        output.
+
+        CommandError with the OCI runtime's message.
+        """
+        await finish(self._run_detached(pod, container, bundle))
+
+    async def _run_detached(self, pod: PodNamespaces, container: ContainerId, bundle: Bundle) -> None:
+        options = ["--detach", "--bundle", str(bundle.directory), "--pid-file", str(bundle.pid_file)]
+        options += ["--no-new-keyring"] * keyrings.SUPPORTED
+        # To a file: its command inherits the stream, so that the end of a pipe would come with the command's own.
+        with bundle.conmon_log.open("w+b") as log:
+            process = await keyrings.start(
+                *_enter(pod),
+                *self._oci("run", *options, container),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=log,
+            )
+            status = await process.wait()
+            if status:
+                log.seek(0)
+                errors = log.read(1 << 16).decode(errors="replace")
+                raise CommandError(f"{self._abilities.oci_runtime.kind} run {container}", status, errors)
 
     async def start(self, pod: PodNamespaces, container: ContainerId) -> None:
         """Let the container's command run; its container was created."""
@@ -207,22 +237,24 @@ class OciRuntime:
         After `timeout` seconds its whole session is killed: DeadlineExceeded. A command that cannot be executed
         ends as a shell would have it: 126 or 127 is the OCI runtime's choice, with its words on stderr.
         """
-        process = await asyncio.create_subprocess_exec(
-            *self.exec_arguments(pod, container, bundle, command),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            async with asyncio.timeout(timeout):
-                stdout, stderr, code = await asyncio.gather(
-                    _drain(process.stdout), _drain(process.stderr), process.wait()
-                )
-        except TimeoutError:
-            raise DeadlineExceeded(f"exec in container {container}: timeout of {timeout:g} s exceeded") from None
-        finally:
-            await self.kill_exec(pod, container, process)
-        return ExecResult(code, stdout, stderr)
+        arguments = self.exec_arguments(pod, container, bundle, command)
+        with Pipe() as stdout, Pipe() as stderr:
+            process = await keyrings.start(
+                *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=stdout.theirs, stderr=stderr.theirs
+            )
+            try:
+                stdout.started()
+                stderr.started()
+                async with asyncio.timeout(timeout):
+                    written, complained, code = await asyncio.gather(
+                        _drain(stdout.ours), _drain(stderr.ours), process.wait()
+                    )
+            except TimeoutError:
+                message = f"exec in container {container}: timeout of {timeout:g} s exceeded"
+                raise DeadlineExceeded(message) from None
+            finally:
+                await self.kill_exec(pod, container, process)
+        return ExecResult(code, written, complained)
 
     def exec_arguments(
         self,
@@ -299,6 +331,7 @@ class OciRuntime:
         arguments += ["-p", str(bundle.pid_file), "-P", str(bundle.conmon_pid_file)]
         arguments += ["--exit-dir", str(self._exit_dir), "--persist-dir", str(bundle.directory)]
         arguments += ["-l", log, "--log-size-max", str(stdio.log_size_max), "--log-level", "info", "--full-attach"]
+        arguments += ["--no-new-keyring"] * keyrings.SUPPORTED
         arguments += ["-t"] * stdio.tty + ["-i"] * stdio.stdin
         arguments += ["--leave-stdin-open"] * (stdio.stdin and not stdio.stdin_once)
         return arguments
@@ -374,9 +407,8 @@ async def _read_line(fd: int) -> bytes:
     return collected
 
 
-async def _drain(stream: asyncio.StreamReader | None) -> bytes:
-    """All that a stream gives, of which the first EXEC_OUTPUT_LIMIT bytes are kept."""
-    assert stream is not None
+async def _drain(stream: AsyncFd) -> bytes:
+    """All that a pipe gives, of which the first EXEC_OUTPUT_LIMIT bytes are kept."""
     kept = bytearray()
     while chunk := await stream.read(1 << 16):
         kept += chunk[: EXEC_OUTPUT_LIMIT - len(kept)]

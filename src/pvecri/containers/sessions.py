@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pvecri.containers.copying import Copying, follow_size
 from pvecri.containers.runtime import Bundle, OciRuntime, PodNamespaces
 from pvecri.errors import FailedPrecondition
+from pvecri.linux import keyrings
 from pvecri.linux.fds import peer_gone
 from pvecri.model import ContainerId
 from pvecri.streaming.streams import CommandStreams, Source
@@ -59,7 +60,7 @@ class ExecSession:
     async def _start(self, prefix: list[str], stdin: int, stdout: int, stderr: int) -> asyncio.subprocess.Process:
         arguments = self.runtime.exec_arguments(self.pod, self.container, self.bundle, self.command, tty=self.tty)
         starting = asyncio.ensure_future(
-            asyncio.create_subprocess_exec(*prefix, *arguments, stdin=stdin, stdout=stdout, stderr=stderr)
+            keyrings.start(*prefix, *arguments, stdin=stdin, stdout=stdout, stderr=stderr)
         )
         try:
             return await asyncio.shield(starting)

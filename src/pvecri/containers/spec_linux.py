@@ -10,6 +10,9 @@ from pvecri.containers.plan import Json, Plan
 from pvecri.errors import InvalidArgument
 from pvecri.model import NamespaceMode, ProfileKind, Propagation, Resources
 
+SHARED_PID = "shared-pid"
+"""The name of the pin of the PID namespace that a pod's containers share."""
+
 _SECURITY = "config.linux.security_context"
 
 
@@ -58,12 +61,17 @@ def namespaces(plan: Plan) -> list[Json]:
 
 
 def _pid_namespace(mode: NamespaceMode, plan: Plan) -> list[Json]:
-    """None means the one that the OCI runtime is in: the pod's, or the node's when the pod uses that."""
+    """A new one, the target's or the one that the pod's containers share; none means the node's.
+
+    Never the one that the OCI runtime itself is in, unless that is the node's: see docs/decisions/0064.
+    """
     if mode is NamespaceMode.CONTAINER:
         return [{"type": "pid"}]
     if mode is NamespaceMode.TARGET:
         return [{"type": "pid", "path": f"/proc/{plan.target_pid}/ns/pid"}]
-    return []
+    if plan.sandbox.security.namespaces.pid is NamespaceMode.NODE:
+        return []
+    return [{"type": "pid", "path": f"{plan.namespace_dir}/{SHARED_PID}"}]
 
 
 def resources(plan: Plan) -> Json:

@@ -34,7 +34,7 @@ def kernel_mounts(plan: Plan) -> list[Json]:
             "noexec",
             "newinstance",
             "ptmxmode=0666",
-            "mode=0620",
+            "mode=0622",  # /dev/stdout is for every user of the container, also where it is a terminal
             "gid=5",
         ),
         _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),

@@ -84,6 +84,20 @@ def sandbox_status(value: Sandbox) -> pb.PodSandboxStatus:
     )
 
 
+def user_namespace(value: Sandbox) -> dict[str, object]:
+    """What verbose PodSandboxStatus says of the pod's user namespace: whose it is, why, and its IDs."""
+    decision = value.user_namespace
+    return {
+        "kind": decision.kind.value,
+        "reason": decision.reason.value,
+        "detail": decision.detail,
+        "mappings": [
+            {"containerID": each.container_id, "hostID": each.host_id, "size": each.length}
+            for each in value.mappings
+        ],
+    }
+
+
 def sandbox_metadata(value: SandboxMetadata) -> pb.PodSandboxMetadata:
     """The four together are unique."""
     return pb.PodSandboxMetadata(name=value.name, uid=value.uid, namespace=value.namespace, attempt=value.attempt)

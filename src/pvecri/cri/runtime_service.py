@@ -18,8 +18,8 @@ from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.cri.streaming_calls import StreamingCalls
 from pvecri.images.manager import ImageManager
 from pvecri.model import Sandbox
+from pvecri.pods import user_namespaces
 from pvecri.pods.manager import PodManager
-from pvecri.pods.validation import HANDLERS
 from pvecri.streaming.server import StreamingServer
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,8 @@ class RuntimeService(ListCalls, MonitoringCalls):
         response = pb.StatusResponse(
             status=pb.RuntimeStatus(conditions=conditions),
             runtime_handlers=[
-                pb.RuntimeHandler(name=name, features=self._handler_features()) for name in HANDLERS
+                pb.RuntimeHandler(name=name, features=self._handler_features(name))
+                for name in user_namespaces.handlers(self._config.user_namespaces)
             ],
             features=pb.RuntimeFeatures(supplemental_groups_policy=True),
         )
@@ -71,9 +72,10 @@ class RuntimeService(ListCalls, MonitoringCalls):
             response.info["config"] = json.dumps(self._described())
         return response
 
-    def _handler_features(self) -> pb.RuntimeHandlerFeatures:
+    def _handler_features(self, name: str) -> pb.RuntimeHandlerFeatures:
         return pb.RuntimeHandlerFeatures(
-            recursive_read_only_mounts=self._pods.recursive_readonly_mounts, user_namespaces=True
+            recursive_read_only_mounts=self._pods.recursive_readonly_mounts,
+            user_namespaces=name != user_namespaces.NODE_HANDLER,
         )
 
     def _described(self) -> dict[str, object]:
@@ -132,6 +134,7 @@ class RuntimeService(ListCalls, MonitoringCalls):
                     "vmid": sandbox.vmid,
                     "node": self._config.proxmox.node_name,
                     "privileged": sandbox.privileged,
+                    "userNamespace": responses.user_namespace(sandbox),
                     "cgroup": f"/lxc/{sandbox.vmid}",
                     "config": await self._pods.ct_config(sandbox.id),
                 }

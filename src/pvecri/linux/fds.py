@@ -15,6 +15,9 @@ from collections.abc import Callable
 CHUNK = 32 << 10
 """Bytes read at once: half of a pipe."""
 
+STDIO_MODE = 0o666
+"""Of the pipes that are a container's standard streams."""
+
 
 class AsyncFd:
     """An end of a pipe, or the master of a pty, that this owns. One task may read and one may write at a time."""
@@ -74,6 +77,38 @@ class AsyncFd:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def open_pipe() -> tuple[int, int]:
+    """A pipe for the standard streams of a container's command: the end to read from, then the one to write to.
+
+    Any user of the container may open it by name (`/dev/stdout`, `/proc/self/fd/1`), as newer conmons have it: a
+    pipe is its maker's otherwise, the node's root's, mode 0600.
+    """
+    reading, writing = os.pipe()
+    os.fchmod(writing, STDIO_MODE)
+    return reading, writing
+
+
+class Pipe:
+    """A pipe whose reading end, `ours`, stays here; a context that closes what is open of it."""
+
+    def __init__(self) -> None:
+        reading, self.theirs = open_pipe()
+        self.ours = AsyncFd(reading)
+
+    def __enter__(self) -> Pipe:
+        return self
+
+    def started(self) -> None:
+        """The program has its end: close it here, so that its end is seen. Idempotent."""
+        if self.theirs >= 0:
+            os.close(self.theirs)
+            self.theirs = -1
+
+    def __exit__(self, *_: object) -> None:
+        self.started()
+        self.ours.close()
 
 
 async def _ready(fd: int, ready: asyncio.Event, add: Callable[..., None], remove: Callable[[int], bool]) -> None:

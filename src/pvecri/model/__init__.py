@@ -18,7 +18,15 @@ from pvecri.model.container import (
     Propagation,
 )
 from pvecri.model.image import FilesystemUsage, Image, ImageConfig, RegistryAuth
-from pvecri.model.namespaces import IdMapping, NamespaceMode, NamespaceOptions, UserNamespace
+from pvecri.model.namespaces import (
+    IdMapping,
+    NamespaceMode,
+    NamespaceOptions,
+    UserNamespace,
+    UserNamespaceDecision,
+    UserNamespaceKind,
+    UserNamespaceReason,
+)
 from pvecri.model.resources import HugepageLimit, Resources
 from pvecri.model.sandbox import (
     DnsConfig,
@@ -81,6 +89,9 @@ __all__ = [
     "SandboxState",
     "SecurityProfile",
     "UserNamespace",
+    "UserNamespaceDecision",
+    "UserNamespaceKind",
+    "UserNamespaceReason",
     "Value",
     "Vmid",
 ]

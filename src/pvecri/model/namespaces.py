@@ -26,7 +26,10 @@ class IdMapping(Value, frozen=True):
 
 
 class UserNamespace(Value, frozen=True):
-    """The user namespace that the kubelet asks for: POD with mappings, or NODE for none."""
+    """CRI UserNamespace as a client sends it. What a pod gets is UserNamespaceDecision.
+
+    A kubelet sends POD with mappings for `hostUsers: false`, and NODE without for every other pod.
+    """
 
     mode: NamespaceMode = NamespaceMode.NODE
     uids: tuple[IdMapping, ...] = ()
@@ -46,3 +49,47 @@ class NamespaceOptions(Value, frozen=True):
     def uses_host(self) -> bool:
         """Whether any namespace is the node's own."""
         return NamespaceMode.NODE in (self.network, self.pid, self.ipc)
+
+
+class UserNamespaceKind(Enum):
+    """Whose user namespace the containers of a pod run in.
+
+    CT: the one of an unprivileged CT, whose ID range Proxmox gives to all of them. POD: one made for the pod
+    alone, in a privileged CT that holds nothing but its init. NODE: the node's, root is root.
+    """
+
+    CT = "ct"
+    POD = "pod"
+    NODE = "node"
+
+
+class UserNamespaceReason(Enum):
+    """Why a pod is in the user namespace that it is in."""
+
+    DEFAULT = "default"
+    PER_POD = "per-pod"
+    KUBELET_MAPPING = "kubelet-mapping"
+    CRI_NODE = "cri-node"
+    PRIVILEGED = "privileged"
+    HOST_NETWORK = "host-network"
+    HOST_PID = "host-pid"
+    HOST_IPC = "host-ipc"
+    ANNOTATION = "annotation"
+    RUNTIME_HANDLER = "runtime-handler"
+    HIGH_IDS = "high-ids"
+    VOLUME = "volume"
+    UNPRIVILEGED_OFF = "unprivileged-off"
+
+
+class UserNamespaceDecision(Value, frozen=True):
+    """Which user namespace a pod gets, and why (pods/user_namespaces.py).
+
+    `detail` is for people: what in the request, the node or the configuration led to it. `mappings` are those of
+    the kubelet's choice; of kind POD without them pvecri chooses, with an extent for each of `extra_ids`.
+    """
+
+    kind: UserNamespaceKind = UserNamespaceKind.CT
+    reason: UserNamespaceReason = UserNamespaceReason.DEFAULT
+    detail: str = ""
+    mappings: tuple[IdMapping, ...] = ()
+    extra_ids: tuple[int, ...] = ()

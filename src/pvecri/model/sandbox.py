@@ -6,7 +6,7 @@ from __future__ import annotations
 from enum import Enum
 
 from pvecri.model.base import SandboxId, Value, Vmid
-from pvecri.model.namespaces import IdMapping
+from pvecri.model.namespaces import IdMapping, UserNamespaceDecision
 from pvecri.model.resources import Resources
 from pvecri.model.security import SandboxSecurity
 
@@ -125,7 +125,8 @@ class SandboxPhase(Enum):
 class Sandbox(Value, frozen=True):
     """A pod sandbox in the store. `vmid` is 0 until one is allocated; `init` is the CT's first process.
 
-    `mappings` are those of the CT's user namespace, empty when the CT is privileged.
+    `mappings` are those of the pod's user namespace, empty when that is the node's. `missing_ids` are IDs that a
+    container needed and the user namespace lacks: the pod's next sandbox gets one that has them.
     """
 
     id: SandboxId
@@ -135,6 +136,8 @@ class Sandbox(Value, frozen=True):
     runtime_handler: str = ""
     vmid: Vmid = Vmid(0)
     privileged: bool = False
+    user_namespace: UserNamespaceDecision = UserNamespaceDecision()
+    missing_ids: tuple[int, ...] = ()
     mappings: tuple[IdMapping, ...] = ()
     ips: tuple[str, ...] = ()
     networked: bool = False

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import signal
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -28,6 +28,7 @@ from pvecri.errors import (
     PvecriError,
 )
 from pvecri.images.manager import ImageManager
+from pvecri.linux.fds import STDIO_MODE
 from pvecri.linux.processes import Process
 from pvecri.model import (
     Container,
@@ -108,6 +109,8 @@ class Containers:
             await asyncio.to_thread(self._prepare_start, pod, container)
             await self._runtime.create(pod.namespaces, container.id, container.bundle, self._stdio(container))
             self._hold(pod, container)
+            assert container.process is not None
+            await asyncio.to_thread(open_standard_streams, container.process.pid)
             await self._runtime.start(pod.namespaces, container.id)
             undo.pop_all()
 
@@ -327,6 +330,20 @@ class Containers:
             await self._hooks.remove_container(self._pods.pod_of(container), container)
             await asyncio.to_thread(bundles.remove_bundle, container.bundle)
             self._pods.drop_container(container)
+
+
+def open_standard_streams(pid: int) -> None:
+    """Let every user of a container open its standard streams by name, as `/dev/stderr` and `/proc/self/fd/1`.
+
+    The pipes are conmon's, and so the node's root's. Before 2.1.8 it left them mode 0600: in a user namespace
+    not even the container's root could open them then, which nginx and httpd do. A terminal has its mode from
+    the mount options of /dev/pts.
+    """
+    for number in range(3):
+        stream = Path(f"/proc/{pid}/fd/{number}")
+        with suppress(FileNotFoundError):  # the process has ended, or closed it
+            if stream.is_fifo():
+                stream.chmod(STDIO_MODE)
 
 
 def signal_number(name: str) -> int:

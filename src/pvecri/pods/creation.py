@@ -17,22 +17,30 @@ from pvecri.containers.plan import BindSource, Plan
 from pvecri.errors import InvalidArgument, NotFound
 from pvecri.images.manager import ImageManager
 from pvecri.linux import mounts
-from pvecri.model import Container, ContainerConfig, ContainerId, ContainerState, Image, ImageId
+from pvecri.model import Container, ContainerConfig, ContainerId, ContainerState, Image, ImageId, NamespaceMode
 from pvecri.pods import adjusting, bundles, files, validation, volumes
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.live import LiveContainer, LivePod, Pods
+from pvecri.pods.pause import Pauses
 
 
 class Creator:
     """Makes containers, up to the point where they can be started."""
 
     def __init__(
-        self, config: Config, abilities: Abilities, pods: Pods, images: ImageManager, hooks: Hooks
+        self,
+        config: Config,
+        abilities: Abilities,
+        pods: Pods,
+        images: ImageManager,
+        pauses: Pauses,
+        hooks: Hooks,
     ) -> None:
         self._config = config
         self._abilities = abilities
         self._pods = pods
         self._images = images
+        self._pauses = pauses
         self._hooks = hooks
 
     async def create(self, pod: LivePod, config: ContainerConfig) -> ContainerId:
@@ -48,6 +56,8 @@ class Creator:
         container = self._pods.add_container(self._describe(pod, config, image))
         async with container.lock, AsyncExitStack() as undo:
             undo.callback(self._pods.drop_container, container)
+            if shares_pids(pod, config):
+                await self._pauses.share_pids(pod)
             rootfs = await self._prepare_rootfs(pod, container.id, container.value.image_id, undo)
             image_volumes = await self._prepare_image_volumes(pod, container, undo)
             plan = self._write_bundle(pod, container, image, rootfs, image_volumes, undo)
@@ -180,6 +190,12 @@ class Creator:
         if target is None or target.value.state is not ContainerState.RUNNING:
             raise InvalidArgument(field, f"no container {target_id!r} runs in the pod")
         return int(target.bundle.pid_file.read_text())
+
+
+def shares_pids(pod: LivePod, config: ContainerConfig) -> bool:
+    """Whether a container is in the PID namespace that the pod's containers share."""
+    modes = config.security.namespaces.pid, pod.value.config.security.namespaces.pid
+    return modes[0] is NamespaceMode.POD and modes[1] is not NamespaceMode.NODE
 
 
 def _write(container: LiveContainer, plan: Plan) -> None:

@@ -234,7 +234,7 @@ class Cts:
             rootfs_size_gib=settings.rootfs_size_gib,
             unprivileged=not pod.value.privileged,
             tags=settings.tags,
-            description=notes.describe(sandbox, pod.id, self._installation),
+            description=notes.describe(sandbox, pod.id, self._installation, pod.value.user_namespace),
             pool=settings.pool,
             interfaces=(interface,) if interface is not None else (),
             start=interface is None or interface.firewall is None,

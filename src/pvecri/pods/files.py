@@ -4,17 +4,27 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pvecri.containers.spec_linux import SHARED_PID
 from pvecri.linux import mounts, namespaces
-from pvecri.model import NamespaceMode, Sandbox
+from pvecri.model import IdMapping, NamespaceMode, Sandbox
 from pvecri.network import files as contents
 from pvecri.pods.live import LivePod
 
 SHM_SIZE = 64 << 20
-PINNED = ("net", "pid", "ipc", "uts", "user")
-"""The namespaces that are given a path: they stay reachable, and cannot come to mean another process's."""
+PING_GROUP_RANGE = "net.ipv4.ping_group_range"
+GID_MAX = 0x7FFF_FFFF
+"""The largest that net.ipv4.ping_group_range takes."""
+OF_HOLDER = ("net", "ipc", "uts", "user")
+PINNED = ("pid", *OF_HOLDER, SHARED_PID)
+"""The namespaces that are given a path: they stay reachable, and cannot come to mean another process's.
+
+`pid` is the CT's, for conmon and the OCI runtime; the containers share the next four, and some the last.
+"""
 
 
 def hostname(sandbox: Sandbox) -> str:
@@ -34,16 +44,20 @@ def make_private_directory(directory: Path, root_gid: int) -> None:
     directory.chmod(0o710)
 
 
-def pin_namespaces(pod: LivePod, pid: int) -> None:
-    """Give the pod's namespaces, those of process `pid`, paths below the pod's directory, which is made."""
+def make_directory(pod: LivePod) -> None:
+    """Make the pod's directory, and in it the one for its namespaces."""
     make_private_directory(pod.directory, pod.value.root_uid)
     pod.namespace("net").parent.mkdir()
-    for kind in PINNED:
+
+
+def pin_namespaces(pod: LivePod, pid: int, kinds: Sequence[str]) -> None:
+    """Give namespaces of process `pid` paths below the pod's directory."""
+    for kind in kinds:
         namespaces.pin(Path(f"/proc/{pid}/ns/{kind}"), pod.namespace(kind))
 
 
 def unpin_namespaces(pod: LivePod) -> None:
-    """Undo `pin_namespaces`. Idempotent."""
+    """Undo every `pin_namespaces`. Idempotent."""
     for kind in PINNED:
         namespaces.unpin(pod.namespace(kind))
 
@@ -56,6 +70,54 @@ def set_hostname(pod: LivePod) -> None:
     namespaces.run_inside([pod.namespace("uts")], lambda: socket.sethostname(name))
 
 
+def set_default_sysctls(pod: LivePod, sysctls: Mapping[str, str]) -> list[str]:
+    """Set the default sysctls of the network namespace; what could not be set, a sentence each.
+
+    Unlike `sysctl_command` this starts no program: every pod pays for it.
+    """
+    if pod.value.config.security.namespaces.network is NamespaceMode.NODE:
+        return []
+    values = {key: value for key, value in sysctls.items() if key not in pod.value.config.sysctls}
+    if PING_GROUP_RANGE in values:
+        values[PING_GROUP_RANGE] = host_ping_groups(values[PING_GROUP_RANGE], pod.value.mappings)
+    return namespaces.run_inside([pod.namespace("net")], lambda: _write_sysctls(values))
+
+
+def _write_sysctls(values: Mapping[str, str]) -> list[str]:
+    failures = []
+    for key, value in values.items():
+        try:
+            sysctl_file(key).write_text(value)
+        except OSError as error:
+            failures.append(f"{key} = {value}: {error.strerror}")
+    return failures
+
+
+def host_ping_groups(wanted: str, mappings: Sequence[IdMapping]) -> str:
+    """`net.ipv4.ping_group_range` as the node writes it, for the groups that a pod knows by the range `wanted`.
+
+    The kernel reads the two numbers in the writer's user namespace, so they become the pod's groups of the node.
+    It takes none above 2147483647: pods with groups beyond keep the kernel's default, which lets nobody.
+    """
+    if not mappings:
+        return wanted
+    first, last = (int(number) for number in wanted.split())
+    inside = mappings[0]
+    low = inside.host_id + max(0, first - inside.container_id)
+    high = inside.host_id + min(inside.length - 1, last - inside.container_id)
+    return f"{low} {high}" if low <= high <= GID_MAX else "1 0"
+
+
+def sysctl_file(key: str) -> Path:
+    """Where a sysctl is in /proc/sys: the components of its name are parted by dots or by slashes.
+
+    If the first separator is a slash, dots belong to the components (`net/ipv4/conf/eth0.100/forwarding`), as
+    sysctl(8) has it.
+    """
+    separator = "/" if re.match(r"[^./]*/", key) else "."
+    return Path("/proc/sys", *key.split(separator))
+
+
 def sysctl_command(pod: LivePod) -> list[str]:
     """A command that writes the pod's sysctls inside its namespaces, as the root that owns them there.
 
@@ -66,7 +128,7 @@ def sysctl_command(pod: LivePod) -> list[str]:
     command = ["nsenter", *(f"--{kind}={pod.namespace(kind)}" for kind in kinds), "--"]
     command += ["/bin/sh", "-ec", 'while [ $# -gt 0 ]; do printf %s "$2" >"$1"; shift 2; done', "sh"]
     for key, value in pod.value.config.sysctls.items():
-        command += [str(Path("/proc/sys", *key.split("."))), value]
+        command += [str(sysctl_file(key)), value]
     return command
 
 
@@ -106,6 +168,6 @@ def _read(path: Path) -> str:
 
 
 def remove_files(pod: LivePod) -> None:
-    """Undo `write_files` and `pin_namespaces`, and remove the pod's directory. Idempotent."""
+    """Undo `write_files`, `pin_namespaces` and `make_directory`, and remove the pod's directory. Idempotent."""
     unpin_namespaces(pod)
     mounts.remove_tree(pod.directory)

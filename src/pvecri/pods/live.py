@@ -68,7 +68,7 @@ class LiveContainer:
 
 @dataclass
 class LivePod:
-    """A pod sandbox. `init` is the CT's first process while it runs."""
+    """A pod sandbox. `init` is the CT's first process while it runs; `pause_lock` is held to start a pause."""
 
     value: Sandbox
     directory: Path
@@ -77,6 +77,7 @@ class LivePod:
     watcher: asyncio.Task[None] | None = None
     containers: dict[ContainerId, LiveContainer] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    pause_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def id(self) -> SandboxId:
@@ -106,10 +107,8 @@ class LivePod:
         """How the OCI runtime reaches the pod."""
         options = self.value.config.security.namespaces
         cgroup = f"{self.cgroup}/conmon"
-        if options.pid is NamespaceMode.NODE:
-            return PodNamespaces(pid=None, depth=0, cgroup=cgroup)
-        own_ids = options.user is not None and options.user.mode is NamespaceMode.POD
-        return PodNamespaces(pid=self.namespace("pid"), depth=2 if own_ids else 1, cgroup=cgroup)
+        uses_nodes = options.pid is NamespaceMode.NODE
+        return PodNamespaces(pid=None if uses_nodes else self.namespace("pid"), cgroup=cgroup)
 
     @property
     def alive(self) -> bool:

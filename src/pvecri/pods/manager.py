@@ -26,11 +26,13 @@ from pvecri.pods.hooks import Hooks
 from pvecri.pods.layers import WritableLayers
 from pvecri.pods.live import LivePod, Pods
 from pvecri.pods.metrics import Metrics
+from pvecri.pods.pause import Pauses
 from pvecri.pods.recovery import Recovery
 from pvecri.pods.sandboxes import Sandboxes
 from pvecri.pods.stats import Statistics
 from pvecri.pods.store import Store
 from pvecri.pods.streams import Streams
+from pvecri.pods.user_namespaces import Policy
 from pvecri.proxmox.api import ProxmoxApi
 
 
@@ -63,7 +65,9 @@ class PodManager:
         self._pods = Pods(self._store, runtime.run_dir)
         self._cts = Cts(config, proxmox, self._pods, abilities.cgroups, self._store.installation_id())
         oci_runtime = OciRuntime(abilities, oci, exits)
-        self.creator = Creator(config, abilities, self._pods, images, hooks)
+        pauses = Pauses(abilities, oci_runtime, runtime.run_dir / "pause")
+        pauses.prepare()
+        self.creator = Creator(config, abilities, self._pods, images, pauses, hooks)
         self.containers = Containers(config, abilities, self._pods, images, oci_runtime, exits, hooks)
         self.commands = Commands(abilities, self._pods, oci_runtime, hooks)
         self.checkpoints = Checkpoints(self._pods, oci_runtime, images)
@@ -72,9 +76,10 @@ class PodManager:
             self._cts,
             network,
             self.containers,
-            abilities.cgroups,
+            pauses,
+            Policy(config.user_namespaces, config.proxmox.unprivileged),
             hooks,
-            unprivileged=config.proxmox.unprivileged,
+            runtime.default_sysctls,
         )
         self.streams = Streams(self._pods, oci_runtime, self.commands, self.sandboxes)
         self.events = self._pods.events
@@ -118,6 +123,13 @@ class PodManager:
         phases = Counter(pod.value.phase for pod in self._pods.pods())
         for phase in SandboxPhase:
             metrics.PODS.labels(phase.value).set(phases[phase])
+        decisions = Counter(
+            (pod.value.user_namespace.kind.value, pod.value.user_namespace.reason.value)
+            for pod in self._pods.pods()
+        )
+        metrics.PODS_BY_USER_NAMESPACE.clear()
+        for (kind, reason), count in decisions.items():
+            metrics.PODS_BY_USER_NAMESPACE.labels(kind, reason).set(count)
         states = Counter(container.value.state for container in self._pods.containers() if container.made)
         for state in ContainerState:
             metrics.CONTAINERS.labels(state.value).set(states[state])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pvecri.model import SandboxConfig
+from pvecri.model import SandboxConfig, UserNamespaceDecision, UserNamespaceKind
 
 _SANDBOX_LINE = re.compile(r"^sandbox: ([0-9a-f]{64})\s*$", re.MULTILINE)
 _INSTALLATION_LINE = re.compile(r"^installation: (\w+)\s*$", re.MULTILINE)
@@ -20,16 +20,31 @@ class Owner:
     installation: str = ""
 
 
-def describe(sandbox: SandboxConfig, sandbox_id: str, installation: str) -> str:
+_USER_NAMESPACES = {
+    UserNamespaceKind.CT: "the CT's (unprivileged)",
+    UserNamespaceKind.POD: "the pod's own, inside a privileged CT",
+    UserNamespaceKind.NODE: "the node's",
+}
+
+
+def describe(
+    sandbox: SandboxConfig, sandbox_id: str, installation: str, user_namespace: UserNamespaceDecision
+) -> str:
     """The notes: what a person in the Proxmox UI needs to find the pod, and what marks the CT as ours."""
     metadata = sandbox.metadata
     return (
         f"Kubernetes pod {metadata.namespace}/{metadata.name}\n\n"
         f"uid: {metadata.uid}\n\n"
         f"attempt: {metadata.attempt}\n\n"
+        f"user namespace: {_USER_NAMESPACES[user_namespace.kind]}; {_one_line(user_namespace.detail)}\n\n"
         f"sandbox: {sandbox_id}\n\n"
         f"installation: {installation}\n"
     )
+
+
+def _one_line(text: str) -> str:
+    """No line of its own for what a request says: `owner` reads line by line."""
+    return " ".join(text.split())
 
 
 def owner(notes: str) -> Owner:

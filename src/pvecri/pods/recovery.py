@@ -24,6 +24,7 @@ from pvecri.network.manager import NetworkManager
 from pvecri.pods.containers import Containers
 from pvecri.pods.cts import Cts
 from pvecri.pods.live import LivePod, Pods
+from pvecri.pods.pause import pause_id
 from pvecri.pods.sandboxes import Sandboxes
 from pvecri.proxmox.api import ProxmoxApi
 
@@ -85,7 +86,8 @@ class Recovery:
         """Directories and root filesystems that no row tells of: a crash came between the two."""
         pods = {str(pod.id) for pod in self._pods.pods()}
         containers = {str(container.id) for container in self._pods.containers()}
-        for kind, known in (("pods", pods), ("containers", containers), ("oci", containers)):
+        runtime = containers | {pause_id(pod.id) for pod in self._pods.pods()}
+        for kind, known in (("pods", pods), ("containers", containers), ("oci", runtime)):
             for directory in (self._pods.directory / kind).iterdir():
                 if directory.name not in known:
                     await asyncio.to_thread(mounts.remove_tree, directory)

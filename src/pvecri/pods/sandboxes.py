@@ -7,14 +7,13 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from pvecri.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PvecriError
-from pvecri.linux.cgroups import Cgroups
 from pvecri.model import (
     NamespaceMode,
     ProxmoxInterface,
@@ -22,15 +21,20 @@ from pvecri.model import (
     Sandbox,
     SandboxConfig,
     SandboxId,
+    SandboxMetadata,
     SandboxPhase,
+    UserNamespaceDecision,
+    UserNamespaceKind,
 )
 from pvecri.network import hostports
 from pvecri.network.manager import NetworkManager
-from pvecri.pods import files, pause, validation
+from pvecri.pods import files, user_namespaces, validation
 from pvecri.pods.containers import Containers
 from pvecri.pods.cts import Cts
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.live import LivePod, Pods
+from pvecri.pods.pause import Pauses
+from pvecri.pods.user_namespaces import Policy
 
 log = logging.getLogger(__name__)
 
@@ -44,19 +48,19 @@ class Sandboxes:
         cts: Cts,
         network: NetworkManager,
         containers: Containers,
-        cgroups: Cgroups,
+        pauses: Pauses,
+        policy: Policy,
         hooks: Hooks,
-        *,
-        unprivileged: bool,
+        default_sysctls: Mapping[str, str],
     ) -> None:
-        """`unprivileged` is proxmox.unprivileged: whether pods get a user namespace where they can."""
         self._pods = pods
         self._cts = cts
         self._network = network
         self._containers = containers
-        self._cgroups = cgroups
+        self._pauses = pauses
+        self._policy = policy
         self._hooks = hooks
-        self._unprivileged = unprivileged
+        self._default_sysctls = default_sysctls
         self.leftovers = asyncio.Event()
         """Set when a pod is left in the phase REMOVING because a part of it could not be removed."""
 
@@ -68,7 +72,7 @@ class Sandboxes:
         InvalidArgument names a bad field; AlreadyExists when a pod has the name or a host port. Whatever step
         fails, what the steps before it made is removed again, in reverse order.
         """
-        validation.check_sandbox(config, runtime_handler)
+        validation.check_sandbox(config, runtime_handler, user_namespaces.handlers(self._policy.settings))
         interface = self._network.interface_of(config)
         await self._check_network(config, interface)
         pod = self._reserve(config, runtime_handler)
@@ -118,21 +122,44 @@ class Sandboxes:
     def _reserve(self, config: SandboxConfig, runtime_handler: str) -> LivePod:
         """Take the host ports and the name, and write down the intent; no other call comes in between."""
         self._check_host_ports(config)
+        decision = self._decide(config, runtime_handler)
         sandbox = Sandbox(
             id=SandboxId(secrets.token_hex(32)),
             config=config,
             created_at=time.time_ns(),
             phase=SandboxPhase.CREATING,
             runtime_handler=runtime_handler,
-            privileged=self._needs_privileged_ct(config),
+            # A user namespace other than the CT's cannot nest in the PID namespace of an unprivileged CT.
+            privileged=decision.kind is not UserNamespaceKind.CT,
+            user_namespace=decision,
         )
-        return self._pods.add_pod(sandbox)
+        pod = self._pods.add_pod(sandbox)
+        log.info(
+            "pod %s: user namespace %s (%s): %s",
+            sandbox.name,
+            decision.kind.value,
+            decision.reason.value,
+            decision.detail,
+        )
+        return pod
 
-    def _needs_privileged_ct(self, config: SandboxConfig) -> bool:
-        """A user namespace other than the CT's cannot nest in the pid namespace of an unprivileged CT."""
-        security = config.security
-        chosen = security.namespaces.user is not None  # the node's, said outright, or ids of the kubelet's choice
-        return security.privileged or security.namespaces.uses_host or chosen or not self._unprivileged
+    def _decide(self, config: SandboxConfig, runtime_handler: str) -> UserNamespaceDecision:
+        """The pod's user namespace, with IDs that no other pod has if pvecri chooses them."""
+        decision = self._policy.decide(config, runtime_handler, missing_ids=self._missing_ids(config.metadata))
+        if decision.kind is UserNamespaceKind.POD and not decision.mappings:
+            used = [entry for pod in self._pods.pods() for entry in pod.value.user_namespace.mappings]
+            own = user_namespaces.own_mappings(decision, self._policy.settings, used)
+            decision = replace(decision, mappings=own)
+        return decision
+
+    def _missing_ids(self, metadata: SandboxMetadata) -> set[int]:
+        """What containers of the pod's earlier sandboxes needed and their user namespace did not have."""
+        return {
+            each
+            for pod in self._pods.pods()
+            if replace(pod.value.config.metadata, attempt=metadata.attempt) == metadata
+            for each in (*pod.value.missing_ids, *pod.value.user_namespace.extra_ids)
+        }
 
     async def _make_ct(self, pod: LivePod, interface: ProxmoxInterface | None, undo: AsyncExitStack) -> None:
         # Pushed before the call: a create that is cut off may have made the CT all the same.
@@ -143,20 +170,26 @@ class Sandboxes:
     async def _make_namespaces(
         self, pod: LivePod, interface: ProxmoxInterface | None, undo: AsyncExitStack
     ) -> None:
-        """The CT's own are the pod's, unless the kubelet has chosen the ids."""
+        """Pin the namespaces of the pod: its CT's, or those that its pause container makes for it."""
         assert pod.init is not None
-        holder = pod.init.pid
-        wanted = pod.value.config.security.namespaces.user
-        if wanted is not None and wanted.mode is NamespaceMode.POD:
-            holder = await pause.start(pod, self._cgroups, wanted)
-            self._pods.save_pod(pod, replace(pod.value, mappings=wanted.uids))
-            if interface is not None:
-                await self._network.move_interface(interface, Path(f"/proc/{pod.init.pid}/ns/net"), holder)
+        init = holder = pod.init.pid
+        decision = pod.value.user_namespace
+        if decision.kind is UserNamespaceKind.POD:
+            self._pods.save_pod(pod, replace(pod.value, mappings=decision.mappings))
         undo.callback(files.remove_files, pod)
-        await asyncio.to_thread(files.pin_namespaces, pod, holder)
+        undo.callback(self._pauses.forget, pod)
+        await asyncio.to_thread(files.make_directory, pod)
+        await asyncio.to_thread(files.pin_namespaces, pod, init, ["pid"])
+        if decision.kind is UserNamespaceKind.POD:
+            holder = await self._pauses.start(pod)
+            if interface is not None:
+                await self._network.move_interface(interface, Path(f"/proc/{init}/ns/net"), holder)
+        await asyncio.to_thread(files.pin_namespaces, pod, holder, files.OF_HOLDER)
         await asyncio.to_thread(files.set_hostname, pod)
 
     async def _apply_sysctls(self, pod: LivePod) -> None:
+        for failure in await asyncio.to_thread(files.set_default_sysctls, pod, self._default_sysctls):
+            log.warning("pod %s: runtime.default_sysctls: %s", pod.value.name, failure)
         if not pod.value.config.sysctls:
             return
         process = await asyncio.create_subprocess_exec(
@@ -248,6 +281,7 @@ class Sandboxes:
         await self._hooks.stop_pod(pod)
         await _all(self._detach_network(pod), self._cts.stop(pod))
         await self._containers.settle_all(pod)
+        self._pauses.forget(pod)
         await asyncio.to_thread(files.unpin_namespaces, pod)
         self._pods.save_pod(pod, replace(pod.value, phase=SandboxPhase.STOPPED))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 from pvecri.errors import InvalidArgument
@@ -22,9 +22,7 @@ from pvecri.model import (
     SandboxConfig,
     UserNamespace,
 )
-
-HANDLERS = ("", "pvecri")
-"""The runtime handlers (RuntimeClass) that there are; empty is the default one."""
+from pvecri.pods.user_namespaces import DEFAULT_HANDLERS
 
 HOSTNAME_MAX = 64
 NAME_MAX = 253
@@ -34,10 +32,11 @@ _IPC_SYSCTLS = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")
 _UTS_SYSCTLS = ("kernel.domainname",)
 
 
-def check_sandbox(config: SandboxConfig, runtime_handler: str) -> None:
+def check_sandbox(config: SandboxConfig, runtime_handler: str, handlers: Sequence[str] = DEFAULT_HANDLERS) -> None:
     """InvalidArgument for the first field of a PodSandboxConfig that cannot be accepted."""
-    if runtime_handler not in HANDLERS:
-        raise InvalidArgument("runtime_handler", f"{runtime_handler!r} is unknown; there is {HANDLERS[1]!r}")
+    if runtime_handler not in handlers:
+        known = ", ".join(repr(name) for name in handlers if name)
+        raise InvalidArgument("runtime_handler", f"{runtime_handler!r} is unknown; known are {known}")
     _check_sandbox_metadata(config)
     _check_hostname(config.hostname)
     if config.log_directory:

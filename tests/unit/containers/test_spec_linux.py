@@ -35,8 +35,14 @@ def described(wanted: Plan) -> dict[str, str]:
             in_pod(ipc=NODE),
             {"mount": "", "network": "/run/pod/ns/net", "uts": "/run/pod/ns/uts", "pid": "", "cgroup": ""},
         ),
-        (secured(namespaces=NamespaceOptions(pid=POD)), {"mount": "", **POD_PATHS, "cgroup": ""}),
-        (secured(namespaces=NamespaceOptions(pid=NODE)), {"mount": "", **POD_PATHS, "cgroup": ""}),
+        (
+            secured(namespaces=NamespaceOptions(pid=POD)),
+            {"mount": "", **POD_PATHS, "pid": "/run/pod/ns/shared-pid", "cgroup": ""},
+        ),
+        (
+            replace(in_pod(pid=NODE), config=secured(namespaces=NamespaceOptions(pid=NODE)).config),
+            {"mount": "", **POD_PATHS, "cgroup": ""},
+        ),
         (
             replace(secured(namespaces=NamespaceOptions(pid=NamespaceMode.TARGET)), target_pid=17),
             {"mount": "", **POD_PATHS, "pid": "/proc/17/ns/pid", "cgroup": ""},

@@ -10,20 +10,22 @@ import pytest
 from msgspec.structs import replace
 
 from pvecri.errors import InvalidArgument
-from pvecri.model import IdMapping, SandboxConfig, SandboxMetadata
+from pvecri.model import IdMapping, SandboxConfig, SandboxMetadata, UserNamespaceDecision
 from pvecri.pods import cts, notes
 from pvecri.pods.validation import check_sandbox
 
 ID = "0123456789abcdef" * 4
 OTHER = "f" * 64
 CONFIG = SandboxConfig(metadata=SandboxMetadata(name="web-0", namespace="shop", uid="a1b2", attempt=2))
+IN_CT = UserNamespaceDecision(detail="an unprivileged CT's")
 
 
 def test_a_cts_notes_tell_a_person_which_pod_it_is() -> None:
-    assert notes.describe(CONFIG, ID, "c0ffee").splitlines()[::2] == [
+    assert notes.describe(CONFIG, ID, "c0ffee", IN_CT).splitlines()[::2] == [
         "Kubernetes pod shop/web-0",
         "uid: a1b2",
         "attempt: 2",
+        "user namespace: the CT's (unprivileged); an unprivileged CT's",
         f"sandbox: {ID}",
         "installation: c0ffee",
     ]
@@ -31,8 +33,13 @@ def test_a_cts_notes_tell_a_person_which_pod_it_is() -> None:
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "  \n"])
 def test_a_cts_notes_tell_us_whose_it_is_as_proxmox_gives_them_back(line_end: str) -> None:
-    text = notes.describe(CONFIG, ID, "c0ffee").replace("\n", line_end)
+    text = notes.describe(CONFIG, ID, "c0ffee", IN_CT).replace("\n", line_end)
     assert notes.owner(text) == notes.Owner(sandbox=ID, installation="c0ffee")
+
+
+def test_what_a_request_says_of_its_user_namespace_names_no_owner() -> None:
+    decision = UserNamespaceDecision(detail=f"asked\n\nsandbox: {OTHER}\n")
+    assert notes.owner(notes.describe(CONFIG, ID, "c0ffee", decision)).sandbox == ID
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def live(options: NamespaceOptions, tmp_path: Path) -> LivePod:
             NamespaceOptions(
                 user=UserNamespace(mode=NamespaceMode.POD, uids=(IdMapping(container_id=0, host_id=1, length=1),))
             ),
-            2,
+            1,
         ),
     ],
 )

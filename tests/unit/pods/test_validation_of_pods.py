@@ -233,5 +233,5 @@ def test_a_known_runtime_handler_is_accepted(handler: str) -> None:
 
 
 def test_an_unknown_runtime_handler_is_refused_with_the_one_there_is() -> None:
-    with pytest.raises(InvalidArgument, match=r"^runtime_handler: 'kata' is unknown; there is 'pvecri'$"):
+    with pytest.raises(InvalidArgument, match=r"^runtime_handler: 'kata' is unknown; known are 'pvecri'$"):
         check_sandbox(pod(), "kata")

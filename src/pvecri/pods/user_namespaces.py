@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which user namespace a pod gets: one policy, a pure function of request, node and configuration.
+
+docs/user-namespaces.md is this module in prose. A kubelet from 1.33 on sends `userns_options { mode: NODE }` for
+every pod whose `spec.hostUsers` is unset or true, so that mode says nothing about what the pod wants: a pod that
+does want the node's user namespace asks for it by annotation or runtime handler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from pvecri.config import ID_RANGE, UserNamespacesConfig
+from pvecri.errors import InvalidArgument, ResourceExhausted
+from pvecri.model import (
+    ContainerUser,
+    IdMapping,
+    NamespaceMode,
+    SandboxConfig,
+    UserNamespaceDecision,
+    UserNamespaceKind,
+    UserNamespaceReason,
+)
+
+ANNOTATION = "pvecri.io/user-namespace"
+"""On a pod: `node`, `pod` or `shared`."""
+
+DEFAULT_HANDLERS = ("", "pvecri")
+NODE_HANDLER = "pvecri-node-users"
+POD_HANDLER = "pvecri-pod-users"
+
+EXTRA_IDS_MAX = 100
+"""Extents beside the pod's range: the kernel takes 340, but no more text than a page (user_namespaces(7))."""
+
+ID_MAX = 0xFFFF_FFFE
+"""The largest ID; 2^32 - 1 means "no ID" to the kernel."""
+
+_KINDS = {"node": UserNamespaceKind.NODE, "pod": UserNamespaceKind.POD, "shared": UserNamespaceKind.CT}
+_HANDLERS = {NODE_HANDLER: "node", POD_HANDLER: "pod"}
+
+
+def handlers(settings: UserNamespacesConfig) -> tuple[str, ...]:
+    """The runtime handlers (RuntimeClass) that a pod may name; the empty one is the default."""
+    return (*DEFAULT_HANDLERS, POD_HANDLER, *((NODE_HANDLER,) if settings.allow_node else ()))
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The configured part of the decision; `unprivileged` is proxmox.unprivileged."""
+
+    settings: UserNamespacesConfig
+    unprivileged: bool = True
+
+    def decide(
+        self,
+        config: SandboxConfig,
+        runtime_handler: str,
+        *,
+        missing_ids: Iterable[int] = (),
+        unmappable: Sequence[str] = (),
+    ) -> UserNamespaceDecision:
+        """The pod's user namespace; the first rule that applies decides.
+
+        `missing_ids` are IDs that containers of the pod's earlier sandboxes needed and did not have,
+        `unmappable` says of each volume of the pod that is known to need the node's IDs which it is.
+        InvalidArgument names the annotation or handler if the pod asks for what it cannot have.
+        """
+        wish = self._wish(config, runtime_handler)
+        return (
+            self._forced(config)
+            or self._of_client(config, wish)
+            or self._of_wish(config, wish, missing_ids)
+            or self._of_volumes(unmappable)
+            or self._usual(config, missing_ids)
+        )
+
+    def _wish(self, config: SandboxConfig, runtime_handler: str) -> _Wish | None:
+        """What the pod asks for outright. Its annotation takes precedence over its RuntimeClass."""
+        annotation = config.annotations.get(ANNOTATION)
+        if annotation is None:
+            name = _HANDLERS.get(runtime_handler)
+            if name is None:
+                return None
+            wish = _Wish(_KINDS[name], "runtime_handler", runtime_handler, UserNamespaceReason.RUNTIME_HANDLER)
+        else:
+            field = f"config.annotations[{ANNOTATION}]"
+            if annotation not in _KINDS:
+                raise InvalidArgument(field, f"{annotation!r} is none of {', '.join(_KINDS)}")
+            wish = _Wish(_KINDS[annotation], field, annotation, UserNamespaceReason.ANNOTATION)
+        if wish.kind is UserNamespaceKind.NODE and not self.settings.allow_node:
+            raise wish.refused("the node's user namespace is not for pods to choose (user_namespaces.allow_node)")
+        return wish
+
+    def _forced(self, config: SandboxConfig) -> UserNamespaceDecision | None:
+        """Pods that cannot run in a user namespace of their own: what they ask of the node is its root's alone."""
+        options = config.security.namespaces
+        chosen = options.user is not None and options.user.mode is NamespaceMode.POD
+        if config.security.privileged and not chosen:
+            return _node(UserNamespaceReason.PRIVILEGED, "the pod is privileged")
+        for mode, reason, name in (
+            (options.network, UserNamespaceReason.HOST_NETWORK, "network"),
+            (options.pid, UserNamespaceReason.HOST_PID, "PID"),
+            (options.ipc, UserNamespaceReason.HOST_IPC, "IPC"),
+        ):
+            if mode is NamespaceMode.NODE:
+                return _node(reason, f"the pod uses the node's {name} namespace")
+        return None
+
+    def _of_client(self, config: SandboxConfig, wish: _Wish | None) -> UserNamespaceDecision | None:
+        """What the CRI request says, where it means something."""
+        user = config.security.namespaces.user
+        if user is not None and user.mode is NamespaceMode.POD:
+            if wish is not None and wish.kind is not UserNamespaceKind.POD:
+                raise wish.refused("contradicts userns_options.mode POD (hostUsers: false)")
+            return UserNamespaceDecision(
+                kind=UserNamespaceKind.POD,
+                reason=UserNamespaceReason.KUBELET_MAPPING,
+                detail="the client chose the IDs (hostUsers: false)",
+                mappings=user.uids,
+            )
+        if not self.unprivileged:
+            return _node(UserNamespaceReason.UNPRIVILEGED_OFF, "proxmox.unprivileged is false")
+        if user is not None and self.settings.mode == "cri":
+            return _node(UserNamespaceReason.CRI_NODE, "userns_options.mode is NODE, user_namespaces.mode is cri")
+        return None
+
+    def _of_wish(
+        self, config: SandboxConfig, wish: _Wish | None, missing_ids: Iterable[int]
+    ) -> UserNamespaceDecision | None:
+        if wish is None:
+            return None
+        extra = () if wish.kind is UserNamespaceKind.NODE else extra_ids(config, missing_ids)
+        if wish.kind is UserNamespaceKind.CT and extra:
+            return None  # the shared range cannot have them: see _usual
+        return UserNamespaceDecision(
+            kind=wish.kind, reason=wish.reason, detail=f"{wish.field} is {wish.value}", extra_ids=extra
+        )
+
+    def _of_volumes(self, unmappable: Sequence[str]) -> UserNamespaceDecision | None:
+        if not unmappable or not self.settings.allow_node:
+            return None
+        return _node(UserNamespaceReason.VOLUME, f"cannot be idmapped: {'; '.join(unmappable)}")
+
+    def _usual(self, config: SandboxConfig, missing_ids: Iterable[int]) -> UserNamespaceDecision:
+        extra = extra_ids(config, missing_ids)
+        if extra:
+            return UserNamespaceDecision(
+                kind=UserNamespaceKind.POD,
+                reason=UserNamespaceReason.HIGH_IDS,
+                detail=f"needs IDs above {ID_RANGE - 1}: {', '.join(map(str, extra))}",
+                extra_ids=extra,
+            )
+        if self.settings.mode == "per-pod":
+            detail = "user_namespaces.mode is per-pod"
+            return UserNamespaceDecision(
+                kind=UserNamespaceKind.POD, reason=UserNamespaceReason.PER_POD, detail=detail
+            )
+        return UserNamespaceDecision(detail="an unprivileged CT's")
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What a pod asks for outright, and by which field."""
+
+    kind: UserNamespaceKind
+    field: str
+    value: str
+    reason: UserNamespaceReason
+
+    def refused(self, problem: str) -> InvalidArgument:
+        return InvalidArgument(self.field, f"{self.value!r}: {problem}")
+
+
+def _node(reason: UserNamespaceReason, detail: str) -> UserNamespaceDecision:
+    return UserNamespaceDecision(kind=UserNamespaceKind.NODE, reason=reason, detail=detail)
+
+
+# -- IDs ------------------------------------------------------------------------------------------------------
+
+
+def extra_ids(config: SandboxConfig, missing_ids: Iterable[int] = ()) -> tuple[int, ...]:
+    """The IDs outside the usual range that a pod is known to need, ascending.
+
+    A kubelet repeats `securityContext.runAsUser`, `runAsGroup`, `fsGroup` and `supplementalGroups` of the pod in
+    its sandbox. InvalidArgument if they are more than a user namespace can have extents for.
+    """
+    security = config.security
+    named = (security.run_as_user, security.run_as_group, *security.supplemental_groups, *missing_ids)
+    wanted = sorted({each for each in named if each is not None and ID_RANGE <= each <= ID_MAX})
+    if len(wanted) > EXTRA_IDS_MAX:
+        raise InvalidArgument(
+            "config.linux.security_context.supplemental_groups",
+            f"{len(wanted)} IDs above {ID_RANGE - 1} are more than the {EXTRA_IDS_MAX} that a user namespace can "
+            f"have here; the annotation {ANNOTATION}: node does without one",
+        )
+    return tuple(wanted)
+
+
+def missing(user: ContainerUser, mappings: Sequence[IdMapping]) -> tuple[int, ...]:
+    """Which of a container's uid, gid and groups a user namespace does not have; none for the node's."""
+    return unmapped({user.uid, user.gid, *user.groups}, mappings)
+
+
+def unmapped(ids: Iterable[int], mappings: Sequence[IdMapping]) -> tuple[int, ...]:
+    """Which IDs a user namespace with these mappings lacks, ascending; none for no mappings: the node's has
+    all.
+    """
+    if not mappings:
+        return ()
+    return tuple(
+        sorted(
+            each
+            for each in set(ids)
+            if not any(row.container_id <= each < row.container_id + row.length for row in mappings)
+        )
+    )
+
+
+def own_mappings(
+    decision: UserNamespaceDecision, settings: UserNamespacesConfig, used: Iterable[IdMapping]
+) -> tuple[IdMapping, ...]:
+    """The mappings of a user namespace that pvecri makes: 64 Ki IDs from 0 on, and an extent for each extra ID.
+
+    They are taken from user_namespaces.host_ids so that they meet none that is `used`; ResourceExhausted if all
+    are.
+    """
+    length = ID_RANGE * (2 if decision.extra_ids else 1)
+    start = _free(length, settings, used)
+    extents = _extents(decision.extra_ids, start + ID_RANGE)
+    return (IdMapping(container_id=0, host_id=start, length=ID_RANGE), *extents)
+
+
+def _free(length: int, settings: UserNamespacesConfig, used: Iterable[IdMapping]) -> int:
+    """The lowest free block of IDs, at a multiple of 64 Ki from the first."""
+    pool = settings.host_ids
+    taken = {
+        (each.host_id + offset - pool.first) // ID_RANGE
+        for each in used
+        for offset in (*range(0, each.length, ID_RANGE), each.length - 1)
+    }
+    blocks = length // ID_RANGE
+    for first in range((pool.last - pool.first + 1) // ID_RANGE - blocks + 1):
+        if not taken.intersection(range(first, first + blocks)):
+            return pool.first + first * ID_RANGE
+    raise ResourceExhausted(f"all IDs from {pool.first} to {pool.last} belong to pods (user_namespaces.host_ids)")
+
+
+def _extents(ids: Iterable[int], host_id: int) -> Iterator[IdMapping]:
+    """One extent for each run of consecutive IDs."""
+    run: list[int] = []
+    for each in (*ids, None):
+        if run and each != run[-1] + 1:
+            yield IdMapping(container_id=run[0], host_id=host_id, length=len(run))
+            host_id += len(run)
+            run = []
+        if each is not None:
+            run.append(each)
