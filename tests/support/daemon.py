@@ -282,6 +282,7 @@ class Machine:
                 "run_dir": str(self.run_dir),
                 "lxc_path": str(self.lxc_path),
             },
+            "user_namespaces": {},
             "images": {
                 "insecure_registries": [self.registry.address],
                 "policy": str(self.directory / "policy.json"),

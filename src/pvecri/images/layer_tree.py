@@ -21,6 +21,9 @@ from typing import Final
 from pvecri.images.archive import Archive, LayerError
 
 BLOCK: Final = 4096
+ID_USUAL: Final = 65_535
+"""The largest ID of the user namespace that unprivileged pods usually have."""
+HIGH_IDS_MAX: Final = 1000
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
@@ -39,6 +42,8 @@ class LayerTree:
     entries: int = 0
     times: list[tuple[bytes, int]] = field(default_factory=list)
     implicit: set[bytes] = field(default_factory=lambda: {b"/"})
+    high_ids: set[int] = field(default_factory=set)
+    """Owners and groups above ID_USUAL, HIGH_IDS_MAX at most."""
 
     def add(self, member: tarfile.TarInfo, archive: Archive) -> None:
         """Create one member, with all that its header says of it."""
@@ -62,10 +67,17 @@ class LayerTree:
             raise LayerError(f"{member.name!r} has {member.size} bytes")
         self.entries += 1
         self.size += member.size
+        if member.uid > ID_USUAL or member.gid > ID_USUAL:
+            self._note_ids(member)
         if self.entries > self.max_entries:
             raise LayerError(f"it has more than {self.max_entries} entries (images.max_layer_entries)")
         if self.size > self.max_size:
             raise LayerError(f"its files are larger than {self.max_size} bytes (images.max_layer_size)")
+
+    def _note_ids(self, member: tarfile.TarInfo) -> None:
+        found = {each for each in (member.uid, member.gid) if each > ID_USUAL}
+        if len(self.high_ids | found) <= HIGH_IDS_MAX:
+            self.high_ids |= found
 
     def _with_parents(self, path: bytes, create: Callable[[], None]) -> None:
         """Archives may leave out the directories above a file."""

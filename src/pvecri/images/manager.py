@@ -169,6 +169,13 @@ class ImageManager:
             raise NotFound(f"image {image} is not in the store")
         return record.image
 
+    def file_owners(self, image: ImageId) -> set[int]:
+        """The owners and groups above 65535 of the image's files; NotFound without the image."""
+        self.get(image)
+        keys = self._library.keys(self._library.catalog.records[image].layers)
+        records = (self._library.layers.get(key) for key in keys)
+        return {each for record in records if record is not None for each in record.high_ids}
+
     def raw_config(self, image: ImageId) -> bytes:
         """The image's config file as it came; NotFound without the image."""
         return self._library.configs.read(self.get(image).id)

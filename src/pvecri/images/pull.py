@@ -312,6 +312,7 @@ class Puller:
             bytes=usage.bytes if usage else result.bytes,
             inodes=usage.inodes if usage else result.inodes,
             implicit=result.implicit,
+            high_ids=result.high_ids,
             boot=known.boot if known else self._library.boot,
         )
 

@@ -47,8 +47,9 @@ class ImageRecord(Value, frozen=True):
 class LayerRecord(Value, frozen=True):
     """A layer that is unpacked. `blobs` are the digests of the blobs that are known to hold it.
 
-    `bytes` and `inodes` are what it takes, `implicit` the directories that its archive left out; `boot` is empty
-    once the layer is known to be on the disk. A parents layer has no diff id and no blobs.
+    `bytes` and `inodes` are what it takes, `implicit` the directories that its archive left out, `high_ids` the
+    owners of its files above 65535; `boot` is empty once the layer is known to be on the disk. A parents layer has
+    no diff id and no blobs.
     """
 
     key: LayerKey
@@ -57,6 +58,7 @@ class LayerRecord(Value, frozen=True):
     bytes: int
     inodes: int
     implicit: tuple[str, ...] = ()
+    high_ids: tuple[int, ...] = ()
     boot: str = ""
 
 

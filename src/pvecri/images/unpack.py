@@ -53,7 +53,13 @@ def unpack(job: dict[str, Any], blob: int) -> dict[str, Any]:
         tree.add(member, archive)
     tree.finish()
     implicit = [path.decode("utf-8", "replace").lstrip("/") or "." for path in sorted(tree.implicit)]
-    return {"diff_id": archive.digest(), "bytes": tree.allocated, "inodes": tree.inodes, "implicit": implicit}
+    return {
+        "diff_id": archive.digest(),
+        "bytes": tree.allocated,
+        "inodes": tree.inodes,
+        "implicit": implicit,
+        "high_ids": sorted(tree.high_ids),
+    }
 
 
 class Reached:

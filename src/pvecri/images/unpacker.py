@@ -46,13 +46,15 @@ class Job(Value, frozen=True):
 class Unpacked(Value, frozen=True):
     """What came out: the digest of the uncompressed archive, and what its files take.
 
-    `implicit` are directories, relative to the layer, that the archive left out (`.` is the layer itself).
+    `implicit` are directories, relative to the layer, that the archive left out (`.` is the layer itself);
+    `high_ids` are owners and groups of files that most user namespaces lack.
     """
 
     diff_id: str
     bytes: int
     inodes: int
     implicit: tuple[str, ...] = ()
+    high_ids: tuple[int, ...] = ()
 
 
 class _Answer(Value, frozen=True):
@@ -64,10 +66,17 @@ class _Answer(Value, frozen=True):
     bytes: int = 0
     inodes: int = 0
     implicit: tuple[str, ...] = ()
+    high_ids: tuple[int, ...] = ()
     error: str = ""
 
     def result(self) -> Unpacked:
-        return Unpacked(diff_id=self.diff_id, bytes=self.bytes, inodes=self.inodes, implicit=self.implicit)
+        return Unpacked(
+            diff_id=self.diff_id,
+            bytes=self.bytes,
+            inodes=self.inodes,
+            implicit=self.implicit,
+            high_ids=self.high_ids,
+        )
 
 
 @dataclass(frozen=True)

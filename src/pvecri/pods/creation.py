@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -14,14 +16,41 @@ from pvecri.config import Config
 from pvecri.containers import capabilities, cdi, devices, seccomp, spec, users
 from pvecri.containers.abilities import Abilities
 from pvecri.containers.plan import BindSource, Plan
-from pvecri.errors import InvalidArgument, NotFound
+from pvecri.errors import FailedPrecondition, InvalidArgument, NotFound
 from pvecri.images.manager import ImageManager
 from pvecri.linux import mounts
-from pvecri.model import Container, ContainerConfig, ContainerId, ContainerState, Image, ImageId, NamespaceMode
-from pvecri.pods import adjusting, bundles, files, validation, volumes
+from pvecri.model import (
+    Container,
+    ContainerConfig,
+    ContainerId,
+    ContainerState,
+    ContainerUser,
+    Image,
+    ImageId,
+    NamespaceMode,
+    UserNamespaceReason,
+)
+from pvecri.pods import adjusting, bundles, files, user_namespaces, validation, volumes
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.live import LiveContainer, LivePod, Pods
 from pvecri.pods.pause import Pauses
+
+log = logging.getLogger(__name__)
+
+
+class IdsMissing(FailedPrecondition):
+    """A container needs IDs that its pod's user namespace lacks. `movable` if the pod's next one can have them."""
+
+    def __init__(self, ids: tuple[int, ...], *, movable: bool) -> None:
+        what_next = (
+            "the pod was stopped, and its next sandbox has them (at once if the pod's securityContext names them)"
+            if movable
+            else "the client chose its IDs (hostUsers: false)"
+        )
+        shown = ", ".join(map(str, ids[:10])) + (", …" if len(ids) > 10 else "")
+        super().__init__(f"the container needs the IDs {shown}, which the pod's user namespace lacks: {what_next}")
+        self.ids = ids
+        self.movable = movable
 
 
 class Creator:
@@ -34,25 +63,38 @@ class Creator:
         pods: Pods,
         images: ImageManager,
         pauses: Pauses,
+        move: Callable[[LivePod, Sequence[int]], Awaitable[None]],
         hooks: Hooks,
     ) -> None:
+        """`move` stops a pod so that its next sandbox gets a user namespace with more IDs (Sandboxes.move)."""
         self._config = config
         self._abilities = abilities
         self._pods = pods
         self._images = images
         self._pauses = pauses
+        self._move = move
         self._hooks = hooks
 
     async def create(self, pod: LivePod, config: ContainerConfig) -> ContainerId:
         """Make a container of a ready pod (CRI CreateContainer): its root filesystem and its OCI spec.
 
-        InvalidArgument names a bad field, NotFound the image, AlreadyExists a name that is taken. Nothing is left
-        behind when it fails.
+        InvalidArgument names a bad field, NotFound the image, AlreadyExists a name that is taken. IdsMissing for
+        IDs that the pod's user namespace lacks; if its next one can have them, the pod is stopped. Nothing is
+        left behind when it fails.
         """
         validation.check_container(config, pod.value.config)
         image = self._images.find(config.image)
         if image is None:
             raise NotFound(f"config.image.image: image {config.image!r} is not in the store; pull it first")
+        try:
+            return await self._create(pod, config, image)
+        except IdsMissing as error:
+            if error.movable:
+                log.warning("pod %s: %s", pod.value.name, error)
+                await self._move(pod, error.ids)
+            raise
+
+    async def _create(self, pod: LivePod, config: ContainerConfig, image: Image) -> ContainerId:
         container = self._pods.add_container(self._describe(pod, config, image))
         async with container.lock, AsyncExitStack() as undo:
             undo.callback(self._pods.drop_container, container)
@@ -120,10 +162,27 @@ class Creator:
         staging = bundles.staging(container) if pod.value.mappings else None
         binds = volumes.resolve_binds(container.value.config, staging, image_volumes)
         plan = self._plan(pod, container, image, rootfs, binds)
+        self._check_ids(pod, container, plan.user)
         container.value = replace(container.value, user=plan.user)
         container.bundle.spec.touch(mode=0o600)  # its environment may hold secrets
         _write(container, plan)
         return plan
+
+    def _check_ids(self, pod: LivePod, container: LiveContainer, user: ContainerUser) -> None:
+        """IdsMissing if the pod's user namespace lacks an ID that the container or one of its files has."""
+        mappings, decision = pod.value.mappings, pod.value.user_namespace
+        of_process = user_namespaces.missing(user, mappings)
+        config = container.value.config
+        images = [container.value.image_id, *(ImageId(each.image_ref) for each in config.mounts if each.image)]
+        owners = volumes.source_owners(config).union(*(self._images.file_owners(each) for each in images))
+        of_files = user_namespaces.unmapped(owners, mappings)
+        movable = decision.reason is not UserNamespaceReason.KUBELET_MAPPING
+        known = len(decision.extra_ids) + len({*of_process, *of_files})
+        if of_files and (not movable or known > user_namespaces.EXTRA_IDS_MAX):
+            log.info("container %s: files of %s belong to nobody in the pod", container.id, of_files[:10])
+            of_files = ()
+        if of_process or of_files:
+            raise IdsMissing(tuple(sorted({*of_process, *of_files})), movable=movable)
 
     async def _adjust(self, pod: LivePod, container: LiveContainer, plan: Plan, undo: AsyncExitStack) -> None:
         """Let those who watch change the container, now that all is known of it."""

@@ -33,6 +33,7 @@ from pvecri.pods.stats import Statistics
 from pvecri.pods.store import Store
 from pvecri.pods.streams import Streams
 from pvecri.pods.user_namespaces import Policy
+from pvecri.pods.volume_owners import VolumeProbe
 from pvecri.proxmox.api import ProxmoxApi
 
 
@@ -65,9 +66,9 @@ class PodManager:
         self._pods = Pods(self._store, runtime.run_dir)
         self._cts = Cts(config, proxmox, self._pods, abilities.cgroups, self._store.installation_id())
         oci_runtime = OciRuntime(abilities, oci, exits)
+        self._volumes = VolumeProbe()
         pauses = Pauses(abilities, oci_runtime, runtime.run_dir / "pause")
         pauses.prepare()
-        self.creator = Creator(config, abilities, self._pods, images, pauses, hooks)
         self.containers = Containers(config, abilities, self._pods, images, oci_runtime, exits, hooks)
         self.commands = Commands(abilities, self._pods, oci_runtime, hooks)
         self.checkpoints = Checkpoints(self._pods, oci_runtime, images)
@@ -78,9 +79,11 @@ class PodManager:
             self.containers,
             pauses,
             Policy(config.user_namespaces, config.proxmox.unprivileged),
+            self._volumes,
             hooks,
             runtime.default_sysctls,
         )
+        self.creator = Creator(config, abilities, self._pods, images, pauses, self.sandboxes.move, hooks)
         self.streams = Streams(self._pods, oci_runtime, self.commands, self.sandboxes)
         self.events = self._pods.events
         self._layers = WritableLayers(images.rootfs_usage)
@@ -109,6 +112,7 @@ class PodManager:
                 with suppress(asyncio.CancelledError):
                     await task
         await self._layers.close()
+        self._volumes.close()
         self._store.close()
 
     async def conditions(self) -> list[Condition]:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from pvecri.pods.hooks import Hooks
 from pvecri.pods.live import LivePod, Pods
 from pvecri.pods.pause import Pauses
 from pvecri.pods.user_namespaces import Policy
+from pvecri.pods.volume_owners import VolumeProbe
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Sandboxes:
         containers: Containers,
         pauses: Pauses,
         policy: Policy,
+        volumes: VolumeProbe,
         hooks: Hooks,
         default_sysctls: Mapping[str, str],
     ) -> None:
@@ -59,6 +61,7 @@ class Sandboxes:
         self._containers = containers
         self._pauses = pauses
         self._policy = policy
+        self._volumes = volumes
         self._hooks = hooks
         self._default_sysctls = default_sysctls
         self.leftovers = asyncio.Event()
@@ -75,7 +78,8 @@ class Sandboxes:
         validation.check_sandbox(config, runtime_handler, user_namespaces.handlers(self._policy.settings))
         interface = self._network.interface_of(config)
         await self._check_network(config, interface)
-        pod = self._reserve(config, runtime_handler)
+        unmappable = await asyncio.to_thread(self._volumes.unmappable, config.metadata.uid)
+        pod = self._reserve(config, runtime_handler, unmappable)
         async with pod.lock, AsyncExitStack() as undo:
             undo.callback(self._forget, pod)
             await self._make_ct(pod, interface, undo)
@@ -119,10 +123,10 @@ class Sandboxes:
                     f"{other.metadata.namespace}/{other.metadata.name} ({pod.id})"
                 )
 
-    def _reserve(self, config: SandboxConfig, runtime_handler: str) -> LivePod:
+    def _reserve(self, config: SandboxConfig, runtime_handler: str, unmappable: Sequence[str]) -> LivePod:
         """Take the host ports and the name, and write down the intent; no other call comes in between."""
         self._check_host_ports(config)
-        decision = self._decide(config, runtime_handler)
+        decision = self._decide(config, runtime_handler, unmappable)
         sandbox = Sandbox(
             id=SandboxId(secrets.token_hex(32)),
             config=config,
@@ -143,9 +147,16 @@ class Sandboxes:
         )
         return pod
 
-    def _decide(self, config: SandboxConfig, runtime_handler: str) -> UserNamespaceDecision:
+    def _decide(
+        self, config: SandboxConfig, runtime_handler: str, unmappable: Sequence[str]
+    ) -> UserNamespaceDecision:
         """The pod's user namespace, with IDs that no other pod has if pvecri chooses them."""
-        decision = self._policy.decide(config, runtime_handler, missing_ids=self._missing_ids(config.metadata))
+        decision = self._policy.decide(
+            config,
+            runtime_handler,
+            missing_ids=self._missing_ids(config.metadata),
+            unmappable=unmappable,
+        )
         if decision.kind is UserNamespaceKind.POD and not decision.mappings:
             used = [entry for pod in self._pods.pods() for entry in pod.value.user_namespace.mappings]
             own = user_namespaces.own_mappings(decision, self._policy.settings, used)
@@ -160,6 +171,14 @@ class Sandboxes:
             if replace(pod.value.config.metadata, attempt=metadata.attempt) == metadata
             for each in (*pod.value.missing_ids, *pod.value.user_namespace.extra_ids)
         }
+
+    async def move(self, pod: LivePod, ids: Sequence[int]) -> None:
+        """Stop a pod whose user namespace lacks IDs; its next sandbox gets one that has them (decision 0066)."""
+        async with pod.lock:
+            missing = tuple(sorted({*pod.value.missing_ids, *ids}))
+            self._pods.save_pod(pod, replace(pod.value, missing_ids=missing))
+            if self._holds_something(pod):
+                await self._stop(pod)
 
     async def _make_ct(self, pod: LivePod, interface: ProxmoxInterface | None, undo: AsyncExitStack) -> None:
         # Pushed before the call: a create that is cut off may have made the CT all the same.

@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from pvecri.containers.devices import HostDevice
 from pvecri.containers.plan import BindSource
-from pvecri.errors import InvalidArgument
-from pvecri.linux import mounts
+from pvecri.errors import FailedPrecondition, InvalidArgument
+from pvecri.linux import idmapped, mounts
 from pvecri.linux.paths import open_in_root
 from pvecri.model import Container, ContainerConfig, Mount, Propagation
+from pvecri.pods import user_namespaces, volume_owners
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,17 @@ def check_sources(config: ContainerConfig) -> None:
             )
 
 
+def source_owners(config: ContainerConfig) -> set[int]:
+    """The owners and groups of the sources of the request's mounts; not of what lies in them."""
+    owners: set[int] = set()
+    for mount in config.mounts:
+        if not mount.image:
+            with suppress(OSError):
+                status = Path(mount.host_path).stat()
+                owners |= {status.st_uid, status.st_gid}
+    return owners
+
+
 def _image_volume(field: str, mount: Mount, rootfs: Path) -> BindSource:
     try:
         fd = open_in_root(rootfs, mount.image_sub_path or "/", os.O_PATH)
@@ -107,36 +119,39 @@ def added(staging: Path, index: int) -> Path:
 def stage(container: Container, staging: Path, userns: Path) -> None:
     """Mount an idmapped clone of each source below `staging`, so that owners read as they do on the node.
 
-    A filesystem that cannot be idmapped is cloned as it is: its files belong to nobody in the pod, as in any
-    user namespace.
+    FailedPrecondition for a source on a filesystem that cannot be idmapped, if its files have owners that matter
+    (volume_owners.py). What is mounted below a source, and cannot be idmapped, is shown as it is: its files
+    belong to nobody in the pod, as in any user namespace.
     """
     staging.mkdir(exist_ok=True)
     userns_fd = os.open(userns, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for index, mount in enumerate(container.config.mounts):
             if not mount.image:  # those are mounted idmapped by the Image Manager
-                _idmapped(Path(mount.host_path).resolve(), staging / str(index), userns_fd)
+                field = f"config.mounts[{index}].host_path"
+                _idmapped(field, Path(mount.host_path).resolve(), staging / str(index), userns_fd)
         for index, source in enumerate(container.added_sources):
-            _idmapped(Path(source).resolve(), added(staging, index), userns_fd)
+            _idmapped("a mount that an NRI plugin added", Path(source).resolve(), added(staging, index), userns_fd)
     finally:
         os.close(userns_fd)
 
 
-def _idmapped(source: Path, target: Path, userns_fd: int) -> None:
+def _idmapped(field: str, source: Path, target: Path, userns_fd: int) -> None:
     if source.is_dir():
         target.mkdir(exist_ok=True)
     else:
         target.touch()
-    for recursive in (True, False):
-        try:
-            mounts.idmapped_bind(source, target, userns_fd, recursive=recursive)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EPERM):
-                raise
-        else:
-            return
-    log.warning("%s: its filesystem cannot be idmapped; its files belong to nobody in the pod", source)
-    mounts.bind(source, target)
+    refused = idmapped.bind_tree(source, target, userns_fd)
+    for entry in refused:
+        if source.is_relative_to(entry.mountpoint) and volume_owners.matter(entry.fstype):
+            raise FailedPrecondition(
+                f"{field}: {source} is on {entry.mountpoint}, whose filesystem ({entry.fstype}) cannot be mounted "
+                "with the IDs of the pod's user namespace; put it on one that can be idmapped, or give the pod "
+                f"the node's user namespace (annotation {user_namespaces.ANNOTATION}: node)"
+            )
+        log.info(
+            "%s: %s cannot be idmapped; its files belong to nobody in the pod", entry.mountpoint, entry.fstype
+        )
 
 
 def unstage(staging: Path) -> None:

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Idmapped clones of mounts (mount_setattr(2), MOUNT_ATTR_IDMAP), and a user namespace to try them with."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from pvecri.linux import mounts
+from pvecri.linux.mounts import MountEntry
+
+_REFUSED = frozenset({errno.EINVAL, errno.EPERM})
+"""What the kernel answers for a filesystem that cannot be idmapped, and for a mount that is idmapped already."""
+
+
+def bind_tree(source: Path, target: Path, userns_fd: int) -> list[MountEntry]:
+    """Show `source`, with all that is mounted below it, at `target` with the IDs of a user namespace.
+
+    Answers with the mounts that cannot be idmapped. They are shown as they are: their files belong to nobody in
+    that user namespace. OSError for other causes; nothing is mounted then.
+    """
+    fd = mounts.open_tree(source, mounts.OPEN_TREE_CLONE, recursive=True)
+    try:
+        refused = _map_tree(fd, source, userns_fd)
+        mounts.move_mount(fd, target)
+    finally:
+        os.close(fd)
+    return refused
+
+
+def can_be_mapped(source: Path, userns_fd: int) -> bool:
+    """Whether the mount that `source` is on can be idmapped. Mounts nothing."""
+    try:
+        os.close(mounts.open_idmapped(source, userns_fd))
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        return False
+    return True
+
+
+def _map_tree(fd: int, source: Path, userns_fd: int) -> list[MountEntry]:
+    """Map the mounts of a detached tree: all at once, or one by one, as the kernel maps all that is asked or
+    none.
+    """
+    try:
+        mounts.mount_setattr(fd, idmap_userns_fd=userns_fd, recursive=True, path=source)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+    else:
+        return []
+    holding, *below = mounts_from(source, mounts.mounts())
+    places = [(holding, ""), *((entry, str(entry.mountpoint.relative_to(source))) for entry in below)]
+    return [entry for entry, place in places if not _maps(fd, place, userns_fd, entry.mountpoint)]
+
+
+def _maps(fd: int, place: str, userns_fd: int, path: Path) -> bool:
+    try:
+        mounts.mount_setattr(fd, place=place, idmap_userns_fd=userns_fd, path=path)
+    except OSError as error:
+        # Gone: it was unmounted meanwhile, or another mount hides it.
+        if error.errno not in {*_REFUSED, errno.ENOENT}:
+            raise
+        return error.errno == errno.ENOENT
+    return True
+
+
+def mounts_from(source: Path, table: Sequence[MountEntry]) -> list[MountEntry]:
+    """The mount that `source` is on, then those below it, of several at one place the one that is seen."""
+    seen = {entry.mountpoint: entry for entry in table}
+    holding = max(
+        (entry for entry in seen.values() if source.is_relative_to(entry.mountpoint)),
+        key=lambda entry: len(entry.mountpoint.parts),
+    )
+    below = (
+        each for each in seen.values() if each.mountpoint != source and each.mountpoint.is_relative_to(source)
+    )
+    return [holding, *sorted(below, key=lambda entry: len(entry.mountpoint.parts))]
+
+
+def open_user_namespace(first_id: int, length: int) -> int:
+    """A descriptor of a new user namespace, in which 0 is `first_id` of the node; the caller closes it.
+
+    No process is left in it. OSError or subprocess.SubprocessError when it cannot be made.
+    """
+    command = ["unshare", "--user", "sh", "-c", "echo; read _"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        try:
+            holder.stdout.readline()  # it is in the namespace now
+            for name in ("uid_map", "gid_map"):
+                Path(f"/proc/{holder.pid}/{name}").write_text(f"0 {first_id} {length}\n")
+            return os.open(f"/proc/{holder.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            holder.stdin.close()
