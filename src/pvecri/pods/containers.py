@@ -35,7 +35,7 @@ from pvecri.model import (
     ContainerState,
     SandboxPhase,
 )
-from pvecri.pods import bundles, volumes
+from pvecri.pods import bundles, exposure, volumes
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.live import LiveContainer, LivePod, Pods, Told
 
@@ -107,7 +107,8 @@ class Containers:
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._release, pod, container)
             await asyncio.to_thread(self._prepare_start, pod, container)
-            await self._runtime.create(pod.namespaces, container.id, container.bundle, self._stdio(container))
+            async with exposure.hidden(pod, container, self._abilities.cgroups):
+                await self._runtime.create(pod.namespaces, container.id, container.bundle, self._stdio(container))
             self._hold(pod, container)
             assert container.process is not None
             await asyncio.to_thread(open_standard_streams, container.process.pid)
@@ -162,6 +163,8 @@ class Containers:
 
     def adopt(self, pod: LivePod, container: LiveContainer) -> None:
         """Take over a container that an earlier daemon started, whether it still runs or has ended."""
+        if exposure.exposes(pod):  # the daemon may have ended while another container was being made
+            exposure.thaw(self._abilities.cgroups, pod.group(container.id))
         try:
             self._hold(pod, container)
         except (OSError, ValueError):

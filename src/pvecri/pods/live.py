@@ -68,7 +68,9 @@ class LiveContainer:
 
 @dataclass
 class LivePod:
-    """A pod sandbox. `init` is the CT's first process while it runs; `pause_lock` is held to start a pause."""
+    """A pod sandbox. `init` is the CT's first process while it runs; `pids_lock` is held by who adds to shared
+    PIDs.
+    """
 
     value: Sandbox
     directory: Path
@@ -77,7 +79,7 @@ class LivePod:
     watcher: asyncio.Task[None] | None = None
     containers: dict[ContainerId, LiveContainer] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    pause_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    pids_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def id(self) -> SandboxId:

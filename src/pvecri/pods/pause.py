@@ -71,7 +71,7 @@ class Pauses:
 
     async def share_pids(self, pod: LivePod) -> None:
         """See that there is a PID namespace for containers to share. Idempotent."""
-        async with pod.pause_lock:
+        async with pod.pids_lock:
             if not pod.namespace(SHARED_PID).exists():
                 await self.start(pod)
 
