@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +20,7 @@ from support.cri_client import CriClient, pod_security, refused, security
 
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.linux import mounts
+from pvecri.pods.user_namespaces import ANNOTATION
 
 PRIVILEGED = pod_security(privileged=True)
 
@@ -163,3 +167,96 @@ def test_a_container_path_with_dots_in_it_is_refused(cri: CriClient, pod: str, v
     fields = mounted(volume, "/bin/../../data")
     with refused(grpc.StatusCode.INVALID_ARGUMENT, r"mounts\[0\]\.container_path: .* has a '\.\.' in it"):
         cri.create(pod, cri.container_config("true", **fields))
+
+
+# -- filesystems that cannot be idmapped ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unmappable(volume: Path) -> Iterator[Path]:
+    """A directory on a filesystem that the kernel cannot idmap: FUSE."""
+    source, target = volume / "source", volume / "fuse"
+    source.mkdir()
+    (source / "file").write_text("content\n")
+    target.mkdir()
+    subprocess.run(["bindfs", str(source), str(target)], check=True)
+    yield target
+    mounts.umount(target, detach=True)
+
+
+def kubelets(config: pb.PodSandboxConfig, volume: Path) -> Path:
+    """Where a kubelet that has `volume` for its directory mounts a volume of the pod."""
+    place = volume / "kubelet/pods" / config.metadata.uid / "volumes/kubernetes.io~nfs/share"
+    place.mkdir(parents=True)
+    return place
+
+
+def test_a_volume_that_is_mounted_and_cannot_be_idmapped_decides_the_pods_user_namespace(
+    cri: CriClient, volume: Path, unmappable: Path
+) -> None:
+    config = cri.pod_config()
+    share = kubelets(config, volume)
+    mounts.bind(unmappable, share)
+    pod = cri.run_pod(config)
+    described = json.loads(cri.pod_info(pod).info["info"])["userNamespace"]
+    assert (described["kind"], described["reason"]) == ("node", "volume")
+    assert f"{share} (fuse)" in described["detail"]
+    os.chown(unmappable / "file", 1000, 1000)
+    assert cri.finish(pod, "stat", "-c", "%u", "/data/file", **mounted(share)) == "1000\n"
+
+
+def test_a_volume_of_memory_that_can_be_idmapped_decides_nothing(cri: CriClient, volume: Path) -> None:
+    config = cri.pod_config()
+    place = kubelets(config, volume)
+    mounts.mount("secret", place, "tmpfs", 0, "mode=700")
+    pod = cri.run_pod(config)
+    assert json.loads(cri.pod_info(pod).info["info"])["userNamespace"]["kind"] == "ct"
+    assert cri.finish(pod, "stat", "-c", "%u %a", "/data", **mounted(place)) == "0 700\n"
+
+
+def test_a_host_path_that_cannot_be_idmapped_is_refused_with_the_two_ways_out(
+    cri: CriClient, unmappable: Path
+) -> None:
+    pod = cri.run_pod()
+    container = cri.create(pod, cri.container_config("true", **mounted(unmappable)))
+    words = (
+        rf"config\.mounts\[0\]\.host_path: {unmappable} .*\(fuse\).* one that can be idmapped.* {ANNOTATION}: node"
+    )
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, words):
+        cri.start(container)
+    assert cri.status(container).reason == "StartError"
+
+
+def test_below_a_volume_what_can_be_idmapped_is_and_what_cannot_is_still_there(
+    cri: CriClient, volume: Path, unmappable: Path
+) -> None:
+    memory = volume / "memory"
+    memory.mkdir()
+    mounts.mount("memory", memory, "tmpfs", 0, "mode=755")
+    (volume / "alices").write_text("x")
+    (memory / "alices").write_text("x")
+    for path in (volume / "alices", memory / "alices"):
+        os.chown(path, 1000, 1000)
+    script = "stat -c %u /data/alices /data/memory/alices; cat /data/fuse/file"
+    pod = cri.run_pod()
+    assert cri.finish(pod, "sh", "-c", script, **mounted(volume)) == "1000\n1000\ncontent\n"
+    cri.remove_pod(pod)  # no mount point can be removed while a clone of its directory has a mount on it
+
+
+@pytest.mark.parametrize("path", ["/proc", "/sys"])
+def test_the_kernels_own_filesystems_are_volumes_as_they_are(cri: CriClient, path: str) -> None:
+    """What a node exporter without privileges has."""
+    shown = cri.finish(cri.run_pod(), "ls", "/host", **mounted(Path(path), "/host", readonly=True))
+    assert {"proc": "uptime", "sys": "class"}[path[1:]] in shown.split()
+
+
+@pytest.mark.parametrize("kind", ["socket", "fifo"])
+def test_a_socket_or_a_fifo_can_be_mounted(cri: CriClient, pod: str, volume: Path, kind: str) -> None:
+    path = volume / kind
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    shown = cri.finish(pod, "stat", "-c", "%F %u", "/run/it", **mounted(path, "/run/it"))
+    assert shown == f"{kind} 0\n"

@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pvecri.linux import mounts
@@ -20,15 +21,39 @@ def bind_tree(source: Path, target: Path, userns_fd: int) -> list[MountEntry]:
     """Show `source`, with all that is mounted below it, at `target` with the IDs of a user namespace.
 
     Answers with the mounts that cannot be idmapped. They are shown as they are: their files belong to nobody in
-    that user namespace. OSError for other causes; nothing is mounted then.
+    that user namespace. OSError for other causes; the caller unmounts what is there by then.
     """
-    fd = mounts.open_tree(source, mounts.OPEN_TREE_CLONE, recursive=True)
     try:
-        refused = _map_tree(fd, source, userns_fd)
-        mounts.move_mount(fd, target)
-    finally:
-        os.close(fd)
+        mounts.idmapped_bind(source, target, userns_fd, recursive=True)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        # The kernel maps all of a tree or none, and of a detached tree only the top can be named: one by one then.
+        return _bind_one_by_one(source, target, userns_fd)
+    return []
+
+
+def _bind_one_by_one(source: Path, target: Path, userns_fd: int) -> list[MountEntry]:
+    refused = []
+    for entry in mounts_from(source, mounts.mounts()):
+        is_below = entry.mountpoint != source and entry.mountpoint.is_relative_to(source)
+        place = target / entry.mountpoint.relative_to(source) if is_below else target
+        with suppress(FileNotFoundError):  # it was unmounted meanwhile, or another mount hides it
+            if not _bind_one(entry.mountpoint if is_below else source, place, userns_fd):
+                refused.append(entry)
+            # A clone is a peer of what it shows: what is mounted on it next would show on the node, too.
+            mounts.make_slave(place)
     return refused
+
+
+def _bind_one(source: Path, target: Path, userns_fd: int) -> bool:
+    """Show one mount, idmapped if that is possible; whether it was."""
+    mapped = can_be_mapped(source, userns_fd)
+    if mapped:
+        mounts.idmapped_bind(source, target, userns_fd)
+    else:
+        mounts.bind(source, target, recursive=False)
+    return mapped
 
 
 def can_be_mapped(source: Path, userns_fd: int) -> bool:
@@ -39,33 +64,6 @@ def can_be_mapped(source: Path, userns_fd: int) -> bool:
         if error.errno not in _REFUSED:
             raise
         return False
-    return True
-
-
-def _map_tree(fd: int, source: Path, userns_fd: int) -> list[MountEntry]:
-    """Map the mounts of a detached tree: all at once, or one by one, as the kernel maps all that is asked or
-    none.
-    """
-    try:
-        mounts.mount_setattr(fd, idmap_userns_fd=userns_fd, recursive=True, path=source)
-    except OSError as error:
-        if error.errno not in _REFUSED:
-            raise
-    else:
-        return []
-    holding, *below = mounts_from(source, mounts.mounts())
-    places = [(holding, ""), *((entry, str(entry.mountpoint.relative_to(source))) for entry in below)]
-    return [entry for entry, place in places if not _maps(fd, place, userns_fd, entry.mountpoint)]
-
-
-def _maps(fd: int, place: str, userns_fd: int, path: Path) -> bool:
-    try:
-        mounts.mount_setattr(fd, place=place, idmap_userns_fd=userns_fd, path=path)
-    except OSError as error:
-        # Gone: it was unmounted meanwhile, or another mount hides it.
-        if error.errno not in {*_REFUSED, errno.ENOENT}:
-            raise
-        return error.errno == errno.ENOENT
     return True
 
 

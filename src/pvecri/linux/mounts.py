@@ -139,25 +139,17 @@ def open_tree(path: Path, flags: int, *, recursive: bool = False) -> int:
 
 
 def mount_setattr(
-    fd: int,
-    *,
-    place: str = "",
-    attributes: int = 0,
-    idmap_userns_fd: int | None = None,
-    recursive: bool = False,
-    path: Path,
+    fd: int, *, attributes: int = 0, idmap_userns_fd: int | None = None, recursive: bool = False, path: Path
 ) -> None:
     """mount_setattr(2) on a descriptor of open_tree; `path` is for the error's text only.
-
-    `place` names a mount below it, relative, that is set in place of its own.
 
     With `idmap_userns_fd` the mount shows ids as that user namespace maps them. The mount must be detached and
     not idmapped yet; OSError EINVAL where its filesystem cannot be idmapped.
     """
     if idmap_userns_fd is not None:
         attributes |= MOUNT_ATTR_IDMAP
-    flags = (_AT_SYMLINK_NOFOLLOW if place else _AT_EMPTY_PATH) | (_AT_RECURSIVE if recursive else 0)
-    _mount_setattr(fd, path, flags, _MountAttr(attributes, 0, 0, idmap_userns_fd or 0), place=place)
+    flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    _mount_setattr(fd, path, flags, _MountAttr(attributes, 0, 0, idmap_userns_fd or 0))
 
 
 def move_mount(fd: int, target: Path) -> None:
@@ -299,10 +291,10 @@ class _MountAttr(NamedTuple):
     userns_fd: int
 
 
-def _mount_setattr(fd: int, path: Path, flags: int, request: _MountAttr, *, place: str = "") -> None:
-    """On `fd` with AT_EMPTY_PATH in `flags`, else on the place below it or the path."""
+def _mount_setattr(fd: int, path: Path, flags: int, request: _MountAttr) -> None:
+    """On `fd` with AT_EMPTY_PATH in `flags`, else on the path."""
     packed = struct.pack("=QQQQ", *request)
-    name = b"" if flags & _AT_EMPTY_PATH else os.fsencode(place or path)
+    name = b"" if flags & _AT_EMPTY_PATH else os.fsencode(path)
     size = ctypes.c_size_t(len(packed))
     _check(_libc.syscall(_SYS_MOUNT_SETATTR, fd, name, ctypes.c_uint(flags), packed, size), path)
 
