@@ -204,9 +204,12 @@ def is_mountpoint(path: Path) -> bool:
     return bool(attributes & _STATX_ATTR_MOUNT_ROOT)
 
 
-def mounts() -> list[MountEntry]:
-    """What is mounted in this mount namespace."""
-    return [parse_mountinfo(line) for line in Path("/proc/self/mountinfo").read_bytes().splitlines()]
+def mounts(containing: str = "") -> list[MountEntry]:
+    """What is mounted in this mount namespace; only the lines that contain a text, which has no blanks, are
+    parsed.
+    """
+    lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    return [parse_mountinfo(line) for line in lines if containing.encode() in line]
 
 
 def parse_mountinfo(line: bytes) -> MountEntry:

@@ -111,7 +111,7 @@ class Containers:
                 await self._runtime.create(pod.namespaces, container.id, container.bundle, self._stdio(container))
             self._hold(pod, container)
             assert container.process is not None
-            await asyncio.to_thread(open_standard_streams, container.process.pid)
+            open_standard_streams(container.process.pid)
             await self._runtime.start(pod.namespaces, container.id)
             undo.pop_all()
 

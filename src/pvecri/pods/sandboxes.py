@@ -79,7 +79,7 @@ class Sandboxes:
         interface = self._network.interface_of(config)
         await self._check_network(config, interface)
         unmappable = await asyncio.to_thread(self._volumes.unmappable, config.metadata.uid)
-        pod = self._reserve(config, runtime_handler, unmappable)
+        pod = self._reserve(config, runtime_handler, interface, unmappable)
         async with pod.lock, AsyncExitStack() as undo:
             undo.callback(self._forget, pod)
             await self._make_ct(pod, interface, undo)
@@ -123,10 +123,17 @@ class Sandboxes:
                     f"{other.metadata.namespace}/{other.metadata.name} ({pod.id})"
                 )
 
-    def _reserve(self, config: SandboxConfig, runtime_handler: str, unmappable: Sequence[str]) -> LivePod:
+    def _reserve(
+        self,
+        config: SandboxConfig,
+        runtime_handler: str,
+        interface: ProxmoxInterface | None,
+        unmappable: Sequence[str],
+    ) -> LivePod:
         """Take the host ports and the name, and write down the intent; no other call comes in between."""
         self._check_host_ports(config)
         decision = self._decide(config, runtime_handler, unmappable)
+        user_namespaces.check_interface(decision, interface)
         sandbox = Sandbox(
             id=SandboxId(secrets.token_hex(32)),
             config=config,

@@ -17,6 +17,7 @@ from pvecri.model import (
     ContainerUser,
     IdMapping,
     NamespaceMode,
+    ProxmoxInterface,
     SandboxConfig,
     UserNamespaceDecision,
     UserNamespaceKind,
@@ -174,6 +175,19 @@ class _Wish:
 
 def _node(reason: UserNamespaceReason, detail: str) -> UserNamespaceDecision:
     return UserNamespaceDecision(kind=UserNamespaceKind.NODE, reason=reason, detail=detail)
+
+
+def check_interface(decision: UserNamespaceDecision, interface: ProxmoxInterface | None) -> None:
+    """InvalidArgument for an interface by DHCP in a pod of kind POD.
+
+    Proxmox's client looks for the interface in the CT's network namespace, which is not such a pod's.
+    """
+    if interface is not None and interface.ip == "dhcp" and decision.kind is UserNamespaceKind.POD:
+        raise InvalidArgument(
+            f"config.annotations[{ANNOTATION}]",
+            f"an interface with ip=dhcp cannot go with a user namespace of the pod's own ({decision.detail}); "
+            "`shared` and `node` can",
+        )
 
 
 # -- IDs ------------------------------------------------------------------------------------------------------

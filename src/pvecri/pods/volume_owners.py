@@ -46,7 +46,7 @@ class VolumeProbe:
         """The volumes of a kubelet's pod that need the node's IDs: where each is mounted, and its filesystem."""
         return [
             f"{entry.mountpoint} ({entry.fstype})"
-            for entry in of_pod(pod_uid, mounts.mounts())
+            for entry in of_pod(pod_uid, mounts.mounts(containing=f"/pods/{pod_uid}/"))
             if self._needs_node(entry)
         ]
 

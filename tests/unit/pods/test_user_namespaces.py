@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from pvecri.model import (
     IdMapping,
     NamespaceMode,
     NamespaceOptions,
+    ProxmoxInterface,
     SandboxConfig,
     SandboxMetadata,
     SandboxSecurity,
@@ -140,6 +142,14 @@ def test_what_a_pod_cannot_have_is_refused_by_the_fields_name(
 def test_the_nodes_handler_is_known_only_where_pods_may_name_it() -> None:
     assert NODE_HANDLER in user_namespaces.handlers(UserNamespacesConfig())
     assert NODE_HANDLER not in user_namespaces.handlers(UserNamespacesConfig(allow_node=False))
+
+
+@pytest.mark.parametrize(("kind", "ip", "refused"), [(POD, "dhcp", True), (CT, "dhcp", False), (POD, "", False)])
+def test_an_address_by_dhcp_needs_the_cts_own_network(kind: UserNamespaceKind, ip: str, refused: bool) -> None:
+    decision = UserNamespaceDecision(kind=kind, detail="user_namespaces.mode is per-pod")
+    user_namespaces.check_interface(decision, None)
+    with pytest.raises(InvalidArgument, match="ip=dhcp") if refused else nullcontext():
+        user_namespaces.check_interface(decision, ProxmoxInterface(bridge="vmbr1", ip=ip))
 
 
 # -- IDs ------------------------------------------------------------------------------------------------------
