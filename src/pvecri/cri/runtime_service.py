@@ -108,7 +108,7 @@ class RuntimeService(ListCalls, MonitoringCalls):
     async def run_pod_sandbox(self, request: pb.RunPodSandboxRequest) -> pb.RunPodSandboxResponse:
         """RunPodSandbox."""
         config = requests.sandbox_config(request.config)
-        if self._config.runtime.ignore_selinux_options:
+        if self._ignores(config.security.selinux_label, config.metadata.name):
             config = replace(config, security=replace(config.security, selinux_label=""))
         return pb.RunPodSandboxResponse(
             pod_sandbox_id=await self._pods.sandboxes.run(config, request.runtime_handler)
@@ -158,9 +158,16 @@ class RuntimeService(ListCalls, MonitoringCalls):
         """CreateContainer."""
         pod = self._pods.sandboxes.ready(given("pod_sandbox_id", request.pod_sandbox_id))
         config = requests.container_config(request.config)
-        if self._config.runtime.ignore_selinux_options:
+        if self._ignores(config.security.selinux_label, config.metadata.name):
             config = replace(config, security=replace(config.security, selinux_label=""))
         return pb.CreateContainerResponse(container_id=await self._pods.creator.create(pod, config))
+
+    def _ignores(self, selinux_label: str, name: str) -> bool:
+        """Whether to drop a label that cannot be applied; the log tells of it."""
+        if not selinux_label or not self._config.runtime.ignore_selinux_options:
+            return False
+        log.info("%s: the SELinux options %s are ignored: Proxmox VE has AppArmor", name, selinux_label)
+        return True
 
     async def start_container(self, request: pb.StartContainerRequest) -> pb.StartContainerResponse:
         """StartContainer."""

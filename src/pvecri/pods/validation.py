@@ -201,7 +201,7 @@ def check_selinux(label: str) -> None:
         raise InvalidArgument(
             "config.linux.security_context.selinux_options",
             f"{label!r} cannot be had: Proxmox VE has AppArmor, not SELinux "
-            "(runtime.ignore_selinux_options = true lets such pods run without)",
+            "(runtime.ignore_selinux_options is false)",
         )
 
 

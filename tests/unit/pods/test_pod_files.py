@@ -87,3 +87,31 @@ def test_the_shell_writes_each_value_to_its_file_and_interprets_none(tmp_path: P
     pairs = [(tmp_path / "one", "$(id) 'x' %s\\n"), (tmp_path / "two", "-n 4096")]
     subprocess.run([*shell, *(str(part) for pair in pairs for part in pair)], check=True)
     assert [path.read_text() for path, _ in pairs] == [value for _, value in pairs]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "mappings", "written"),
+    [
+        ("0 2147483647", (), "0 2147483647"),
+        ("0 2147483647", (IdMapping(container_id=0, host_id=100_000, length=65_536),), "100000 165535"),
+        ("1000 2000", (IdMapping(container_id=0, host_id=100_000, length=65_536),), "101000 102000"),
+        ("0 2147483647", (IdMapping(container_id=0, host_id=4_072_865_792, length=65_536),), "1 0"),
+        ("1 0", (IdMapping(container_id=0, host_id=100_000, length=65_536),), "1 0"),
+    ],
+)
+def test_the_groups_that_may_ping_are_written_as_the_node_knows_them(
+    wanted: str, mappings: tuple[IdMapping, ...], written: str
+) -> None:
+    assert files.host_ping_groups(wanted, mappings) == written
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("net.ipv4.ip_forward", "net/ipv4/ip_forward"),
+        ("net/ipv4/ip_forward", "net/ipv4/ip_forward"),
+        ("net/ipv4/conf/eth0.100/forwarding", "net/ipv4/conf/eth0.100/forwarding"),
+    ],
+)
+def test_a_sysctls_name_is_parted_by_its_first_separator(name: str, path: str) -> None:
+    assert files.sysctl_file(name) == Path("/proc/sys") / path

@@ -30,7 +30,7 @@ POD, CONTAINER, NODE, TARGET = NamespaceMode
 MAPPING = (IdMapping(container_id=0, host_id=70_000, length=65_536),)
 SELINUX = (
     "config.linux.security_context.selinux_options: 'u:r:t:s0' cannot be had: Proxmox VE has AppArmor, not "
-    "SELinux (runtime.ignore_selinux_options = true lets such pods run without)"
+    "SELinux (runtime.ignore_selinux_options is false)"
 )
 
 

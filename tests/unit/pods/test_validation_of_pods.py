@@ -105,7 +105,7 @@ SECURITY = [
     (
         secured(selinux_label="u:r:t:s0"),
         "config.linux.security_context.selinux_options: 'u:r:t:s0' cannot be had: Proxmox VE has AppArmor, not "
-        "SELinux (runtime.ignore_selinux_options = true lets such pods run without)",
+        "SELinux (runtime.ignore_selinux_options is false)",
     ),
 ]
 
