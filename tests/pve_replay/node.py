@@ -22,6 +22,7 @@ from pvecri.embedded.faults import Fault
 from pvecri.embedded.identity import Certificate, Identity
 from pvecri.embedded.layout import Layout
 from pvecri.embedded.node import EmbeddedNode
+from pvecri.embedded.usercfg import Token, User
 
 from . import scenario
 from .compare import Answer, alike
@@ -261,7 +262,7 @@ async def replay_node(file: str) -> AsyncIterator[ReplayNode]:
 
 def _new_node(layout: Layout) -> EmbeddedNode:
     """A node with the recorded one's storages, users and tokens."""
-    identity = Identity("pvecri@pve!runtime", "unused", ROOT_PASSWORD)
+    identity = Identity("unused", ROOT_PASSWORD)
     node = EmbeddedNode(layout, identity, host="127.0.0.1", port=0)
     for name, (kind, content) in STORAGES.items():
         node.add_storage(name, kind, content)
@@ -282,9 +283,12 @@ def _write_templates(layout: Layout) -> None:
 
 def _set_up_access(node: EmbeddedNode) -> None:
     for tokenid, (secret, separated) in TOKENS.items():
-        node.add_token(tokenid, secret, separated=separated)
+        owner, _, name = tokenid.partition("!")
+        node.access.users.setdefault(owner, User()).tokens[name] = Token(int(separated))
+        node.apitokens[tokenid] = secret
     node.users.update(PASSWORDS)
-    node.grant("cri@pve", "/", *ROLE)
+    node.access.own_roles["Rig"] = set(ROLE)
+    node.access.give("/", "user", "cri@pve", "Rig")
 
 
 def _write_registries(layout: Layout, registry: str) -> Path:

@@ -12,9 +12,10 @@ import signal
 import sys
 from pathlib import Path
 
-from .identity import Certificate, Identity
+from .identity import TOKEN_ID, Certificate, Identity
 from .layout import Layout, write_atomically
 from .node import EmbeddedNode
+from .times import TaskTimes
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -30,6 +31,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--vm-storage", action="append", default=[], metavar="NAME=TYPE",
         help="another storage for CTs, of type dir, btrfs or lvmthin (repeatable)",
     )  # fmt: skip
+    parser.add_argument(
+        "--task-times", type=TaskTimes.parse, default=TaskTimes(), metavar="SECONDS",
+        help="how long tasks take: SECONDS of a create, others in proportion; or create=5,start=3,…",
+    )  # fmt: skip
     parser.add_argument("--faults", action="store_true", help="serve the control interface for faults on demand")
     return parser.parse_args(arguments)
 
@@ -39,7 +44,7 @@ def describe(node: EmbeddedNode, identity: Identity, certificate: Certificate) -
     return {
         "url": node.url,
         "node": node.node,
-        "token_id": identity.token_id,
+        "token_id": TOKEN_ID,
         "token_secret": identity.token_secret,
         "root_password": identity.root_password,
         "fingerprint": certificate.fingerprint(),
@@ -66,6 +71,7 @@ async def serve_layout(layout: Layout, arguments: argparse.Namespace, ended: asy
     identity = Identity.load_or_make(layout)
     certificate = Certificate.load_or_make(layout, host)
     node = EmbeddedNode(layout, identity, host=host, port=int(port), serve_faults=arguments.faults)
+    node.times = arguments.task_times
     for option in arguments.vm_storage:
         name, _, kind = option.partition("=")
         node.add_storage(name, kind or "dir", "images,rootdir")

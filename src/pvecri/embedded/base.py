@@ -14,6 +14,7 @@ from .faults import Faults
 from .layout import Layout, write_atomically
 from .monitor import Monitor
 from .template import TemplateStore
+from .times import TaskTimes
 from .volumes import Storage
 
 
@@ -59,7 +60,8 @@ class Base(FakePve):  # type: ignore[misc]
         self.cgroups = CgroupTree()
         self.templates = TemplateStore()
         self.faults = Faults()
-        # Nothing is modelled to take time: what takes time here is real.
+        self.times = TaskTimes()
+        # fakepve models no times: what takes time here is real, or is added by `times`.
         self.time_scale = 0.0
         self.nodes = {layout.node: {"online": True}}
 
@@ -73,6 +75,10 @@ class Base(FakePve):  # type: ignore[misc]
         write_atomically(self.layout.conf(ct.vmid), text, 0o640)
         stored = ctconf.parse(text)
         ct.config, ct.pending, ct.snapshots = stored.config, stored.pending, stored.snapshots
+
+    def forget_guest(self, vmid: int) -> None:
+        """Take all rights on a guest back, as its destroy does before its config goes."""
+        raise NotImplementedError
 
     def load(self) -> None:
         """Read the config files of the CTs made before."""

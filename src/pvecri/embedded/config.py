@@ -33,6 +33,7 @@ class ConfigApi(Base):
     async def _update_config(
         self, ct: Ct, user: str, values: dict[str, Any], deletes: list[str], reverts: list[str]
     ) -> None:
+        await self.times.spend("config")
         before = dict(ct.config)
         await super()._update_config(ct, user, values, deletes, reverts)
         changed = {key for key in {*before, *ct.config} if before.get(key) != ct.config.get(key)}

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from .volumes import GIB, VolumeError, format_size
 
 DEFAULT_ROOTFS_GIB = 4
 _PERL_PLACE = "/usr/share/perl5/PVE/Storage.pm line 651"
+_UNLOCKED_SHARE = 0.2
+"""How much of a create's time is left when Proxmox has written the new CT's config."""
 _MOUNT_POINT = re.compile(r"^(rootfs|mp\d+)$")
 _UNTAR = (
     "tar xpf - {compression}--totals --one-file-system -p --sparse --numeric-owner --acls --xattrs "
@@ -66,11 +67,12 @@ class CreateApi(Base):
             await self._create_steps(ct, v["ostemplate"], {**options, "unprivileged": unprivileged}, mount_points)
             if pool:
                 self._pool_join(pool, vmid)
-            if v.get("start"):
-                # A task of its own, whose UPID nobody is told.
-                await self._ct_task(ct, "vzstart", user, lambda: self._start_steps(ct, user))
 
-        upid = str(await self._ct_task(ct, "vzcreate", user, body))
+        async def start() -> None:
+            # A task of its own, whose UPID nobody is told.
+            await self._ct_task(ct, "vzstart", user, lambda: self._start_steps(ct, user))
+
+        upid = str(await self._ct_task(ct, "vzcreate", user, body, after=start if v.get("start") else None))
         self._running[upid].add_done_callback(lambda _: self._forget_unmade(ct))
         return upid
 
@@ -94,11 +96,11 @@ class CreateApi(Base):
         paths = [f"/vms/{vmid}", *([f"/pool/{pool}"] if pool else [])]
         if not any(self.allowed(user, path, "VM.Allocate") for path in paths):
             raise PveError(403, "Permission check failed")
+        options = {key: value for key, value in v.items() if key not in model.CREATE_ONLY}
+        self._check_modify_perm(user, vmid, pool, None, options, [], unprivileged)
         if v["ostemplate"].startswith("/") and user != "root@pam":
             raise PveError(500, f"Only root can pass arbitrary filesystem paths. at {_PERL_PLACE}.")
         self._check_template(user, v["ostemplate"], False)
-        options = {key: value for key, value in v.items() if key not in model.CREATE_ONLY}
-        self._check_modify_perm(user, vmid, pool, None, options, [], unprivileged)
 
     @staticmethod
     def _split_options(v: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -137,6 +139,7 @@ class CreateApi(Base):
             tasks.log(f"extracting archive '{archive}'")
             unpacked = await asyncio.to_thread(self._extract, ct, archive, made)
             tasks.log(f"Total bytes read: {unpacked.size}")
+            await self.times.spend("create", 1 - _UNLOCKED_SHARE)
         except (VolumeError, TemplateError, TaskError, OSError) as error:
             await asyncio.to_thread(self._remove_files, ct, made)
             self._drop(ct)
@@ -146,6 +149,8 @@ class CreateApi(Base):
             tasks.log("Detected OCI archive")
             ct.config |= {**unpacked.options, **_host_managed(options)}
         self.save(ct)
+        # The CT has no `lock: create` any more; the worker goes on to hold the lock of its config.
+        await self.times.spend("create", _UNLOCKED_SHARE)
 
     @staticmethod
     def _new_config(vmid: int, options: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,6 +225,11 @@ class CreateApi(Base):
 
     def _remove_files(self, ct: Ct, config: Mapping[str, Any]) -> None:
         """Remove the CT's volumes, LXC directory and config file. Idempotent; runs in a thread."""
+        self._remove_volumes(ct, config)
+        self.layout.conf(ct.vmid).unlink(missing_ok=True)
+
+    def _remove_volumes(self, ct: Ct, config: Mapping[str, Any]) -> None:
+        """Remove the CT's volumes and what LXC has of it, but for what Proxmox leaves. Idempotent."""
         for key, value in config.items():
             if model.MOUNT_KEY.match(key):
                 volume = model.parse_mount(value)["volume"]
@@ -227,6 +237,5 @@ class CreateApi(Base):
                     with contextlib.suppress(KeyError, FileNotFoundError):
                         storage, _, name = volume.partition(":")
                         self.disks[storage].free(name)
-        shutil.rmtree(self.layout.lxc_dir(ct.vmid), ignore_errors=True)
+        self.layout.remove_lxc_dir(ct.vmid)
         self.layout.stderr(ct.vmid).unlink(missing_ok=True)
-        self.layout.conf(ct.vmid).unlink(missing_ok=True)

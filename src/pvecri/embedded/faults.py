@@ -15,6 +15,7 @@ from fakepve import TaskError
 from .http import Handler
 
 PATH = "/pvecri-embedded/fault"
+DEFAULT_TEXT = "fault on demand"
 
 
 @dataclass
@@ -27,8 +28,8 @@ class Fault:
     task: str | None = None
     request: str | None = None
     times: int | None = 1
-    text: str = "fault on demand"
-    """The task's error, or the answer's reason phrase."""
+    text: str = ""
+    """The task's error, or the answer's reason phrase. A task with a `delay` and no text goes on after it."""
     status: int | None = None
     """Answer this HTTP status; the request does nothing."""
     delay: float = 0.0
@@ -86,8 +87,8 @@ class Faults:
         await asyncio.sleep(fault.delay)
         if fault.hold:
             await fault.cleared.wait()
-        elif not fault.delay:
-            raise TaskError(fault.text)
+        elif fault.text or not fault.delay:
+            raise TaskError(fault.text or DEFAULT_TEXT)
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -103,7 +104,7 @@ class Faults:
             await fault.cleared.wait()
             raise ConnectionResetError("fault on demand: no answer")
         if fault.status is not None:
-            return _refusal(fault.status, fault.text)
+            return _refusal(fault.status, fault.text or DEFAULT_TEXT)
         return await handler(request)
 
     def _take(self, wanted: Any) -> Fault | None:

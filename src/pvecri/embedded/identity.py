@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The node's certificate, API token and root password: made once, kept in the state directory."""
+"""The node's certificate, root's API token and password: made once, kept in the state directory."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from pathlib import Path
 from fakepve.certs import make_cert
 
 from .layout import Layout, write_atomically
+from .usercfg import ROOT
 
-TOKEN_ID = "pvecri@pve!runtime"
+TOKEN_NAME = "embedded"
+TOKEN_ID = f"{ROOT}!{TOKEN_NAME}"
+"""For whoever administers the node: it has all of root's rights, but for what Proxmox keeps to root's password."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What lets a client in."""
+    """What lets an administrator in."""
 
-    token_id: str
     token_secret: str
     root_password: str
 
@@ -30,8 +32,9 @@ class Identity:
     def load_or_make(cls, layout: Layout) -> Identity:
         """The identity of this state directory, made on its first use."""
         if layout.secrets.exists():
-            return cls(**json.loads(layout.secrets.read_text()))
-        made = cls(TOKEN_ID, str(uuid.uuid4()), secrets.token_urlsafe(16))
+            kept = json.loads(layout.secrets.read_text())
+            return cls(kept["token_secret"], kept["root_password"])
+        made = cls(str(uuid.uuid4()), secrets.token_urlsafe(16))
         write_atomically(layout.secrets, json.dumps(asdict(made)), 0o600)
         return made
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import hooks
+
+LEFT_BEHIND = frozenset({"passthrough", "rules.seccomp"})
+"""What stays of a CT in LXC's directory when Proxmox has destroyed it."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,16 @@ class Layout:
     @property
     def pools(self) -> Path:
         return self.state_dir / "pve" / "pools.json"
+
+    @property
+    def user_cfg(self) -> Path:
+        """Users, groups, roles and the access control list."""
+        return self.state_dir / "pve" / "user.json"
+
+    @property
+    def access_secrets(self) -> Path:
+        """Passwords and tokens' secrets."""
+        return self.state_dir / "pve" / "priv" / "access.json"
 
     @property
     def tasks(self) -> Path:
@@ -71,6 +85,26 @@ class Layout:
     def rootfs(self, vmid: int) -> Path:
         """Where the CT's root filesystem is mounted, in its monitor's mount namespace only."""
         return self.lxc_dir(vmid) / "rootfs"
+
+    def leave_behind(self, vmid: int) -> None:
+        """Make what a start on Proxmox makes beside LXC's config and its destroy forgets: `LEFT_BEHIND`."""
+        (self.lxc_dir(vmid) / "passthrough").mkdir(exist_ok=True)
+        (self.lxc_dir(vmid) / "rules.seccomp").touch()
+
+    def remove_lxc_dir(self, vmid: int) -> None:
+        """Remove LXC's directory of a CT, with all in it that Proxmox removes. Idempotent."""
+        directory = self.lxc_dir(vmid)
+        if not directory.is_dir():
+            return
+        for path in directory.iterdir():
+            if path.name in LEFT_BEHIND:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            directory.rmdir()
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from fakepve import shapes
 from fakepve.server import USER, params
 
-from .base import Base
+from .access import AccessApi
 
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
-class MachineApi(Base):
+class MachineApi(AccessApi):
     """Overrides what fakepve invents of nodes."""
 
     def _routes_machine(self) -> list[tuple[str, str, Any]]:
@@ -84,6 +85,23 @@ class MachineApi(Base):
             "maxdisk": root.f_blocks * root.f_frsize,
             "uptime": uptime(),
         }
+
+    async def _nodes(self, request: web.Request) -> web.Response:
+        """GET /nodes: whoever may not audit the node sees that it is there, and nothing of its use."""
+        online = {"node": self.node, "id": f"node/{self.node}", "status": "online", "type": "node", "level": ""}
+        stats = {}
+        if self.allowed(request[USER], f"/nodes/{self.node}", "Sys.Audit"):
+            stats = self._node_stats(online=True)
+        return web.json_response({"data": [{**online, **stats, "ssl_fingerprint": shapes.FINGERPRINT}]})
+
+    async def _cluster_status(self, request: web.Request) -> web.Response:
+        """GET /cluster/status of a node that is in no cluster: itself."""
+        self.check_request(request)
+        node = {
+            "type": "node", "id": f"node/{self.node}", "name": self.node, "nodeid": 0, "ip": "127.0.0.1",
+            "online": 1, "local": 1, "level": "",
+        }  # fmt: skip
+        return web.json_response({"data": [node]})
 
     async def _resources(self, request: web.Request) -> web.Response:
         """GET /cluster/resources: what the user may see; of a node it may not audit, that it is there."""

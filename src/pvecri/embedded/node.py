@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 from aiohttp import web
 
-from .access import RUNTIME_PRIVILEGES, AccessApi
+from .accounts import AccountsApi
 from .clone import CloneApi
 from .config import ConfigApi
 from .http import as_pveproxy
-from .identity import Identity
+from .identity import TOKEN_ID, TOKEN_NAME, Identity
 from .layout import Layout, write_atomically
 from .machine import MachineApi
 from .registrypull import RegistryPullApi
 from .storage import CONTENT, StorageFilesApi
 from .tasks import TaskApi
+from .usercfg import ROOT, Token
 from .views import ViewsApi
 from .wording import WordingApi
 
@@ -26,7 +28,7 @@ UPLOAD_MAX_BYTES = 1024**3
 
 
 class EmbeddedNode(
-    TaskApi, AccessApi, StorageFilesApi, RegistryPullApi, ConfigApi, CloneApi, ViewsApi, MachineApi, WordingApi
+    TaskApi, AccountsApi, StorageFilesApi, RegistryPullApi, ConfigApi, CloneApi, ViewsApi, MachineApi, WordingApi
 ):
     """One node. ``start`` to serve, ``stop`` to end the API; the CTs run on."""
 
@@ -42,26 +44,27 @@ class EmbeddedNode(
         self.max_requests = 0  # fakepve would keep the bodies of the last requests
         self.storages: dict[str, dict[str, Any]] = {}
         self.add_storage("local", "dir", CONTENT)
-        self.add_token(identity.token_id, identity.token_secret, separated=True)
-        user = identity.token_id.partition("!")[0]
-        self.users[user] = identity.root_password
-        for holder in (user, identity.token_id):
-            self.grant(holder, "/", *RUNTIME_PRIVILEGES)
+        self.access.users[ROOT].tokens[TOKEN_NAME] = Token(privsep=0)
+        self.apitokens[TOKEN_ID] = identity.token_secret
 
     async def serve(self, certificate: str, key: str) -> None:
         """Take over what an earlier process left, then answer requests."""
         self.layout.make_directories()
         self.load_tasks()
+        self.load_access()
         self._load_pools()
         self.load()
         self.adopt_running()
         await self.start(certificate, key)
+        self._rounds = asyncio.create_task(self.run_status_rounds())
 
     async def shut_down(self) -> None:
         """Answer no more, let running tasks end, let go of the CTs."""
         self.faults.clear()
         await self.stop()
         await self.drain_tasks(DRAIN_TIMEOUT_S)
+        self._rounds.cancel()
+        self.archive_ended()
         self.forget_running()
 
     def _build_app(self) -> web.Application:

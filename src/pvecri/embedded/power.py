@@ -39,6 +39,8 @@ class PowerApi(CreateApi):
         self.save(ct)
         interfaces = await nics.plugged(nics.parse(ct.vmid, ct.config))
         self._write_lxc_config(ct, interfaces)
+        # systemd, the hooks and Perl take their time before the CT's init runs, and after.
+        await self.times.spend("start", 0.6)
         try:
             monitor = await Monitor.start(
                 ct.vmid,
@@ -55,6 +57,7 @@ class PowerApi(CreateApi):
         for nic in interfaces:
             if nic.by_dhcp:
                 await self._ask_for_address(ct, monitor, nic)
+        await self.times.spend("start", 0.4)
 
     def _write_lxc_config(self, ct: Ct, interfaces: list[Nic]) -> None:
         rootfs, directory = self.layout.rootfs(ct.vmid), self.layout.hooks(ct.vmid)
@@ -62,6 +65,7 @@ class PowerApi(CreateApi):
         scripts = hooks.write(hooks.scripts(interfaces, directory), directory)
         text = lxcconfig.render(ct.vmid, ct.config, interfaces, rootfs, self.cgroups, scripts)
         write_atomically(self.layout.lxc_config(ct.vmid), text)
+        self.layout.leave_behind(ct.vmid)
 
     async def _ask_for_address(self, ct: Ct, monitor: Monitor, nic: Nic) -> None:
         """A CT without its address runs all the same, as with Proxmox."""
@@ -128,7 +132,9 @@ class PowerApi(CreateApi):
         async def body() -> None:
             if not skiplock:
                 self._task_lock(ct, allow=("mounted",))
+            await self.times.spend("stop", 0.5)
             await _kill(ct)
+            await self.times.spend("stop", 0.5)
 
         if v.get("overrule-shutdown"):
             self._overrule_shutdown(ct)
@@ -145,6 +151,7 @@ class PowerApi(CreateApi):
         monitor = ct.monitor
         if monitor is None:
             return
+        await self.times.spend("shutdown")
         monitor.signal_init(_halt_signal(ct))
         try:
             async with asyncio.timeout(timeout):
@@ -180,10 +187,16 @@ class PowerApi(CreateApi):
                 await _kill(ct)
             if v.get("purge"):
                 tasks.log(f"purging CT {ct.vmid} from related configurations..")
-            ct.lock = "destroyed"
-            await asyncio.to_thread(self._remove_files, ct, dict(ct.config))
+            await self.times.spend("destroy", 0.8)
+            volumes, ct.config = dict(ct.config), {"lock": "destroyed"}
+            self.save(ct)
+            await asyncio.to_thread(self._remove_volumes, ct, volumes)
+            # Nobody's any more, while its id is still taken.
+            self.forget_guest(ct.vmid)
+            await self.times.spend("destroy", 0.2)
             self._drop(ct)
             self._fw()["guests"].pop(ct.vmid, None)
+            self.layout.conf(ct.vmid).unlink(missing_ok=True)
 
         return str(await self._ct_task(ct, "vzdestroy", user, body))
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import itertools
 import json
@@ -11,16 +12,19 @@ import logging
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
 from fakepve import PveError, TaskError
+from fakepve.routing import split_list
 from fakepve.server import USER, params
 
 from .base import Base, parameter_error
 
 CONFIG_LOCK_TIMEOUT_S = 10.0
+STATUS_ROUND_S = 10.0
+"""How often pvestatd looks for tasks that have ended."""
 KEPT_TASKS = 1000
 CLUSTER_TASKS = 25
 UPID = re.compile(r"^UPID:[^:\s]+(:[0-9A-F]{8,9}){3}:[^:\s]+:[^:\s]*:[^:\s]+:$")
@@ -51,6 +55,8 @@ class TaskApi(Base):
         super().__init__(*args, **kwargs)
         self._pids = itertools.count(os.getpid())
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._active: list[Record] = []
+        """Those that are not in the archive: `tasklog` has both."""
         self._config_locks: dict[int, asyncio.Lock] = {}
 
     async def task(
@@ -63,25 +69,52 @@ class TaskApi(Base):
         vm: Any = None,
         lock: bool = True,
         log: Sequence[str] = (),
+        after: Body | None = None,
     ) -> str:
-        """Start a task and return its UPID; it runs on its own."""
+        """Start a task and return its UPID; it runs on its own. `after` follows `body` without the config lock."""
         upid, pid, start = self._upid(node, ttype, tid, user)
         record = {
             "upid": upid, "node": node, "pid": pid, "pstart": pid * 7, "starttime": start, "type": ttype,
             "id": str(tid), "user": user, "status": "running", "log": list(log),
         }  # fmt: skip
+        # A worker that a worker forks has no parent who reaps it, once that one has ended.
+        orphan = _log.get() is not None
         self.tasks[upid] = record
         self.tasklog.append(record)
-        running = asyncio.create_task(self._work(record, body, vm if lock else None, vm))
+        self._active.append(record)
+        self.archive_ended()
+        running = asyncio.create_task(self._work(record, body, after, vm if lock else None, vm))
         self._running[record["upid"]] = running
-        running.add_done_callback(lambda _: self._running.pop(record["upid"]))
+        running.add_done_callback(lambda _: self._reap(record, orphan=orphan))
         return str(upid)
 
-    async def _work(self, record: Record, body: Body, locked: Any, guest: Any) -> None:
+    def _reap(self, record: Record, *, orphan: bool) -> None:
+        del self._running[record["upid"]]
+        if not orphan:
+            self.archive_ended()
+
+    def archive_ended(self) -> None:
+        """Move the tasks that have ended from the list of active ones to the archive.
+
+        PVE::RESTEnvironment::active_workers: it runs when a worker is forked, when the API daemon reaps one of its
+        own, and in pvestatd's rounds. Until then the lists show an ended task as RUNNING.
+        """
+        ended = [record for record in self._active if record["status"] == "stopped"]
+        self._active = [record for record in self._active if record["status"] != "stopped"]
+        for record in sorted(ended, key=lambda record: record["endtime"]):
+            self.keep_task(record)
+
+    async def run_status_rounds(self) -> None:
+        """What pvestatd does for the lists of tasks, until it is cancelled."""
+        while True:
+            await asyncio.sleep(STATUS_ROUND_S)
+            self.archive_ended()
+
+    async def _work(self, record: Record, body: Body, after: Body | None, locked: Any, guest: Any) -> None:
         _log.set(record["log"])
         status = "OK"
         try:
-            status = await self._run(record, body, locked)
+            status = await self._run(record, body, after, locked)
         except TaskError as error:
             status = str(error)
         except PveError as error:
@@ -93,23 +126,33 @@ class TaskApi(Base):
             status = f"internal error: {error}"
         record["log"].append(_last_line(status))
         record |= {"status": "stopped", "exitstatus": status, "endtime": int(time.time())}
-        self.keep_task(record)
         if guest is not None and guest in self.cts:
             self.save(guest)
 
-    async def _run(self, record: Record, body: Body, locked: Any) -> str:
-        await self.faults.before_task(record["type"])
-        if locked is not None:
-            await self.acquire(locked, record["upid"])
-        try:
-            note = await body()
-        finally:
+    async def _run(self, record: Record, body: Body, after: Body | None, locked: Any) -> str:
+        async with contextlib.AsyncExitStack() as held:
             if locked is not None:
-                self.release(locked, record["upid"])
+                await held.enter_async_context(self.config_lock(locked, record["upid"]))
+            await self.faults.before_task(record["type"])
+            note = await body()
         if note:
             record["log"].append(note)
+        if after is not None:
+            await after()
         warnings = sum(line.startswith(_WARNING) for line in record["log"])
         return f"WARNINGS: {warnings}" if warnings else "OK"
+
+    @contextlib.asynccontextmanager
+    async def config_lock(self, vm: Any, holder: str) -> AsyncIterator[None]:
+        """The guest's config lock while the context lasts. TaskError when it stays taken, or the guest is gone."""
+        await self.acquire(vm, holder)
+        try:
+            if vm not in self.cts and vm not in self.vms:
+                # The config is read once the lock is held: by then it may have been removed.
+                raise TaskError(f"Configuration file '{_config_path(vm)}' does not exist")
+            yield
+        finally:
+            self.release(vm, holder)
 
     async def acquire(self, vm: Any, holder: str, wait: float | None = None) -> None:
         """Take the guest's config lock. Raises TaskError when it stays taken for ``wait`` seconds."""
@@ -126,6 +169,13 @@ class TaskApi(Base):
         if vm.lock_holder == holder:
             vm.lock_holder = None
             self._config_locks[vm.vmid].release()
+
+    async def _config_lock(self, ct: Any) -> None:
+        # fakepve's way to take the lock for a change outside of a task.
+        await super()._config_lock(ct)
+        if ct not in self.cts:
+            self.release(ct, "config")
+            raise PveError(500, f"Configuration file '{_config_path(ct)}' does not exist")
 
     def keep_task(self, record: Record) -> None:
         """Write an ended task down, for the API process that comes after this one."""
@@ -162,11 +212,16 @@ class TaskApi(Base):
             for record in reversed(self.tasklog)
             if self._task_owner(user, record) or self.allowed(user, "/", "Sys.Audit")
         ]
+        return [self._cluster_task_view(record) for record in visible[:CLUSTER_TASKS]]
+
+    def _cluster_task_view(self, record: Record) -> Record:
+        view = self._task_view(record, listing=True)
         unwanted = {"pid", "pstart"}
-        views = [self._task_view(record, listing=True) for record in visible[:CLUSTER_TASKS]]
-        return [
-            {key: value for key, value in view.items() if key not in unwanted} | {"saved": "1"} for view in views
-        ]
+        saved = record not in self._active
+        if not saved:
+            # As the list was when it was last told to the cluster.
+            unwanted |= {"status", "endtime"}
+        return {key: value for key, value in view.items() if key not in unwanted} | {"saved": str(int(saved))}
 
     async def _task_index(self, v: dict[str, Any], user: str) -> list[dict[str, str]]:
         return [{"name": "log"}, {"name": "status"}]
@@ -196,24 +251,38 @@ class TaskApi(Base):
         return view | {"user": task["user"].partition("!")[0]}
 
     async def _task_log(self, request: web.Request) -> web.Response:
+        """GET …/log. That of a task that does not exist says that its file cannot be opened."""
+        upid = request.match_info["upid"]
+        if UPID.match(upid) and upid not in self.tasks:
+            self._verify(request, await params(request))
+            view = {"user": upid.split(":")[7]}
+            if not self._task_owner(request[USER], view):
+                self.require(request[USER], f"/nodes/{self.node}", "Sys.Audit")
+            text = "unable to open file - No such file or directory"
+            return web.json_response({"data": [{"n": 1, "t": text}], "total": 1})
         if not self._get_task(request)["log"]:
             self._verify(request, await params(request))
-            return web.json_response({"data": [{"n": 1, "t": "no content"}]})
+            return web.json_response({"data": [{"n": 1, "t": "no content"}], "total": 1})
         response: web.Response = await super()._task_log(request)
         return response
 
     async def _task_list(self, request: web.Request) -> web.Response:
-        """GET /nodes/{node}/tasks, by default of ended tasks."""
+        """GET /nodes/{node}/tasks, by default of archived tasks."""
         values = self._verify(request, await params(request))
         user, source = request[USER], values.get("source", "archive")
         audit = self.allowed(user, f"/nodes/{self.node}", "Sys.Audit")
-        chosen = [
-            self._task_view(record, listing=True)
-            for record in reversed(self.tasklog)
-            if (audit or self._task_owner(user, record)) and _matches(record, values, source)
-        ]
+        views: list[Record] = []
+        if source != "archive":
+            views += [_active_view(record) for record in reversed(self._active)]
+        if source != "active":
+            unsaved = {record["upid"] for record in self._active}
+            ended = [record for record in reversed(self.tasklog) if record["upid"] not in unsaved]
+            views += [self._task_view(record, listing=True) for record in ended]
+        chosen = [view for view in views if (audit or _is_of(user, view)) and _matches(view, values)]
+        for view in chosen:
+            view.setdefault("status", "RUNNING")
         start = values.get("start", 0)
-        return web.json_response({"data": chosen[start : start + values.get("limit", 50)]})
+        return web.json_response({"data": chosen[start : start + values.get("limit", 50)], "total": len(chosen)})
 
     async def drain_tasks(self, timeout: float) -> None:
         """Let the running tasks end, as the workers of a real node do when its API daemon restarts."""
@@ -231,20 +300,42 @@ class TaskApi(Base):
             self._running[upid].cancel()
 
 
+def _config_path(vm: Any) -> str:
+    return f"nodes/{vm.node}/{vm.guest.replace('qemu/', 'qemu-server/')}.conf"
+
+
 def _last_line(status: str) -> str:
     """How a task's log ends, by its exit status."""
     ended_well = status == "OK" or status.startswith("WARNINGS: ")
     return f"TASK {status}" if ended_well else f"TASK ERROR: {status}"
 
 
-def _matches(record: Record, values: Mapping[str, Any], source: str) -> bool:
+def _active_view(record: Record) -> Record:
+    """A task of the active list: its user is still that of the UPID, and it has no status."""
+    kept = ("upid", "node", "pid", "pstart", "starttime", "type", "id", "user")
+    return {**{key: record[key] for key in kept}, "saved": "0"}
+
+
+def _is_of(user: str, view: Record) -> bool:
+    """Whether a task is the user's own (PVE::API2::Tasks). Active tasks of tokens are not those of their user."""
+    token = view.get("tokenid")
+    return user == view["user"] if token is None else user in {view["user"], f"{view['user']}!{token}"}
+
+
+def _status_type(status: str | None) -> str:
+    if status is None or status == "unexpected status":
+        return "unknown"
+    return "ok" if status == "OK" else "warning" if status.startswith("WARNINGS: ") else "error"
+
+
+def _matches(view: Record, values: Mapping[str, Any]) -> bool:
     """True if a task is among those a list request asks for."""
-    active = record["status"] == "running"
+    kind = _status_type(view.get("status"))
+    wanted = split_list(values.get("statusfilter") or "ok,warning,error,unknown")
     return (
-        (source == "all" or active == (source == "active"))
-        and str(values.get("vmid", record["id"])) == record["id"]
-        and values.get("typefilter") in (None, record["type"])
-        and (values.get("userfilter") or "") in record["user"]
-        and not (values.get("errors") and record.get("exitstatus") in (None, "OK"))
-        and int(values.get("since", 0)) <= record["starttime"] <= int(values.get("until", record["starttime"]))
+        str(values.get("vmid", view["id"])) == view["id"]
+        and values.get("typefilter") in (None, view["type"])
+        and (values.get("userfilter") or "").lower() in view["user"].lower()
+        and (kind != "ok" if values.get("errors") else kind in wanted)
+        and int(values.get("since", 0)) <= view["starttime"] <= int(values.get("until", view["starttime"]))
     )
