@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import aiohttp
 
 _SOURCE = Path(__file__).resolve().parents[2] / "src"
-_LXC_PATH = Path("/var/lib/lxc")
+_LXC_LOCKS = Path("/run/lxc/lock")
 _TIMEOUT_S = 30.0
 _POLL_S = 0.002
 
@@ -29,22 +30,36 @@ _POLL_S = 0.002
 def new_state_dir() -> Iterator[Path]:
     """An empty state directory; the CTs of a node that used it are gone afterwards."""
     directory = Path(tempfile.mkdtemp(prefix="pvecri-embedded-"))
+    directory.chmod(0o711)  # the roots of unprivileged CTs are reached through it
     try:
         yield directory
     finally:
         for conf in directory.glob("pve/nodes/*/lxc/*.conf"):
-            subprocess.run(["lxc-stop", "--kill", "--name", conf.stem], check=False, capture_output=True)
-            shutil.rmtree(_LXC_PATH / conf.stem, ignore_errors=True)
+            command = ["lxc-stop", "--kill", "--lxcpath", str(directory / "lxc"), "--name", conf.stem]
+            subprocess.run(command, check=False, capture_output=True)
+        shutil.rmtree(_LXC_LOCKS / str(directory).lstrip("/"), ignore_errors=True)
         shutil.rmtree(directory)
 
 
+@dataclass(frozen=True)
+class Login:
+    """A token, and its secret."""
+
+    tokenid: str
+    secret: str
+
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"PVEAPIToken={self.tokenid}={self.secret}"}
+
+
 class NodeProcess:
-    """``python -m pvecri.embedded`` while the context lasts, asked with its own token."""
+    """``python -m pvecri.embedded`` while the context lasts, asked with the token of `login`."""
 
     def __init__(self, state_dir: Path, *options: str) -> None:
         self.state_dir = state_dir
+        self.lxc_path = state_dir / "lxc"
         self._command = [sys.executable, "-m", "pvecri.embedded", "--state-dir", str(state_dir)]
-        self._command += ["--listen", "127.0.0.1:0", *options]
+        self._command += ["--listen", "127.0.0.1:0", "--lxc-path", str(self.lxc_path), *options]
         self._session: aiohttp.ClientSession
 
     async def __aenter__(self) -> NodeProcess:
@@ -67,10 +82,18 @@ class NodeProcess:
         descriptor = json.loads((self.state_dir / "node.json").read_text())
         self._url = descriptor["url"]
         pinned = aiohttp.Fingerprint(bytes.fromhex(descriptor["fingerprint"].replace(":", "")))
-        token = f"PVEAPIToken={descriptor['token_id']}={descriptor['token_secret']}"
-        self._session = aiohttp.ClientSession(
-            headers={"Authorization": token}, connector=aiohttp.TCPConnector(ssl=pinned)
-        )
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=pinned))
+        self.root = Login(descriptor["token_id"], descriptor["token_secret"])
+        self.login: Login = self.root
+
+    @contextmanager
+    def asked_as(self, login: Login) -> Iterator[None]:
+        """Requests are of this token while the context lasts."""
+        before, self.login = self.login, login
+        try:
+            yield
+        finally:
+            self.login = before
 
     async def end(self) -> None:
         """End the process as a service manager does."""
@@ -98,7 +121,7 @@ class NodeProcess:
 
     async def _send(self, method: str, path: str, parameters: dict[str, Any] | None) -> tuple[int, str, str]:
         url = f"{self._url}/api2/json{path}"
-        async with self._session.request(method, url, data=parameters) as response:
+        async with self._session.request(method, url, data=parameters, headers=self.login.headers()) as response:
             return response.status, str(response.reason), await response.text()
 
     async def task(self, method: str, path: str, parameters: dict[str, Any] | None = None) -> None:
@@ -129,10 +152,16 @@ class NodeProcess:
     async def tasks_ended(self, query: str) -> None:
         """Wait until no task of the query runs."""
 
-        async def none_active() -> bool:
-            return not await self.get(f"/nodes/pve/tasks?source=active&{query}")
+        async def none_runs() -> bool:
+            # The list shows tasks as RUNNING for a while after their end; their own status is exact.
+            listed = await self.get(f"/nodes/pve/tasks?source=active&{query}")
+            return not [task for task in listed if await self.runs(task["upid"])]
 
-        await self.until(none_active)
+        await self.until(none_runs)
+
+    async def runs(self, upid: str) -> bool:
+        """Whether a task runs, by its own status."""
+        return bool((await self.get(f"/nodes/pve/tasks/{upid}/status"))["status"] == "running")
 
     async def status_is(self, vmid: int, status: str) -> bool:
         return bool((await self.get(f"/nodes/pve/lxc/{vmid}/status/current"))["status"] == status)
@@ -148,7 +177,7 @@ class NodeProcess:
         form.add_field("content", "vztmpl")
         form.add_field("filename", template.read_bytes(), filename=template.name)
         url = f"{self._url}/api2/json/nodes/pve/storage/local/upload"
-        async with self._session.post(url, data=form) as response:
+        async with self._session.post(url, data=form, headers=self.login.headers()) as response:
             assert response.status == 200, await response.text()
             assert (await self.ended((await response.json())["data"]))[0] == "OK"
 
