@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 from pathlib import Path
 
@@ -18,15 +19,24 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = config.load(options.config)
         if options.command == "check-config":
-            print(f"{options.config}: fine")
-        elif options.command == "image":
+            return _check(options.config, settings, offline=options.offline)
+        if options.command == "image":
             return image_cli.run(settings, options)
-        else:
-            daemon.run(settings)
+        daemon.run(settings)
     except PvecriError as error:
         print(f"pvecri: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _check(path: Path, settings: config.Config, *, offline: bool) -> int:
+    """Say what is wrong with a configuration that can be read, one line each."""
+    problems = [] if offline else asyncio.run(daemon.check(settings))
+    for problem in problems:
+        print(f"{path}: {problem}", file=sys.stderr)
+    if not problems:
+        print(f"{path}: fine{'; Proxmox was not asked' if offline else ''}")
+    return 1 if problems else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,7 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="run the daemon: serve the CRI until SIGTERM")
-    commands.add_parser("check-config", help="read the configuration and say whether it can be used")
+    checking = commands.add_parser(
+        "check-config",
+        help="say whether pods can run with the configuration: read it, and ask Proxmox and the machine",
+    )
+    checking.add_argument("--offline", action="store_true", help="only read it")
     image_cli.add_commands(commands)
     return parser
 

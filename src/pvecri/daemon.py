@@ -23,6 +23,7 @@ from pvecri.images.manager import ImageManager
 from pvecri.linux import takeover
 from pvecri.network.manager import NetworkManager
 from pvecri.nri.plugins import Plugins
+from pvecri.pods.health import ProxmoxHealth, image_store_condition
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.manager import PodManager
 from pvecri.proxmox.api import ProxmoxApi
@@ -42,6 +43,27 @@ def run(config: Config) -> None:
         # Later versions choose this one themselves; the old default starts a thread for every process.
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
     asyncio.run(serve(config))
+
+
+async def check(config: Config) -> list[str]:
+    """What is wrong with the configuration, asked of Proxmox and of this machine; empty when pods can run.
+
+    ConfigError when credentials cannot be read or a program is missing. Changes nothing.
+    """
+    await abilities.discover(config)
+    proxmox = ProxmoxApi(config.proxmox, image_storage=config.images.template_storage)
+    await proxmox.start()
+    try:
+        health = ProxmoxHealth(config.proxmox, proxmox)
+        await health.look()
+        placed = await _place_images(config, proxmox) if health.condition.met else config
+    finally:
+        await proxmox.close()
+    return [
+        f"{part.type}: {part.message}"
+        for part in (health.condition, image_store_condition(placed))
+        if not part.met
+    ]
 
 
 async def serve(config: Config, ready: asyncio.Event | None = None) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from support.cri_client import CriClient, eventually, refused, security
+from support.cri_client import CriClient, eventually, pod_security, refused, security
 from support.daemon import Machine
 from support.figures import Scrape
 
@@ -48,6 +48,18 @@ def test_pods_and_containers_are_counted_as_they_stand(cri: CriClient) -> None:
     cri.finish(pod, "true", name="ended")
     assert phases(scrape()) == {"creating": 0, "ready": 1, "stopped": 1, "removing": 0}
     assert states(scrape()) == {"created": 1, "running": 1, "exited": 1, "unknown": 0}
+
+
+def test_pods_are_counted_by_whose_user_namespace_they_run_in_and_why(cri: CriClient) -> None:
+    cri.run_pod()
+    cri.run_pod()
+    cri.run_pod(cri.pod_config(linux=pod_security(privileged=True)))
+    found = scrape()
+    counts = {
+        (labels["kind"], labels["reason"]): found.value("pods_by_user_namespace", **labels)
+        for labels in found.labels("pods_by_user_namespace")
+    }
+    assert counts == {("ct", "default"): 2, ("node", "privileged"): 1}
 
 
 def test_a_pods_life_shows_in_calls_tasks_and_plugins(cri: CriClient) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from support.cri_client import CriClient, pod_security
+from support.cri_client import CriClient, eventually, pod_security
 from support.daemon import Machine
 
 from pvecri.cri.proto import cri_pb2 as pb
@@ -17,7 +17,7 @@ def test_the_ct_carries_the_pods_name_tags_and_description(machine: Machine, cri
     pod = cri.run_pod(config)
     ct = machine.node.ct(cri.vmid(pod), "config")
     assert ct["hostname"] == "web-0"
-    assert ct["tags"] == "pvecri"
+    eventually(lambda: machine.node.ct(cri.vmid(pod), "config").get("tags") == "pvecri", "the CT has its tags")
     assert str(ct["description"]).startswith("Kubernetes pod tests/web-0\n")
     assert f"uid: {config.metadata.uid}\n" in str(ct["description"])
     assert f"sandbox: {pod}\n" in str(ct["description"])

@@ -81,7 +81,6 @@ async def test_the_documented_account_walks_a_pod_through_its_life(api: ProxmoxA
         storage="local",
         size=CtSize(memory_mib=64),
         arch=template.arch,
-        tags=("pvecri",),
         description="pod",
         pool=POOL,
     )
@@ -89,6 +88,7 @@ async def test_the_documented_account_walks_a_pod_through_its_life(api: ProxmoxA
     await api.create_ct(spec)
     await api.start_ct(spec.vmid)
     await api.configure_ct(spec.vmid, memory=96, cpulimit=1.0, description="pod, renamed", hostname="web-1")
+    await api.configure_ct(spec.vmid, tags="pvecri")
     assert spec.vmid in {guest.vmid for guest in await api.guests()}
     assert (await api.ct_config(spec.vmid)).memory == 96
     assert (await api.ct_status(spec.vmid)).pid

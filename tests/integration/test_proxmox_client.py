@@ -18,7 +18,7 @@ from pvecri.model import Vmid
 from pvecri.proxmox import privileges
 from pvecri.proxmox.answers import RunState
 from pvecri.proxmox.api import ProxmoxApi
-from pvecri.proxmox.ctspec import CtSpec
+from pvecri.proxmox.ctspec import CtSpec, tags_parameter
 from pvecri.proxmox.errors import CtExists, CtNotFound, ParameterError, ProxmoxTaskError
 from pvecri.proxmox.sizing import CtSize
 
@@ -52,7 +52,6 @@ async def spec(api: ProxmoxApi) -> CtSpec:
         storage="local",
         size=CtSize(memory_mib=64, cpulimit=0.5, cpuunits=50),
         arch=template.arch,
-        tags=("pvecri", "Test"),
         description='{"name": "web"}\nsecond line',
     )
 
@@ -82,18 +81,19 @@ async def test_a_cts_config_reads_back_as_it_was_asked_for(api: ProxmoxApi, spec
 
     assert (config.hostname, config.memory, config.swap) == ("web-0.default", 64, 0)
     assert (config.cpulimit, config.cpuunits, config.unprivileged) == (0.5, 50, True)
-    assert config.tag_set == {"pvecri", "test"}
     assert config.description.strip() == spec.description
     assert config.raw["ostype"] == "unmanaged"
 
 
 async def test_a_ct_is_listed_with_its_tags(api: ProxmoxApi, spec: CtSpec) -> None:
     await api.create_ct(msgspec.structs.replace(spec, start=False))
+    await api.configure_ct(VMID, tags=tags_parameter(("pvecri", "Test")))
 
     (guest,) = [guest for guest in await api.guests() if guest.vmid == VMID]
 
     assert (guest.type, guest.status) == ("lxc", "stopped")
     assert guest.tag_set >= {"pvecri"}
+    assert (await api.ct_config(VMID)).tag_set == {"pvecri", "test"}
 
 
 async def test_a_taken_vmid_is_said_at_once(api: ProxmoxApi, spec: CtSpec) -> None:

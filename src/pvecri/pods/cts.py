@@ -12,7 +12,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from pvecri.config import Config
-from pvecri.errors import DeadlineExceeded, InternalError, ResourceExhausted, Unavailable
+from pvecri.errors import DeadlineExceeded, InternalError, ResourceExhausted
 from pvecri.linux import processes
 from pvecri.linux.cgroups import EVERY_DEVICE, Cgroups
 from pvecri.linux.processes import Process
@@ -30,8 +30,11 @@ log = logging.getLogger(__name__)
 INIT_NAME = "catatonit"
 """What /proc/PID/comm says once the template's init has become itself."""
 
-CREATE_LOCK = "create"
-"""Proxmox's lock of a CT that is being created; until that is done its config says nothing else."""
+ASK_AFTER = 3.0
+ASK_AGAIN = 2.0
+"""Seconds after which a start is late, and Proxmox is asked whether its task has failed; then until it is
+again.
+"""
 
 
 class Cts:
@@ -146,10 +149,13 @@ class Cts:
 
     async def orphans(self) -> AsyncIterator[int]:
         """The VMIDs of CTs that this installation made and no longer knows: their rows were lost."""
+        vmids = self._config.proxmox.vmid_range
+        known = {pod.value.vmid for pod in self._pods.pods()}
         for guest in await self._proxmox.guests():
             if guest.type != "lxc" or guest.node != self._config.proxmox.node_name:
                 continue
-            if not guest.tag_set.issuperset(self._config.proxmox.tags):
+            # Not by their tags: a CT gets them only when its pod runs.
+            if not vmids.first <= guest.vmid <= vmids.last or guest.vmid in known:
                 continue
             try:
                 config = await self._proxmox.ct_config(guest.vmid)
@@ -181,14 +187,15 @@ class Cts:
         self._vmids.replace(guests | {pod.value.vmid for pod in self._pods.pods()})
 
     async def _owns(self, pod: LivePod) -> bool:
-        """Whether the CT with the pod's VMID exists and is the pod's; Unavailable while that cannot be told."""
+        """Whether the CT with the pod's VMID exists and is the pod's.
+
+        A number that is reserved, by a call of ours that was cut off or by another's, says for whom when it is
+        made: waits for that, and raises CtLocked or CtHidden when it takes longer than proxmox.task_timeout.
+        """
         try:
-            config = await self._proxmox.ct_config(pod.value.vmid)
+            config = await self._proxmox.created_ct_config(pod.value.vmid)
         except CtNotFound:
             return False
-        if config.lock == CREATE_LOCK and not config.description:
-            # A number that is reserved, by a call of ours that was cut off or by another's: the rest comes later.
-            raise Unavailable(f"CT {pod.value.vmid} is being created, and does not say yet for whom")
         if notes.owner(config.description).sandbox != pod.id:
             log.warning("CT %d is not the one of pod %s; it is left alone", pod.value.vmid, pod.id)
             return False
@@ -202,7 +209,7 @@ class Cts:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._config.runtime.start_timeout
-        pause, ask = 0.002, loop.time() + 1.0
+        pause, ask = 0.002, loop.time() + ASK_AFTER
         while True:
             for pid in self._cgroups.processes(f"{pod.cgroup}/ns"):
                 if processes.command_name(pid) == INIT_NAME and processes.innermost_pid(pid) == 1:
@@ -214,7 +221,7 @@ class Cts:
                     "(runtime.start_timeout)"
                 )
             if now > ask:
-                ask = now + 1.0
+                ask = now + ASK_AGAIN
                 words = await self._proxmox.failed_start(pod.value.vmid, since)
                 if words is not None:
                     raise InternalError(f"Proxmox: CT {pod.value.vmid} did not start: {words}")
@@ -233,7 +240,6 @@ class Cts:
             arch=self._arch,
             rootfs_size_gib=settings.rootfs_size_gib,
             unprivileged=not pod.value.privileged,
-            tags=settings.tags,
             description=notes.describe(sandbox, pod.id, self._installation, pod.value.user_namespace),
             pool=settings.pool,
             interfaces=(interface,) if interface is not None else (),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pvecri.config import Config, ProxmoxConfig
 from pvecri.errors import PvecriError
 from pvecri.network.manager import NetworkStatus
+from pvecri.proxmox.answers import StorageStatus
 from pvecri.proxmox.api import ProxmoxApi
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,19 @@ def conditions(*parts: Condition, network: NetworkStatus) -> list[Condition]:
     ]
 
 
+def _unsuitable(storage: StorageStatus, name: str, setting: str, content: str) -> Condition | None:
+    """Why a storage cannot be what proxmox.`setting` says it is; `content` is Proxmox's name of what it must
+    hold.
+    """
+    if not storage.active:
+        message = f"storage {name} is not active (proxmox.{setting})"
+        return Condition("ProxmoxReady", False, "ProxmoxStorageInactive", message)
+    if content not in storage.contents:
+        message = f"storage {name} does not hold content {content} (proxmox.{setting})"
+        return Condition("ProxmoxReady", False, "ProxmoxStorageUnsuitable", message)
+    return None
+
+
 class ProxmoxHealth:
     """Watches whether Proxmox answers, accepts our token, grants what we need and has the storage."""
 
@@ -88,15 +102,12 @@ class ProxmoxHealth:
 
     async def _look(self) -> Condition:
         self.version = (await self._proxmox.version()).version
-        storage = await self._proxmox.storage_status(self._config.storage)
         name = "ProxmoxReady"
-        if not storage.active:
-            return Condition(
-                name, False, "ProxmoxStorageInactive", f"storage {self._config.storage} is not active"
-            )
-        if "rootdir" not in storage.contents:
-            message = f"storage {self._config.storage} does not hold containers (content rootdir; proxmox.storage)"
-            return Condition(name, False, "ProxmoxStorageUnsuitable", message)
+        templates = await self._proxmox.storage_status(self._config.template_storage)
+        storage = await self._proxmox.storage_status(self._config.storage)
+        problem = _unsuitable(templates, self._config.template_storage, "template_storage", "vztmpl")
+        if problem := problem or _unsuitable(storage, self._config.storage, "storage", "rootdir"):
+            return problem
         if storage.type in _WITHOUT_DIRECTORIES and not self._config.rootfs_size_gib:
             message = f"storage {self._config.storage} is of type {storage.type}, which has no plain directories: "
             message += "proxmox.rootfs_size_gib must be at least 1"

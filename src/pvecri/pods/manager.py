@@ -20,6 +20,7 @@ from pvecri.pods.checkpoint import Checkpoints
 from pvecri.pods.commands import Commands
 from pvecri.pods.containers import Containers
 from pvecri.pods.creation import Creator
+from pvecri.pods.ct_tags import CtTags
 from pvecri.pods.cts import Cts
 from pvecri.pods.health import Condition, ProxmoxHealth, conditions, image_store_condition
 from pvecri.pods.hooks import Hooks
@@ -67,6 +68,7 @@ class PodManager:
         self._cts = Cts(config, proxmox, self._pods, abilities.cgroups, self._store.installation_id())
         oci_runtime = OciRuntime(abilities, oci, exits)
         self._volumes = VolumeProbe()
+        self._tags = CtTags(self._pods, proxmox, config.proxmox.tags)
         pauses = Pauses(abilities, oci_runtime, runtime.run_dir / "pause")
         pauses.prepare()
         self.containers = Containers(config, abilities, self._pods, images, oci_runtime, exits, hooks)
@@ -80,6 +82,7 @@ class PodManager:
             pauses,
             Policy(config.user_namespaces, config.proxmox.unprivileged),
             self._volumes,
+            self._tags,
             hooks,
             runtime.default_sysctls,
         )
@@ -100,6 +103,7 @@ class PodManager:
             asyncio.create_task(self.health.run(), name="Proxmox health"),
             asyncio.create_task(self._recovery.run(), name="recovery"),
             asyncio.create_task(self.statistics.run(), name="statistics"),
+            asyncio.create_task(self._tags.run(), name="tags of CTs"),
         ]
 
     async def close(self) -> None:

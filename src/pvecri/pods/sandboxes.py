@@ -30,6 +30,7 @@ from pvecri.network import hostports
 from pvecri.network.manager import NetworkManager
 from pvecri.pods import files, user_namespaces, validation
 from pvecri.pods.containers import Containers
+from pvecri.pods.ct_tags import CtTags
 from pvecri.pods.cts import Cts
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.live import LivePod, Pods
@@ -52,6 +53,7 @@ class Sandboxes:
         pauses: Pauses,
         policy: Policy,
         volumes: VolumeProbe,
+        tags: CtTags,
         hooks: Hooks,
         default_sysctls: Mapping[str, str],
     ) -> None:
@@ -62,6 +64,7 @@ class Sandboxes:
         self._pauses = pauses
         self._policy = policy
         self._volumes = volumes
+        self._tags = tags
         self._hooks = hooks
         self._default_sysctls = default_sysctls
         self.leftovers = asyncio.Event()
@@ -92,6 +95,7 @@ class Sandboxes:
             self._pods.save_pod(pod, replace(pod.value, phase=SandboxPhase.READY))
             self.watch(pod)
             undo.pop_all()
+        self._tags.wanted.set()
         return pod.id
 
     async def _check_network(self, config: SandboxConfig, interface: ProxmoxInterface | None) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,11 +27,22 @@ from pvecri.proxmox.answers import (
     StorageConfig,
     StorageItem,
     StorageStatus,
+    TaskState,
     Version,
     ct_config,
 )
 from pvecri.proxmox.ctspec import CtSpec, ParameterValue, create_parameters
-from pvecri.proxmox.errors import CtAlreadyRunning, CtExists, CtLocked, CtNotFound, CtNotRunning, ProxmoxError
+from pvecri.proxmox.errors import (
+    CtAlreadyRunning,
+    CtExists,
+    CtHidden,
+    CtLocked,
+    CtNotFound,
+    CtNotRunning,
+    Forbidden,
+    ParameterError,
+    ProxmoxError,
+)
 from pvecri.proxmox.image_templates import ImageTemplates
 from pvecri.proxmox.tasks import Tasks, parse_upid
 from pvecri.proxmox.template import SandboxTemplate, sandbox_template
@@ -39,6 +51,9 @@ from pvecri.proxmox.upid import Upid
 from pvecri.proxmox.upload import multipart
 
 T = TypeVar("T")
+
+CREATE_LOCK = "create"
+"""The lock of a CT that is being created; until that is done its config says nothing else."""
 
 LOCK_PAUSE_FIRST = 0.25
 LOCK_PAUSE_MAX = 4.0
@@ -115,22 +130,55 @@ class ProxmoxApi:
         """GET /cluster/resources?type=vm: the guests of the whole cluster that our account may see."""
         return await self._get("/cluster/resources", "list the guests", list[Guest], type="vm")
 
+    async def vmid_taken(self, vmid: Vmid) -> bool:
+        """Whether a guest of the cluster has the VMID, whether our account sees it or not.
+
+        GET /cluster/nextid with `vmid` asks for no privilege.
+        """
+        try:
+            await self._get("/cluster/nextid", f"ask whether VMID {vmid} is taken", str, vmid=vmid)
+        except ParameterError as error:
+            if "already exists" not in error.errors.get("vmid", ""):
+                raise
+            return True
+        return False
+
     async def ct_status(self, vmid: Vmid) -> CtStatus:
         """GET …/status/current, current to the moment. CtNotFound when there is no such CT."""
-        return await self._get(f"{self._ct(vmid)}/status/current", f"ask for CT {vmid}", CtStatus)
+        doing = f"ask for CT {vmid}"
+        async with self._told_apart(vmid, doing):
+            return await self._get(f"{self._ct(vmid)}/status/current", doing, CtStatus)
 
     async def ct_config(self, vmid: Vmid) -> CtConfig:
-        """GET …/config, with pending changes applied. CtNotFound when there is no such CT."""
-        path = f"{self._ct(vmid)}/config"
-        return ct_config(await self._get(path, f"read the config of CT {vmid}", dict[str, object]))
+        """GET …/config, with pending changes applied. CtNotFound when there is no such CT, CtHidden when
+        unseen.
+        """
+        path, doing = f"{self._ct(vmid)}/config", f"read the config of CT {vmid}"
+        async with self._told_apart(vmid, doing):
+            return ct_config(await self._get(path, doing, dict[str, object]))
+
+    async def created_ct_config(self, vmid: Vmid) -> CtConfig:
+        """As `ct_config`, once the CT is no longer being created, by whomever.
+
+        CtNotFound when there is none, CtHidden or CtLocked when that lasts longer than proxmox.task_timeout.
+        """
+
+        async def attempt() -> CtConfig:
+            config = await self.ct_config(vmid)
+            if config.lock == CREATE_LOCK:
+                raise CtLocked(f"read the config of CT {vmid}", f"CT is locked ({CREATE_LOCK})")
+            return config
+
+        return await self._unlocked(attempt)
 
     async def create_ct(self, spec: CtSpec) -> Upid:
         """Make a CT (POST /nodes/{node}/lxc) and wait until it is made.
 
-        With `spec.start` Proxmox then starts it in a second task whose name it does not tell: wait for the CT's
-        init, and when it does not come ask `failed_start` with the returned UPID's `start_time`. Raises CtExists
-        when the VMID is taken, at once and without a task: take the next. A failed task leaves no CT behind; a
-        cancelled call may.
+        The tags are left out: Proxmox checks them on /vms/VMID itself, and the CT is in no pool yet; set them
+        later (`configure_ct`). With `spec.start` Proxmox then starts it in a second task whose name it does not
+        tell: wait for the CT's init, and when it does not come ask `failed_start` with the returned UPID's
+        `start_time`. Raises CtExists when the VMID is taken, at once and without a task: take the next. A failed
+        task leaves no CT behind; a cancelled call may.
         """
         doing = f"create CT {spec.vmid}"
         call = Call(
@@ -149,14 +197,14 @@ class ProxmoxApi:
     async def start_ct(self, vmid: Vmid) -> None:
         """Start a CT; one that runs is left alone. CtNotFound when there is none."""
         try:
-            await self._task("POST", f"{self._ct(vmid)}/status/start", f"start CT {vmid}")
+            await self._task("POST", vmid, "/status/start", f"start CT {vmid}")
         except CtAlreadyRunning:
             return
 
     async def stop_ct(self, vmid: Vmid) -> None:
         """Kill what runs in a CT; one that is stopped, or not there, is left alone."""
         try:
-            await self._task("POST", f"{self._ct(vmid)}/status/stop", f"stop CT {vmid}")
+            await self._task("POST", vmid, "/status/stop", f"stop CT {vmid}")
         except (CtNotRunning, CtNotFound):
             return
 
@@ -165,7 +213,8 @@ class ProxmoxApi:
         try:
             await self._task(
                 "POST",
-                f"{self._ct(vmid)}/status/shutdown",
+                vmid,
+                "/status/shutdown",
                 f"shut CT {vmid} down",
                 timeout=timeout,
                 forceStop=True,
@@ -180,7 +229,7 @@ class ProxmoxApi:
         replication and HA. Proxmox takes its firewall rules and ACLs away either way.
         """
         try:
-            await self._task("DELETE", self._ct(vmid), f"destroy CT {vmid}", force=force, purge=purge)
+            await self._task("DELETE", vmid, "", f"destroy CT {vmid}", force=force, purge=purge)
         except CtNotFound:
             return
 
@@ -205,7 +254,8 @@ class ProxmoxApi:
             parameters=parameters,
             repeatable=True,
         )
-        await self._unlocked(lambda: self._transport.call(call, object))
+        async with self._told_apart(vmid, call.doing):
+            await self._unlocked(lambda: self._transport.call(call, object))
 
     async def protect_ct(self, vmid: Vmid, firewall: Firewall) -> None:
         """Give a new CT these firewall rules and switch its firewall on.
@@ -228,11 +278,18 @@ class ProxmoxApi:
 
         Only starts at `since` (epoch seconds, the node's clock) or later count: a VMID may have had another life.
         """
+        doing = f"start CT {vmid}"
         entry = await self._tasks.last(vmid, "vzstart", self._node, since)
-        if entry is None or not entry.status or entry.status == "OK" or entry.status.startswith("WARNINGS"):
+        if entry is None:
             return None
-        log = await self._tasks.log_end(parse_upid(entry.upid, f"start CT {vmid}"))
-        return f"{entry.status} [{log}]" if log else entry.status
+        # The list says RUNNING of an active task, and for some time after its end: nobody reaps the worker that
+        # the create's worker left behind. What the task itself says is exact.
+        upid = parse_upid(entry.upid, doing)
+        status = await self._tasks.status(upid, doing)
+        if status.status is not TaskState.STOPPED or status.succeeded:
+            return None
+        log = await self._tasks.log_end(upid)
+        return f"{status.exitstatus} [{log}]" if log else status.exitstatus
 
     # -- templates -------------------------------------------------------------------------------------------
 
@@ -299,23 +356,46 @@ class ProxmoxApi:
     async def _get(self, path: str, doing: str, into: type[T], **parameters: ParameterValue) -> T:
         return await self._transport.call(Call(method="GET", path=path, doing=doing, parameters=parameters), into)
 
-    async def _task(self, method: str, path: str, doing: str, **parameters: ParameterValue) -> None:
-        """A call on a CT that starts a task, waited for. All of these may be repeated: see the class's errors."""
+    async def _task(self, method: str, vmid: Vmid, path: str, doing: str, **parameters: ParameterValue) -> None:
+        """A call on a CT, at `path` below it, that starts a task, waited for.
+
+        All of these may be repeated: see the class's errors.
+        """
+        path = f"{self._ct(vmid)}{path}"
         call = Call(method=method, path=path, doing=doing, parameters=parameters, repeatable=True)
 
         async def attempt() -> None:
-            await self._tasks.wait(parse_upid(await self._transport.call(call, str), doing), doing)
+            async with self._told_apart(vmid, doing):
+                await self._tasks.wait(parse_upid(await self._transport.call(call, str), doing), doing)
 
         await self._unlocked(attempt)
 
+    @asynccontextmanager
+    async def _told_apart(self, vmid: Vmid, doing: str) -> AsyncIterator[None]:
+        """Find out what a 403 means in what is done with a CT meanwhile.
+
+        CtNotFound for a CT that does not exist, CtHidden for one that our account does not see, else Forbidden.
+        """
+        try:
+            yield
+        except Forbidden as refused:
+            if not await self.vmid_taken(vmid):
+                raise CtNotFound(doing, f"CT {vmid} does not exist") from refused
+            if any(guest.vmid == vmid for guest in await self.guests()):
+                raise
+            raise CtHidden(
+                f"Proxmox: {doing}: CT {vmid} exists, but our account does not see it: it is being created, or is "
+                f"not in the pool {self._config.pool!r} (proxmox.pool)"
+            ) from refused
+
     async def _unlocked(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Try until the CT's lock is free; CtLocked after proxmox.task_timeout."""
+        """Try until the CT's lock is free, and it is seen; CtLocked or CtHidden after proxmox.task_timeout."""
         clock = asyncio.get_running_loop().time
         deadline, pause = clock() + self._config.task_timeout, LOCK_PAUSE_FIRST
         while True:
             try:
                 return await attempt()
-            except CtLocked:
+            except (CtLocked, CtHidden):
                 if clock() + pause > deadline:
                     raise
             await asyncio.sleep(pause)
@@ -328,7 +408,7 @@ class ProxmoxApi:
         CtExists when the VMID is another's.
         """
         try:
-            existing = await self.ct_config(spec.vmid)
+            existing = await self._config_with_description(spec.vmid)
         except CtNotFound:
             return parse_upid(await self._transport.call(call, str), call.doing)
         if existing.description.strip() != spec.description.strip():
@@ -337,3 +417,13 @@ class ProxmoxApi:
         if entry is None:
             raise ProxmoxError(call.doing, "the answer was lost, and its task cannot be found")
         return parse_upid(entry.upid, call.doing)
+
+    async def _config_with_description(self, vmid: Vmid) -> CtConfig:
+        """The CT's config, once it says whose it is: while it is being created it may not, or not be seen."""
+        try:
+            config = await self.ct_config(vmid)
+        except CtHidden:
+            return await self.created_ct_config(vmid)
+        if config.lock == CREATE_LOCK and not config.description:
+            return await self.created_ct_config(vmid)
+        return config

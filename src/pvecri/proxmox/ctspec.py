@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import msgspec
 
@@ -43,7 +44,6 @@ class CtSpec(msgspec.Struct, frozen=True, kw_only=True):
     rootfs_size_gib: int = 0
     unprivileged: bool = True
     cores: int = 0
-    tags: tuple[str, ...] = ()
     description: str = ""
     pool: str = ""
     interfaces: tuple[ProxmoxInterface, ...] = ()
@@ -72,12 +72,16 @@ def create_parameters(spec: CtSpec) -> dict[str, ParameterValue]:
     }
     optional: dict[str, ParameterValue] = {
         "cores": spec.cores,
-        "tags": ";".join(ct_tag(tag) for tag in spec.tags),
         "description": spec.description[:DESCRIPTION_MAX],
         "pool": spec.pool,
         **{f"net{index}": interface_parameter(each) for index, each in enumerate(spec.interfaces)},
     }
     return parameters | {name: value for name, value in optional.items() if value}
+
+
+def tags_parameter(tags: Iterable[str]) -> str:
+    """The value of `tags`."""
+    return ";".join(ct_tag(tag) for tag in tags)
 
 
 def interface_parameter(interface: ProxmoxInterface) -> str:

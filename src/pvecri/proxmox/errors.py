@@ -11,6 +11,11 @@
         ├── CtLocked            a lock of the CT is held: by a backup, a migration, another task
         └── ProxmoxTaskError    the task was accepted and failed; carries its UPID
 
+    PermissionDenied
+    └── Forbidden               403: the account lacks a privilege, or does not see the CT
+    Unavailable
+    └── CtHidden                the CT exists, but the account does not see it (yet)
+
 Proxmox answers an unknown CT with 500 and words, as any other failure, so the words decide. They are the
 same whether they come in the answer or as a task's exit status. They were read off Proxmox VE 9.2; all are
 older than Proxmox VE 8.
@@ -58,6 +63,17 @@ class CtExists(ProxmoxError):
 
 class CtNotFound(ProxmoxError):
     """There is no such CT on the node."""
+
+
+class Forbidden(PermissionDenied):
+    """The account lacks a privilege. To one with rights on a pool only, a CT that does not exist is this, too."""
+
+
+class CtHidden(Unavailable):
+    """The CT exists, but our account does not see it: it is being created, or somebody took it out of our pool.
+
+    A CT joins its pool only when its create task ends.
+    """
 
 
 class CtNotRunning(ProxmoxError):
@@ -116,7 +132,7 @@ def from_answer(doing: str, status: int, reason: str, body: bytes, account: str)
             f"and proxmox.token_secret_file, or proxmox.username and proxmox.password_file"
         )
     if status == 403:
-        return PermissionDenied(
+        return Forbidden(
             f"Proxmox: {doing}: {words}: {account} lacks the privilege; docs/proxmox-setup.md lists those needed"
         )
     if answer.errors:

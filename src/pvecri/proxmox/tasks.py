@@ -58,6 +58,11 @@ class Tasks:
         if not ended.succeeded:
             raise errors.from_task(doing, ended.exitstatus, await self.log_end(task), str(task))
 
+    async def status(self, task: Upid, doing: str) -> TaskStatus:
+        """GET /nodes/{node}/tasks/{upid}/status: exact, unlike the list of tasks."""
+        call = Call(method="GET", path=f"{task.path}/status", doing=f"{doing}: ask for task {task}")
+        return await self._transport.call(call, TaskStatus)
+
     async def last(self, vmid: int, kind: str, node: str, since: int) -> TaskEntry | None:
         """The latest task of a guest of this kind (`vzstart`) that began at `since` (epoch seconds) or later."""
         call = Call(
@@ -83,11 +88,10 @@ class Tasks:
         return "; ".join(words[-LOG_LINES:])
 
     async def _ended(self, task: Upid, doing: str) -> TaskStatus:
-        call = Call(method="GET", path=f"{task.path}/status", doing=f"{doing}: ask for task {task}")
         for delay in poll_delays():
             await asyncio.sleep(delay)
             try:
-                status = await self._transport.call(call, TaskStatus)
+                status = await self.status(task, doing)
             except Unavailable:
                 continue
             if status.status is TaskState.STOPPED:

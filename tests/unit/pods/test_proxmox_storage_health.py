@@ -13,21 +13,24 @@ from pvecri.proxmox.api import ProxmoxApi
 
 
 @pytest.mark.parametrize(
-    ("kind", "content", "size", "reason"),
+    ("kind", "content", "size", "templates", "reason"),
     [
-        ("dir", "rootdir,images", 0, "ProxmoxPrivilegesMissing"),
-        ("dir", "images", 0, "ProxmoxStorageUnsuitable"),
-        ("lvmthin", "rootdir,images", 0, "ProxmoxStorageUnsuitable"),
-        ("lvmthin", "rootdir,images", 1, "ProxmoxPrivilegesMissing"),
+        ("dir", "rootdir,images", 0, "vztmpl,iso", "ProxmoxPrivilegesMissing"),
+        ("dir", "rootdir,images", 0, "iso", "ProxmoxStorageUnsuitable"),
+        ("dir", "images", 0, "vztmpl", "ProxmoxStorageUnsuitable"),
+        ("lvmthin", "rootdir,images", 0, "vztmpl", "ProxmoxStorageUnsuitable"),
+        ("lvmthin", "rootdir,images", 1, "vztmpl", "ProxmoxPrivilegesMissing"),
     ],
 )
 async def test_a_storage_must_hold_containers_and_have_directories_unless_disks_have_a_size(
-    tmp_path: Path, kind: str, content: str, size: int, reason: str
+    tmp_path: Path, kind: str, content: str, size: int, templates: str, reason: str
 ) -> None:
     async with scripted_pve() as server:
         server.script("GET", "/version", data({"version": "9.2.11"}))
         status = {"type": kind, "content": content, "active": 1, "enabled": 1}
         server.script("GET", "/nodes/pve/storage/x/status", data(status))
+        status = {"type": "dir", "content": templates, "active": 1, "enabled": 1}
+        server.script("GET", "/nodes/pve/storage/local/status", data(status))
         server.script("GET", "/access/permissions", data({}))
         config = server.config(tmp_path, storage="x", rootfs_size_gib=size)
         api = ProxmoxApi(config)

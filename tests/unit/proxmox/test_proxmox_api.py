@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from support.scripted_pve import ScriptedPve, Step, data, dropped, refusal, scripted_pve
 
-from pvecri.errors import DeadlineExceeded, NotFound
+from pvecri.errors import DeadlineExceeded, NotFound, PermissionDenied, Unavailable
 from pvecri.model import Vmid
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import CtSpec
-from pvecri.proxmox.errors import CtExists, CtLocked, ProxmoxError, ProxmoxTaskError
+from pvecri.proxmox.errors import CtExists, CtLocked, CtNotFound, ProxmoxError, ProxmoxTaskError
 from pvecri.proxmox.sizing import CtSize
 from pvecri.proxmox.tasks import POLL_FIRST, POLL_MAX, poll_delays
 
@@ -181,3 +181,89 @@ async def test_a_storages_config_is_found_by_its_name(pve: ScriptedPve, api: Pro
     assert (found.type, found.pool, found.path) == ("zfspool", "rpool/data", "")
     with pytest.raises(NotFound, match=r"storage slow: .*Datastore\.AllocateSpace"):
         await api.storage_config("slow")
+
+
+# -- an account with rights on a pool only ---------------------------------------------------------------------
+
+FORBIDDEN = refusal(403, f"Permission check failed (/vms/{VMID}, VM.Audit)")
+FREE = data(str(VMID))
+TAKEN = refusal(400, "Parameter verification failed.", {"vmid": f"VM {VMID} already exists"})
+SEEN = data([{"vmid": VMID, "node": "pve", "type": "lxc"}])
+
+
+async def test_a_ct_that_is_gone_is_told_from_one_that_is_forbidden(pve: ScriptedPve, api: ProxmoxApi) -> None:
+    pve.script("GET", f"{CT}/config", FORBIDDEN)
+    pve.script("POST", f"{CT}/status/stop", FORBIDDEN)
+    pve.script("DELETE", CT, FORBIDDEN)
+    pve.script("GET", "/cluster/nextid", FREE)
+
+    with pytest.raises(CtNotFound):
+        await api.ct_config(VMID)
+    await api.stop_ct(VMID)
+    await api.destroy_ct(VMID)
+
+
+async def test_a_ct_of_which_a_privilege_is_missing_is_forbidden(pve: ScriptedPve, api: ProxmoxApi) -> None:
+    pve.script("DELETE", CT, FORBIDDEN)
+    pve.script("GET", "/cluster/nextid", TAKEN)
+    pve.script("GET", "/cluster/resources", SEEN)
+
+    with pytest.raises(PermissionDenied, match=r"VM\.Audit"):
+        await api.destroy_ct(VMID)
+    assert pve.count("DELETE", CT) == 1
+
+
+async def test_a_ct_that_is_being_created_is_waited_for(pve: ScriptedPve, api: ProxmoxApi) -> None:
+    """It joins its pool only at the end; to an account that sees it anyway it is locked."""
+    locked = data({"lock": "create"})
+    pve.script("GET", f"{CT}/config", FORBIDDEN, locked, data({"description": "pod of uid 42"}))
+    pve.script("GET", "/cluster/nextid", TAKEN)
+    pve.script("GET", "/cluster/resources", data([]))
+
+    assert (await api.created_ct_config(VMID)).description == "pod of uid 42"
+
+
+async def test_a_ct_that_stays_hidden_is_told_with_its_pool(pve: ScriptedPve, api: ProxmoxApi) -> None:
+    pve.script("GET", f"{CT}/config", FORBIDDEN)
+    pve.script("GET", "/cluster/nextid", TAKEN)
+    pve.script("GET", "/cluster/resources", data([]))
+
+    with pytest.raises(Unavailable, match=r"CT 900001 exists, but our account does not see it: .*proxmox\.pool"):
+        await api.created_ct_config(VMID)
+
+
+async def test_a_create_whose_answer_was_lost_is_found_when_it_joins_its_pool(
+    pve: ScriptedPve, api: ProxmoxApi
+) -> None:
+    pve.script("POST", "/nodes/pve/lxc", dropped)
+    pve.script("GET", f"{CT}/config", FORBIDDEN, data({"description": "pod of uid 42"}))
+    pve.script("GET", "/cluster/nextid", TAKEN)
+    pve.script("GET", "/cluster/resources", data([]))
+    pve.script("GET", "/nodes/pve/tasks", LISTED)
+
+    assert str(await api.create_ct(SPEC)) == TASK
+    assert pve.count("POST", "/nodes/pve/lxc") == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [
+        (data({"status": "running"}), None),
+        (ended("OK"), None),
+        (ended("WARNINGS: 1"), None),
+        (ended("startup for container '900001' failed"), "startup for container '900001' failed ["),
+    ],
+)
+async def test_a_start_has_failed_when_its_task_says_so_whatever_the_list_does(
+    pve: ScriptedPve, api: ProxmoxApi, status: Step, why: str | None
+) -> None:
+    """The list says RUNNING of active tasks, and for a while of ended ones."""
+    start = TASK.replace("vzcreate", "vzstart")
+    listed = {"upid": start, "type": "vzstart", "starttime": 1795443228, "status": "RUNNING"}
+    pve.script("GET", "/nodes/pve/tasks", data([listed]))
+    pve.script("GET", f"{TASK_PATH.replace('vzcreate', 'vzstart')}/status", status)
+    pve.script("GET", f"{TASK_PATH.replace('vzcreate', 'vzstart')}/log", data([{"n": 1, "t": "why"}]))
+
+    failure = await api.failed_start(VMID)
+
+    assert failure is None if why is None else (failure or "").startswith(why)

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from pvecri.model import Firewall, ProxmoxInterface, Vmid
-from pvecri.proxmox.ctspec import CtSpec, ParameterValue, create_parameters, ct_name, ct_tag, wire
+from pvecri.proxmox.ctspec import CtSpec, ParameterValue, create_parameters, ct_name, ct_tag, tags_parameter, wire
 from pvecri.proxmox.sizing import CtSize
 
 SPEC = CtSpec(
@@ -77,7 +77,6 @@ def test_an_interface_is_a_net_option(interface: ProxmoxInterface, expected: str
         ({"unprivileged": False}, "unprivileged", "0"),
         ({"start": False}, "start", "0"),
         ({"cores": 2}, "cores", "2"),
-        ({"tags": ("pvecri", "Name_Space/x")}, "tags", "pvecri;name_space-x"),
         ({"description": "a\nb"}, "description", "a\nb"),
         ({"pool": "k8s"}, "pool", "k8s"),
         ({"hostname": "a_b.c"}, "hostname", "a-b.c"),
@@ -116,3 +115,8 @@ def test_any_text_makes_a_tag_that_proxmox_accepts(text: str, tag: str) -> None:
 )
 def test_values_are_written_as_perl_reads_them(value: ParameterValue, text: str) -> None:
     assert wire(value) == text
+
+
+def test_tags_are_not_part_of_a_create_which_proxmox_checks_without_the_pool() -> None:
+    assert "tags" not in on_the_wire(SPEC)
+    assert tags_parameter(("pvecri", "Name_Space/x")) == "pvecri;name_space-x"
