@@ -80,7 +80,7 @@ class NodeProcess:
         assert self._process.stdout is not None
         assert await self._process.stdout.readline(), "the embedded node did not start"
         descriptor = json.loads((self.state_dir / "node.json").read_text())
-        self._url = descriptor["url"]
+        self.url = descriptor["url"]
         pinned = aiohttp.Fingerprint(bytes.fromhex(descriptor["fingerprint"].replace(":", "")))
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=pinned))
         self.root = Login(descriptor["token_id"], descriptor["token_secret"])
@@ -120,7 +120,7 @@ class NodeProcess:
         return status, reason
 
     async def _send(self, method: str, path: str, parameters: dict[str, Any] | None) -> tuple[int, str, str]:
-        url = f"{self._url}/api2/json{path}"
+        url = f"{self.url}/api2/json{path}"
         async with self._session.request(method, url, data=parameters, headers=self.login.headers()) as response:
             return response.status, str(response.reason), await response.text()
 
@@ -149,6 +149,16 @@ class NodeProcess:
         log = await self.get(f"/nodes/pve/tasks/{upid}/log")
         return status["exitstatus"], [line["t"] for line in log]
 
+    async def listed(self, upid: str, source: str) -> dict[str, Any] | None:
+        """What a list of tasks says of one, if it has it: `active`, `archive` or `all`."""
+        tasks = await self.get(f"/nodes/pve/tasks?source={source}&limit=1000")
+        return next((task for task in tasks if task["upid"] == upid), None)
+
+    async def latest(self, vmid: int, kind: str) -> str:
+        """The UPID of a guest's newest task of this type."""
+        tasks = await self.get(f"/nodes/pve/tasks?source=all&vmid={vmid}&typefilter={kind}")
+        return str(max(tasks, key=lambda task: (task["starttime"], task["upid"]))["upid"])
+
     async def tasks_ended(self, query: str) -> None:
         """Wait until no task of the query runs."""
 
@@ -176,17 +186,17 @@ class NodeProcess:
         form = aiohttp.FormData()
         form.add_field("content", "vztmpl")
         form.add_field("filename", template.read_bytes(), filename=template.name)
-        url = f"{self._url}/api2/json/nodes/pve/storage/local/upload"
+        url = f"{self.url}/api2/json/nodes/pve/storage/local/upload"
         async with self._session.post(url, data=form, headers=self.login.headers()) as response:
             assert response.status == 200, await response.text()
             assert (await self.ended((await response.json())["data"]))[0] == "OK"
 
     async def fault(self, fault: dict[str, Any]) -> None:
-        async with self._session.post(f"{self._url}/pvecri-embedded/fault", json=fault) as response:
+        async with self._session.post(f"{self.url}/pvecri-embedded/fault", json=fault) as response:
             assert response.status == 200, await response.text()
 
     async def clear_faults(self) -> None:
-        async with self._session.delete(f"{self._url}/pvecri-embedded/fault") as response:
+        async with self._session.delete(f"{self.url}/pvecri-embedded/fault") as response:
             assert response.status == 200
 
     @staticmethod

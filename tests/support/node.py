@@ -98,9 +98,10 @@ def embedded_node(state_dir: Path) -> Iterator[EmbeddedNode]:
 
 
 def remove_cts(state_dir: Path) -> None:
-    """Kill and forget the CTs that the node's configs name, should a test have left any, and what destroys leave."""
+    """Kill and forget the CTs that the node's configs name, and remove what Proxmox leaves of destroyed ones."""
     for conf in state_dir.glob("pve/nodes/*/lxc/*.conf"):
         subprocess.run(["lxc-stop", "--kill", "--name", conf.stem], check=False, capture_output=True)
         shutil.rmtree(LXC_PATH / conf.stem, ignore_errors=True)
     for vmid in range(VMIDS.first, VMIDS.last + 1):
-        shutil.rmtree(LXC_PATH / str(vmid), ignore_errors=True)
+        if not (LXC_PATH / str(vmid) / "config").exists():
+            shutil.rmtree(LXC_PATH / str(vmid), ignore_errors=True)

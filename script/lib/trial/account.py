@@ -23,7 +23,8 @@ USER = "kube@pve"
 BASIC_ROLES = frozenset({"KubePods", "KubeNode", "KubeRootfs", "KubeTemplates", "KubePrivileged"})
 """What pods need; the document has further roles for settings that not everybody uses."""
 
-_COMMAND = re.compile(r"\bpveum ([^\\|;\n#]+)")
+_COMMAND = re.compile(r"^    .*?\bpveum ([^\\|;\n#]+)", re.MULTILINE)
+"""A command in a block of code, up to what a shell would make of the rest of its line."""
 _POSITIONAL = {
     "pool add": ("poolid",),
     "role add": ("roleid",),

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fakepve import PveError, TaskError
 from fakepve import lxc as model
 
 from .base import Base, Ct, parameter_error
+from .usercfg import ROOT
 from .volumes import VolumeError, format_size, parse_size
 
 # What the schema says of these and fakepve's copy of it does not.
@@ -44,6 +45,33 @@ class ConfigApi(Base):
             raise PveError(500, f"unable to apply changes to CT {ct.vmid}: {error}") from error
         finally:
             self.save(ct)
+
+    def _check_modify_perm(
+        self,
+        user: str,
+        vmid: int,
+        pool: str | None,
+        old: Mapping[str, Any] | None,
+        new: Mapping[str, Any],
+        deletes: Sequence[str],
+        unprivileged: Any,
+    ) -> None:
+        """The rights that options need. Those on a pool count for all of them but tags."""
+        if user != ROOT and "tags" in (*new, *deletes):
+            self._vm_perm(user, vmid, None, "VM.Config.Options")
+        others = {name: value for name, value in new.items() if name != "tags"}
+        kept = [name for name in deletes if name != "tags"]
+        super()._check_modify_perm(user, vmid, pool, old, others, kept, unprivileged)
+
+    def _check_bridge(self, user: str, net: str) -> None:
+        """SDN.Use on the bridge, or on the VLANs alone that are asked for."""
+        options = dict(pair.partition("=")[::2] for pair in net.split(","))
+        if "bridge" not in options:
+            return
+        path = f"/sdn/zones/localnetwork/{options['bridge']}"
+        tags = [*([options["tag"]] if "tag" in options else []), *_trunks(options.get("trunks", ""))]
+        for place in [f"{path}/{tag}" for tag in tags] or [path]:
+            self.require(user, place, "SDN.Use")
 
     async def _lxc_resize(self, user: str, v: dict[str, Any]) -> str:
         """PUT /nodes/{node}/lxc/{vmid}/resize: a task that grows the image and its filesystem."""
@@ -85,6 +113,15 @@ def check_patterns(values: Mapping[str, Any]) -> None:
     for name, pattern in _PATTERNS.items():
         if values.get(name) is not None and not pattern.fullmatch(str(values[name])):
             raise parameter_error(name, "value does not match the regex pattern")
+
+
+def _trunks(text: str) -> list[str]:
+    """The VLANs of ``trunks=1;3-5``."""
+    vlans: list[str] = []
+    for part in filter(None, text.split(";")):
+        first, _, last = part.partition("-")
+        vlans += map(str, range(int(first), int(last or first) + 1))
+    return vlans
 
 
 def _new_size(ct: Ct, disk: str, asked: str) -> tuple[str, int]:

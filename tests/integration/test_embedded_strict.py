@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The embedded node refuses, waits and lags as Proxmox does; where it did not, the daemon's faults went unseen."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pve_replay.account import documented_account
+from pve_replay.process import Login, NodeProcess, new_state_dir
+from pve_replay.sandbox_template import write_template
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="starts CTs: needs root"),
+    pytest.mark.skipif(not Path("/usr/bin/lxc-start").exists(), reason="starts CTs: needs LXC"),
+]
+
+VMID = random.randrange(93_000, 93_990, 10)
+CT = f"/nodes/pve/lxc/{VMID}"
+MISSING = f"Configuration file 'nodes/pve/lxc/{VMID}.conf' does not exist"
+PARAMETERS = {
+    "vmid": VMID, "ostemplate": "local:vztmpl/sandbox_1.0.tar.gz", "rootfs": "local:0", "hostname": "sandbox",
+    "memory": 64, "swap": 0, "ostype": "unmanaged",
+}  # fmt: skip
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[NodeProcess]:
+    with new_state_dir() as state_dir:
+        async with NodeProcess(state_dir, "--faults") as process:
+            await process.upload(write_template(state_dir / "sandbox_1.0.tar.gz"))
+            yield process
+
+
+@pytest.fixture
+async def account(node: NodeProcess) -> Login:
+    return await documented_account(node)
+
+
+async def create(node: NodeProcess, **options: Any) -> None:
+    await node.task("POST", "/nodes/pve/lxc", PARAMETERS | options)
+
+
+# -- tasks ----------------------------------------------------------------------------------------------------
+
+
+async def test_running_task_is_listed_as_active_with_the_status_running(node: NodeProcess) -> None:
+    await create(node)
+    await node.fault({"task": "vzstart", "hold": True})
+    upid = await node.ask("POST", f"{CT}/status/start")
+
+    for source in ("all", "active"):
+        listed = await node.listed(upid, source)
+        assert listed is not None
+        assert (listed["status"], listed["user"]) == ("RUNNING", node.root.tokenid)
+        assert "endtime" not in listed
+    assert await node.listed(upid, "archive") is None
+
+    await node.clear_faults()
+    assert (await node.ended(upid))[0] == "OK"
+    archived = await node.listed(upid, "archive")
+    assert archived is not None
+    assert (archived["status"], archived["user"], archived["tokenid"]) == ("OK", "root@pam", "embedded")
+
+
+async def test_start_that_follows_a_create_is_listed_as_running_until_another_worker_is_forked(
+    node: NodeProcess,
+) -> None:
+    await node.fault({"task": "vzstart", "hold": True})
+    await create(node, start=1)
+    upid = await node.latest(VMID, "vzstart")
+    await node.clear_faults()
+    assert (await node.ended(upid))[0] == "OK"
+
+    listed = await node.listed(upid, "all")
+    assert listed is not None
+    assert listed["status"] == "RUNNING"
+
+    await node.ask("POST", f"{CT}/status/stop")
+    assert await node.listed(upid, "active") is None
+    listed = await node.listed(upid, "all")
+    assert listed is not None
+    assert listed["status"] == "OK"
+
+
+async def test_log_of_a_task_that_does_not_exist_says_so_in_its_first_line(node: NodeProcess) -> None:
+    upid = "UPID:pve:00001234:00005678:5F000000:vzstart:203:root@pam:"
+    log = await node.get(f"/nodes/pve/tasks/{upid}/log")
+    assert log == [{"n": 1, "t": "unable to open file - No such file or directory"}]
+
+
+# -- locks ----------------------------------------------------------------------------------------------------
+
+
+async def test_config_is_locked_as_long_as_a_task_of_the_ct_runs(node: NodeProcess) -> None:
+    await create(node)
+    await node.fault({"task": "vzstart", "hold": True})
+    await node.ask("POST", f"{CT}/status/start")
+    change = asyncio.create_task(node.ask("PUT", f"{CT}/config", {"hostname": "other"}))
+    destroy = await node.ask("DELETE", CT)
+    assert (await node.get(f"{CT}/config"))["hostname"] == "sandbox"
+    assert not change.done()
+
+    await node.clear_faults()
+    await change
+    assert (await node.get(f"{CT}/config"))["hostname"] == "other"
+    assert (await node.ended(destroy))[0] == f"unable to destroy CT {VMID} - container is running"
+
+
+async def test_what_waits_for_the_lock_of_a_config_gives_up(node: NodeProcess) -> None:
+    await create(node)
+    await node.fault({"task": "vzstart", "hold": True})
+    await node.ask("POST", f"{CT}/status/start")
+    refused = asyncio.create_task(node.refusal("PUT", f"{CT}/config", {"hostname": "other"}))
+    exitstatus, _ = await node.failed_task("DELETE", CT)
+    locked = f"can't lock file '/run/lock/lxc/pve-config-{VMID}.lock' - got timeout"
+    assert exitstatus == locked
+    assert await refused == (500, locked)
+
+
+async def test_ct_that_is_being_created_cannot_be_destroyed(node: NodeProcess) -> None:
+    await node.fault({"task": "vzcreate", "hold": True})
+    upid = await node.ask("POST", "/nodes/pve/lxc", PARAMETERS)
+    assert await node.refusal("DELETE", CT) == (500, "CT is locked (create)")
+    await node.clear_faults()
+    assert (await node.ended(upid))[0] == "OK"
+
+
+async def test_ct_that_is_destroyed_meanwhile_is_missed_by_what_waited_for_its_lock(node: NodeProcess) -> None:
+    await create(node)
+    await node.fault({"task": "vzdestroy", "hold": True})
+    destroy = await node.ask("DELETE", CT)
+    change = asyncio.create_task(node.refusal("PUT", f"{CT}/config", {"hostname": "other"}))
+    start = await node.ask("POST", f"{CT}/status/start")
+    await node.clear_faults()
+    assert (await node.ended(destroy))[0] == "OK"
+    assert await change == (500, MISSING)
+    assert (await node.ended(start))[0] == MISSING
+    assert not list(node.state_dir.glob(f"pve/nodes/pve/lxc/{VMID}.conf"))
+
+
+# -- rights ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "privileges"),
+    [
+        ("GET", "config", "VM.Audit"),
+        ("GET", "status/current", "VM.Audit"),
+        ("GET", "interfaces", "VM.Audit"),
+        ("POST", "status/start", "VM.PowerMgmt"),
+        ("POST", "status/stop", "VM.PowerMgmt"),
+        (
+            "PUT", "config?memory=64",
+            "VM.Config.Disk|VM.Config.CPU|VM.Config.Memory|VM.Config.Network|VM.Config.Options",
+        ),
+        ("DELETE", "", "VM.Allocate"),
+    ],
+)  # fmt: skip
+async def test_ct_that_does_not_exist_is_forbidden_to_an_account_without_rights_on_vms(
+    node: NodeProcess, account: Login, method: str, path: str, privileges: str
+) -> None:
+    with node.asked_as(account):
+        refused = await node.refusal(method, f"{CT}/{path}".rstrip("/"))
+    assert refused == (403, f"Permission check failed (/vms/{VMID}, {privileges})")
+
+
+async def test_ct_that_does_not_exist_is_missing_to_an_account_with_rights_on_vms(
+    node: NodeProcess, account: Login
+) -> None:
+    await node.ask("PUT", "/access/acl", {"path": "/vms", "users": "kube@pve", "roles": "KubePods"})
+    with node.asked_as(account):
+        for method, path in (("GET", f"{CT}/config"), ("PUT", f"{CT}/config?memory=64"), ("DELETE", CT)):
+            assert await node.refusal(method, path) == (500, MISSING)
+
+
+async def test_ct_joins_its_pool_when_its_create_ends(node: NodeProcess, account: Login) -> None:
+    with node.asked_as(account):
+        await node.fault({"task": "vzcreate", "hold": True})
+        upid = await node.ask("POST", "/nodes/pve/lxc", PARAMETERS | {"pool": "kubernetes"})
+        forbidden = (403, f"Permission check failed (/vms/{VMID}, VM.Audit)")
+        assert await node.refusal("GET", f"{CT}/config") == forbidden
+        assert await node.get("/nodes/pve/lxc") == []
+        assert (await node.refusal("GET", f"/cluster/nextid?vmid={VMID}"))[0] == 400
+        await node.clear_faults()
+        assert (await node.ended(upid))[0] == "OK"
+        assert (await node.get(f"{CT}/config"))["hostname"] == "sandbox"
+        assert [ct["vmid"] for ct in await node.get("/nodes/pve/lxc")] == [VMID]
+
+        await node.task("DELETE", CT)
+        assert await node.refusal("GET", f"{CT}/config") == forbidden
+        assert await node.get(f"/cluster/nextid?vmid={VMID}") == str(VMID)
+    assert (await node.get("/pools?poolid=kubernetes"))[0]["members"] == []
+
+
+async def test_tags_of_a_create_are_checked_without_the_pool(node: NodeProcess, account: Login) -> None:
+    with node.asked_as(account):
+        parameters = PARAMETERS | {"pool": "kubernetes"}
+        refused = await node.refusal("POST", "/nodes/pve/lxc", parameters | {"tags": "pvecri"})
+        assert refused == (403, f"Permission check failed (/vms/{VMID}, VM.Config.Options)")
+        await node.task("POST", "/nodes/pve/lxc", parameters)
+        await node.ask("PUT", f"{CT}/config", {"tags": "pvecri"})
+        assert (await node.get(f"{CT}/config"))["tags"] == "pvecri"
+
+
+async def test_privileged_ct_needs_rights_on_the_root_path(node: NodeProcess, account: Login) -> None:
+    privileged = PARAMETERS | {"pool": "kubernetes", "unprivileged": 0}
+    with node.asked_as(account):
+        await node.task("POST", "/nodes/pve/lxc", privileged)
+        await node.task("DELETE", CT)
+    taken = {"path": "/", "users": "kube@pve", "roles": "KubePrivileged", "delete": 1}
+    await node.ask("PUT", "/access/acl", taken)
+    with node.asked_as(account):
+        refused = await node.refusal("POST", "/nodes/pve/lxc", privileged)
+    assert refused == (403, "Permission check failed (/, Sys.Modify)")
+
+
+async def test_rights_are_checked_before_parameters(node: NodeProcess, account: Login) -> None:
+    with node.asked_as(account):
+        assert (await node.refusal("PUT", f"{CT}/config?nosuch=1"))[0] == 403
+        assert (await node.refusal("GET", "/nodes/pve/syslog?start=-1"))[0] == 403
+    assert (await node.refusal("GET", "/nodes/pve/syslog?start=-1"))[0] == 400
+
+
+async def test_nodes_are_listed_without_figures_to_who_may_not_audit_them(
+    node: NodeProcess, account: Login
+) -> None:
+    with node.asked_as(account):
+        (item,) = await node.get("/nodes")
+        assert item["mem"]
+        assert (await node.refusal("GET", "/cluster/status"))[0] == 403
+        await node.ask("GET", f"/cluster/nextid?vmid={VMID}")
+    taken = {"path": "/nodes/pve", "users": "kube@pve", "roles": "KubeNode", "delete": 1}
+    await node.ask("PUT", "/access/acl", taken)
+    with node.asked_as(account):
+        (item,) = await node.get("/nodes")
+    assert item.keys() == {"node", "id", "status", "type", "level", "ssl_fingerprint"}
+
+
+async def test_status_of_a_node_in_no_cluster_is_that_of_the_node_alone(node: NodeProcess) -> None:
+    (item,) = await node.get("/cluster/status")
+    assert (item["type"], item["name"], item["nodeid"], item["local"]) == ("node", "pve", 0, 1)
+
+
+# -- leftovers ------------------------------------------------------------------------------------------------
+
+
+async def test_destroy_leaves_what_proxmox_leaves_and_the_id_can_be_used_again(node: NodeProcess) -> None:
+    await create(node)
+    await node.task("POST", f"{CT}/status/start")
+    await node.task("DELETE", f"{CT}?force=1")
+    left = node.lxc_path / str(VMID)
+    assert {path.name for path in left.iterdir()} == {"passthrough", "rules.seccomp"}
+    await create(node)
+    await node.task("POST", f"{CT}/status/start")
+
+
+# -- time -----------------------------------------------------------------------------------------------------
+
+
+async def test_ct_runs_before_its_start_task_ends_on_a_node_that_takes_its_time() -> None:
+    with new_state_dir() as state_dir:
+        async with NodeProcess(state_dir, "--task-times", "start=4") as node:
+            await node.upload(write_template(state_dir / "sandbox_1.0.tar.gz"))
+            await create(node)
+            upid = await node.ask("POST", f"{CT}/status/start")
+            assert await node.status_is(VMID, "stopped")
+            await node.until(lambda: node.status_is(VMID, "running"))
+            assert await node.runs(upid)
+            assert (await node.ended(upid))[0] == "OK"
