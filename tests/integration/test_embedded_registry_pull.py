@@ -64,6 +64,15 @@ async def test_pull_that_is_stopped_leaves_no_file(node: NodeProcess, image: str
     assert cache(node) == []
 
 
+async def test_tags_of_a_repository_are_those_of_the_registry(node: NodeProcess, image: str) -> None:
+    repository = image.removesuffix(":1.0")
+    assert await node.get(f"/nodes/pve/query-oci-repo-tags?reference={repository}") == ["1.0"]
+    missing = f"{repository}-not"
+    status, reason = await node.refusal("GET", f"/nodes/pve/query-oci-repo-tags?reference={missing}")
+    assert status == 500
+    assert reason.startswith(f"command 'skopeo list-tags docker://{missing}' failed: exit code ")
+
+
 async def test_storage_of_blocks_takes_no_template(node: NodeProcess, image: str) -> None:
     status, reason = await node.refusal("POST", PULL.replace("local", "thin"), {"reference": image})
     assert (status, reason) == (500, "can't upload to storage type 'lvmthin', not a file based storage!")

@@ -247,6 +247,32 @@ async def test_status_of_a_node_in_no_cluster_is_that_of_the_node_alone(node: No
     assert (item["type"], item["name"], item["nodeid"], item["local"]) == ("node", "pve", 0, 1)
 
 
+# -- root's own ------------------------------------------------------------------------------------------------
+
+
+async def test_rootfs_may_be_a_directory_of_the_node_if_root_says_so(node: NodeProcess) -> None:
+    root = node.state_dir / "elsewhere"
+    with node.asked_as(await node.root_ticket()):
+        failed = await node.failed_task("POST", "/nodes/pve/lxc", PARAMETERS | {"rootfs": str(root)})
+        assert failed[0] == f"unable to create CT {VMID} - directory '{root}' does not exist"
+        root.mkdir()
+        await create(node, rootfs=str(root))
+        await node.task("POST", f"{CT}/status/start")
+        refused = await node.refusal("PUT", f"{CT}/resize", {"disk": "rootfs", "size": "+1G"})
+        assert refused == (500, f"unable to parse volume ID '{root}'")
+        await node.task("DELETE", f"{CT}?force=1")
+    assert (root / "sbin/init").exists()
+
+
+async def test_token_of_roots_may_not_do_what_root_alone_may(node: NodeProcess) -> None:
+    for options, why in (
+        ({"rootfs": "/tmp"}, "mount point type bind is only allowed for root@pam"),
+        ({"hookscript": "local:snippets/x"}, "changing the hookscript is only allowed for root@pam"),
+    ):
+        refused = await node.refusal("POST", "/nodes/pve/lxc", PARAMETERS | options)
+        assert refused == (403, f"Permission check failed ({why})")
+
+
 # -- leftovers ------------------------------------------------------------------------------------------------
 
 

@@ -44,6 +44,8 @@ class ReplayNode:
         """Recorded UPID -> the one of this node."""
         self._begun: str | None = None
         self._held = False
+        self.registry = ""
+        """The address of the registry of this node's machine, if it has one."""
 
     async def replay(self, record: Record) -> tuple[Answer, Answer]:
         """The recorded answer and this node's, made alike."""
@@ -107,6 +109,9 @@ class ReplayNode:
         for theirs, ours in self._upids.items():
             url = url.replace(urllib.parse.quote(theirs, safe=""), urllib.parse.quote(ours, safe=""))
             url = url.replace(theirs, ours)
+        if "query-oci-repo-tags" in url and self.registry:
+            # skopeo asks the place that is named for tags, whatever registries.conf says.
+            url = url.replace("127.0.0.1%3A5000", urllib.parse.quote(self.registry))
         return url
 
     def _ours(self, value: Any) -> Any:
@@ -244,14 +249,17 @@ async def replay_node(file: str) -> AsyncIterator[ReplayNode]:
         certificate = Certificate.load_or_make(layout, "127.0.0.1")
         node = _new_node(layout)
         _write_templates(layout)
+        address = ""
         if file in scenario.WITH_REGISTRY:
             registry = undo.enter_context(running_registry(base))
             registry.push("rig/app", "1.0", build_image(LayerBuilder().file("app").build()))
-            node.registries_conf = str(_write_registries(layout, registry.address))
+            address = registry.address
+            node.registries_conf = str(_write_registries(layout, address))
         await node.serve(str(certificate.certificate), str(certificate.key))
         undo.push_async_callback(_tear_down, node)
         session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False))
         replay = ReplayNode(node, await undo.enter_async_context(session))
+        replay.registry = address
         for ct in scenario.CTS.get(file, ()):
             await replay.prepare(ct)
         if file in scenario.WITHOUT_TASKS:

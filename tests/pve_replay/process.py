@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.parse
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,18 @@ class Login:
         return {"Authorization": f"PVEAPIToken={self.tokenid}={self.secret}"}
 
 
+@dataclass(frozen=True)
+class Ticket:
+    """A login by password: what Proxmox keeps to root is done with root's."""
+
+    ticket: str
+    csrf: str
+
+    def headers(self) -> dict[str, str]:
+        cookie = urllib.parse.quote(self.ticket, safe="")
+        return {"Cookie": f"PVEAuthCookie={cookie}", "CSRFPreventionToken": self.csrf}
+
+
 class NodeProcess:
     """``python -m pvecri.embedded`` while the context lasts, asked with the token of `login`."""
 
@@ -84,11 +97,18 @@ class NodeProcess:
         pinned = aiohttp.Fingerprint(bytes.fromhex(descriptor["fingerprint"].replace(":", "")))
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=pinned))
         self.root = Login(descriptor["token_id"], descriptor["token_secret"])
-        self.login: Login = self.root
+        self.login: Login | Ticket = self.root
+        self._root_password = descriptor["root_password"]
+
+    async def root_ticket(self) -> Ticket:
+        """Log in as root@pam."""
+        login = {"username": "root@pam", "password": self._root_password}
+        answer = await self.ask("POST", "/access/ticket", login)
+        return Ticket(answer["ticket"], answer["CSRFPreventionToken"])
 
     @contextmanager
-    def asked_as(self, login: Login) -> Iterator[None]:
-        """Requests are of this token while the context lasts."""
+    def asked_as(self, login: Login | Ticket) -> Iterator[None]:
+        """Requests are of this login while the context lasts."""
         before, self.login = self.login, login
         try:
             yield

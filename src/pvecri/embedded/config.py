@@ -131,6 +131,8 @@ def _new_size(ct: Ct, disk: str, asked: str) -> tuple[str, int]:
         text = "property is missing and it is not optional"
         raise PveError(500, "format error", dict.fromkeys(missing, text))
     options = model.parse_mount(ct.config[disk])
+    if model.mount_type(options["volume"]) != "volume":
+        raise PveError(500, f"unable to parse volume ID '{options['volume']}'")
     old = parse_size(options.get("size", "0"))
     try:
         new = parse_size(asked.removeprefix("+")) + (old if asked.startswith("+") else 0)

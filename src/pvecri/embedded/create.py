@@ -168,7 +168,10 @@ class CreateApi(Base):
 
     def _extract(self, ct: Ct, archive: Path, config: Mapping[str, Any]) -> Unpacked:
         """Unpack the template into the new root. Runs in a thread."""
-        root = self.storage_path(model.parse_mount(config["rootfs"])["volume"])
+        volume = model.parse_mount(config["rootfs"])["volume"]
+        root = Path(volume) if model.mount_type(volume) != "volume" else self.storage_path(volume)
+        if model.mount_type(volume) == "bind" and not root.is_dir():
+            raise VolumeError(f"directory '{root}' does not exist")
         shift = id_shift(config)
         try:
             if root.is_dir():

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""POST /nodes/{node}/storage/{storage}/oci-registry-pull: skopeo fetches an image as a CT template."""
+"""POST …/storage/{storage}/oci-registry-pull and GET …/query-oci-repo-tags: skopeo asks registries."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -28,7 +29,25 @@ class RegistryPullApi(Base):
     registries_conf = os.environ.get("CONTAINERS_REGISTRIES_CONF", "")
 
     def _routes_registry_pull(self) -> list[tuple[str, str, Any]]:
-        return [("POST", "/nodes/{node}/storage/{storage}/oci-registry-pull", self._registry_pull)]
+        return [
+            ("POST", "/nodes/{node}/storage/{storage}/oci-registry-pull", self._registry_pull),
+            ("GET", "/nodes/{node}/query-oci-repo-tags", self._repository_tags),
+        ]
+
+    async def _repository_tags(self, v: dict[str, Any], user: str) -> list[str]:
+        """The tags of a repository; of one that is not there, the failure of skopeo."""
+        if shutil.which("skopeo") is None:
+            raise PveError(500, "Install 'skopeo' to list tags from OCI registries.")
+        words = ["list-tags", f"docker://{v['reference']}"]
+        process = await asyncio.create_subprocess_exec(
+            "skopeo", *_registries(self.registries_conf), *words,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        output, _ = await process.communicate()
+        if process.returncode:
+            raise PveError(500, f"command 'skopeo {' '.join(words)}' failed: exit code {process.returncode}")
+        tags: list[str] = json.loads(output)["Tags"]
+        return tags
 
     async def _registry_pull(self, v: dict[str, Any], user: str) -> str:
         reference = str(v["reference"])
@@ -61,13 +80,17 @@ def file_name(reference: str, wanted: str | None) -> str:
     return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII) + ".tar"
 
 
+def _registries(conf: str) -> list[str]:
+    """The option that names another registries.conf than the system's."""
+    return [f"--registries-conf={conf}"] if conf else []
+
+
 async def _fetch(reference: str, target: Path, registries_conf: str) -> None:
     """Have skopeo write the archive beside `target` and give it its name. Nothing is left of a failure."""
     temporary = target.with_name(f"{target.name}.tmp.{os.getpid()}")
     words = ["copy", f"docker://{reference}", f"oci-archive:{temporary}"]
-    own = [f"--registries-conf={registries_conf}"] if registries_conf else []
     try:
-        status = await _logged(["skopeo", *own, *words])
+        status = await _logged(["skopeo", *_registries(registries_conf), *words])
         if status:
             raise TaskError(f"command 'skopeo {' '.join(words)}' failed: exit code {status}")
         temporary.rename(target)
