@@ -302,7 +302,12 @@ def _set_up_access(node: EmbeddedNode) -> None:
 def _write_registries(layout: Layout, registry: str) -> Path:
     """The recorded node's registry is `registry`, and there is no other."""
     path = layout.state_dir / "registries.conf"
-    places = {"127.0.0.1:5000": registry, "localhost:5000": registry, "docker.io": "127.0.0.1:1"}
+    places = {
+        "127.0.0.1:5000": registry,
+        "localhost:5000": registry,
+        "docker.io": "127.0.0.1:1",
+        registry: registry,
+    }
     entries = [
         f'[[registry]]\nprefix = "{prefix}"\nlocation = "{place}"\ninsecure = true\n'
         for prefix, place in places.items()
