@@ -13,7 +13,7 @@ import msgspec
 from trial.plan import NodeDescriptor, Plan, prepare, write_config
 from trial.programs import StartError, log_end, running
 from trial.proxmox import ProxmoxView
-from trial.stack import running_daemon
+from trial.stack import running_daemon, with_account
 
 from pvecri_bench.ledger import Ledger
 from pvecri_bench.session import CommandLines
@@ -50,4 +50,5 @@ def _running_node(plan: Plan, access_log: Path) -> Iterator[NodeDescriptor]:
         assert process.stdout is not None
         if not process.stdout.readline():
             raise StartError(f"the embedded node did not start; {log} ends with:\n{log_end(log)}")
-        yield msgspec.json.decode((plan.node_state / "node.json").read_bytes(), type=NodeDescriptor)
+        descriptor = (plan.node_state / "node.json").read_bytes()
+        yield with_account(plan, msgspec.json.decode(descriptor, type=NodeDescriptor))

@@ -18,6 +18,7 @@ from support.image_builder import BuiltImage, LayerBuilder, build_image, build_i
 from support.images import image_manager, image_root
 from support.node import Descriptor, EmbeddedNode
 from support.registry import PASSWORD, USER, Registry, running_registry
+from trial.account import give_roles, make_account
 
 from pvecri.config import Config, ImagesConfig
 from pvecri.errors import FailedPrecondition, Unavailable
@@ -60,7 +61,10 @@ async def manager_on(
     """A manager that has Proxmox pull; `settings` are those of the section `images`."""
     images = ImagesConfig(root=root, insecure_registries=(registry.address,), template_storage="local")
     descriptor = msgspec.json.decode((node.state_dir / "node.json").read_bytes(), type=Descriptor)
-    proxmox = EmbeddedNode(node.state_dir, descriptor).config()
+    root, names = descriptor.administrator(node.state_dir), descriptor.names()
+    account = make_account(root, names)
+    give_roles(root, {**names, "images": "local"}, ("KubeImages", "KubeRegistries"))
+    proxmox = EmbeddedNode(node.state_dir, descriptor, account).config()
     async with AsyncExitStack() as stack:
         api = ProxmoxApi(proxmox, image_storage="local")
         await api.start()

@@ -53,6 +53,7 @@ def vlan_host(other_host: Path) -> Path:
 @pytest.fixture
 def bridged(machine: Machine, other_host: Path) -> Iterator[CriClient]:
     """A daemon that knows the bridge and a class on it."""
+    machine.node.allow("KubeBridges", vmbr1=LAN)
     with machine.restarted(network=CLASSES) as cri:
         yield cri
 

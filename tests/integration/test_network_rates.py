@@ -40,6 +40,7 @@ def test_a_pod_without_the_annotations_is_not_shaped(machine: Machine) -> None:
 
 def test_the_rate_of_an_interface_of_proxmoxs_is_that_of_its_veth(machine: Machine) -> None:
     with bridge_to_another_host("pvtlan"):
+        machine.node.allow("KubeBridges", vmbr1="pvtlan")
         machine.restart(network='pod_bridges = ["pvtlan"]')
         pod = machine.client.run_pod(asking(machine.client, "bridge=pvtlan,ip=10.20.0.5/24,rate=2.5"))
 

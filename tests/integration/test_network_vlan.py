@@ -66,6 +66,7 @@ def lan(machine: Machine) -> Iterator[Lan]:
 @pytest.fixture
 def tagged(machine: Machine, lan: Lan) -> Iterator[CriClient]:
     """A daemon whose pods may use the switch's bridge."""
+    machine.node.allow("KubeBridges", vmbr1=BRIDGE)
     with machine.restarted(network=f'pod_bridges = ["{BRIDGE}"]') as cri:
         yield cri
 
@@ -152,6 +153,7 @@ def test_a_ct_whose_monitor_is_killed_leaves_no_port(machine: Machine, tagged: C
 
 
 def test_a_link_that_is_no_bridge_is_told_in_proxmoxs_words(machine: Machine, tagged: CriClient) -> None:
+    machine.node.allow("KubeBridges", vmbr1="lo")
     machine.restart(network='pod_bridges = ["lo"]')
 
     with refused(grpc.StatusCode.INTERNAL, "bridge 'lo' is neither a linux nor an OVS bridge!"):

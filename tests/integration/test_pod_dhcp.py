@@ -50,6 +50,7 @@ def server(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def leased(machine: Machine, server: Path) -> Iterator[CriClient]:
     """A daemon with a class whose pods have addresses of the server's."""
+    machine.node.allow("KubeBridges", vmbr1=LAN)
     with machine.restarted(network=CLASS) as cri:
         yield cri
 

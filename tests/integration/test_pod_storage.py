@@ -60,6 +60,7 @@ def test_containers_of_a_pod_run_write_and_go(
 
 def test_the_pods_root_disk_is_on_the_images_storage_and_has_the_size_that_is_set(machine: Machine) -> None:
     place = machine.node.state_dir / "storage" / SECOND_STORAGE / "pvecri-images"
+    machine.node.allow("KubeRootfs", **{"local-lvm": SECOND_STORAGE})
     # Given anew, template_storage takes the place of storage, too, which is then not set at all.
     proxmox = 'template_storage = "local"\nrootfs_size_gib = 1'
     machine.restart(proxmox=proxmox, images=f'storage = "{SECOND_STORAGE}"')
@@ -84,6 +85,7 @@ def test_images_that_proxmox_pulls_show_as_its_templates_while_they_are_there(ma
         assert isinstance(found, list)
         return [each["volid"] for each in found if each["volid"].startswith("local:vztmpl/shown_1_")]
 
+    machine.node.allow("KubeImages", "KubeRegistries", images="local")
     machine.restart(images='template_storage = "local"')
     try:
         reference = machine.registry.push("tests/shown", "1", build_image(LayerBuilder().file("a").build()))

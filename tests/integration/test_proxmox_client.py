@@ -43,7 +43,7 @@ async def api(node: EmbeddedNode) -> AsyncIterator[ProxmoxApi]:
 
 
 @pytest.fixture
-async def spec(api: ProxmoxApi) -> CtSpec:
+async def spec(api: ProxmoxApi, node: EmbeddedNode) -> CtSpec:
     volid, template = await api.ensure_sandbox_template()
     return CtSpec(
         vmid=VMID,
@@ -53,6 +53,7 @@ async def spec(api: ProxmoxApi) -> CtSpec:
         size=CtSize(memory_mib=64, cpulimit=0.5, cpuunits=50),
         arch=template.arch,
         description='{"name": "web"}\nsecond line',
+        pool=node.account.pool,
     )
 
 
@@ -190,9 +191,12 @@ async def test_node_and_storage_tell_their_size(api: ProxmoxApi) -> None:
     assert (await api.version()).version
 
 
-async def test_the_nodes_token_lacks_no_privilege(api: ProxmoxApi) -> None:
+async def test_documented_account_lacks_no_privilege_and_has_none_over_other_guests(
+    api: ProxmoxApi, node: EmbeddedNode
+) -> None:
     assert await api.missing_privileges() == []
-    assert await api.permissions("/vms") >= privileges.POD_PRIVILEGES
+    assert await api.permissions(f"/pool/{node.account.pool}") >= privileges.POD_PRIVILEGES
+    assert await api.permissions("/vms") == frozenset()
 
 
 async def test_a_password_does_as_well_as_a_token(node: EmbeddedNode) -> None:

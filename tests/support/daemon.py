@@ -31,6 +31,7 @@ from support.node import Descriptor
 from support.processes import SOURCE, Program
 from support.registry import Registry, running_registry
 from support.tools import tools_image
+from trial.account import Account, give_roles, make_account
 
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.linux import cgroups, mounts
@@ -75,11 +76,25 @@ class Node:
         command += ["--vm-storage", f"{SECOND_STORAGE}=btrfs"]
         self._program = Program(command, directory / "node.log")
         self.vmids: set[int] = set()
+        self._account: Account | None = None
 
     @property
     def descriptor(self) -> Descriptor:
         """How to reach it."""
         return msgspec.json.decode((self.state_dir / "node.json").read_bytes(), type=Descriptor)
+
+    @property
+    def account(self) -> Account:
+        """The documented account, which is the daemon's. Made by the documented calls when first asked for."""
+        if self._account is None:
+            descriptor = self.descriptor
+            self._account = make_account(descriptor.administrator(self.state_dir), descriptor.names())
+        return self._account
+
+    def allow(self, *roles: str, **names: str) -> None:
+        """Give the account further roles of the documentation; `names` as in trial/account.py."""
+        descriptor = self.descriptor
+        give_roles(descriptor.administrator(self.state_dir), {**descriptor.names(), **names}, roles)
 
     def start(self) -> None:
         """Start it and wait until it answers. Idempotent."""
@@ -263,15 +278,16 @@ class Machine:
 
     def write_config(self, **extra: str) -> None:
         """The daemon's configuration; lines of `extra` come after those of the section of their name."""
-        node = self.node.descriptor
-        (self.directory / "token").write_text(node.token_secret)
+        node, account = self.node.descriptor, self.node.account
+        (self.directory / "token").write_text(account.token_secret)
         sections: dict[str, dict[str, object]] = {
             "proxmox": {
                 "url": node.url,
                 "node": node.node,
-                "token_id": node.token_id,
+                "token_id": account.token_id,
                 "token_secret_file": str(self.directory / "token"),
                 "fingerprint": node.fingerprint,
+                "pool": account.pool,
                 "storage": node.storage,
                 "template_storage": node.template_storage,
                 "vmid_range": VMIDS,

@@ -35,6 +35,9 @@ LXC_LOCKS = Path("/run/lxc/lock/tmp")
 
 LXC_PATH = Path("/var/lib/lxc")
 
+PROXMOX_LEAVES = {"passthrough", "rules.seccomp"}
+"""What Proxmox itself forgets in LXC's directory of a CT that it destroys."""
+
 
 def of_run(directories: Iterable[Path], vmids: Iterable[int]) -> list[str]:
     """All that is left of this run: below its directories, under its VMIDs, and by its mark."""
@@ -77,8 +80,9 @@ def of_machine(
 def _cts(lxc_path: Path, vmids: Iterable[int]) -> Iterator[str]:
     trees = cgroups.detect()
     for vmid in vmids:
-        if (lxc_path / str(vmid)).exists():
-            yield f"CT {lxc_path / str(vmid)}"
+        directory = lxc_path / str(vmid)
+        if directory.exists() and {path.name for path in directory.iterdir()} - PROXMOX_LEAVES:
+            yield f"CT {directory}"
         for group in (f"/lxc/{vmid}", f"/lxc.monitor/{vmid}"):
             if trees.exists(group):
                 names = [processes.command_name(pid) for pid in trees.processes(group)]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from trial.account import Account, Administrator, give_roles, make_account
 
 from pvecri.config import ProxmoxConfig, VmidRange
 
@@ -37,6 +39,15 @@ class Descriptor(msgspec.Struct):
     storage: str
     template_storage: str
 
+    def administrator(self, state_dir: Path) -> Administrator:
+        """The node's root."""
+        tls = ssl.create_default_context(cafile=state_dir / "pve/local/pve-ssl.crt")
+        return Administrator(self.url, self.token_id, self.token_secret, tls)
+
+    def names(self) -> dict[str, str]:
+        """What stands for the documentation's names of the node and its storages."""
+        return {"NODE": self.node, "local-lvm": self.storage, "local": self.template_storage}
+
 
 @dataclass(frozen=True)
 class EmbeddedNode:
@@ -45,10 +56,17 @@ class EmbeddedNode:
     state_dir: Path
     descriptor: Descriptor
 
+    account: Account
+    """The documented one."""
+
     def config(self) -> ProxmoxConfig:
-        """The settings of a client with the node's API token."""
-        secret = self._secret("token", self.descriptor.token_secret)
-        return self._config(token_id=self.descriptor.token_id, token_secret_file=secret)
+        """The settings of a client with the documented account."""
+        secret = self._secret("token", self.account.token_secret)
+        return self._config(token_id=self.account.token_id, token_secret_file=secret, pool=self.account.pool)
+
+    def allow(self, *roles: str, **names: str) -> None:
+        """Give the account further roles of the documentation; `names` as in trial/account.py."""
+        give_roles(self.descriptor.administrator(self.state_dir), {**self.descriptor.names(), **names}, roles)
 
     def password_config(self) -> ProxmoxConfig:
         """The settings of a client that logs in as root."""
@@ -89,7 +107,8 @@ def embedded_node(state_dir: Path) -> Iterator[EmbeddedNode]:
         answers = process.stdout.readline()
         assert answers, f"the embedded node did not start: {(state_dir / 'node.log').read_text()}"
         descriptor = msgspec.json.decode((state_dir / "node.json").read_bytes(), type=Descriptor)
-        yield EmbeddedNode(state_dir, descriptor)
+        account = make_account(descriptor.administrator(state_dir), descriptor.names())
+        yield EmbeddedNode(state_dir, descriptor, account)
     finally:
         remove_cts(state_dir)
         process.terminate()

@@ -6,6 +6,7 @@ The commands are read from the document, so that what is documented is what is u
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -89,6 +90,20 @@ def documented_calls(text: str, names: Mapping[str, str], roles: Collection[str]
     return [call for call in calls if _role_of(call) in (None, *roles)]
 
 
+class AlreadyThere(Exception):
+    """What a call would make exists."""
+
+
+def _ask(administrator: Administrator, call: Call) -> object:
+    """Raises AlreadyThere or urllib.error.URLError."""
+    try:
+        return administrator.ask(call.method, call.path, call.parameters)
+    except urllib.error.HTTPError as error:
+        if "already exists" in error.reason or "Token already exists." in error.read().decode():
+            raise AlreadyThere from None
+        raise
+
+
 def _role_of(call: Call) -> str | None:
     return call.parameters.get("roleid") or call.parameters.get("roles")
 
@@ -112,22 +127,28 @@ def _call(command: str, names: Mapping[str, str]) -> Call:
 def make_account(
     administrator: Administrator, names: Mapping[str, str], roles: Collection[str] = BASIC_ROLES
 ) -> Account:
-    """Make the documented account. If it is there already, its rights stay and it gets a new secret.
+    """Make the documented account. If it is there already, it gets a new secret.
 
-    `names`: see `documented_calls`; `NODE` must be among them.
+    `names`: see `documented_calls`; `NODE` must be among them. Raises urllib.error.URLError.
     """
-    answer: object = None
     for call in documented_calls(SETUP.read_text(), names, roles):
         try:
-            answer = administrator.ask(call.method, call.path, call.parameters)
-        except urllib.error.HTTPError as error:
-            if "/token/" in call.path and error.code == 400:
-                answer = administrator.ask("PUT", call.path, {"regenerate": "1"})
-            elif "already exists" not in error.reason:
-                raise
+            answer = _ask(administrator, call)
+        except AlreadyThere:
+            if "/token/" not in call.path:
+                continue
+            answer = administrator.ask("PUT", call.path, {"regenerate": "1"})
         if "/token/" in call.path:
             account = _account(answer)
     return account
+
+
+def give_roles(administrator: Administrator, names: Mapping[str, str], roles: Collection[str]) -> None:
+    """Give the account more of the document's roles. Raises urllib.error.URLError."""
+    for call in documented_calls(SETUP.read_text(), names, roles):
+        if _role_of(call) is not None:
+            with contextlib.suppress(AlreadyThere):
+                _ask(administrator, call)
 
 
 def _account(answer: object) -> Account:

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from pvecri.linux.mounts import mounts
+from trial.account import POOL
 
 VMIDS_PER_STACK = 1000
 CANDIDATE_VMIDS = range(900_000, 1_000_000, VMIDS_PER_STACK)
@@ -58,7 +59,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeDescriptor(msgspec.Struct, frozen=True):
-    """What the embedded node says of itself in node.json."""
+    """What node.json says of the embedded node; its token is root's, or the daemon's (`trial.stack.with_account`)."""
 
     url: str
     node: str
@@ -130,7 +131,7 @@ def conflist(plan: Plan) -> dict[str, object]:
 
 
 def write_config(plan: Plan, node: NodeDescriptor) -> None:
-    """Write the daemon's configuration for this node."""
+    """Write the daemon's configuration for this node and the token in it."""
     secret = plan.state / "token"
     secret.touch(mode=0o600)
     secret.write_text(f"{node.token_secret}\n")
@@ -142,6 +143,7 @@ node = "{node.node}"
 token_id = "{node.token_id}"
 token_secret_file = "{secret}"
 fingerprint = "{node.fingerprint}"
+pool = "{POOL}"
 storage = "{node.storage}"
 template_storage = "{node.template_storage}"
 vmid_range = {{ first = {plan.vmids[0]}, last = {plan.vmids[-1]} }}

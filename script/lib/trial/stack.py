@@ -7,6 +7,7 @@ import fcntl
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from pvecri.linux.mounts import umount_below
+from trial.account import Administrator, make_account
 from trial.cri import CriClient
 from trial.plan import NodeDescriptor, Plan, prepare, write_config
 from trial.programs import START_TIMEOUT, StartError, log_end, running
@@ -54,9 +56,18 @@ def running_node(plan: Plan) -> Iterator[NodeDescriptor]:
         if not process.stdout.readline():
             raise StartError(f"the embedded node did not start; {log} ends with:\n{log_end(log)}")
         descriptor = (plan.node_state / "node.json").read_bytes()
-        node = msgspec.json.decode(descriptor, type=NodeDescriptor)
+        node = with_account(plan, msgspec.json.decode(descriptor, type=NodeDescriptor))
         write_config(plan, node)
         yield node
+
+
+def with_account(plan: Plan, node: NodeDescriptor) -> NodeDescriptor:
+    """The node with the token of the documented account, which is made with that of the node's root."""
+    tls = ssl.create_default_context(cafile=plan.node_state / "pve/local/pve-ssl.crt")
+    root = Administrator(node.url, node.token_id, node.token_secret, tls)
+    names = {"NODE": node.node, "local-lvm": node.storage, "local": node.template_storage}
+    account = make_account(root, names)
+    return msgspec.structs.replace(node, token_id=account.token_id, token_secret=account.token_secret)
 
 
 @contextmanager
