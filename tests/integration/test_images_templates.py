@@ -61,9 +61,9 @@ async def manager_on(
     """A manager that has Proxmox pull; `settings` are those of the section `images`."""
     images = ImagesConfig(root=root, insecure_registries=(registry.address,), template_storage="local")
     descriptor = msgspec.json.decode((node.state_dir / "node.json").read_bytes(), type=Descriptor)
-    root, names = descriptor.administrator(node.state_dir), descriptor.names()
-    account = make_account(root, names)
-    give_roles(root, {**names, "images": "local"}, ("KubeImages", "KubeRegistries"))
+    administrator, names = descriptor.administrator(node.state_dir), descriptor.names()
+    account = make_account(administrator, names)
+    give_roles(administrator, {**names, "images": "local"}, ("KubeImages", "KubeRegistries"))
     proxmox = EmbeddedNode(node.state_dir, descriptor, account).config()
     async with AsyncExitStack() as stack:
         api = ProxmoxApi(proxmox, image_storage="local")

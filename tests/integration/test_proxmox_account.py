@@ -3,89 +3,78 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 import msgspec
 import pytest
-from support.node import LXC_PATH, VMIDS, remove_cts
+from support.node import VMIDS, EmbeddedNode, embedded_node
+from trial.account import SETUP, documented_calls
 
-from pvecri.config import ProxmoxConfig
-from pvecri.embedded.identity import Certificate, Identity
-from pvecri.embedded.layout import Layout
-from pvecri.embedded.node import EmbeddedNode
 from pvecri.errors import PermissionDenied
 from pvecri.model import Vmid
-from pvecri.proxmox import privileges
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import CtSpec
 from pvecri.proxmox.sizing import CtSize
 
-POOL = "kubernetes"
 ROLES = {
-    "KubePods": (f"/pool/{POOL}", privileges.POD_PRIVILEGES),
-    "KubeNode": ("/nodes/pve", frozenset({"Sys.Audit"})),
-    "KubeStorage": (
-        "/storage/local",
-        frozenset({"Datastore.AllocateSpace", "Datastore.AllocateTemplate", "Datastore.Audit"}),
-    ),
+    call.parameters["roleid"]: frozenset(call.parameters["privs"].split())
+    for call in documented_calls(SETUP.read_text(), {})
+    if call.path == "/access/roles"
 }
+NEEDED = [
+    *(("KubePods", privilege, "/pool/kubernetes") for privilege in sorted(ROLES["KubePods"])),
+    ("KubeNode", "Sys.Audit", "/nodes/pve"),
+    ("KubeRootfs", "Datastore.AllocateSpace", "/storage/local"),
+    ("KubeTemplates", "Datastore.AllocateTemplate", "/storage/local"),
+    ("KubeTemplates", "Datastore.Audit", "/storage/local"),
+]
 
 
-USER, TOKEN, SECRET = "kube@pve", "kube@pve!node", "5ec4e700-0000-4000-8000-000000000001"
-
-
-@pytest.fixture
-async def config(tmp_path: Path) -> AsyncIterator[ProxmoxConfig]:
-    """The settings of an account made as the documentation says, on an embedded node."""
-    layout = Layout(tmp_path, "pve", LXC_PATH)
-    layout.make_directories()
-    certificate = Certificate.load_or_make(layout, "127.0.0.1")
-    node = EmbeddedNode(layout, Identity.load_or_make(layout), host="127.0.0.1", port=0)
-    node.pools[POOL] = set()
-    node.add_token(TOKEN, SECRET, separated=False)
-    for path, names in ROLES.values():
-        node.grant(USER, path, *names)
-    await node.serve(str(certificate.certificate), str(certificate.key))
-    (tmp_path / "secret").write_text(SECRET)
-    try:
-        yield ProxmoxConfig(
-            url=node.url,
-            node="pve",
-            fingerprint=certificate.fingerprint(),
-            token_id=TOKEN,
-            token_secret_file=tmp_path / "secret",
-            pool=POOL,
-        )
-    finally:
-        await node.shut_down()
-        remove_cts(tmp_path)
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedNode]:
+    with embedded_node(tmp_path_factory.mktemp("node")) as running:
+        yield running
 
 
 @pytest.fixture
-async def api(config: ProxmoxConfig) -> AsyncIterator[ProxmoxApi]:
-    client = ProxmoxApi(config)
+async def api(node: EmbeddedNode) -> AsyncIterator[ProxmoxApi]:
+    client = ProxmoxApi(node.config())
     await client.start()
     yield client
     await client.close()
 
 
-async def test_the_documented_account_walks_a_pod_through_its_life(api: ProxmoxApi) -> None:
-    assert await api.missing_privileges() == []
-    assert (await api.node_status()).memory.total
+@pytest.fixture
+async def spec(api: ProxmoxApi, node: EmbeddedNode) -> CtSpec:
     volid, template = await api.ensure_sandbox_template()
-    spec = CtSpec(
+    return CtSpec(
         vmid=Vmid(VMIDS.first),
         hostname="web",
         template=volid,
         storage="local",
-        size=CtSize(memory_mib=64),
+        size=CtSize(memory_mib=64, cpulimit=0.5),
         arch=template.arch,
         description="pod",
-        pool=POOL,
+        pool=node.account.pool,
     )
 
-    await api.create_ct(spec)
+
+@contextmanager
+def withheld(node: EmbeddedNode, role: str, privilege: str) -> Iterator[None]:
+    """The account without one privilege while the context lasts."""
+    administrator = node.descriptor.administrator(node.state_dir)
+    administrator.ask("PUT", f"/access/roles/{role}", {"privs": " ".join(ROLES[role] - {privilege})})
+    try:
+        yield
+    finally:
+        administrator.ask("PUT", f"/access/roles/{role}", {"privs": " ".join(ROLES[role])})
+
+
+async def walk_through_life(api: ProxmoxApi, spec: CtSpec) -> None:
+    """What a pod's CT is asked for, from its create to its destroy."""
+    assert (await api.node_status()).memory.total
+    await api.create_ct(msgspec.structs.replace(spec, start=False))
     await api.start_ct(spec.vmid)
     await api.configure_ct(spec.vmid, memory=96, cpulimit=1.0, description="pod, renamed", hostname="web-1")
     await api.configure_ct(spec.vmid, tags="pvecri")
@@ -94,8 +83,44 @@ async def test_the_documented_account_walks_a_pod_through_its_life(api: ProxmoxA
     assert (await api.ct_status(spec.vmid)).pid
     await api.stop_ct(spec.vmid)
     await api.destroy_ct(spec.vmid)
+    await api.destroy_ct(spec.vmid)
 
+
+async def test_documented_account_walks_a_pod_through_its_life(api: ProxmoxApi, spec: CtSpec) -> None:
+    assert await api.missing_privileges() == []
+    await walk_through_life(api, spec)
+
+
+async def test_documented_account_can_do_nothing_outside_its_pool(api: ProxmoxApi, spec: CtSpec) -> None:
     with pytest.raises(PermissionDenied):
         await api.create_ct(msgspec.structs.replace(spec, pool=""))
-    with pytest.raises(PermissionDenied):
-        await api.create_ct(msgspec.structs.replace(spec, unprivileged=False))
+
+
+async def test_privileged_cts_need_a_role_of_their_own(api: ProxmoxApi, node: EmbeddedNode, spec: CtSpec) -> None:
+    privileged = msgspec.structs.replace(spec, unprivileged=False)
+    await walk_through_life(api, privileged)
+    with withheld(node, "KubePrivileged", "Sys.Modify"):
+        with pytest.raises(PermissionDenied, match=r"Permission check failed \(/, Sys\.Modify\)"):
+            await api.create_ct(privileged)
+        await walk_through_life(api, spec)
+
+
+@pytest.mark.parametrize(("role", "privilege", "path"), NEEDED)
+async def test_each_privilege_is_needed_and_missed_by_its_name(
+    api: ProxmoxApi, node: EmbeddedNode, spec: CtSpec, role: str, privilege: str, path: str
+) -> None:
+    with withheld(node, role, privilege):
+        missing = await api.missing_privileges()
+        assert missing == [f"{path}: {privilege}"]
+    assert await api.missing_privileges() == []
+
+
+@pytest.mark.parametrize("privilege", sorted(ROLES["KubePods"] - {"VM.Audit", "VM.Allocate"}))
+async def test_pod_without_a_privilege_of_its_cts_is_refused_in_proxmoxs_words(
+    api: ProxmoxApi, node: EmbeddedNode, spec: CtSpec, privilege: str
+) -> None:
+    with withheld(node, "KubePods", privilege):
+        text = rf"Permission check failed \(/vms/{spec.vmid}, {privilege.replace('.', '[.]')}"
+        with pytest.raises(PermissionDenied, match=text):
+            await walk_through_life(api, spec)
+    await api.destroy_ct(spec.vmid)

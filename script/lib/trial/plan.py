@@ -59,7 +59,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeDescriptor(msgspec.Struct, frozen=True):
-    """What node.json says of the embedded node; its token is root's, or the daemon's (`trial.stack.with_account`)."""
+    """What node.json says of the node, with root's token, or with the daemon's (`trial.stack.with_account`)."""
 
     url: str
     node: str
