@@ -169,3 +169,28 @@ def test_what_needs_no_proxmox_goes_on_while_it_is_away(machine: Machine, cri: C
     assert cri.finish(pod, "echo", "hello") == "hello\n"
     assert cri.pod_status(pod).state == pb.SANDBOX_READY
     assert len(cri.pods()) == 1
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_tags_that_fail_do_not_fail_the_pod_and_are_tried_again(
+    machine: Machine, cri: CriClient, restart: bool
+) -> None:
+    machine.node.fault(request="PUT /nodes/[^/]+/lxc/[0-9]+/config", status=500, text="no tags today", times=None)
+    pod = cri.run_pod()
+    eventually(lambda: "gets no tags (proxmox.tags): " in machine.daemon.log.read_text(), "the failure is logged")
+    assert "tags" not in machine.node.ct(cri.vmid(pod), "config")
+    machine.node.clear_faults()
+    if restart:
+        machine.restart()
+        cri = machine.client
+    eventually(lambda: machine.node.ct(cri.vmid(pod), "config").get("tags") == "pvecri", "the CT has its tags")
+
+
+def test_a_pod_whose_ct_was_destroyed_behind_our_back_can_be_removed(machine: Machine, cri: CriClient) -> None:
+    pod = cri.run_pod()
+    vmid = cri.vmid(pod)
+    machine.node.remove_ct(vmid)
+    eventually(lambda: cri.pod_status(pod).state == pb.SANDBOX_NOTREADY, "the daemon has noticed")
+    cri.stop_pod(pod)
+    cri.remove_pod(pod)
+    assert pod not in {each.id for each in cri.pods()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods as a kubelet 1.36 asks for them: whose user namespace each gets, and that it is told everywhere."""
+"""Pods as a kubelet 1.36 asks for them: whose user namespace each gets, and where that is seen."""
 
 from __future__ import annotations
 

@@ -181,8 +181,11 @@ class Machine:
         self.run_dir, self.state_dir = directory / "run", directory / "state"
         self.lxc_path, self.leases = directory / "lxc", directory / "leases"
         self.conf_dir, self.logs, self.plugins = directory / "net.d", directory / "logs", directory / "plugins"
-        for path in (self.lxc_path, self.conf_dir, self.logs, self.plugins):
+        for path in (self.lxc_path, self.conf_dir, self.logs, self.plugins, self.run_dir):
             path.mkdir()
+        # As systemd has /run: nothing there can be executed.
+        flags = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
+        mounts.mount("run", self.run_dir, "tmpfs", flags, "mode=755")
         self.ovs_dir = directory / OVS_DIR
         insecure = f'[[registry]]\nlocation = "{registry.address}"\ninsecure = true\n'
         (directory / "registries.conf").write_text(insecure)

@@ -47,6 +47,6 @@ def make_nodes(directory: Path, devices: Sequence[HostDevice], mappings: Iterabl
 def outside(inside: int, mappings: Sequence[IdMapping]) -> int:
     """An id of the container as the node has it; one that is not mapped becomes the container's root."""
     for entry in mappings:
-        if entry.container_id <= inside < entry.container_id + entry.length:
+        if entry.has(inside):
             return entry.host_id + inside - entry.container_id
     return outside(0, mappings) if inside else 0

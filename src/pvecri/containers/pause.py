@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvecri.containers import apparmor
+from pvecri.containers import apparmor, spec_linux
 from pvecri.containers.abilities import Abilities
 from pvecri.containers.plan import Json
 from pvecri.model import IdMapping
@@ -78,15 +78,9 @@ def _linux(plan: PausePlan) -> Json:
     }
     joins_user = "user" in plan.joined and plan.abilities.oci_runtime.wants_mappings_with_userns_path
     if "user" in plan.made or joins_user:
-        mappings = [
-            {"containerID": entry.container_id, "hostID": entry.host_id, "size": entry.length}
-            for entry in plan.mappings
-        ]
-        described |= {"uidMappings": mappings, "gidMappings": mappings}
+        described |= spec_linux.id_mappings(plan.mappings)
     return described
 
 
 def _mapped(inside: int, mappings: tuple[IdMapping, ...]) -> bool:
-    return not mappings or any(
-        entry.container_id <= inside < entry.container_id + entry.length for entry in mappings
-    )
+    return not mappings or any(entry.has(inside) for entry in mappings)

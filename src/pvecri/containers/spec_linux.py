@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pvecri.containers import apparmor, capabilities
 from pvecri.containers.abilities import Abilities
 from pvecri.containers.devices import HostDevice
 from pvecri.containers.plan import Json, Plan
 from pvecri.errors import InvalidArgument
-from pvecri.model import NamespaceMode, ProfileKind, Propagation, Resources
+from pvecri.model import IdMapping, NamespaceMode, ProfileKind, Propagation, Resources
 
 SHARED_PID = "shared-pid"
 """The name of the pin of the PID namespace that a pod's containers share."""
@@ -27,16 +29,18 @@ def linux(plan: Plan) -> Json:
         "rootfsPropagation": _rootfs_propagation(plan),
     }
     if plan.mappings and plan.abilities.oci_runtime.wants_mappings_with_userns_path:
-        mappings = [
-            {"containerID": entry.container_id, "hostID": entry.host_id, "size": entry.length}
-            for entry in plan.mappings
-        ]
-        described |= {"uidMappings": mappings, "gidMappings": mappings}
+        described |= id_mappings(plan.mappings)
     if plan.seccomp is not None:
         described["seccomp"] = plan.seccomp
     if not plan.privileged:
         described |= {"maskedPaths": list(security.masked_paths), "readonlyPaths": list(security.readonly_paths)}
     return described
+
+
+def id_mappings(mappings: Iterable[IdMapping]) -> Json:
+    """`uidMappings` and `gidMappings`, which are the same here."""
+    rows = [{"containerID": each.container_id, "hostID": each.host_id, "size": each.length} for each in mappings]
+    return {"uidMappings": rows, "gidMappings": rows}
 
 
 def namespaces(plan: Plan) -> list[Json]:

@@ -24,6 +24,10 @@ class IdMapping(Value, frozen=True):
     host_id: int
     length: int
 
+    def has(self, inside: int) -> bool:
+        """Whether it maps this ID of the user namespace."""
+        return self.container_id <= inside < self.container_id + self.length
+
 
 class UserNamespace(Value, frozen=True):
     """CRI UserNamespace as a client sends it. What a pod gets is UserNamespaceDecision.

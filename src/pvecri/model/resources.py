@@ -16,7 +16,7 @@ class HugepageLimit(Value, frozen=True):
 
 
 class Resources(Value, frozen=True):
-    """CRI LinuxContainerResources; 0 or empty means not said.
+    """CRI LinuxContainerResources; 0 or empty is unset.
 
     `cpu_period` and `cpu_quota` are microseconds; `cpu_shares` are cgroup v1 shares (2 to 262144). The last four
     are not the CRI's: NRI plugins ask for them. A `pids_limit` of -1 is none.

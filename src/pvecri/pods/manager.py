@@ -69,7 +69,8 @@ class PodManager:
         oci_runtime = OciRuntime(abilities, oci, exits)
         self._volumes = VolumeProbe()
         self._tags = CtTags(self._pods, proxmox, config.proxmox.tags)
-        pauses = Pauses(abilities, oci_runtime, runtime.run_dir / "pause")
+        # Not in the run directory: systemd mounts /run with noexec.
+        pauses = Pauses(abilities, oci_runtime, runtime.state_dir / "pause")
         pauses.prepare()
         self.containers = Containers(config, abilities, self._pods, images, oci_runtime, exits, hooks)
         self.commands = Commands(abilities, self._pods, oci_runtime, hooks)

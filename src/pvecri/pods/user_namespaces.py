@@ -222,13 +222,7 @@ def unmapped(ids: Iterable[int], mappings: Sequence[IdMapping]) -> tuple[int, ..
     """
     if not mappings:
         return ()
-    return tuple(
-        sorted(
-            each
-            for each in set(ids)
-            if not any(row.container_id <= each < row.container_id + row.length for row in mappings)
-        )
-    )
+    return tuple(sorted(each for each in set(ids) if not any(row.has(each) for row in mappings)))
 
 
 def own_mappings(
