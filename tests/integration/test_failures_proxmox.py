@@ -80,12 +80,12 @@ def test_a_start_task_that_fails_is_told_in_its_words_and_the_ct_is_destroyed(
 
 def test_a_ct_that_does_not_come_up_in_time_is_given_up(machine: Machine) -> None:
     machine.restart(runtime="start_timeout = 0.5")
-    machine.node.fault(task="vzstart", hold=True)
+    # The task holds the lock of the CT's config, so the daemon destroys the CT when it has ended.
+    machine.node.fault(task="vzstart", delay=3)
     with refused(
         grpc.StatusCode.DEADLINE_EXCEEDED, r"CT \d+ did not start within 0\.5 s \(runtime\.start_timeout\)"
     ):
         machine.client.run_pod()
-    machine.node.clear_faults()
     eventually(lambda: set(machine.leftovers()) <= machine.usual, "the CT is gone")
     machine.restart()
 

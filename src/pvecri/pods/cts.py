@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Set
 from contextlib import suppress
 from pathlib import Path
 
@@ -79,8 +79,9 @@ class Cts:
         The VMID is stored before Proxmox is asked for it. A number that another node took is passed over.
         """
         await self.prepare()
+        refused: set[int] = set()
         while True:
-            vmid = await self._take_vmid()
+            vmid = await self._take_vmid(refused)
             self._pods.save_pod(pod, replace(pod.value, vmid=vmid))
             try:
                 upid = await self._proxmox.create_ct(self._spec(pod, interface))
@@ -88,6 +89,7 @@ class Cts:
             except CtExists:
                 log.info("VMID %d is taken by another guest, taking the next", pod.value.vmid)
                 self._pods.save_pod(pod, replace(pod.value, vmid=0))
+                refused.add(vmid)
             except ProxmoxError:
                 self._template = ""  # somebody may have deleted it: the next pod looks again
                 raise
@@ -175,16 +177,18 @@ class Cts:
                 return Process(pid)
         return None
 
-    async def _take_vmid(self) -> Vmid:
+    async def _take_vmid(self, refused: Set[int]) -> Vmid:
+        """A number that is not known to be taken, and none of those that Proxmox has just refused."""
         try:
             return self._vmids.take()
         except ResourceExhausted:
-            await self._learn_vmids()  # guests come and go without telling us
+            await self._learn_vmids(refused)  # guests come and go without telling us
             return self._vmids.take()
 
-    async def _learn_vmids(self) -> None:
+    async def _learn_vmids(self, refused: Set[int] = frozenset()) -> None:
+        # An account with rights on a pool alone does not see the guests outside of it: those are `refused`.
         guests = {guest.vmid for guest in await self._proxmox.guests()}
-        self._vmids.replace(guests | {pod.value.vmid for pod in self._pods.pods()})
+        self._vmids.replace(guests | refused | {pod.value.vmid for pod in self._pods.pods()})
 
     async def _owns(self, pod: LivePod) -> bool:
         """Whether the CT with the pod's VMID exists and is the pod's.
