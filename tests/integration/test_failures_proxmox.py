@@ -69,6 +69,7 @@ def test_a_create_task_that_fails_is_told_in_its_words(machine: Machine, cri: Cr
     machine.assert_nothing_left()
 
 
+@pytest.mark.slow_node
 def test_a_start_task_that_fails_is_told_in_its_words_and_the_ct_is_destroyed(
     machine: Machine, cri: CriClient
 ) -> None:
@@ -78,6 +79,7 @@ def test_a_start_task_that_fails_is_told_in_its_words_and_the_ct_is_destroyed(
     machine.assert_nothing_left()
 
 
+@pytest.mark.slow_node
 def test_a_ct_that_does_not_come_up_in_time_is_given_up(machine: Machine) -> None:
     machine.restart(runtime="start_timeout = 0.5")
     # The task holds the lock of the CT's config, so the daemon destroys the CT when it has ended.
@@ -108,6 +110,7 @@ def test_a_full_range_of_vmids_is_resource_exhausted(machine: Machine, two_vmids
     two_vmids.run_pod()
 
 
+@pytest.mark.slow_node
 def test_a_vmid_that_another_has_taken_is_passed_over(machine: Machine, two_vmids: CriClient) -> None:
     two_vmids.remove_pod(two_vmids.run_pod())
     machine.node.make_ct(VMIDS[1])

@@ -39,6 +39,7 @@ def test_a_pod_of_every_kind_runs_a_container_and_leaves_nothing(
     machine.assert_nothing_left()
 
 
+@pytest.mark.slow_node
 @pytest.mark.parametrize("kind", ["unprivileged", "privileged"])
 def test_a_ready_pod_can_be_removed_without_being_stopped(machine: Machine, cri: CriClient, kind: str) -> None:
     pod = cri.run_pod(cri.pod_config(linux=KINDS[kind]))
@@ -140,6 +141,7 @@ def test_a_stopped_pod_takes_no_container(cri: CriClient) -> None:
         cri.start(waiting)
 
 
+@pytest.mark.slow_node
 def test_ten_pods_at_once_all_run_and_all_go(machine: Machine, cri: CriClient) -> None:
     with ThreadPoolExecutor(10) as threads:
         pods = list(threads.map(lambda _: cri.run_pod(), range(10)))
@@ -151,6 +153,7 @@ def test_ten_pods_at_once_all_run_and_all_go(machine: Machine, cri: CriClient) -
     machine.assert_nothing_left()
 
 
+@pytest.mark.slow_node
 @pytest.mark.parametrize("point", ["vzcreate", "vzstart"])
 def test_a_call_that_the_client_gives_up_leaves_nothing(machine: Machine, cri: CriClient, point: str) -> None:
     machine.node.fault(task=point, hold=True)
@@ -163,6 +166,7 @@ def test_a_call_that_the_client_gives_up_leaves_nothing(machine: Machine, cri: C
     eventually(lambda: not machine.node.cts() & set(machine.vmids), "the CT is gone")
 
 
+@pytest.mark.slow_node
 def test_a_deadline_that_passes_leaves_nothing(machine: Machine, cri: CriClient) -> None:
     machine.node.fault(task="vzcreate", hold=True)
     with refused(grpc.StatusCode.DEADLINE_EXCEEDED, ""):
@@ -171,6 +175,7 @@ def test_a_deadline_that_passes_leaves_nothing(machine: Machine, cri: CriClient)
     eventually(lambda: set(machine.leftovers()) <= machine.usual, "all is undone")
 
 
+@pytest.mark.slow_node
 def test_two_calls_that_stop_and_remove_one_pod_at_once_both_succeed(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod()
     cri.run(pod, "sleep", "1000")

@@ -12,6 +12,7 @@ from pvecri.cri.proto import cri_pb2 as pb
 MIB = 1 << 20
 
 
+@pytest.mark.slow_node
 def test_the_ct_carries_the_pods_name_tags_and_description(machine: Machine, cri: CriClient) -> None:
     config = cri.pod_config("web-0")
     pod = cri.run_pod(config)

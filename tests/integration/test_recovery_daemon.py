@@ -84,6 +84,7 @@ def test_pods_of_other_kinds_are_adopted_too(machine: Machine, cri: CriClient, k
     assert cri.status(container).exit_code == 137
 
 
+@pytest.mark.slow_node
 @pytest.mark.parametrize("task", ["vzcreate", "vzstart"])
 def test_a_pod_that_was_half_made_is_removed(machine: Machine, cri: CriClient, task: str) -> None:
     machine.node.fault(task=task, hold=True)
@@ -109,6 +110,7 @@ def test_a_daemon_that_is_asked_to_end_does_not_wait_for_proxmox(machine: Machin
     machine.assert_nothing_left()
 
 
+@pytest.mark.slow_node
 def test_a_pod_that_was_half_removed_is_removed(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod()
     cri.run(pod, "sleep", "1000")

@@ -56,6 +56,7 @@ def test_containers_with_the_nodes_processes_end_with_their_ct_too(
     assert machine.processes_of(container) == []
 
 
+@pytest.mark.slow_node
 def test_a_ct_that_is_destroyed_by_hand_ends_the_pod(
     machine: Machine, cri: CriClient, pod: str, container: str
 ) -> None:
@@ -76,6 +77,7 @@ def test_a_ct_whose_number_was_given_to_another_is_left_alone(machine: Machine, 
     machine.node.remove_ct(vmid)
 
 
+@pytest.mark.slow_node
 def test_a_ct_that_stopped_while_the_daemon_was_away_ends_the_pod(
     machine: Machine, cri: CriClient, pod: str, container: str
 ) -> None:

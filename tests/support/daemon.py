@@ -74,6 +74,8 @@ class Node:
         command += [sys.executable, "-m", "pvecri.embedded", "--state-dir", str(self.state_dir), "--faults"]
         command += ["--listen", "{}:{}".format(*self.address), "--lxc-path", str(lxc_path)]
         command += ["--vm-storage", f"{SECOND_STORAGE}=btrfs"]
+        if times := os.environ.get("PVECRI_TEST_TASK_TIMES"):
+            command += ["--task-times", times]
         self._program = Program(command, directory / "node.log")
         self.vmids: set[int] = set()
         self._account: Account | None = None
