@@ -41,3 +41,12 @@ async def test_held_task_goes_on_when_the_faults_are_cleared() -> None:
     assert not held.done()
     faults.clear()
     await held
+
+
+async def test_task_with_a_delay_fails_after_it_if_it_has_a_text() -> None:
+    faults = Faults()
+    faults.add(Fault(task="vzstart", delay=0.01, text="too late"))
+    with pytest.raises(TaskError, match="too late"):
+        await faults.before_task("vzstart")
+    faults.add(Fault(task="vzstart", delay=0.01))
+    await faults.before_task("vzstart")
