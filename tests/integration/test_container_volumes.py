@@ -17,6 +17,7 @@ import grpc
 import pytest
 from support import leaks
 from support.cri_client import CriClient, pod_security, refused, security
+from support.daemon import Machine
 
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.linux import mounts
@@ -260,3 +261,58 @@ def test_a_socket_or_a_fifo_can_be_mounted(cri: CriClient, pod: str, volume: Pat
             listener.bind(str(path))
     shown = cri.finish(pod, "stat", "-c", "%F %u", "/run/it", **mounted(path, "/run/it"))
     assert shown == f"{kind} 0\n"
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("propagation", [pb.PROPAGATION_PRIVATE, pb.PROPAGATION_HOST_TO_CONTAINER])
+def test_the_end_of_a_container_leaves_the_nodes_mounts_below_its_volume(
+    cri: CriClient, pod: str, shared: Path, propagation: int, later: bool
+) -> None:
+    """A clone of a shared mount is its peer: unmounting it would unmount what lies below on the node."""
+    below = shared / "below"
+    below.mkdir()
+
+    def mount_below() -> None:
+        mounts.mount("below", below, "tmpfs")
+        (below / "file").write_text("of the node")
+
+    if not later:
+        mount_below()
+    container = cri.run(pod, "sleep", "1000", **mounted(shared, propagation=propagation))
+    if later:
+        mount_below()
+    if not later or propagation == pb.PROPAGATION_HOST_TO_CONTAINER:
+        assert cri.output(container, "cat", "/data/below/file") == "of the node"
+    cri.stop(container)
+    cri.remove(container)
+    cri.remove_pod(pod)
+    assert mounts.is_mountpoint(below)
+    assert (below / "file").read_text() == "of the node"
+
+
+def test_the_nodes_root_is_a_volume_of_an_unprivileged_pod(machine: Machine, cri: CriClient, volume: Path) -> None:
+    """The daemon's own directories are below it, some of them closed to all but a pod's root."""
+    (volume / "file").write_text("x")
+    fields = mounted(Path("/"), "/host", readonly=True)
+    pod = cri.run_pod()
+    assert cri.finish(pod, "cat", f"/host{volume}/file", **fields) == "x"
+    cri.remove_pod(pod)
+    assert mounts.is_mountpoint(machine.run_dir)
+
+
+@pytest.mark.parametrize("path", ["/proc", "/"])
+@pytest.mark.parametrize("host_network", [False, True])
+def test_the_nodes_proc_is_the_nodes(machine: Machine, cri: CriClient, path: str, host_network: bool) -> None:
+    """conmon and the OCI runtime have the /proc of the CT: what a volume shows is not theirs."""
+    options = pb.NamespaceOption(pid=pb.CONTAINER, network=pb.NODE if host_network else pb.POD)
+    pod = cri.run_pod(cri.pod_config(linux=pod_security(namespace_options=options)))
+    proc = "/host" if path == "/proc" else "/host/proc"
+    fields = mounted(Path(path), "/host", readonly=True)
+    shown = cri.finish(pod, "ls", proc, linux=security(namespace_options=options), **fields)
+    assert str(machine.daemon.pid) in shown.split()
+    cri.remove_pod(pod)
+
+
+def test_a_directory_that_is_not_there_is_made(cri: CriClient, pod: str, volume: Path) -> None:
+    assert cri.finish(pod, "ls", "-a", "/data", **mounted(volume / "new/one")).split() == [".", ".."]
+    assert (volume / "new/one").is_dir()

@@ -90,7 +90,7 @@ def test_an_idmapped_bind_shows_ids_as_the_namespace_maps_them(area: Path) -> No
     os.chown(source / "file", 5, 6)
     with user_namespace(first_id=200_000) as path:
         userns = os.open(path, os.O_RDONLY)
-        mounts.idmapped_bind(source, target, userns, readonly=True)
+        mounts.bind_clone(source, target, userns, readonly=True)
         os.close(userns)
     shown = (target / "file").stat()
     assert (shown.st_uid, shown.st_gid) == (200_005, 200_006)
@@ -100,7 +100,7 @@ def test_an_idmapped_bind_shows_ids_as_the_namespace_maps_them(area: Path) -> No
 
 def test_a_filesystem_that_cannot_be_idmapped_says_so(area: Path) -> None:
     with user_namespace() as path, path.open() as userns, refused(errno.EINVAL):
-        mounts.idmapped_bind(Path("/sys/kernel"), area, userns.fileno())
+        mounts.bind_clone(Path("/sys/kernel"), area, userns.fileno())
     assert not mounts.is_mountpoint(area)
 
 

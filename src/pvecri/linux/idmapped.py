@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import subprocess
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from pvecri.linux import mounts
 from pvecri.linux.mounts import MountEntry
+
+log = logging.getLogger(__name__)
 
 _REFUSED = frozenset({errno.EINVAL, errno.EPERM})
 """What the kernel answers for a filesystem that cannot be idmapped, and for a mount that is idmapped already."""
@@ -24,7 +26,7 @@ def bind_tree(source: Path, target: Path, userns_fd: int) -> list[MountEntry]:
     that user namespace. OSError for other causes; the caller unmounts what is there by then.
     """
     try:
-        mounts.idmapped_bind(source, target, userns_fd, recursive=True)
+        mounts.bind_clone(source, target, userns_fd, recursive=True)
     except OSError as error:
         if error.errno not in _REFUSED:
             raise
@@ -37,29 +39,27 @@ def _bind_one_by_one(source: Path, target: Path, userns_fd: int) -> list[MountEn
     refused = []
     for entry in mounts_from(source, mounts.mounts()):
         is_below = entry.mountpoint != source and entry.mountpoint.is_relative_to(source)
-        place = target / entry.mountpoint.relative_to(source) if is_below else target
-        with suppress(FileNotFoundError):  # it was unmounted meanwhile, or another mount hides it
-            if not _bind_one(entry.mountpoint if is_below else source, place, userns_fd):
-                refused.append(entry)
-            # A clone is a peer of what it shows: what is mounted on it next would show on the node, too.
-            mounts.make_slave(place)
+        shown = entry.mountpoint if is_below else source
+        place = target / shown.relative_to(source)
+        mapped = can_be_mapped(shown, userns_fd)
+        try:
+            mounts.bind_clone(shown, place, userns_fd if mapped else None)
+        except FileNotFoundError:  # it was unmounted meanwhile, or another mount hides it
+            continue
+        except PermissionError:
+            # In the clone a directory that belongs to unmapped IDs is closed to everyone, the node's root
+            # included.
+            log.info("%s: not shown below %s: its directory belongs to IDs that the pod lacks", shown, source)
+            continue
+        if not mapped:
+            refused.append(entry)
     return refused
-
-
-def _bind_one(source: Path, target: Path, userns_fd: int) -> bool:
-    """Show one mount, idmapped if that is possible; whether it was."""
-    mapped = can_be_mapped(source, userns_fd)
-    if mapped:
-        mounts.idmapped_bind(source, target, userns_fd)
-    else:
-        mounts.bind(source, target, recursive=False)
-    return mapped
 
 
 def can_be_mapped(source: Path, userns_fd: int) -> bool:
     """Whether the mount that `source` is on can be idmapped. Mounts nothing."""
     try:
-        os.close(mounts.open_idmapped(source, userns_fd))
+        os.close(mounts.open_clone(source, userns_fd))
     except OSError as error:
         if error.errno not in _REFUSED:
             raise

@@ -139,9 +139,17 @@ def open_tree(path: Path, flags: int, *, recursive: bool = False) -> int:
 
 
 def mount_setattr(
-    fd: int, *, attributes: int = 0, idmap_userns_fd: int | None = None, recursive: bool = False, path: Path
+    fd: int,
+    *,
+    attributes: int = 0,
+    propagation: int = 0,
+    idmap_userns_fd: int | None = None,
+    recursive: bool = False,
+    path: Path,
 ) -> None:
     """mount_setattr(2) on a descriptor of open_tree; `path` is for the error's text only.
+
+    `propagation` is MS_SLAVE, MS_PRIVATE or MS_SHARED, 0 to leave it.
 
     With `idmap_userns_fd` the mount shows ids as that user namespace maps them. The mount must be detached and
     not idmapped yet; OSError EINVAL where its filesystem cannot be idmapped.
@@ -149,7 +157,7 @@ def mount_setattr(
     if idmap_userns_fd is not None:
         attributes |= MOUNT_ATTR_IDMAP
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
-    _mount_setattr(fd, path, flags, _MountAttr(attributes, 0, 0, idmap_userns_fd or 0))
+    _mount_setattr(fd, path, flags, _MountAttr(attributes, 0, propagation, idmap_userns_fd or 0))
 
 
 def move_mount(fd: int, target: Path) -> None:
@@ -160,29 +168,41 @@ def move_mount(fd: int, target: Path) -> None:
     _check(result, target)
 
 
-def open_idmapped(source: Path, userns_fd: int, *, recursive: bool = False, readonly: bool = False) -> int:
-    """A descriptor of a detached clone of `source` with the ids of a user namespace.
+def open_clone(
+    source: Path, userns_fd: int | None = None, *, recursive: bool = False, readonly: bool = False
+) -> int:
+    """A descriptor of a detached clone of `source`, with the IDs of a user namespace if one is given.
 
-    OSError EINVAL where the filesystem cannot be idmapped. The caller closes it.
+    OSError EINVAL where the filesystem cannot be idmapped. The caller closes it. What is mounted below the
+    source later shows in the clone, and nothing that is done to the clone shows at the source: a clone of a
+    shared mount is its peer otherwise, and to unmount what lies below it unmounts it on the node.
     """
     attributes = MOUNT_ATTR_RDONLY if readonly else 0
     fd = open_tree(source, OPEN_TREE_CLONE, recursive=recursive)
     try:
-        mount_setattr(fd, attributes=attributes, idmap_userns_fd=userns_fd, recursive=recursive, path=source)
+        mount_setattr(
+            fd,
+            attributes=attributes,
+            propagation=MS_SLAVE,
+            idmap_userns_fd=userns_fd,
+            recursive=recursive,
+            path=source,
+        )
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def idmapped_bind(
-    source: Path, target: Path, userns_fd: int, *, recursive: bool = False, readonly: bool = False
+def bind_clone(
+    source: Path, target: Path, userns_fd: int | None = None, *, recursive: bool = False, readonly: bool = False
 ) -> None:
-    """Show `source` at `target` with the ids of a user namespace: what 0 owns there, its root owns here.
+    """Show a clone of `source` (`open_clone`) at `target`: with a user namespace, what 0 owns there its root
+    owns here.
 
     OSError EINVAL where the filesystem cannot be idmapped.
     """
-    fd = open_idmapped(source, userns_fd, recursive=recursive, readonly=readonly)
+    fd = open_clone(source, userns_fd, recursive=recursive, readonly=readonly)
     try:
         move_mount(fd, target)
     finally:

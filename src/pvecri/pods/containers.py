@@ -120,7 +120,8 @@ class Containers:
         config = container.value.config
         volumes.check_sources(config)
         userns = bundles.userns(pod)
-        if userns is not None and (config.mounts or container.value.added_sources):
+        mapped = userns is not None and (config.mounts or container.value.added_sources)
+        if mapped or volumes.needs_staging(config):
             volumes.stage(container.value, bundles.staging(container), userns)
         rules = spec.allowed_devices(container.bundle.spec.read_bytes())
         if rules and not config.security.privileged:

@@ -159,8 +159,12 @@ class Creator:
     ) -> Plan:
         undo.callback(bundles.remove_bundle, container.bundle)
         files.make_private_directory(container.bundle.directory, pod.value.root_uid)
-        staging = bundles.staging(container) if pod.value.mappings else None
-        binds = volumes.resolve_binds(container.value.config, staging, image_volumes)
+        binds = volumes.resolve_binds(
+            container.value.config,
+            bundles.staging(container),
+            image_volumes,
+            mapped=bool(pod.value.mappings),
+        )
         plan = self._plan(pod, container, image, rootfs, binds)
         self._check_ids(pod, container, plan.user)
         container.value = replace(container.value, user=plan.user)

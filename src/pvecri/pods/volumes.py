@@ -25,14 +25,14 @@ _PER_CONTAINER = ("/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/consol
 
 
 def resolve_binds(
-    config: ContainerConfig, staging: Path | None, images: Mapping[int, Path]
+    config: ContainerConfig, staging: Path, images: Mapping[int, Path], *, mapped: bool
 ) -> tuple[BindSource, ...]:
-    """Where each mount of the request comes from; InvalidArgument for a source that does not exist.
+    """Where each mount of the request comes from. A source that does not exist becomes a directory, as elsewhere.
 
-    With a `staging` directory the source will be an idmapped clone below it (`stage`). `images` has, by the
-    mount's index, where the images of image volumes are mounted.
+    In a user namespace (`mapped`) the source will be an idmapped clone below `staging` (`stage`). `images` has,
+    by the mount's index, where the images of image volumes are mounted.
     """
-    check_sources(config)
+    _make_sources(config)
     binds: list[BindSource] = []
     for index, mount in enumerate(config.mounts):
         field = f"config.mounts[{index}]"
@@ -40,12 +40,12 @@ def resolve_binds(
             binds.append(_image_volume(field, mount, images[index]))
             continue
         source = Path(mount.host_path)
-        if staging is not None and mount.propagation is Propagation.BIDIRECTIONAL:
+        if mapped and mount.propagation is Propagation.BIDIRECTIONAL:
             raise InvalidArgument(f"{field}.propagation", "PROPAGATION_BIDIRECTIONAL needs a privileged pod")
         check_propagation(field, source.resolve(), mount.propagation)
         binds.append(
             BindSource(
-                source=staging / str(index) if staging else source.resolve(),
+                source=staging / str(index) if mapped or _shows_proc(mount) else source.resolve(),
                 container_path=mount.container_path,
                 readonly=mount.readonly,
                 recursive_readonly=mount.recursive_readonly,
@@ -56,8 +56,35 @@ def resolve_binds(
     return tuple(binds)
 
 
+def _make_sources(config: ContainerConfig) -> None:
+    """Kubernetes' hostPath of no type: CRI-O and containerd make a directory, and charts rely on it."""
+    for index, mount in enumerate(config.mounts):
+        if not mount.image and not Path(mount.host_path).exists():
+            try:
+                Path(mount.host_path).mkdir(mode=0o755, parents=True)
+            except OSError as error:  # a link to nothing, too
+                problem = f"{mount.host_path} does not exist on the node and cannot be made: {error.strerror}"
+                raise InvalidArgument(f"config.mounts[{index}].host_path", problem) from error
+
+
+def needs_staging(config: ContainerConfig) -> bool:
+    """Whether a mount has to be staged also where no IDs are mapped."""
+    return any(_shows_proc(mount) for mount in config.mounts)
+
+
+def _shows_proc(mount: Mount) -> bool:
+    """Whether the OCI runtime would take another /proc than the node's for the source.
+
+    It runs with that of the CT's PID namespace, which is no container's to see; the daemon's own is the node's.
+    """
+    if mount.image or mount.propagation is Propagation.BIDIRECTIONAL:
+        return False
+    source = Path(mount.host_path).resolve()
+    return source == Path("/") or source.is_relative_to("/proc")
+
+
 def check_sources(config: ContainerConfig) -> None:
-    """InvalidArgument for a mount whose source is not there (any more)."""
+    """InvalidArgument for a mount whose source is not there any more."""
     for index, mount in enumerate(config.mounts):
         if not mount.image and not Path(mount.host_path).exists():
             raise InvalidArgument(
@@ -116,14 +143,23 @@ def added(staging: Path, index: int) -> Path:
     return staging / f"added-{index}"
 
 
-def stage(container: Container, staging: Path, userns: Path) -> None:
+def stage(container: Container, staging: Path, userns: Path | None) -> None:
     """Mount an idmapped clone of each source below `staging`, so that owners read as they do on the node.
+
+    Without a user namespace only sources that the OCI runtime cannot find itself are staged (`needs_staging`).
 
     FailedPrecondition for a source on a filesystem that cannot be idmapped, if its files have owners that matter
     (volume_owners.py). What is mounted below a source, and cannot be idmapped, is shown as it is: its files
     belong to nobody in the pod, as in any user namespace.
     """
     staging.mkdir(exist_ok=True)
+    if userns is None:
+        for index, mount in enumerate(container.config.mounts):
+            if _shows_proc(mount):
+                found, target = Path(mount.host_path).resolve(), staging / str(index)
+                _make_target(found, target)
+                mounts.bind_clone(found, target, recursive=True)
+        return
     userns_fd = os.open(userns, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for index, mount in enumerate(container.config.mounts):
@@ -137,10 +173,7 @@ def stage(container: Container, staging: Path, userns: Path) -> None:
 
 
 def _idmapped(field: str, source: Path, target: Path, userns_fd: int) -> None:
-    if source.is_dir():
-        target.mkdir(exist_ok=True)
-    else:
-        target.touch()
+    _make_target(source, target)
     refused = idmapped.bind_tree(source, target, userns_fd)
     for entry in refused:
         if source.is_relative_to(entry.mountpoint) and volume_owners.matter(entry.fstype):
@@ -152,6 +185,13 @@ def _idmapped(field: str, source: Path, target: Path, userns_fd: int) -> None:
         log.info(
             "%s: %s cannot be idmapped; its files belong to nobody in the pod", entry.mountpoint, entry.fstype
         )
+
+
+def _make_target(source: Path, target: Path) -> None:
+    if source.is_dir():
+        target.mkdir(exist_ok=True)
+    else:
+        target.touch()
 
 
 def unstage(staging: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def using(*devices: Device, privileged: bool = False) -> ContainerConfig:
 
 
 def resolved(*mounts: Mount) -> list[BindSource]:
-    return list(volumes.resolve_binds(container(*mounts), None, {}))
+    return list(volumes.resolve_binds(container(*mounts), Path("/staging"), {}, mapped=False))
 
 
 # -- mounts --------------------------------------------------------------------------------------------------
@@ -47,10 +48,21 @@ def test_a_link_is_followed_once_and_cannot_be_turned_elsewhere_later(tmp_path: 
     assert resolved(mount(tmp_path / "link"))[0].source == tmp_path / "real"
 
 
-def test_a_source_that_does_not_exist_is_refused_by_its_position(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument) as caught:
-        resolved(mount(tmp_path), mount(tmp_path / "nothing"))
-    assert str(caught.value) == f"config.mounts[1].host_path: {tmp_path}/nothing does not exist on the node"
+def test_a_source_that_does_not_exist_becomes_a_directory(tmp_path: Path) -> None:
+    resolved(mount(tmp_path), mount(tmp_path / "new/deep"))
+    assert stat.S_IMODE((tmp_path / "new/deep").stat().st_mode) == 0o755
+
+
+def test_a_source_that_cannot_be_made_is_refused_by_its_position(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidArgument, match=r"^config\.mounts\[1\]\.host_path: .*/file/x does not exist"):
+        resolved(mount(tmp_path), mount(tmp_path / "file/x"))
+
+
+@pytest.mark.parametrize(("path", "staged"), [("/", True), ("/proc", True), ("/proc/sys", True), ("/sys", False)])
+def test_what_shows_proc_is_staged_where_proc_is_the_nodes(path: str, staged: bool) -> None:
+    (bind,) = resolved(mount(Path(path)))
+    assert (bind.source == Path("/staging/0")) is staged
 
 
 def test_a_link_to_nothing_is_nothing(tmp_path: Path) -> None:
@@ -62,7 +74,7 @@ def test_a_link_to_nothing_is_nothing(tmp_path: Path) -> None:
 def test_in_a_user_namespace_the_source_is_a_clone_named_by_the_mounts_position(tmp_path: Path) -> None:
     staging = tmp_path / "staging"
     config = container(mount(tmp_path), mount("/"))
-    sources = [bind.source for bind in volumes.resolve_binds(config, staging, {})]
+    sources = [bind.source for bind in volumes.resolve_binds(config, staging, {}, mapped=True)]
     assert sources == [staging / "0", staging / "1"]
     assert not staging.exists()
 
@@ -70,7 +82,7 @@ def test_in_a_user_namespace_the_source_is_a_clone_named_by_the_mounts_position(
 def test_a_clone_cannot_propagate_to_the_node(tmp_path: Path) -> None:
     config = container(mount(tmp_path, propagation=Propagation.BIDIRECTIONAL))
     with pytest.raises(InvalidArgument) as caught:
-        volumes.resolve_binds(config, tmp_path / "staging", {})
+        volumes.resolve_binds(config, tmp_path / "staging", {}, mapped=True)
     words = "config.mounts[0].propagation: PROPAGATION_BIDIRECTIONAL needs a privileged pod"
     assert str(caught.value) == words
 
@@ -90,7 +102,7 @@ def image(tmp_path: Path) -> Path:
 
 def image_volume(image: Path, sub_path: str) -> BindSource:
     wanted = Mount(container_path="/data", image="data:1", image_sub_path=sub_path, readonly=True)
-    (bind,) = volumes.resolve_binds(container(wanted), None, {0: image})
+    (bind,) = volumes.resolve_binds(container(wanted), Path("/staging"), {0: image}, mapped=False)
     return bind
 
 

@@ -177,7 +177,7 @@ def _open_tree(path: Path, userns_fd: int | None) -> int:
     if userns_fd is None:
         return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return mounts.open_idmapped(path, userns_fd, readonly=True)
+        return mounts.open_clone(path, userns_fd, readonly=True)
     except OSError as error:
         raise cannot_be_mapped(path, error) from error
 
