@@ -22,7 +22,7 @@ from pvecri.pods.live import LivePod, Pods
 from pvecri.pods.vmids import VmidAllocator
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import CtSpec, size_parameters
-from pvecri.proxmox.errors import CtExists, CtNotFound, ProxmoxError
+from pvecri.proxmox.errors import CtExists, CtHidden, CtNotFound, ProxmoxError
 from pvecri.proxmox.sizing import CtSize, ct_size
 
 log = logging.getLogger(__name__)
@@ -194,11 +194,21 @@ class Cts:
         """Whether the CT with the pod's VMID exists and is the pod's.
 
         A number that is reserved, by a call of ours that was cut off or by another's, says for whom when it is
-        made: waits for that, and raises CtLocked or CtHidden when it takes longer than proxmox.task_timeout.
+        made: waits for that, and raises CtLocked or CtHidden when it takes longer than proxmox.task_timeout. A pod
+        whose CT once ran has nothing to wait for: a CT that our account does not see now is another's.
         """
+        made = bool(pod.value.mappings) or pod.value.networked or pod.value.tagged
         try:
-            config = await self._proxmox.created_ct_config(pod.value.vmid)
+            if made:
+                config = await self._proxmox.ct_config(pod.value.vmid)
+            else:
+                config = await self._proxmox.created_ct_config(pod.value.vmid)
         except CtNotFound:
+            return False
+        except CtHidden:
+            if not made:
+                raise
+            log.warning("CT %d is not in our pool, so not the one of pod %s", pod.value.vmid, pod.id)
             return False
         if notes.owner(config.description).sandbox != pod.id:
             log.warning("CT %d is not the one of pod %s; it is left alone", pod.value.vmid, pod.id)
