@@ -166,7 +166,6 @@ def test_a_call_that_the_client_gives_up_leaves_nothing(machine: Machine, cri: C
     eventually(lambda: not machine.node.cts() & set(machine.vmids), "the CT is gone")
 
 
-@pytest.mark.slow_node
 def test_a_deadline_that_passes_leaves_nothing(machine: Machine, cri: CriClient) -> None:
     machine.node.fault(task="vzcreate", hold=True)
     with refused(grpc.StatusCode.DEADLINE_EXCEEDED, ""):
@@ -175,7 +174,6 @@ def test_a_deadline_that_passes_leaves_nothing(machine: Machine, cri: CriClient)
     eventually(lambda: set(machine.leftovers()) <= machine.usual, "all is undone")
 
 
-@pytest.mark.slow_node
 def test_two_calls_that_stop_and_remove_one_pod_at_once_both_succeed(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod()
     cri.run(pod, "sleep", "1000")
