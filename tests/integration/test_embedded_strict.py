@@ -208,6 +208,15 @@ async def test_tags_of_a_create_are_checked_without_the_pool(node: NodeProcess, 
         assert (await node.get(f"{CT}/config"))["tags"] == "pvecri"
 
 
+async def test_firewall_of_a_ct_is_set_with_the_rights_on_its_pool(node: NodeProcess, account: Login) -> None:
+    with node.asked_as(account):
+        await node.task("POST", "/nodes/pve/lxc", PARAMETERS | {"pool": "kubernetes"})
+        await node.ask("POST", f"{CT}/firewall/rules", {"type": "in", "action": "DROP", "enable": 1})
+        await node.ask("PUT", f"{CT}/firewall/options", {"enable": 1})
+        assert [rule["action"] for rule in await node.get(f"{CT}/firewall/rules")] == ["DROP"]
+        assert (await node.get(f"{CT}/firewall/options"))["enable"] == 1
+
+
 async def test_privileged_ct_needs_rights_on_the_root_path(node: NodeProcess, account: Login) -> None:
     privileged = PARAMETERS | {"pool": "kubernetes", "unprivileged": 0}
     with node.asked_as(account):

@@ -122,17 +122,17 @@ class AccessApi(Base):
             if rule.get("user") != "all":
                 if "check" not in rule:
                     raise Denied
-                self._check_rule(user, rule["check"], values)
+                self._check_permission_rule(user, rule["check"], values)
         except Denied as denial:
             why = f" ({denial})" if str(denial) else ""
             raise PveError(403, f"Permission check failed{why}") from None
 
-    def _check_rule(self, user: str, rule: Sequence[Any], values: Mapping[str, Any]) -> None:
+    def _check_permission_rule(self, user: str, rule: Sequence[Any], values: Mapping[str, Any]) -> None:
         """One rule of a method. Raises Denied."""
         kind, *rest = rule
         if kind == "and":
             for part in rest:
-                self._check_rule(user, part, values)
+                self._check_permission_rule(user, part, values)
         elif kind == "or":
             if not any(self._satisfies(user, part, values) for part in rest):
                 raise Denied
@@ -151,7 +151,7 @@ class AccessApi(Base):
 
     def _satisfies(self, user: str, rule: Sequence[Any], values: Mapping[str, Any]) -> bool:
         try:
-            self._check_rule(user, rule, values)
+            self._check_permission_rule(user, rule, values)
         except (Denied, PveError):
             return False
         return True
