@@ -123,7 +123,8 @@ class SandboxPhase(Enum):
 
 
 class Sandbox(Value, frozen=True):
-    """A pod sandbox in the store. `vmid` is 0 until one is allocated; `tagged` is whether its CT has its tags.
+    """A pod sandbox in the store. `vmid` is 0 until one is allocated; `ct_made` is whether its CT's
+    init has been seen to run, `tagged` whether it has its tags.
 
     `mappings` are those of the pod's user namespace, empty when that is the node's. `missing_ids` are IDs that a
     container needed and the user namespace lacks: the pod's next sandbox gets one that has them.
@@ -141,6 +142,7 @@ class Sandbox(Value, frozen=True):
     mappings: tuple[IdMapping, ...] = ()
     ips: tuple[str, ...] = ()
     networked: bool = False
+    ct_made: bool = False
     tagged: bool = False
 
     @property

@@ -98,7 +98,7 @@ class Cts:
             await self._proxmox.start_ct(pod.value.vmid)
         init = await self._wait_for_init(pod, upid.start_time)
         pod.init = Process(init)
-        self._pods.save_pod(pod, replace(pod.value, mappings=id_mappings(init)))
+        self._pods.save_pod(pod, replace(pod.value, mappings=id_mappings(init), ct_made=True))
         if pod.value.privileged:
             # The CT's device filter bounds those of the containers below it.
             self._cgroups.allow_devices(pod.cgroup, EVERY_DEVICE)
@@ -146,7 +146,7 @@ class Cts:
             await self._proxmox.destroy_ct(vmid)
         with suppress(OSError):  # what LXC did not make, it does not always remove
             self._cgroups.remove(pod.cgroup)
-        self._pods.save_pod(pod, replace(pod.value, vmid=0))
+        self._pods.save_pod(pod, replace(pod.value, vmid=0, ct_made=False))
         self._vmids.give_back(vmid)
 
     async def orphans(self) -> AsyncIterator[int]:
@@ -197,7 +197,7 @@ class Cts:
         made: waits for that, and raises CtLocked or CtHidden when it takes longer than proxmox.task_timeout. A pod
         whose CT once ran has nothing to wait for: a CT that our account does not see now is another's.
         """
-        made = bool(pod.value.mappings) or pod.value.networked or pod.value.tagged
+        made = pod.value.ct_made
         try:
             if made:
                 config = await self._proxmox.ct_config(pod.value.vmid)
