@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,13 +35,22 @@ def held(pid: int) -> list[str]:
     return sorted(names)
 
 
+def at_rest(pid: int) -> list[str] | None:
+    """As `held`, when it stays so; connections to Proxmox come and go."""
+    samples = []
+    for _ in range(5):
+        samples.append([name for name in held(pid) if name != "socket"])
+        time.sleep(0.1)
+    return samples[0] if all(sample == samples[0] for sample in samples) else None
+
+
 def test_file_descriptors_and_memory_stay_as_they_are(machine: Machine, cri: CriClient) -> None:
     pid = machine.daemon.pid
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda _: cycle(cri), range(8)))
-        before = [name for name in held(pid) if name != "socket"]  # connections to Proxmox come and go
+        before = eventually(lambda: at_rest(pid), "the daemon has come to rest")
         list(threads.map(lambda _: cycle(cri), range(16)))
-    eventually(lambda: [name for name in held(pid) if name != "socket"] == before, "all are closed again")
+    eventually(lambda: at_rest(pid) == before, "all are closed again")
     status = Path(f"/proc/{pid}/status").read_text()
     resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
     assert resident // 1024 < MIB_MAX

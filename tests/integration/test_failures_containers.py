@@ -34,7 +34,10 @@ def assert_only_the_pod_is_left(machine: Machine, pod: str) -> None:
         ({"image": pb.ImageSpec()}, r"config\.image\.image"),
         ({"working_dir": "relative"}, r"config\.working_dir"),
         ({"envs": [pb.KeyValue(key="A=B")]}, r"config\.envs\[0\]\.key"),
-        ({"mounts": [pb.Mount(host_path="/not/there", container_path="/x")]}, r"config\.mounts\[0\]\.host_path"),
+        (
+            {"mounts": [pb.Mount(host_path="/proc/not/there", container_path="/x")]},
+            r"config\.mounts\[0\]\.host_path",
+        ),
         ({"devices": [pb.Device(host_path="/dev/nope", permissions="r")]}, r"config\.devices\[0\]\.host_path"),
         ({"linux": security(run_as_username="nobody-here")}, r"config\..*\.run_as_username"),
         ({"linux": security(run_as_user=pb.Int64Value(value=-1))}, r"config\..*\.run_as_user"),
