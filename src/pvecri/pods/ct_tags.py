@@ -53,7 +53,11 @@ class CtTags:
 
     async def _tag_all(self) -> bool:
         """Whether every ready pod's CT has its tags now."""
-        results = [await self._tag(pod) for pod in self._pods.pods() if _untagged(pod)]
+        try:
+            results = [await self._tag(pod) for pod in self._pods.pods() if _untagged(pod)]
+        except Exception:  # nobody waits for this task: a fault is logged, and its work tried again
+            log.exception("tags of CTs")
+            return False
         return all(results)
 
     async def _tag(self, pod: LivePod) -> bool:
