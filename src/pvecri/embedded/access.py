@@ -20,7 +20,7 @@ from .base import Base
 from .layout import write_atomically
 from .usercfg import ROOT, Pools, UserConfig, normalise_path
 
-# PVE::RPCEnvironment::compute_api_permission: what a login is told of its rights, by the first part of the path.
+# PVE::RPCEnvironment::compute_api_permission: the rights in a ticket's answer, by the first part of the path.
 _CAPABILITIES = {
     "vms": re.compile(r"VM\.|Permissions\.Modify"),
     "access": re.compile(r"(User|Group)\.|Permissions\.Modify"),

@@ -69,7 +69,7 @@ class CreateApi(Base):
                 self._pool_join(pool, vmid)
 
         async def start() -> None:
-            # A task of its own, whose UPID nobody is told.
+            # A task of its own, whose UPID no answer contains.
             await self._ct_task(ct, "vzstart", user, lambda: self._start_steps(ct, user))
 
         upid = str(await self._ct_task(ct, "vzcreate", user, body, after=start if v.get("start") else None))

@@ -175,18 +175,20 @@ class Creator:
     def _check_ids(self, pod: LivePod, container: LiveContainer, user: ContainerUser) -> None:
         """IdsMissing if the pod's user namespace lacks an ID that the container or one of its files has."""
         mappings, decision = pod.value.mappings, pod.value.user_namespace
+        if not mappings:  # the node's has all: its pods need not pay for a look at every volume
+            return
         of_process = user_namespaces.missing(user, mappings)
         config = container.value.config
         images = [container.value.image_id, *(ImageId(each.image_ref) for each in config.mounts if each.image)]
         owners = volumes.source_owners(config).union(*(self._images.file_owners(each) for each in images))
         of_files = user_namespaces.unmapped(owners, mappings)
         movable = decision.reason is not UserNamespaceReason.KUBELET_MAPPING
-        known = len(decision.extra_ids) + len({*of_process, *of_files})
-        if of_files and (not movable or known > user_namespaces.EXTRA_IDS_MAX):
+        wanted = {*of_process, *of_files}
+        if of_files and (not movable or len(decision.extra_ids) + len(wanted) > user_namespaces.EXTRA_IDS_MAX):
             log.info("container %s: files of %s belong to nobody in the pod", container.id, of_files[:10])
-            of_files = ()
-        if of_process or of_files:
-            raise IdsMissing(tuple(sorted({*of_process, *of_files})), movable=movable)
+            wanted = {*of_process}
+        if wanted:
+            raise IdsMissing(tuple(sorted(wanted)), movable=movable)
 
     async def _adjust(self, pod: LivePod, container: LiveContainer, plan: Plan, undo: AsyncExitStack) -> None:
         """Let those who watch change the container, now that all is known of it."""
