@@ -37,6 +37,10 @@ again.
 """
 
 
+DESTROYED_WITHIN = 5.0
+"""Seconds for the end of a destroy, after a CT has left its pool: its firewall, jobs and config are removed."""
+
+
 class Cts:
     """Makes and removes the CTs of this installation's pods; touches no other CT."""
 
@@ -194,15 +198,13 @@ class Cts:
         """Whether the CT with the pod's VMID exists and is the pod's.
 
         A number that is reserved, by a call of ours that was cut off or by another's, says for whom when it is
-        made: waits for that, and raises CtLocked or CtHidden when it takes longer than proxmox.task_timeout. A pod
-        whose CT once ran has nothing to wait for: a CT that our account does not see now is another's.
+        made: waits for that, and raises CtLocked or CtHidden when it takes longer than proxmox.task_timeout. A CT
+        that is being destroyed exists until that has ended: CtLocked when it does not within `DESTROYED_WITHIN`.
+        A CT of a pod that once ran and that our account does not see for as long is another's.
         """
         made = pod.value.ct_made
         try:
-            if made:
-                config = await self._proxmox.ct_config(pod.value.vmid)
-            else:
-                config = await self._proxmox.created_ct_config(pod.value.vmid)
+            config = await self._proxmox.idle_ct_config(pod.value.vmid, DESTROYED_WITHIN if made else None)
         except CtNotFound:
             return False
         except CtHidden:

@@ -55,6 +55,9 @@ T = TypeVar("T")
 CREATE_LOCK = "create"
 """The lock of a CT that is being created; until that is done its config says nothing else."""
 
+TRANSIENT_LOCKS = frozenset((CREATE_LOCK, "destroyed"))
+"""Locks of configs that name no owner: at the end of a destroy only ``lock: destroyed`` is left of a config."""
+
 LOCK_PAUSE_FIRST = 0.25
 LOCK_PAUSE_MAX = 4.0
 """Seconds between tries of a CT that is locked."""
@@ -157,19 +160,21 @@ class ProxmoxApi:
         async with self._told_apart(vmid, doing):
             return ct_config(await self._get(path, doing, dict[str, object]))
 
-    async def created_ct_config(self, vmid: Vmid) -> CtConfig:
-        """As `ct_config`, once the CT is no longer being created, by whomever.
+    async def idle_ct_config(self, vmid: Vmid, timeout: float | None = None) -> CtConfig:
+        """As `ct_config`, once the CT is neither being created nor being destroyed, by whomever.
 
-        CtNotFound when there is none, CtHidden or CtLocked when that lasts longer than proxmox.task_timeout.
+        A CT joins its pool at the end of its create and leaves it before the end of its destroy, so a pool's
+        account does not see it then. CtNotFound when there is none; CtHidden or CtLocked when that lasts longer
+        than `timeout` seconds (default: proxmox.task_timeout).
         """
 
         async def attempt() -> CtConfig:
             config = await self.ct_config(vmid)
-            if config.lock == CREATE_LOCK:
-                raise CtLocked(f"read the config of CT {vmid}", f"CT is locked ({CREATE_LOCK})")
+            if config.lock in TRANSIENT_LOCKS:
+                raise CtLocked(f"read the config of CT {vmid}", f"CT is locked ({config.lock})")
             return config
 
-        return await self._unlocked(attempt)
+        return await self._unlocked(attempt, timeout)
 
     async def create_ct(self, spec: CtSpec) -> Upid:
         """Make a CT (POST /nodes/{node}/lxc) and wait until it is made.
@@ -388,10 +393,13 @@ class ProxmoxApi:
                 f"not in the pool {self._config.pool!r} (proxmox.pool)"
             ) from refused
 
-    async def _unlocked(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Try until the CT's lock is free, and it is seen; CtLocked or CtHidden after proxmox.task_timeout."""
+    async def _unlocked(self, attempt: Callable[[], Awaitable[T]], timeout: float | None = None) -> T:
+        """Try until the CT's lock is free, and it is seen; CtLocked or CtHidden after `timeout` seconds
+        (default: proxmox.task_timeout).
+        """
         clock = asyncio.get_running_loop().time
-        deadline, pause = clock() + self._config.task_timeout, LOCK_PAUSE_FIRST
+        seconds = self._config.task_timeout if timeout is None else timeout
+        deadline, pause = clock() + seconds, LOCK_PAUSE_FIRST
         while True:
             try:
                 return await attempt()
@@ -423,7 +431,7 @@ class ProxmoxApi:
         try:
             config = await self.ct_config(vmid)
         except CtHidden:
-            return await self.created_ct_config(vmid)
+            return await self.idle_ct_config(vmid)
         if config.lock == CREATE_LOCK and not config.description:
-            return await self.created_ct_config(vmid)
+            return await self.idle_ct_config(vmid)
         return config

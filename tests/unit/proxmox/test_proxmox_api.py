@@ -220,7 +220,24 @@ async def test_a_ct_that_is_being_created_is_waited_for(pve: ScriptedPve, api: P
     pve.script("GET", "/cluster/nextid", TAKEN)
     pve.script("GET", "/cluster/resources", data([]))
 
-    assert (await api.created_ct_config(VMID)).description == "pod of uid 42"
+    assert (await api.idle_ct_config(VMID)).description == "pod of uid 42"
+
+
+async def test_a_ct_that_is_being_destroyed_is_waited_for(pve: ScriptedPve, api: ProxmoxApi) -> None:
+    """Its config loses all but a lock, then it leaves its pool, and only then the VMID is free."""
+    pve.script("GET", f"{CT}/config", data({"lock": "destroyed"}), FORBIDDEN, FORBIDDEN)
+    pve.script("GET", "/cluster/nextid", TAKEN, FREE)
+    pve.script("GET", "/cluster/resources", data([]))
+
+    with pytest.raises(CtNotFound):
+        await api.idle_ct_config(VMID)
+
+
+async def test_the_rest_of_a_destroy_that_failed_is_locked(pve: ScriptedPve, api: ProxmoxApi) -> None:
+    pve.script("GET", f"{CT}/config", data({"lock": "destroyed"}))
+
+    with pytest.raises(CtLocked, match=r"CT is locked \(destroyed\)"):
+        await api.idle_ct_config(VMID, timeout=0)
 
 
 async def test_a_ct_that_stays_hidden_is_told_with_its_pool(pve: ScriptedPve, api: ProxmoxApi) -> None:
@@ -229,7 +246,7 @@ async def test_a_ct_that_stays_hidden_is_told_with_its_pool(pve: ScriptedPve, ap
     pve.script("GET", "/cluster/resources", data([]))
 
     with pytest.raises(Unavailable, match=r"CT 900001 exists, but our account does not see it: .*proxmox\.pool"):
-        await api.created_ct_config(VMID)
+        await api.idle_ct_config(VMID)
 
 
 async def test_a_create_whose_answer_was_lost_is_found_when_it_joins_its_pool(
