@@ -13,7 +13,6 @@ from contextlib import AsyncExitStack
 import pvecri
 from pvecri import metrics
 from pvecri.config import Config, ConfigError
-from pvecri.containers import abilities
 from pvecri.cri.image_service import ImageService
 from pvecri.cri.runtime_service import RuntimeService
 from pvecri.cri.server import CriServer
@@ -23,6 +22,7 @@ from pvecri.images.manager import ImageManager
 from pvecri.linux import takeover
 from pvecri.network.manager import NetworkManager
 from pvecri.nri.plugins import Plugins
+from pvecri.oci import abilities
 from pvecri.pods.health import ProxmoxHealth, image_store_condition
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.manager import PodManager

@@ -28,7 +28,7 @@ from pvecri.errors import AlreadyExists, FailedPrecondition, InternalError, NotF
 from pvecri.images import placement
 from pvecri.images.export import write_archive
 from pvecri.images.manager import ImageManager
-from pvecri.images.transfer import Progress
+from pvecri.images.pull.progress import Progress
 from pvecri.model import Image, ImageId
 
 T = TypeVar("T")

@@ -27,7 +27,7 @@ from support.image_builder import LayerBuilder, digest_of
 from support.userns import user_namespace
 
 from pvecri.images.drivers.base import LayerKey, Owner, RootfsDriver
-from pvecri.images.unpacker import Job, unpacker
+from pvecri.images.unpacking.client import Job, unpacker
 from pvecri.linux import mounts
 from pvecri.model import ContainerId
 

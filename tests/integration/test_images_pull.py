@@ -19,7 +19,7 @@ from support.registry import PASSWORD, USER, Registry, running_registry
 from pvecri.errors import DeadlineExceeded, InvalidArgument, NotFound, PermissionDenied, Unavailable
 from pvecri.images.manager import ImageManager
 from pvecri.images.manifest import BadImage
-from pvecri.images.transfer import Progress
+from pvecri.images.pull.progress import Progress
 from pvecri.model import Image, RegistryAuth
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking needs root")
@@ -170,7 +170,9 @@ async def test_processes_that_died_between_two_pulls_are_replaced(
     await manager.pull(registry.push("first", "1", build_image(BASE)))
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     ours = [
-        int(pid) for pid in children if b"pvecri.images.unpack" in command(pid) or b"image-proxy" in command(pid)
+        int(pid)
+        for pid in children
+        if b"pvecri.images.unpacking.worker" in command(pid) or b"image-proxy" in command(pid)
     ]
     assert len(ours) == 2
     for pid in ours:

@@ -24,7 +24,7 @@ from pvecri.config import Config, ImagesConfig
 from pvecri.errors import FailedPrecondition, Unavailable
 from pvecri.images.manager import ImageManager
 from pvecri.images.manifest import BadImage
-from pvecri.images.skopeo import auth_document
+from pvecri.images.registry.skopeo import auth_document
 from pvecri.model import Image, RegistryAuth
 from pvecri.proxmox.api import ProxmoxApi
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from support.image_builder import LayerBuilder, digest_of, gzipped, plain, zstd
 
+from pvecri.concurrency import all_of
 from pvecri.images.manifest import BadImage
-from pvecri.images.tasks import all_of
-from pvecri.images.unpacker import Job, Unpacked, Unpacker, unpacker
+from pvecri.images.unpacking.client import Job, Unpacked, Unpacker, unpacker
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking needs root")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from support.netns import network_namespace
 
-from pvecri.containers.forwarding import PodPorts
 from pvecri.linux import namespaces
+from pvecri.oci.forwarding import PodPorts
 
 
 @pytest.fixture

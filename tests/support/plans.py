@@ -9,9 +9,6 @@ from typing import Any
 
 from msgspec.structs import replace as changed
 
-from pvecri.containers.abilities import Abilities, OciRuntime
-from pvecri.containers.capabilities import DEFAULT
-from pvecri.containers.plan import Plan
 from pvecri.linux.cgroups import Cgroups
 from pvecri.model import (
     ContainerConfig,
@@ -29,6 +26,9 @@ from pvecri.model import (
     SandboxSecurity,
     Vmid,
 )
+from pvecri.oci.abilities import Abilities, OciRuntime
+from pvecri.oci.capabilities import DEFAULT
+from pvecri.oci.plan import Plan
 
 V2 = Cgroups(v2=Path("/sys/fs/cgroup"), v1={})
 V1 = Cgroups(v2=None, v1={"memory": Path("/sys/fs/cgroup/memory"), "devices": Path("/sys/fs/cgroup/devices")})

@@ -16,20 +16,20 @@ import pvecri
 PACKAGE = Path(pvecri.__file__).parent
 GENERATED = (PACKAGE / "cri/proto", PACKAGE / "nri/proto")
 
-GROUND = {"model", "config", "errors", "cancellation", "metrics", "tls"}
+GROUND = {"model", "config", "errors", "concurrency", "metrics", "tls"}
 THIN = GROUND | {"linux"}
-PARTS = THIN | {"streaming", "containers", "images", "network", "proxmox"}
+PARTS = THIN | {"streaming", "oci", "images", "network", "proxmox"}
 
 MAY_IMPORT = {
     "errors": set(),
-    "cancellation": set(),
+    "concurrency": set(),
     "model": set(),
     "config": {"errors"},
     "metrics": set(),
     "tls": {"config"},
     "linux": GROUND,
     "streaming": THIN,
-    "containers": THIN | {"streaming"},
+    "oci": THIN | {"streaming"},
     "images": THIN,
     "network": THIN,
     "proxmox": THIN,
@@ -56,7 +56,7 @@ THIRD_PARTY = {
     "h11": {"streaming"},
     "prometheus_client": {"metrics", "metrics_server"},
     "wsproto": {"streaming"},
-    "yaml": {"containers"},
+    "yaml": {"oci"},
     "yarl": {"proxmox"},  # the type of aiohttp's URLs
 }
 """Which components may use which library: nobody else sees an HTTP response, a protobuf message or a frame."""

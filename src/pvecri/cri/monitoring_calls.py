@@ -11,7 +11,7 @@ from pvecri.cri.filters import given
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.pods.events import Subscription
 from pvecri.pods.manager import PodManager
-from pvecri.pods.metric_names import DESCRIPTORS
+from pvecri.pods.usage.cadvisor_names import DESCRIPTORS
 
 
 class MonitoringCalls:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pvecri.containers.runtime import ExecResult
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.model import (
     Container,
@@ -22,6 +21,7 @@ from pvecri.model import (
     SandboxMetadata,
     SandboxState,
 )
+from pvecri.oci.runtime import ExecResult
 from pvecri.pods.health import Condition
 
 _SANDBOX_STATES = {SandboxState.READY: pb.SANDBOX_READY, SandboxState.NOTREADY: pb.SANDBOX_NOTREADY}

@@ -10,9 +10,9 @@ from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.linux.accounting import Pressure, Stall
 from pvecri.linux.interfaces import Interface
 from pvecri.pods.events import Event, EventKind
-from pvecri.pods.metric_names import BASE_LABELS, Descriptor, MetricKind
-from pvecri.pods.metrics import PodMetrics, Sample
-from pvecri.pods.stats import ContainerUsage, Network, PodUsage, Usage
+from pvecri.pods.usage.cadvisor import PodMetrics, Sample
+from pvecri.pods.usage.cadvisor_names import BASE_LABELS, Descriptor, MetricKind
+from pvecri.pods.usage.stats import ContainerUsage, Network, PodUsage, Usage
 
 _EVENT_TYPES = {
     EventKind.CREATED: pb.CONTAINER_CREATED_EVENT,

@@ -15,7 +15,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from pvecri.cancellation import finish
+from pvecri.concurrency import finish
 from pvecri.images.catalog import Catalog
 from pvecri.images.configs import Configs
 from pvecri.images.drivers.base import LayerKey, RootfsDriver

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pvecri import metrics
-from pvecri.cancellation import finish
+from pvecri.concurrency import SharedTasks, finish
 from pvecri.config import Config
 from pvecri.errors import AlreadyExists, DeadlineExceeded, NotFound
 from pvecri.images import reference as references
@@ -29,12 +29,11 @@ from pvecri.images.configs import Configs
 from pvecri.images.drivers import make_driver
 from pvecri.images.drivers.base import Owner
 from pvecri.images.library import Library
-from pvecri.images.pull import Puller
+from pvecri.images.pull.progress import Progress, Transfer
+from pvecri.images.pull.puller import Puller
 from pvecri.images.reference import Reference
+from pvecri.images.registry.templates import TemplateStorage
 from pvecri.images.store import RootfsRecord, Store
-from pvecri.images.tasks import SharedTasks
-from pvecri.images.templates import TemplateStorage
-from pvecri.images.transfer import Progress, Transfer
 from pvecri.images.usage import Usage
 from pvecri.model import ContainerId, FilesystemUsage, Image, ImageId, RegistryAuth, Value
 

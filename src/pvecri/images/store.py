@@ -35,7 +35,7 @@ class ImageRecord(Value, frozen=True):
     """An image and what it is made of, lowest layer first.
 
     `manifests` are digests of manifests that are known to be this image's, an index's among them; `parents` is the
-    key of its parents layer (images/parents.py), empty when it needs none.
+    key of its parents layer (images/drivers/parents.py), empty when it needs none.
     """
 
     image: Image

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from pvecri.cancellation import ended
+from pvecri.concurrency import ended
 from pvecri.config import NetworkConfig
 from pvecri.model import ProxmoxInterface, SandboxConfig, SandboxId
 from pvecri.network import addresses, interfaces, leftovers, loopback

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from pvecri import metrics
-from pvecri.cancellation import ended
+from pvecri.concurrency import ended
 from pvecri.config import NetworkConfig
 from pvecri.network.attachment import Attachment
 from pvecri.network.capabilities import runtime_config

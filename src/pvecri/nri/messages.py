@@ -17,8 +17,8 @@ import msgspec
 from pvecri.model import ContainerState, NamespaceMode, ProfileKind, Resources, SandboxConfig, SecurityProfile
 from pvecri.nri import ocispec
 from pvecri.nri.proto import nri_pb2 as pb
-from pvecri.pods import bundles
-from pvecri.pods.live import LiveContainer, LivePod
+from pvecri.pods.container import bundle
+from pvecri.pods.registry import LiveContainer, LivePod
 
 _STATES = {
     ContainerState.CREATED: pb.CONTAINER_CREATED,
@@ -146,7 +146,7 @@ def container(live: LiveContainer) -> pb.Container:
     message.linux.seccomp_profile.CopyFrom(
         _profile(config.security.seccomp, privileged=config.security.privileged)
     )
-    _add_mounts(message, spec, bundles.device_nodes(live.bundle))
+    _add_mounts(message, spec, bundle.device_nodes(live.bundle))
     return message
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pvecri.containers.adjustment import IoPriority, Rdt, Scheduler
+from pvecri.oci.adjustment import IoPriority, Rdt, Scheduler
 
 
 class Part(msgspec.Struct, frozen=True, rename="camel"):

@@ -19,7 +19,6 @@ from google.protobuf.message import Message
 from msgspec.structs import replace
 
 from pvecri.config import ConfigError, NriConfig
-from pvecri.containers.adjustment import Adjustment
 from pvecri.errors import PvecriError
 from pvecri.linux import takeover
 from pvecri.model import Resources
@@ -28,9 +27,10 @@ from pvecri.nri.launching import LaunchedPlugin
 from pvecri.nri.merging import Creation, Updates, copy_resources
 from pvecri.nri.plugin import Plugin
 from pvecri.nri.proto import nri_pb2 as pb
+from pvecri.oci.adjustment import Adjustment
 from pvecri.pods.hooks import Hooks
-from pvecri.pods.live import LiveContainer, LivePod, Told
 from pvecri.pods.manager import PodManager
+from pvecri.pods.registry import LiveContainer, LivePod, Told
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,11 @@ from typing import Any
 
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
-from pvecri.containers.adjustment import (
+from pvecri.errors import FailedPrecondition
+from pvecri.model import HugepageLimit, Resources
+from pvecri.nri.merging import REMOVAL
+from pvecri.nri.proto import nri_pb2 as pb
+from pvecri.oci.adjustment import (
     AddedMount,
     Adjustment,
     DeviceAccess,
@@ -22,12 +26,8 @@ from pvecri.containers.adjustment import (
     Syscall,
     SyscallArgument,
 )
-from pvecri.containers.cdi import Hook
-from pvecri.containers.devices import HostDevice
-from pvecri.errors import FailedPrecondition
-from pvecri.model import HugepageLimit, Resources
-from pvecri.nri.merging import REMOVAL
-from pvecri.nri.proto import nri_pb2 as pb
+from pvecri.oci.cdi import Hook
+from pvecri.oci.devices import HostDevice
 
 log = logging.getLogger(__name__)
 

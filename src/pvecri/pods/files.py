@@ -9,11 +9,11 @@ import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pvecri.containers.spec_linux import SHARED_PID
 from pvecri.linux import mounts, namespaces
 from pvecri.model import IdMapping, NamespaceMode, Sandbox
 from pvecri.network import files as contents
-from pvecri.pods.live import LivePod
+from pvecri.oci.spec_linux import SHARED_PID
+from pvecri.pods.registry import LivePod
 
 SHM_SIZE = 64 << 20
 PING_GROUP_RANGE = "net.ipv4.ping_group_range"

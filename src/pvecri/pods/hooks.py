@@ -7,9 +7,9 @@ raises. A hook sets `told` of what it is called for, and is called again safely:
 
 from __future__ import annotations
 
-from pvecri.containers.adjustment import Adjustment
 from pvecri.model import Resources
-from pvecri.pods.live import LiveContainer, LivePod
+from pvecri.oci.adjustment import Adjustment
+from pvecri.pods.registry import LiveContainer, LivePod
 
 
 class Hooks:

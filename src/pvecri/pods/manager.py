@@ -9,32 +9,32 @@ from contextlib import suppress
 
 from pvecri import metrics
 from pvecri.config import Config
-from pvecri.containers.abilities import Abilities
-from pvecri.containers.runtime import OciRuntime
 from pvecri.errors import PvecriError
 from pvecri.images.manager import ImageManager
 from pvecri.linux import mounts
 from pvecri.model import Container, ContainerState, Sandbox, SandboxPhase
 from pvecri.network.manager import NetworkManager
-from pvecri.pods.checkpoint import Checkpoints
-from pvecri.pods.commands import Commands
-from pvecri.pods.containers import Containers
-from pvecri.pods.creation import Creator
-from pvecri.pods.ct_tags import CtTags
-from pvecri.pods.cts import Cts
+from pvecri.oci.abilities import Abilities
+from pvecri.oci.runtime import OciRuntime
+from pvecri.pods.container.checkpoint import Checkpoints
+from pvecri.pods.container.create import Creator
+from pvecri.pods.container.exec import Commands
+from pvecri.pods.container.lifecycle import Containers
+from pvecri.pods.container.pause import Pauses
+from pvecri.pods.container.volume_owners import VolumeProbe
 from pvecri.pods.health import Condition, ProxmoxHealth, conditions, image_store_condition
 from pvecri.pods.hooks import Hooks
-from pvecri.pods.layers import WritableLayers
-from pvecri.pods.live import LivePod, Pods
-from pvecri.pods.metrics import Metrics
-from pvecri.pods.pause import Pauses
 from pvecri.pods.recovery import Recovery
-from pvecri.pods.sandboxes import Sandboxes
-from pvecri.pods.stats import Statistics
+from pvecri.pods.registry import LivePod, Pods
+from pvecri.pods.sandbox.ct import Cts
+from pvecri.pods.sandbox.ct_tags import CtTags
+from pvecri.pods.sandbox.run import Sandboxes
 from pvecri.pods.store import Store
 from pvecri.pods.streams import Streams
+from pvecri.pods.usage.cadvisor import Metrics
+from pvecri.pods.usage.stats import Statistics
+from pvecri.pods.usage.writable_layers import WritableLayers
 from pvecri.pods.user_namespaces import Policy
-from pvecri.pods.volume_owners import VolumeProbe
 from pvecri.proxmox.api import ProxmoxApi
 
 

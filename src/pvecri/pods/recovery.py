@@ -21,11 +21,11 @@ from pvecri.images.manager import ImageManager
 from pvecri.linux import mounts
 from pvecri.model import ContainerState, SandboxPhase, Vmid
 from pvecri.network.manager import NetworkManager
-from pvecri.pods.containers import Containers
-from pvecri.pods.cts import Cts
-from pvecri.pods.live import LivePod, Pods
-from pvecri.pods.pause import pause_id
-from pvecri.pods.sandboxes import Sandboxes
+from pvecri.pods.container.lifecycle import Containers
+from pvecri.pods.container.pause import pause_id
+from pvecri.pods.registry import LivePod, Pods
+from pvecri.pods.sandbox.ct import Cts
+from pvecri.pods.sandbox.run import Sandboxes
 from pvecri.proxmox.api import ProxmoxApi
 
 log = logging.getLogger(__name__)

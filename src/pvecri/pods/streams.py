@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from pvecri.containers.forwarding import PodPorts
-from pvecri.containers.runtime import OciRuntime
-from pvecri.containers.sessions import AttachSession, ExecSession, FormerClients
 from pvecri.model import NamespaceMode
-from pvecri.pods.commands import Commands
-from pvecri.pods.live import Pods
-from pvecri.pods.sandboxes import Sandboxes
+from pvecri.oci.forwarding import PodPorts
+from pvecri.oci.runtime import OciRuntime
+from pvecri.oci.sessions import AttachSession, ExecSession, FormerClients
+from pvecri.pods.container.exec import Commands
+from pvecri.pods.registry import Pods
+from pvecri.pods.sandbox.run import Sandboxes
 
 
 class Streams:

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from support.cri_messages import AnyField, fields, is_map, set_field
 from support.plans import plan
 
-from pvecri.containers import spec
 from pvecri.cri import requests
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.errors import InvalidArgument
 from pvecri.model import ContainerConfig, SandboxConfig
+from pvecri.oci import spec
 from pvecri.pods.validation import check_container, check_sandbox
 
 WORDS = (

@@ -11,7 +11,6 @@ from msgspec.structs import replace
 from support.cri_messages import fill, unset
 from support.filled import filled
 
-from pvecri.containers.runtime import ExecResult
 from pvecri.cri import requests, responses
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.model import (
@@ -22,6 +21,7 @@ from pvecri.model import (
     Sandbox,
     SandboxPhase,
 )
+from pvecri.oci.runtime import ExecResult
 from pvecri.pods.health import Condition
 
 NOT_READ = "nothing here reads an image's annotations"

@@ -20,10 +20,10 @@ from pvecri.model import (
     SandboxMetadata,
     SandboxPhase,
 )
-from pvecri.pods import metric_names as names
 from pvecri.pods.events import Event, EventKind
-from pvecri.pods.metrics import ContainerMetrics, PodMetrics, Sample
-from pvecri.pods.stats import ContainerUsage, Network, PodUsage, Usage
+from pvecri.pods.usage import cadvisor_names as names
+from pvecri.pods.usage.cadvisor import ContainerMetrics, PodMetrics, Sample
+from pvecri.pods.usage.stats import ContainerUsage, Network, PodUsage, Usage
 
 POD, CONTAINER = SandboxId("p" * 64), ContainerId("c" * 64)
 SANDBOX = Sandbox(

@@ -14,9 +14,9 @@ import pytest
 from pvecri.errors import InternalError
 from pvecri.images.manager import _Patience
 from pvecri.images.manifest import BadImage, digest_of
-from pvecri.images.oci_archive import OciArchive
 from pvecri.images.reference import parse
-from pvecri.images.templates import file_name
+from pvecri.images.registry.oci_archive import OciArchive
+from pvecri.images.registry.templates import file_name
 
 DIGEST = "sha256:0123456789abcdef" + "0" * 48
 

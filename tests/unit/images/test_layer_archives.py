@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.image_builder import LayerBuilder, digest_of, gzipped, plain, zstd
 
-from pvecri.images.archive import MAX_HEADER, Archive, LayerError, decompressed, members
+from pvecri.images.unpacking.tar_stream import MAX_HEADER, Archive, LayerError, decompressed, members
 
 
 def pieces(data: bytes, size: int = 700) -> Iterator[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pvecri.image_cli import bar, summary
 from pvecri.images.manifest import Layer
-from pvecri.images.transfer import Progress, Transfer
+from pvecri.images.pull.progress import Progress, Transfer
 
 MIB = 1 << 20
 NAME = "example.org/app:1"

@@ -9,7 +9,7 @@ import pytest
 
 from pvecri.errors import CommandError, InvalidArgument, NotFound, PermissionDenied, Unavailable, Unimplemented
 from pvecri.images.reference import parse
-from pvecri.images.skopeo import applies, auth_document, has_credentials, translate
+from pvecri.images.registry.skopeo import applies, auth_document, has_credentials, translate
 from pvecri.model import RegistryAuth
 
 REFERENCE = parse("quay.io/a/b:1")

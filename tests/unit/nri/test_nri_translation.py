@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from pvecri.containers.adjustment import AddedMount, Adjustment, IoPriority, MemoryPolicy, Rdt, Scheduler
-from pvecri.containers.devices import HostDevice
 from pvecri.errors import FailedPrecondition
 from pvecri.model import HugepageLimit, Resources
 from pvecri.nri import messages, translation
 from pvecri.nri.proto import nri_pb2 as pb
+from pvecri.oci.adjustment import AddedMount, Adjustment, IoPriority, MemoryPolicy, Rdt, Scheduler
+from pvecri.oci.devices import HostDevice
 
 GROUP = "/lxc/105/c"
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from support.plans import MAPPED, PLAN
 
-from pvecri.containers.adjustment import AddedMount, Adjustment
-from pvecri.containers.devices import HostDevice
 from pvecri.errors import FailedPrecondition
 from pvecri.model import Resources
-from pvecri.pods import adjusting
+from pvecri.oci.adjustment import AddedMount, Adjustment
+from pvecri.oci.devices import HostDevice
+from pvecri.pods.container import adjustments
 
 NULL = HostDevice("/dev/null2", "c", 1, 3, 0o666, 0, 0, "rwm")
 
@@ -28,14 +28,14 @@ def bind(source: Path | str, *options: str) -> Adjustment:
 def test_limits_are_changed_where_they_are_said(tmp_path: Path) -> None:
     asked = replace(PLAN, config=PLAN.config)
     adjustment = Adjustment(resources=Resources(cpu_shares=7), oom_score_adj=-5)
-    limits = adjusting.adjusted(asked, adjustment, None, ()).config.resources
+    limits = adjustments.adjusted(asked, adjustment, None, ()).config.resources
     assert limits == Resources(cpu_shares=7, oom_score_adj=-5)
 
 
 def test_devices_are_added_and_removed() -> None:
     plan = replace(PLAN, devices=(NULL, replace(NULL, container_path="/dev/other")))
     changes = {"/dev/other": None, "/dev/new": replace(NULL, container_path="/dev/new")}
-    devices = adjusting.adjusted(plan, Adjustment(devices=changes), None, ()).devices
+    devices = adjustments.adjusted(plan, Adjustment(devices=changes), None, ()).devices
     assert [each.container_path for each in devices] == ["/dev/null2", "/dev/new"]
 
 
@@ -43,29 +43,29 @@ def test_a_cdi_device_comes_with_its_edits(tmp_path: Path) -> None:
     edits = {"env": ["A=1"], "deviceNodes": [{"path": "/dev/full"}]}
     described = {"cdiVersion": "0.6.0", "kind": "v.com/c", "devices": [{"name": "d", "containerEdits": edits}]}
     (tmp_path / "v.json").write_text(json.dumps(described))
-    plan = adjusting.adjusted(PLAN, Adjustment(cdi_devices=("v.com/c=d",)), None, (tmp_path,))
+    plan = adjustments.adjusted(PLAN, Adjustment(cdi_devices=("v.com/c=d",)), None, (tmp_path,))
     assert [each.container_path for each in plan.devices] == ["/dev/full"]
     assert [entry for each in plan.edits for entry in each.env] == ["A=1"]
 
 
 def test_a_cdi_device_that_nobody_describes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match=r"v\.com/c=d"):
-        adjusting.adjusted(PLAN, Adjustment(cdi_devices=("v.com/c=d",)), None, (tmp_path,))
+        adjustments.adjusted(PLAN, Adjustment(cdi_devices=("v.com/c=d",)), None, (tmp_path,))
 
 
 def test_a_mount_in_a_user_namespace_is_shown_by_a_clone(tmp_path: Path) -> None:
     staging = tmp_path / "staging"
-    plan = adjusting.adjusted(replace(PLAN, mappings=MAPPED), bind(tmp_path, "rbind"), staging, ())
+    plan = adjustments.adjusted(replace(PLAN, mappings=MAPPED), bind(tmp_path, "rbind"), staging, ())
     assert plan.adjustment is not None
     mount = plan.adjustment.mounts["/added"]
     assert mount is not None
     assert Path(mount.source).parent == staging
-    assert adjusting.sources(bind(tmp_path, "rbind")) == (str(tmp_path),)
+    assert adjustments.sources(bind(tmp_path, "rbind")) == (str(tmp_path),)
 
 
 def test_a_mount_that_is_no_part_of_the_node_stays_as_it_is(tmp_path: Path) -> None:
     mount = AddedMount(destination="/t", type="tmpfs", source="tmpfs")
-    plan = adjusting.adjusted(PLAN, Adjustment(mounts={"/t": mount}), tmp_path / "staging", ())
+    plan = adjustments.adjusted(PLAN, Adjustment(mounts={"/t": mount}), tmp_path / "staging", ())
     assert plan.adjustment is not None
     assert plan.adjustment.mounts == {"/t": mount}
 
@@ -80,4 +80,4 @@ def test_a_mount_that_is_no_part_of_the_node_stays_as_it_is(tmp_path: Path) -> N
 )
 def test_a_mount_that_cannot_be_had_is_named(adjustment: Adjustment, staging: Path | None, words: str) -> None:
     with pytest.raises(FailedPrecondition, match=words):
-        adjusting.adjusted(PLAN, adjustment, staging, ())
+        adjustments.adjusted(PLAN, adjustment, staging, ())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pvecri.pods.checkpoint import pack_layer
+from pvecri.pods.container.checkpoint import pack_layer
 
 
 @pytest.fixture

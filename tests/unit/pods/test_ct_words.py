@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from pvecri.errors import InvalidArgument
 from pvecri.model import IdMapping, SandboxConfig, SandboxMetadata, UserNamespaceDecision
-from pvecri.pods import cts, notes
+from pvecri.pods.sandbox import ct, ct_notes
 from pvecri.pods.validation import check_sandbox
 
 ID = "0123456789abcdef" * 4
@@ -21,7 +21,7 @@ IN_CT = UserNamespaceDecision(detail="an unprivileged CT's")
 
 
 def test_a_cts_notes_tell_a_person_which_pod_it_is() -> None:
-    assert notes.describe(CONFIG, ID, "c0ffee", IN_CT).splitlines()[::2] == [
+    assert ct_notes.describe(CONFIG, ID, "c0ffee", IN_CT).splitlines()[::2] == [
         "Kubernetes pod shop/web-0",
         "uid: a1b2",
         "attempt: 2",
@@ -33,20 +33,20 @@ def test_a_cts_notes_tell_a_person_which_pod_it_is() -> None:
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "  \n"])
 def test_a_cts_notes_tell_us_whose_it_is_as_proxmox_gives_them_back(line_end: str) -> None:
-    text = notes.describe(CONFIG, ID, "c0ffee", IN_CT).replace("\n", line_end)
-    assert notes.owner(text) == notes.Owner(sandbox=ID, installation="c0ffee")
+    text = ct_notes.describe(CONFIG, ID, "c0ffee", IN_CT).replace("\n", line_end)
+    assert ct_notes.owner(text) == ct_notes.Owner(sandbox=ID, installation="c0ffee")
 
 
 def test_what_a_request_says_of_its_user_namespace_names_no_owner() -> None:
     decision = UserNamespaceDecision(detail=f"asked\n\nsandbox: {OTHER}\n")
-    assert notes.owner(notes.describe(CONFIG, ID, "c0ffee", decision)).sandbox == ID
+    assert ct_notes.owner(ct_notes.describe(CONFIG, ID, "c0ffee", decision)).sandbox == ID
 
 
 @pytest.mark.parametrize(
     "text", ["", "sandbox: 12", f"my sandbox: {ID}", f"sandbox: {ID} or so", f"Sandbox: {ID}"]
 )
 def test_notes_that_others_wrote_name_no_owner(text: str) -> None:
-    assert notes.owner(text) == notes.Owner(sandbox="", installation="")
+    assert ct_notes.owner(text) == ct_notes.Owner(sandbox="", installation="")
 
 
 @pytest.mark.parametrize("field", ["name", "namespace", "uid"])
@@ -80,8 +80,8 @@ def test_no_pod_can_pass_for_another_by_its_name(field: str) -> None:
 def test_the_kernels_table_of_ids_becomes_mappings_and_the_nodes_own_none(
     table: str, mappings: tuple[IdMapping, ...]
 ) -> None:
-    assert cts.parse_id_map(table) == mappings
+    assert ct.parse_id_map(table) == mappings
 
 
 def test_the_mappings_of_a_process_are_read_from_the_kernel() -> None:
-    assert cts.id_mappings(os.getpid()) == cts.parse_id_map(Path("/proc/self/uid_map").read_text())
+    assert ct.id_mappings(os.getpid()) == ct.parse_id_map(Path("/proc/self/uid_map").read_text())

@@ -8,8 +8,8 @@ import asyncio
 import pytest
 
 from pvecri.model import FilesystemUsage
-from pvecri.pods import layers
-from pvecri.pods.layers import WritableLayers
+from pvecri.pods.usage import writable_layers
+from pvecri.pods.usage.writable_layers import WritableLayers
 
 
 class Counter:
@@ -51,11 +51,11 @@ async def test_an_older_count_is_given_out_while_the_next_is_made(monkeypatch: p
     counter = Counter()
     known = WritableLayers(counter.count)
     await known.usage("a")
-    monkeypatch.setattr(layers, "FRESH", 0.0)
+    monkeypatch.setattr(writable_layers, "FRESH", 0.0)
     counter.may_answer.clear()
     assert await bytes_of(known) == 1
     counter.may_answer.set()
-    monkeypatch.setattr(layers, "STALE", 0.0)
+    monkeypatch.setattr(writable_layers, "STALE", 0.0)
     assert await bytes_of(known) == 2
 
 
@@ -63,8 +63,8 @@ async def test_a_stale_count_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
     counter = Counter()
     known = WritableLayers(counter.count)
     await known.usage("a")
-    monkeypatch.setattr(layers, "FRESH", 0.0)
-    monkeypatch.setattr(layers, "STALE", 0.0)
+    monkeypatch.setattr(writable_layers, "FRESH", 0.0)
+    monkeypatch.setattr(writable_layers, "STALE", 0.0)
     assert await bytes_of(known) == 2
 
 

@@ -14,9 +14,9 @@ from pvecri.linux.accounting import Cpu, DeviceIo, Memory, Pressure, Stall
 from pvecri.linux.filesystems import Filesystem
 from pvecri.linux.interfaces import Interface, Traffic
 from pvecri.model import FilesystemUsage, Resources
-from pvecri.pods import metric_names as names
-from pvecri.pods import metrics, stats
-from pvecri.pods.metrics import Sample
+from pvecri.pods.usage import cadvisor, stats
+from pvecri.pods.usage import cadvisor_names as names
+from pvecri.pods.usage.cadvisor import Sample
 
 SECOND = 1_000_000_000
 MEMORY = Memory(
@@ -72,7 +72,7 @@ def test_every_total_is_a_counter() -> None:
 
 def test_cpu_times_are_whole_seconds() -> None:
     cpu = Cpu(usage=7_900_000_000, user=5 * SECOND, system=2 * SECOND, periods=9, throttled_periods=2)
-    assert shown(metrics.cpu_samples(cpu)) == {
+    assert shown(cadvisor.cpu_samples(cpu)) == {
         ("container_cpu_usage_seconds_total", "total"): 7,
         ("container_cpu_user_seconds_total",): 5,
         ("container_cpu_system_seconds_total",): 2,
@@ -82,7 +82,7 @@ def test_cpu_times_are_whole_seconds() -> None:
 
 
 def test_memory_is_told_without_what_is_not_counted() -> None:
-    assert shown(metrics.memory_samples(MEMORY)) == {
+    assert shown(cadvisor.memory_samples(MEMORY)) == {
         ("container_memory_usage_bytes",): 200,
         ("container_memory_working_set_bytes",): 170,
         ("container_memory_rss",): 100,
@@ -97,7 +97,7 @@ def test_memory_is_told_without_what_is_not_counted() -> None:
 
 def test_waiting_is_some_and_stalled_is_all_tasks() -> None:
     pressure = Pressure(Stall(3 * SECOND, 0, 0, 0), Stall(2 * SECOND, 0, 0, 0))
-    assert shown(metrics.pressure_samples(pressure, names.IO_WAITING, names.IO_STALLED)) == {
+    assert shown(cadvisor.pressure_samples(pressure, names.IO_WAITING, names.IO_STALLED)) == {
         ("container_pressure_io_waiting_seconds_total",): 3,
         ("container_pressure_io_stalled_seconds_total",): 2,
     }
@@ -105,7 +105,7 @@ def test_waiting_is_some_and_stalled_is_all_tasks() -> None:
 
 def test_block_devices_are_told_apart() -> None:
     io = DeviceIo(8, 0, read_bytes=4096, written_bytes=8192, reads=1, writes=2)
-    assert shown(metrics.io_samples(io, "/dev/sda")) == {
+    assert shown(cadvisor.io_samples(io, "/dev/sda")) == {
         ("container_fs_reads_bytes_total", "/dev/sda"): 4096,
         ("container_fs_reads_total", "/dev/sda"): 1,
         ("container_fs_writes_bytes_total", "/dev/sda"): 8192,
@@ -117,7 +117,7 @@ def test_block_devices_are_told_apart() -> None:
 
 def test_every_interface_has_its_own_counters() -> None:
     interface = Interface("eth0", Traffic(1, 2, 3, 4), Traffic(5, 6, 7, 8))
-    assert shown(metrics.network_samples(interface)) == {
+    assert shown(cadvisor.network_samples(interface)) == {
         ("container_network_receive_bytes_total", "eth0"): 1,
         ("container_network_receive_packets_total", "eth0"): 2,
         ("container_network_receive_errors_total", "eth0"): 3,
@@ -132,7 +132,7 @@ def test_every_interface_has_its_own_counters() -> None:
 def test_the_writable_layer_carries_the_time_of_its_count() -> None:
     layer = FilesystemUsage(mountpoint="/x", used_bytes=5, inodes_used=1, timestamp=42)
     filesystem = Filesystem(device="/dev/sda1", size=100, inodes=20, inodes_free=10)
-    samples = list(metrics.layer_samples(layer, filesystem))
+    samples = list(cadvisor.layer_samples(layer, filesystem))
     assert [(each.descriptor.name, each.value, each.time) for each in samples] == [
         ("container_fs_usage_bytes", 5, 42),
         ("container_fs_limit_bytes", 100, 0),
@@ -142,7 +142,7 @@ def test_the_writable_layer_carries_the_time_of_its_count() -> None:
 
 
 def test_a_container_without_limits_has_the_memory_limit_0_and_no_cpu_quota() -> None:
-    assert shown(metrics.spec_samples(Resources(memory_swap_limit=-1))) == {
+    assert shown(cadvisor.spec_samples(Resources(memory_swap_limit=-1))) == {
         ("container_spec_memory_limit_bytes",): 0,
         ("container_spec_memory_swap_limit_bytes",): 0,
         ("container_spec_memory_reservation_limit_bytes",): 0,
@@ -158,7 +158,7 @@ def test_the_spec_of_a_container_is_told_as_it_was_asked_for() -> None:
         memory_swap_limit=128,
         unified={"memory.min": "32"},
     )
-    assert shown(metrics.spec_samples(resources)) == {
+    assert shown(cadvisor.spec_samples(resources)) == {
         ("container_spec_memory_limit_bytes",): 64,
         ("container_spec_memory_swap_limit_bytes",): 128,
         ("container_spec_memory_reservation_limit_bytes",): 32,

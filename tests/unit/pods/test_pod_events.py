@@ -25,7 +25,7 @@ from pvecri.model import (
     SandboxPhase,
 )
 from pvecri.pods.events import Event, EventKind, Events, Subscription
-from pvecri.pods.live import LiveContainer, LivePod, Pods
+from pvecri.pods.registry import LiveContainer, LivePod, Pods
 from pvecri.pods.store import Store
 
 POD, CONTAINER = SandboxId("p" * 64), ContainerId("c" * 64)

@@ -20,7 +20,7 @@ from pvecri.model import (
     SandboxSecurity,
 )
 from pvecri.pods import files
-from pvecri.pods.live import LivePod
+from pvecri.pods.registry import LivePod
 
 ID = SandboxId("0123456789abcdef" * 4)
 NODE = NamespaceMode.NODE

@@ -27,7 +27,7 @@ from pvecri.model import (
     UserNamespace,
     Vmid,
 )
-from pvecri.pods.live import LivePod, Pods
+from pvecri.pods.registry import LivePod, Pods
 from pvecri.pods.store import Store
 
 WEB, DB = SandboxId("ab1" + "0" * 61), SandboxId("ab2" + "0" * 61)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from pvecri.pods.rates import SECOND, WINDOW, Rates
+from pvecri.pods.usage.cpu_rate import SECOND, WINDOW, Rates
 
 
 def test_one_sample_makes_no_rate() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pvecri.config import VmidRange
 from pvecri.errors import ResourceExhausted
-from pvecri.pods.vmids import VmidAllocator
+from pvecri.pods.sandbox.vmids import VmidAllocator
 
 
 def allocator(first: int = 200, last: int = 203) -> VmidAllocator:

@@ -10,7 +10,7 @@ import pytest
 
 from pvecri.linux.idmapped import mounts_from
 from pvecri.linux.mounts import MountEntry
-from pvecri.pods.volume_owners import matter, of_pod, open_to_everyone
+from pvecri.pods.container.volume_owners import matter, of_pod, open_to_everyone
 
 UID = "5a1c-77"
 

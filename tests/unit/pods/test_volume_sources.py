@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pvecri.containers.plan import BindSource
 from pvecri.errors import InvalidArgument
 from pvecri.model import ContainerConfig, ContainerMetadata, ContainerSecurity, Device, Mount, Propagation
-from pvecri.pods import volumes
+from pvecri.oci.plan import BindSource
+from pvecri.pods.container import volumes
 
 
 def container(*mounts: Mount, **said: Any) -> ContainerConfig:

@@ -78,8 +78,8 @@ class RootfsDriver(Protocol):
     def parents_layer(self, layers: Sequence[tuple[LayerKey, frozenset[str]]]) -> LayerKey | None:
         """A committed layer to put on top of these, which gives directories their attributes back.
 
-        `layers` lowest first, each with the directories that its archive left out (images/parents.py). None when
-        none is needed, as it never is for a driver that stacks layers.
+        `layers` lowest first, each with the directories that its archive left out (images/drivers/parents.py).
+        None if none is needed, as it never is for a driver that stacks layers.
         """
         ...
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pvecri.errors import FailedPrecondition
-from pvecri.images import parents
+from pvecri.images.drivers import parents
 from pvecri.images.drivers.area import Area
 from pvecri.images.drivers.base import LayerKey, Owner
 from pvecri.images.drivers.checks import unreadable

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work that a cancellation must not cut short, that several callers share, or that ends with its caller."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+async def _stop(task: asyncio.Task[T]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # nobody is left to hear of it
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """Run `work` beside the context's body, which may await the task; it ends with the context at the latest."""
+    task = asyncio.ensure_future(work)
+    try:
+        yield task
+    finally:
+        await _stop(task)
+
+
+@dataclass
+class _Shared(Generic[T]):
+    task: asyncio.Task[T]
+    waiters: int = 0
+
+
+class SharedTasks(Generic[T]):
+    """Work by key, run once for all who ask for it at the same time.
+
+    It is cancelled when the last of them has gone.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[Hashable, _Shared[T]] = {}
+
+    async def run(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The result, or the error, of the work under `key`; started when there is none."""
+        shared = self._running.get(key)
+        if shared is None:
+            shared = self._running[key] = _Shared(asyncio.ensure_future(start()))
+        shared.waiters += 1
+        try:
+            return await asyncio.shield(shared.task)
+        finally:
+            shared.waiters -= 1
+            if shared.waiters == 0:
+                self._running.pop(key, None)
+                await _stop(shared.task)
+
+    async def close(self) -> None:
+        """Cancel all; those who wait for them are cancelled too."""
+        for shared in tuple(self._running.values()):
+            await _stop(shared.task)
+
+
+async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all, in their order; the first failure ends the others and is raised by itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def ended(task: asyncio.Task[T]) -> asyncio.CancelledError | None:
+    """Wait until `task` has ended, well or not, however often the caller is cancelled meanwhile.
+
+    Returns the cancellation, if there was one, for the caller to raise when it has seen to the task's result.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return cancelled
+
+
+async def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end even when the caller is cancelled; the cancellation goes on after it.
+
+    For what cannot be stopped anyway, such as a worker thread, and for programs that must not be left half way.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled = await ended(task)
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled():
+        task.exception()  # the cancellation is what the caller hears of
+    raise cancelled

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes that pulls use one after the other, so that a pull does not wait for their start.
+
+A proxy serves one pull at a time, for a registry that does not answer would hold up all others; the helper that
+unpacks serves all. They end when no pull has come for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from pvecri.concurrency import finish
+from pvecri.images.reference import Reference
+from pvecri.images.registry.proxy import ImageProxy, ProxyGone
+from pvecri.images.registry.skopeo import Skopeo, applies
+from pvecri.images.unpacking import client
+from pvecri.images.unpacking.client import Unpacker
+from pvecri.model import RegistryAuth
+
+IDLE: Final = 120.0
+"""Seconds that a process outlives the last pull."""
+
+
+class Workers:
+    """The processes, started by `skopeo` and here as pulls need them."""
+
+    def __init__(self, skopeo: Skopeo) -> None:
+        self._skopeo = skopeo
+        self._proxies: dict[bool, list[ImageProxy]] = {False: [], True: []}
+        self._unpacker: Unpacker | None = None
+        self._starting = asyncio.Lock()
+        self._busy = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def opened(
+        self, name: str, reference: Reference, auth: RegistryAuth | None
+    ) -> AsyncIterator[tuple[ImageProxy, int]]:
+        """A proxy for one pull that has opened the image `name`, and the image's number.
+
+        A proxy that has died since its last pull shows it at its first answer; it is replaced.
+        """
+        while True:
+            async with self._proxy(reference, auth) as (proxy, is_new):
+                try:
+                    number = await proxy.open(name)
+                except ProxyGone:
+                    if is_new:
+                        raise
+                    continue
+                yield proxy, number
+                return
+
+    @asynccontextmanager
+    async def _proxy(
+        self, reference: Reference, auth: RegistryAuth | None
+    ) -> AsyncIterator[tuple[ImageProxy, bool]]:
+        """A proxy, and whether it is new. One that has credentials, or has seen an error, is not used again."""
+        self._begin()
+        try:
+            insecure = self._skopeo.is_insecure(reference)
+            with self._skopeo.credentials(reference, auth) as authfile:
+                proxy = None
+                own = auth is not None and applies(auth, reference)
+                if not own:
+                    proxy = self._idle_proxy(insecure)
+                is_new = proxy is None
+                if proxy is None:
+                    proxy = await self._skopeo.start_proxy(insecure=insecure, authfile=authfile)
+                keep = False
+                try:
+                    yield proxy, is_new
+                    keep = not own and proxy.usable
+                finally:
+                    if keep:
+                        self._proxies[insecure].append(proxy)
+                    else:
+                        await finish(proxy.close())
+        finally:
+            self._end()
+
+    async def unpacker(self) -> Unpacker:
+        """The helper that unpacks; for use while a proxy is held."""
+        async with self._starting:
+            if self._unpacker is None or not self._unpacker.usable:
+                if self._unpacker is not None:
+                    await finish(self._unpacker.close())
+                self._unpacker = await client.start()
+            return self._unpacker
+
+    async def close(self) -> None:
+        """End all processes. Idempotent; no pull may be under way."""
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._end_idle()
+        if self._ending:
+            await asyncio.wait(self._ending)
+
+    def _idle_proxy(self, insecure: bool) -> ImageProxy | None:
+        idle = self._proxies[insecure]
+        while idle:
+            proxy = idle.pop()
+            if proxy.usable:
+                return proxy
+            self._in_background(proxy.close())
+        return None
+
+    def _begin(self) -> None:
+        self._busy += 1
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end(self) -> None:
+        self._busy -= 1
+        if self._busy == 0:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(IDLE, lambda: self._in_background(self._end_idle()))
+
+    async def _end_idle(self) -> None:
+        proxies = [proxy for idle in self._proxies.values() for proxy in idle]
+        self._proxies = {False: [], True: []}
+        helper, self._unpacker = self._unpacker, None
+        for each in (*proxies, *((helper,) if helper else ())):
+            await finish(each.close())
+
+    def _in_background(self, work: object) -> None:
+        assert asyncio.iscoroutine(work)
+        task = asyncio.ensure_future(work)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)

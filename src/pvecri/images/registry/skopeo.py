@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""skopeo, which speaks to registries for us: its command line, its credentials file, its words for errors.
+
+skopeo brings containers-auth.json(5), registries.conf(5) with mirrors, signature policies and proxies. Credentials
+go to it in a file of mode 0600, never on its command line, which every user of the node can read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile, TemporaryDirectory
+from typing import Final
+
+import msgspec
+
+from pvecri.concurrency import finish
+from pvecri.config import ConfigError, ImagesConfig
+from pvecri.errors import (
+    CommandError,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    PvecriError,
+    Unavailable,
+    Unimplemented,
+)
+from pvecri.images.manifest import Manifest
+from pvecri.images.reference import Reference
+from pvecri.images.registry import proxy as proxies
+from pvecri.images.registry.proxy import ImageProxy
+from pvecri.model import RegistryAuth, Value
+
+SYSTEM_POLICY: Final = Path("/etc/containers/policy.json")
+
+# What registries and skopeo's libraries say, most telling first. The kubelet knows the two long words and tells
+# the user more when a message begins with one of them.
+_MEANINGS: Final[Sequence[tuple[re.Pattern[str], type[PvecriError], str]]] = tuple(
+    (re.compile(pattern, re.IGNORECASE), kind, prefix)
+    for pattern, kind, prefix in (
+        (r"source image rejected", PermissionDenied, "SignatureValidationFailed: "),
+        (r"toomanyrequests|too many requests|\b429\b", Unavailable, "RegistryUnavailable: "),
+        (
+            r"unauthorized|denied|authentication required|invalid username|forbidden",
+            PermissionDenied,
+            "",
+        ),
+        (r"manifest unknown|name unknown|not found|no image found|repository name not known", NotFound, ""),
+        (
+            r"connection re|no such host|server misbehaving|i/o timeout|tls handshake|http response to https|x509|"
+            r"no route to host|pinging container registry|unexpected eof|network is unreachable|"
+            r"status(?: code)?:? 5\d\d",
+            Unavailable,
+            "RegistryUnavailable: ",
+        ),
+    )
+)
+
+
+class _Requirement(Value, frozen=True):
+    type: str
+
+
+class _AuthFile(Value, frozen=True, rename="camel"):
+    """containers-auth.json(5); what is in `auths` is none of our business here."""
+
+    auths: Mapping[str, object] = {}
+    cred_helpers: Mapping[str, object] = {}
+    creds_store: str = ""
+
+
+class _Policy(Value, frozen=True):
+    default: tuple[_Requirement, ...]
+    transports: Mapping[str, Mapping[str, tuple[_Requirement, ...]]] = {}
+
+
+_FATAL: Final = re.compile(r'level=fatal msg="((?:[^"\\]|\\.)*)"')
+_MISLEADING: Final = re.compile(r'^Error parsing image name "[^"]*": ')
+
+
+class Skopeo:
+    """Runs skopeo as the configuration says. `scratch` is a directory for what lasts no longer than a command."""
+
+    def __init__(self, config: ImagesConfig, scratch: Path) -> None:
+        self._config = config
+        self._scratch = scratch
+
+    async def manifest_of(self, name: str) -> bytes:
+        """The manifest or index of what is no registry's, by its name with the transport."""
+        command = [self._config.skopeo, *self._policy(), "inspect", "--raw", name]
+        returncode, output, problem = await run(command)
+        if returncode != 0:
+            raise CommandError("skopeo", returncode, problem)
+        return output
+
+    async def manifest(self, reference: Reference, auth: RegistryAuth | None) -> bytes:
+        """The manifest or index that the registry has for `reference`, byte by byte.
+
+        Raises NotFound, PermissionDenied, Unavailable or CommandError with the registry's own words.
+        """
+        return await self._run(reference, auth, ("inspect", "--raw"))
+
+    async def require_policy(self, reference: Reference, auth: RegistryAuth | None, manifest: Manifest) -> None:
+        """Have skopeo apply the policy to the image, of which `manifest` is the one for this platform.
+
+        For versions whose proxy does not: `skopeo copy` does, and where the layers seem to be there already it
+        fetches none. Raises PermissionDenied when the policy refuses the image, else what `manifest` raises.
+        """
+        with TemporaryDirectory(dir=self._scratch, prefix="policy-") as directory:
+            blobs = Path(directory, "blobs/sha256")
+            blobs.mkdir(parents=True)
+            for layer in manifest.layers:
+                with (blobs / layer.digest.removeprefix("sha256:")).open("wb") as hole:
+                    hole.truncate(layer.size)
+            keep_as_is = "--dest-oci-accept-uncompressed-layers"
+            words = ("copy", "--quiet", keep_as_is, f"--dest-shared-blob-dir={blobs.parent}")
+            await self._run(reference, auth, words, f"oci:{directory}/layout:image")
+
+    @property
+    def accepts_everything(self) -> bool:
+        """Whether the policy asks nothing of any image. ConfigError when it cannot be read."""
+        path = self._config.policy or SYSTEM_POLICY
+        if self._config.policy is None and not path.exists():
+            return True
+        try:
+            return accepts_everything(path.read_bytes())
+        except (OSError, msgspec.DecodeError) as error:
+            raise ConfigError(f"images.policy: {path}: {error}") from error
+
+    def is_insecure(self, reference: Reference) -> bool:
+        """Whether the registry may do without TLS."""
+        return reference.registry in self._config.insecure_registries
+
+    @contextmanager
+    def credentials(self, reference: Reference, auth: RegistryAuth | None) -> Iterator[Path | None]:
+        """The file with credentials for a pull, while the context lasts; None when it is to have none."""
+        if auth is None or not applies(auth, reference):
+            yield self._config.auth_file
+            return
+        with NamedTemporaryFile(dir=self._scratch, prefix="auth-", suffix=".json") as file:
+            file.write(auth_document(auth, reference.registry))
+            file.flush()
+            yield Path(file.name)
+
+    async def start_proxy(self, *, insecure: bool, authfile: Path | None) -> ImageProxy:
+        """A running proxy. Raises Unavailable when skopeo is not installed."""
+        command = [self._config.skopeo, *self._policy(), *self._registries(), "experimental-image-proxy"]
+        if insecure:
+            command.append("--tls-verify=false")
+        if authfile is not None:
+            command.append(f"--authfile={authfile}")
+        return await proxies.start(command)
+
+    async def _run(
+        self, reference: Reference, auth: RegistryAuth | None, words: Sequence[str], *destination: str
+    ) -> bytes:
+        """Standard output. Options about the source have a prefix when there is a destination, too."""
+        command = [self._config.skopeo, *self._policy(), *self._registries(), *words]
+        prefix = "--src-" if destination else "--"
+        if self.is_insecure(reference):
+            command.append(f"{prefix}tls-verify=false")
+        with self.credentials(reference, auth) as file:
+            if file is not None:
+                command.append(f"{prefix}authfile={file}")
+            command += (f"docker://{reference}", *destination)
+            returncode, output, problem = await run(command)
+        if returncode != 0:
+            raise translate(reference, CommandError("skopeo", returncode, problem))
+        return output
+
+    def _policy(self) -> tuple[str, ...]:
+        """As configured, else the system's, else everything is accepted, as an engine without signatures does."""
+        if self._config.policy is not None:
+            return (f"--policy={self._config.policy}",)
+        return () if SYSTEM_POLICY.exists() else ("--insecure-policy",)
+
+    def _registries(self) -> tuple[str, ...]:
+        """An option that skopeo does not list in its help; the environment variable is not read by older ones."""
+        path = self._config.registries_conf
+        return (f"--registries-conf={path}",) if path is not None else ()
+
+
+async def run(command: Sequence[str]) -> tuple[int, bytes, str]:
+    """Run a program to its end: status, standard output, standard error.
+
+    It is killed when the caller is cancelled. Raises Unavailable when it is not installed.
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except FileNotFoundError as error:
+        raise Unavailable(f"{command[0]} is not installed; images.skopeo names the program") from error
+    try:
+        output, problem = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGKILL)
+            await finish(process.wait())
+    assert process.returncode is not None
+    return process.returncode, output, problem.decode(errors="replace")
+
+
+def translate(reference: Reference, failure: CommandError) -> PvecriError:
+    """The error that skopeo's words mean; the failure itself when they mean nothing known."""
+    found = _FATAL.search(failure.output)
+    words = found[1].replace('\\"', '"').replace("\\\\", "\\") if found else failure.output.strip()
+    words = _MISLEADING.sub("", words)
+    telling = words.replace(reference.name, "").replace(reference.path, "")  # a repository may be called "denied"
+    for pattern, kind, prefix in _MEANINGS:
+        if pattern.search(telling):
+            return kind(f"{prefix}pulling {reference}: {words}")
+    return failure
+
+
+def applies(auth: RegistryAuth, reference: Reference) -> bool:
+    """Whether the credentials hold anything, and are meant for the reference's registry."""
+    if not any((auth.username, auth.password, auth.auth, auth.identity_token, auth.registry_token)):
+        return False
+    if not auth.server_address:
+        return True
+    server = re.sub(r"^https?://", "", auth.server_address).split("/")[0]
+    return server in {reference.registry, *(("index.docker.io",) if reference.registry == "docker.io" else ())}
+
+
+def has_credentials(auth_file: Path | None, reference: Reference) -> bool:
+    """Whether images.auth_file has credentials for the repository; skopeo complains of a file that is unfit."""
+    if auth_file is None:
+        return False
+    try:
+        known = msgspec.json.decode(auth_file.read_bytes(), type=_AuthFile)
+    except (OSError, msgspec.DecodeError):
+        return False
+    scopes = {re.sub(r"^https?://", "", scope) for scope in (*known.auths, *known.cred_helpers)}
+    if reference.registry == "docker.io" and any(scope.startswith("index.docker.io") for scope in scopes):
+        return True
+    return bool(known.creds_store) or any(f"{reference.name}/".startswith(f"{scope}/") for scope in scopes)
+
+
+def auth_document(auth: RegistryAuth, registry: str) -> bytes:
+    """containers-auth.json(5) with one registry's credentials.
+
+    Raises InvalidArgument for an `auth` that is not base64 of user:password, Unimplemented for a registry token.
+    """
+    if auth.registry_token:
+        raise Unimplemented("auth.registry_token: skopeo takes bearer tokens on its command line only, in public")
+    entry = {"auth": auth.auth or base64.b64encode(f"{auth.username}:{auth.password}".encode()).decode()}
+    try:
+        valid = b":" in base64.b64decode(entry["auth"], validate=True)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise InvalidArgument("auth.auth", "is not the base64 of user:password")
+    if auth.identity_token:
+        entry["identitytoken"] = auth.identity_token
+    return msgspec.json.encode({"auths": {registry: entry}})
+
+
+def accepts_everything(policy: bytes) -> bool:
+    """Whether a policy, containers-policy.json(5), has no requirement but that of accepting anything."""
+    document = msgspec.json.decode(policy, type=_Policy)
+    scopes = (scope for transport in document.transports.values() for scope in transport.values())
+    return all(
+        requirement.type == "insecureAcceptAnything"
+        for requirements in (document.default, *scopes)
+        for requirement in requirements
+    )
+
+
+@contextmanager
+def translated(reference: Reference) -> Iterator[None]:
+    """Failures of skopeo as the errors that its words mean."""
+    try:
+        yield
+    except CommandError as failure:
+        raise translate(reference, failure) from failure

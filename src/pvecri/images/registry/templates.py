@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images that Proxmox itself pulls (images.template_storage): it shows them as CT templates, we read their layers.
+
+A template is named after repository, tag and the digest of its manifest, so one that is there is the image that
+is wanted, whoever fetched it: nodes that share the storage fetch it once. Those that we had fetched are noted in
+the store before Proxmox is asked; what is noted and is no tag's image any longer is removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final, Protocol
+from weakref import WeakValueDictionary
+
+from pvecri.concurrency import finish
+from pvecri.config import ImagesConfig
+from pvecri.errors import AlreadyExists, CommandError, PvecriError, Unavailable
+from pvecri.images import reference as references
+from pvecri.images.library import Library
+from pvecri.images.reference import Reference
+from pvecri.images.registry.oci_archive import OciArchive
+from pvecri.images.registry.skopeo import applies, has_credentials, translate
+from pvecri.images.store import TemplateRecord
+from pvecri.model import RegistryAuth
+
+log = logging.getLogger(__name__)
+
+LAYERS_AT_ONCE: Final = 3
+"""Of one pull."""
+_SHOWN: Final = 12
+_LONGEST: Final = 100
+
+
+class TemplateStorage(Protocol):
+    """A storage of Proxmox, as far as templates on it are concerned. Any call may raise Unavailable."""
+
+    storage: str
+
+    async def find(self, file: str) -> Path | None:
+        """Where a template lies on this node; None when there is none of that name."""
+        ...
+
+    async def pull(self, reference: str, file: str) -> None:
+        """Have Proxmox fetch an image. CommandError with skopeo's words, AlreadyExists when there is such a file.
+
+        Cancelled, it may leave Proxmox at work.
+        """
+        ...
+
+    async def remove(self, file: str) -> None:
+        """Remove a template, and end what still fetches it. Idempotent."""
+        ...
+
+
+class Templates:
+    """The templates of one storage. For one event loop."""
+
+    def __init__(self, storage: TemplateStorage, config: ImagesConfig, library: Library) -> None:
+        self._storage = storage
+        self._config = config
+        self._library = library
+        self._locks = WeakValueDictionary[str, asyncio.Lock]()
+
+    def reason_against(self, reference: Reference, auth: RegistryAuth | None) -> str:
+        """Why an image is to be pulled directly, for Proxmox takes neither digests nor credentials; or nothing."""
+        if reference.digest:
+            return "Proxmox cannot pull by digest"
+        if (auth and applies(auth, reference)) or has_credentials(self._config.auth_file, reference):
+            return "Proxmox cannot be given credentials"
+        if reference.registry.startswith("["):
+            return "Proxmox knows no registries by IPv6 address"
+        return ""
+
+    @asynccontextmanager
+    async def archive(self, reference: Reference, manifest: str, config: str) -> AsyncIterator[OciArchive | None]:
+        """The image as a template, fetched when it is not there; it is left alone while the context lasts.
+
+        `manifest` is the digest of what the registry has for this platform, `config` that of its config as OCI's.
+        None when Proxmox has got something else, because the tag has moved. Raises what a pull raises.
+        """
+        file = file_name(reference, manifest)
+        record = TemplateRecord(
+            file=file, storage=self._storage.storage, reference=str(reference), manifest=manifest
+        )
+        async with AsyncExitStack() as undo:
+            await undo.enter_async_context(self._lock(file))
+            path = await self._storage.find(file) or await self._pull(reference, record)
+            archive = OciArchive(path, LAYERS_AT_ONCE)
+            undo.push_async_callback(archive.close)
+            await finish(asyncio.to_thread(archive.open))
+            if await asyncio.to_thread(archive.config_digest) == config:
+                yield archive
+                return
+            log.warning("%s is not the image that %s is now; its layers come from the registry", path, reference)
+            await self._remove_if_ours(file)
+            yield None
+
+    async def sweep(self) -> None:
+        """Remove those of our templates that are no tag's image any longer, unless a pull has to do with them.
+
+        What Proxmox does not remove now is tried again the next time.
+        """
+        for record in await asyncio.to_thread(self._library.store.templates):
+            lock = self._lock(record.file)
+            if record.storage != self._storage.storage or lock.locked():
+                continue
+            async with lock:
+                if self._is_used(record):
+                    continue
+                try:
+                    await self._remove_if_ours(record.file)
+                except PvecriError as error:
+                    log.warning("template %s stays for now: %s", record.file, error)
+
+    async def _pull(self, reference: Reference, record: TemplateRecord) -> Path:
+        store = self._library.store
+        known = await self._is_ours(record.file)
+        await asyncio.to_thread(store.put_template, record)
+        try:
+            await self._storage.pull(str(reference), record.file)
+        except AlreadyExists:
+            if not known:  # another node was faster
+                await asyncio.to_thread(store.delete_template, record.file)
+        except CommandError as failure:
+            error = translate(reference, failure)
+            hint = f"Proxmox pulls it to storage {record.storage}: images.template_storage"
+            raise error if error is failure else type(error)(f"{error} ({hint})") from failure
+        path = await self._storage.find(record.file)
+        if path is None:
+            raise Unavailable(f"pulling {reference}: template {record.file} was removed while it was made")
+        return path
+
+    async def _remove_if_ours(self, file: str) -> None:
+        if await self._is_ours(file):
+            await self._storage.remove(file)
+            await asyncio.to_thread(self._library.store.delete_template, file)
+
+    async def _is_ours(self, file: str) -> bool:
+        return any(record.file == file for record in await asyncio.to_thread(self._library.store.templates))
+
+    def _is_used(self, record: TemplateRecord) -> bool:
+        image = self._library.catalog.with_reference(references.parse(record.reference))
+        return image is not None and record.manifest in image.manifests
+
+    def _lock(self, file: str) -> asyncio.Lock:
+        """Held by the pull, or the removal, that has to do with a template."""
+        return self._locks.setdefault(file, asyncio.Lock())
+
+
+def file_name(reference: Reference, manifest: str) -> str:
+    """A template's name: `busybox_1.36_3fbc63216742.tar`."""
+    name = reference.path.rpartition("/")[2][:_LONGEST]
+    tag = reference.tag[:_LONGEST]
+    return re.sub(r"[^\w.-]", "_", f"{name}_{tag}_{manifest.removeprefix('sha256:')[:_SHOWN]}.tar", flags=re.ASCII)

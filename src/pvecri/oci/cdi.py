@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Container Device Interface: devices that vendors describe in files (CDI specification 0.8 and before).
+
+A spec file describes devices of one kind and, for each, what to edit in a container's OCI spec to give it that
+device. A request names devices in full: `vendor.com/class=name`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pvecri.errors import InvalidArgument
+from pvecri.oci.devices import HostDevice
+
+Json = dict[str, Any]
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The base of what a spec file holds; unknown fields are of a newer version and ignored."""
+
+
+class DeviceNode(_Part, frozen=True):
+    """A device node for the container; what is not said is read off the node's own."""
+
+    path: str
+    host_path: str = ""
+    type: str = ""
+    major: int | None = None
+    minor: int | None = None
+    file_mode: int | None = None
+    permissions: str = "rwm"
+    uid: int | None = None
+    gid: int | None = None
+
+
+class EditMount(_Part, frozen=True):
+    """A mount for the container."""
+
+    host_path: str
+    container_path: str
+    type: str = "bind"
+    options: tuple[str, ...] = ("rbind", "ro")
+
+
+class Hook(_Part, frozen=True):
+    """An OCI hook; `hook_name` says which."""
+
+    hook_name: str
+    path: str
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    timeout: int | None = None
+
+    def described(self) -> Json:
+        """As the OCI spec has it, in the list of its name."""
+        described: Json = {"path": self.path, "args": list(self.args), "env": list(self.env)}
+        if self.timeout is not None:
+            described["timeout"] = self.timeout
+        return described
+
+
+class Edits(_Part, frozen=True):
+    """What giving a device changes (`containerEdits`)."""
+
+    env: tuple[str, ...] = ()
+    device_nodes: tuple[DeviceNode, ...] = ()
+    mounts: tuple[EditMount, ...] = ()
+    hooks: tuple[Hook, ...] = ()
+    additional_gids: tuple[int, ...] = msgspec.field(default=(), name="additionalGids")
+
+
+class _Device(_Part, frozen=True):
+    name: str
+    container_edits: Edits = Edits()
+
+
+class _Spec(_Part, frozen=True):
+    kind: str
+    devices: tuple[_Device, ...] = ()
+    container_edits: Edits = Edits()
+
+
+def find(names: Iterable[str], directories: Iterable[Path]) -> tuple[Edits, ...]:
+    """The edits that the named devices call for: those of each file once, then those of each device.
+
+    InvalidArgument names a device that no file describes, or the file that cannot be read.
+    """
+    wanted = list(names)
+    if not wanted:
+        return ()
+    known = _load(directories)
+    edits: dict[Path | str, Edits] = {}
+    for index, name in enumerate(wanted):
+        if name not in known:
+            searched = ", ".join(map(str, directories))
+            raise InvalidArgument(f"config.CDI_devices[{index}].name", f"no CDI spec in {searched} has {name!r}")
+        path, spec, device = known[name]
+        edits.setdefault(path, spec.container_edits)
+        edits[name] = device.container_edits
+    return tuple(edits.values())
+
+
+def _load(directories: Iterable[Path]) -> dict[str, tuple[Path, _Spec, _Device]]:
+    """All described devices by full name, with the file that has them; a later directory wins."""
+    known: dict[str, tuple[Path, _Spec, _Device]] = {}
+    for directory in directories:
+        for path in sorted(directory.glob("*")) if directory.is_dir() else ():
+            if path.suffix in (".json", ".yaml", ".yml"):
+                spec = _read(path)
+                known |= {f"{spec.kind}={device.name}": (path, spec, device) for device in spec.devices}
+    return known
+
+
+def _read(path: Path) -> _Spec:
+    try:
+        return msgspec.convert(_parsed(path), _Spec)
+    except (OSError, ValueError, msgspec.ValidationError) as error:
+        raise InvalidArgument("config.CDI_devices", f"the CDI spec {path} cannot be read: {error}") from error
+
+
+def _parsed(path: Path) -> Any:
+    if path.suffix == ".json":
+        return json.loads(path.read_text())
+    import yaml  # only where a vendor has written one
+
+    try:
+        return yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+# -- editing a spec -------------------------------------------------------------------------------------------
+
+
+def apply(document: Json, edits: Edits) -> None:
+    """Make the edits in an OCI spec, all but the devices (`devices`)."""
+    process = document["process"]
+    names = {entry.partition("=")[0] for entry in edits.env}
+    process["env"] = [entry for entry in process["env"] if entry.partition("=")[0] not in names] + list(edits.env)
+    groups = process["user"].setdefault("additionalGids", [])
+    groups += [gid for gid in edits.additional_gids if gid and gid not in groups]
+    document["mounts"] += [
+        {
+            "destination": mount.container_path,
+            "source": mount.host_path,
+            "type": mount.type,
+            "options": list(mount.options),
+        }
+        for mount in edits.mounts
+    ]
+    for hook in edits.hooks:
+        document.setdefault("hooks", {}).setdefault(hook.hook_name, []).append(hook.described())
+
+
+def devices(edits: Iterable[Edits]) -> tuple[HostDevice, ...]:
+    """The device nodes of edits; InvalidArgument when the node has no such device."""
+    return tuple(_device(node) for each in edits for node in each.device_nodes)
+
+
+def _device(node: DeviceNode) -> HostDevice:
+    path = node.host_path or node.path
+    try:
+        status = Path(path).stat()
+    except OSError as error:
+        raise InvalidArgument("config.CDI_devices", f"{path}: {error.strerror}") from error
+    return HostDevice(
+        container_path=node.path,
+        kind=node.type or ("b" if stat.S_ISBLK(status.st_mode) else "c"),
+        major=os.major(status.st_rdev) if node.major is None else node.major,
+        minor=os.minor(status.st_rdev) if node.minor is None else node.minor,
+        mode=stat.S_IMODE(status.st_mode) if node.file_mode is None else node.file_mode,
+        uid=status.st_uid if node.uid is None else node.uid,
+        gid=status.st_gid if node.gid is None else node.gid,
+        access=node.permissions,
+    )

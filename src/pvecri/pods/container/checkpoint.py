@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CheckpointContainer: a running container's state as one archive, by CRIU through the OCI runtime.
+
+The archive holds what other tools that read container checkpoints look for: `checkpoint/` (CRIU's images),
+`config.dump` and `spec.dump` (who the container is), `rootfs-diff.tar` and `deleted.files` (what it has written
+and removed).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pvecri.errors import CommandError, DeadlineExceeded, FailedPrecondition, InternalError, InvalidArgument
+from pvecri.images.manager import ImageManager
+from pvecri.model import ContainerState
+from pvecri.oci.runtime import OciRuntime
+from pvecri.pods.registry import LiveContainer, Pods
+
+
+class Checkpoints:
+    """Writes checkpoints; the container goes on running."""
+
+    def __init__(self, pods: Pods, runtime: OciRuntime, images: ImageManager) -> None:
+        self._pods = pods
+        self._runtime = runtime
+        self._images = images
+
+    async def write(self, container_id: str, location: str, timeout: float) -> None:
+        """Write a checkpoint of a running container to the file `location` (CRI CheckpointContainer).
+
+        `timeout` is in seconds, 0 for none. FailedPrecondition where CRIU is not installed, InvalidArgument for a
+        location that cannot be written, and CRIU's words when it fails; the file is complete or not there.
+        """
+        target = Path(location)
+        if not target.is_absolute() or not target.parent.is_dir():
+            raise InvalidArgument("location", f"{location!r} is not an absolute path in a directory that exists")
+        if shutil.which("criu") is None:
+            raise FailedPrecondition("checkpoints need the program criu, which is not installed on this node")
+        container = self._pods.container(container_id)
+        if container.value.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(f"container {container.id} is {container.value.state.value}, not running")
+        try:
+            async with container.lock, asyncio.timeout(timeout or None):
+                await self._write(container, target)
+        except TimeoutError:
+            raise DeadlineExceeded(f"container {container.id}: no checkpoint within {timeout:g} s") from None
+
+    async def _write(self, container: LiveContainer, target: Path) -> None:
+        with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as directory:
+            work = Path(directory)
+            pod = self._pods.pod_of(container)
+            try:
+                await self._runtime.checkpoint(pod.namespaces, container.id, work / "checkpoint", work)
+            except CommandError as error:
+                raise InternalError(f"container {container.id}: {_criu_words(work) or error}") from error
+            await asyncio.to_thread(self._pack, container, work)
+            (work / "archive.tar").rename(target)
+
+    def _pack(self, container: LiveContainer, work: Path) -> None:
+        value = container.value
+        described = {
+            "id": value.id,
+            "name": value.config.metadata.name,
+            "rootfsImageRef": value.image_id,
+            "rootfsImageName": value.image_reference,
+            "createdTime": value.created_at,
+            "runtime": "pvecri",
+        }
+        (work / "config.dump").write_text(json.dumps(described, indent=1))
+        shutil.copyfile(container.bundle.spec, work / "spec.dump")
+        deleted = pack_layer(self._images.writable_layer(container.id), work / "rootfs-diff.tar")
+        (work / "deleted.files").write_text(json.dumps(deleted))
+        with tarfile.open(work / "archive.tar", "w") as archive:
+            for name in ("checkpoint", "config.dump", "spec.dump", "rootfs-diff.tar", "deleted.files"):
+                archive.add(work / name, name)
+        (work / "archive.tar").chmod(0o600)
+
+
+def _criu_words(work: Path) -> str:
+    """What CRIU's log says went wrong: the OCI runtime only tells where the log is."""
+    try:
+        lines = (work / "dump.log").read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "; ".join(["CRIU could not dump it", *(line for line in lines if "Error" in line)])
+
+
+def pack_layer(upper: Path, archive: Path) -> list[str]:
+    """Pack an overlay's upper directory; the paths that it hides in the layers below are returned instead."""
+    deleted: list[str] = []
+
+    def entry(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        if info.ischr() and (info.devmajor, info.devminor) == (0, 0):
+            deleted.append("/" + info.name.removeprefix("./"))
+            return None
+        return info
+
+    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.add(upper, ".", filter=entry)
+    return deleted

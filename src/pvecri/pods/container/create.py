@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CreateContainer: a root filesystem and an OCI spec, made from the request, the image and the pod."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from pvecri.config import Config
+from pvecri.errors import FailedPrecondition, InvalidArgument, NotFound
+from pvecri.images.manager import ImageManager
+from pvecri.linux import mounts
+from pvecri.model import (
+    Container,
+    ContainerConfig,
+    ContainerId,
+    ContainerState,
+    ContainerUser,
+    Image,
+    ImageId,
+    NamespaceMode,
+    UserNamespaceReason,
+)
+from pvecri.oci import capabilities, cdi, devices, seccomp, spec, users
+from pvecri.oci.abilities import Abilities
+from pvecri.oci.plan import BindSource, Plan
+from pvecri.pods import files, user_namespaces, validation
+from pvecri.pods.container import adjustments, bundle, volumes
+from pvecri.pods.container.pause import Pauses
+from pvecri.pods.hooks import Hooks
+from pvecri.pods.registry import LiveContainer, LivePod, Pods
+
+log = logging.getLogger(__name__)
+
+
+class IdsMissing(FailedPrecondition):
+    """A container needs IDs that its pod's user namespace lacks. `movable` if the pod's next one can have them."""
+
+    def __init__(self, ids: tuple[int, ...], *, movable: bool) -> None:
+        what_next = (
+            "the pod was stopped, and its next sandbox has them (at once if the pod's securityContext names them)"
+            if movable
+            else "the client chose its IDs (hostUsers: false)"
+        )
+        shown = ", ".join(map(str, ids[:10])) + (", …" if len(ids) > 10 else "")
+        super().__init__(f"the container needs the IDs {shown}, which the pod's user namespace lacks: {what_next}")
+        self.ids = ids
+        self.movable = movable
+
+
+class Creator:
+    """Makes containers, up to the point where they can be started."""
+
+    def __init__(
+        self,
+        config: Config,
+        abilities: Abilities,
+        pods: Pods,
+        images: ImageManager,
+        pauses: Pauses,
+        move: Callable[[LivePod, Sequence[int]], Awaitable[None]],
+        hooks: Hooks,
+    ) -> None:
+        """`move` stops a pod so that its next sandbox gets a user namespace with more IDs (Sandboxes.move)."""
+        self._config = config
+        self._abilities = abilities
+        self._pods = pods
+        self._images = images
+        self._pauses = pauses
+        self._move = move
+        self._hooks = hooks
+
+    async def create(self, pod: LivePod, config: ContainerConfig) -> ContainerId:
+        """Make a container of a ready pod (CRI CreateContainer): its root filesystem and its OCI spec.
+
+        InvalidArgument names a bad field, NotFound the image, AlreadyExists a name that is taken. IdsMissing for
+        IDs that the pod's user namespace lacks; if its next one can have them, the pod is stopped. Nothing is
+        left behind when it fails.
+        """
+        validation.check_container(config, pod.value.config)
+        image = self._images.find(config.image)
+        if image is None:
+            raise NotFound(f"config.image.image: image {config.image!r} is not in the store; pull it first")
+        try:
+            return await self._create(pod, config, image)
+        except IdsMissing as error:
+            if error.movable:
+                log.warning("pod %s: %s", pod.value.name, error)
+                await self._move(pod, error.ids)
+            raise
+
+    async def _create(self, pod: LivePod, config: ContainerConfig, image: Image) -> ContainerId:
+        container = self._pods.add_container(self._describe(pod, config, image))
+        async with container.lock, AsyncExitStack() as undo:
+            undo.callback(self._pods.drop_container, container)
+            if shares_pids(pod, config):
+                await self._pauses.share_pids(pod)
+            rootfs = await self._prepare_rootfs(pod, container.id, container.value.image_id, undo)
+            image_volumes = await self._prepare_image_volumes(pod, container, undo)
+            plan = self._write_bundle(pod, container, image, rootfs, image_volumes, undo)
+            await self._adjust(pod, container, plan, undo)
+            self._pods.save_container(container, container.value)
+            undo.pop_all()
+            await self._hooks.created_container(pod, container)
+        return container.id
+
+    def _describe(self, pod: LivePod, config: ContainerConfig, image: Image) -> Container:
+        log_path = str(Path(pod.value.config.log_directory, config.log_path)) if config.log_path else ""
+        return Container(
+            id=ContainerId(secrets.token_hex(32)),
+            sandbox_id=pod.id,
+            config=config,
+            image_id=image.id,
+            image_reference=next(iter((*image.digests, *image.tags)), image.id),
+            created_at=time.time_ns(),
+            log_path=log_path,
+            stop_signal=config.stop_signal or image.config.stop_signal or "SIGTERM",
+        )
+
+    async def _prepare_rootfs(self, pod: LivePod, name: str, image: ImageId, undo: AsyncExitStack) -> Path:
+        undo.push_async_callback(self._images.remove_rootfs, name)
+        owner = pod.value.root_uid
+        return await self._images.prepare_rootfs(
+            name, image, userns=bundle.userns(pod), root_uid=owner, root_gid=owner
+        )
+
+    async def _prepare_image_volumes(
+        self, pod: LivePod, container: LiveContainer, undo: AsyncExitStack
+    ) -> dict[int, Path]:
+        """Mount the image of each image volume, as a root filesystem that nobody writes to; paths by mount."""
+        prepared: dict[int, Path] = {}
+        config = container.value.config
+        resolved = list(config.mounts)
+        for index, mount in enumerate(config.mounts):
+            if not mount.image:
+                continue
+            image = self._images.find(mount.image)
+            if image is None:
+                raise NotFound(f"config.mounts[{index}].image.image: image {mount.image!r} is not in the store")
+            name = bundle.image_volume_name(container.id, index)
+            prepared[index] = await self._prepare_rootfs(pod, name, image.id, undo)
+            resolved[index] = replace(mount, image_ref=image.id)
+        container.value = replace(container.value, config=replace(config, mounts=tuple(resolved)))
+        return prepared
+
+    def _write_bundle(
+        self,
+        pod: LivePod,
+        container: LiveContainer,
+        image: Image,
+        rootfs: Path,
+        image_volumes: dict[int, Path],
+        undo: AsyncExitStack,
+    ) -> Plan:
+        undo.callback(bundle.remove_bundle, container.bundle)
+        files.make_private_directory(container.bundle.directory, pod.value.root_uid)
+        binds = volumes.resolve_binds(
+            container.value.config,
+            bundle.staging(container),
+            image_volumes,
+            mapped=bool(pod.value.mappings),
+        )
+        plan = self._plan(pod, container, image, rootfs, binds)
+        self._check_ids(pod, container, plan.user)
+        container.value = replace(container.value, user=plan.user)
+        container.bundle.spec.touch(mode=0o600)  # its environment may hold secrets
+        _write(container, plan)
+        return plan
+
+    def _check_ids(self, pod: LivePod, container: LiveContainer, user: ContainerUser) -> None:
+        """IdsMissing if the pod's user namespace lacks an ID that the container or one of its files has."""
+        mappings, decision = pod.value.mappings, pod.value.user_namespace
+        if not mappings:  # the node's has all: its pods need not pay for a look at every volume
+            return
+        of_process = user_namespaces.missing(user, mappings)
+        config = container.value.config
+        images = [container.value.image_id, *(ImageId(each.image_ref) for each in config.mounts if each.image)]
+        owners = volumes.source_owners(config).union(*(self._images.file_owners(each) for each in images))
+        of_files = user_namespaces.unmapped(owners, mappings)
+        movable = decision.reason is not UserNamespaceReason.KUBELET_MAPPING
+        wanted = {*of_process, *of_files}
+        if of_files and (not movable or len(decision.extra_ids) + len(wanted) > user_namespaces.EXTRA_IDS_MAX):
+            log.info("container %s: files of %s belong to nobody in the pod", container.id, of_files[:10])
+            wanted = {*of_process}
+        if wanted:
+            raise IdsMissing(tuple(sorted(wanted)), movable=movable)
+
+    async def _adjust(self, pod: LivePod, container: LiveContainer, plan: Plan, undo: AsyncExitStack) -> None:
+        """Let those who watch change the container, now that all is known of it."""
+        undo.push_async_callback(self._hooks.remove_container, pod, container)
+        adjustment = await self._hooks.create_container(pod, container)
+        if adjustment is None:
+            return
+        staging = bundle.staging(container) if plan.mappings else None
+        changed = adjustments.adjusted(plan, adjustment, staging, self._config.runtime.cdi_spec_dirs)
+        container.value = replace(
+            container.value,
+            config=changed.config,
+            added_sources=adjustments.sources(adjustment) if staging else (),
+        )
+        _write(container, changed)
+
+    def _plan(
+        self, pod: LivePod, container: LiveContainer, image: Image, rootfs: Path, binds: tuple[BindSource, ...]
+    ) -> Plan:
+        config = container.value.config
+        security = config.security
+        held = capabilities.granted(
+            security.capabilities, privileged=security.privileged, available=self._abilities.capabilities
+        )
+        edits = cdi.find(config.cdi_devices, self._config.runtime.cdi_spec_dirs)
+        asked = volumes.resolve_devices(config)
+        return Plan(
+            id=container.id,
+            sandbox_id=pod.id,
+            vmid=pod.value.vmid,
+            config=config,
+            sandbox=pod.value.config,
+            image=image.config,
+            image_reference=container.value.image_reference,
+            rootfs=rootfs,
+            user=users.resolve(security, image.config.user, rootfs),
+            binds=binds,
+            devices=tuple({each.container_path: each for each in (*asked, *cdi.devices(edits))}.values()),
+            device_nodes=bundle.device_nodes(container.bundle),
+            pod_files=pod.files,
+            pod_files_restrictions=mounts.restrictions(pod.files),
+            hostname=files.hostname(pod.value),
+            mappings=pod.value.mappings,
+            namespace_dir=str(pod.directory / "ns"),
+            target_pid=self._target_pid(pod, security.namespaces.target_id),
+            capabilities=held,
+            seccomp=seccomp.for_container(
+                security.seccomp,
+                default=self._config.runtime.seccomp_profile,
+                capabilities=held,
+                privileged=security.privileged,
+            ),
+            abilities=self._abilities,
+            pids_limit=self._config.runtime.pids_limit,
+            edits=edits,
+        )
+
+    def _target_pid(self, pod: LivePod, target_id: str) -> int | None:
+        """The first process of the container whose pid namespace is to be shared, as the pod numbers it."""
+        if not target_id:
+            return None
+        field = "config.linux.security_context.namespace_options.target_id"
+        target = next((each for each in pod.containers.values() if each.id.startswith(target_id)), None)
+        if target is None or target.value.state is not ContainerState.RUNNING:
+            raise InvalidArgument(field, f"no container {target_id!r} runs in the pod")
+        return int(target.bundle.pid_file.read_text())
+
+
+def shares_pids(pod: LivePod, config: ContainerConfig) -> bool:
+    """Whether a container is in the PID namespace that the pod's containers share."""
+    modes = config.security.namespaces.pid, pod.value.config.security.namespaces.pid
+    return modes[0] is NamespaceMode.POD and modes[1] is not NamespaceMode.NODE
+
+
+def _write(container: LiveContainer, plan: Plan) -> None:
+    """Write a container's OCI spec, and make its device nodes, in place of those of an earlier plan."""
+    bundle.remove_device_nodes(container.bundle)
+    if plan.mappings and plan.devices:
+        devices.make_nodes(plan.device_nodes, plan.devices, plan.mappings)
+    container.bundle.spec.write_bytes(spec.build(plan))

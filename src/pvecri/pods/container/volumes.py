@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A container's mounts and devices of the node: found, checked, and given the owners the pod knows."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from pvecri.errors import FailedPrecondition, InvalidArgument
+from pvecri.linux import idmapped, mounts
+from pvecri.linux.paths import open_in_root
+from pvecri.model import Container, ContainerConfig, Mount, Propagation
+from pvecri.oci.devices import HostDevice
+from pvecri.oci.plan import BindSource
+from pvecri.pods import user_namespaces
+from pvecri.pods.container import volume_owners
+
+log = logging.getLogger(__name__)
+
+_PER_CONTAINER = ("/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/console", "/dev/.lxc", "/dev/.udev")
+"""What a privileged container has of its own, although it sees all the node's devices."""
+
+
+def resolve_binds(
+    config: ContainerConfig, staging: Path, images: Mapping[int, Path], *, mapped: bool
+) -> tuple[BindSource, ...]:
+    """Where each mount of the request comes from. A source that does not exist becomes a directory, as elsewhere.
+
+    In a user namespace (`mapped`) the source will be an idmapped clone below `staging` (`stage`). `images` has,
+    by the mount's index, where the images of image volumes are mounted.
+    """
+    _make_sources(config)
+    binds: list[BindSource] = []
+    for index, mount in enumerate(config.mounts):
+        field = f"config.mounts[{index}]"
+        if mount.image:
+            binds.append(_image_volume(field, mount, images[index]))
+            continue
+        source = Path(mount.host_path)
+        if mapped and mount.propagation is Propagation.BIDIRECTIONAL:
+            raise InvalidArgument(f"{field}.propagation", "PROPAGATION_BIDIRECTIONAL needs a privileged pod")
+        check_propagation(field, source.resolve(), mount.propagation)
+        binds.append(
+            BindSource(
+                source=staging / str(index) if mapped or _shows_proc(mount) else source.resolve(),
+                container_path=mount.container_path,
+                readonly=mount.readonly,
+                recursive_readonly=mount.recursive_readonly,
+                propagation=mount.propagation.value,
+                restrictions=mounts.restrictions(source),
+            )
+        )
+    return tuple(binds)
+
+
+def _make_sources(config: ContainerConfig) -> None:
+    """Kubernetes' hostPath of no type: CRI-O and containerd make a directory, and charts rely on it."""
+    for index, mount in enumerate(config.mounts):
+        if not mount.image and not Path(mount.host_path).exists():
+            try:
+                Path(mount.host_path).mkdir(mode=0o755, parents=True)
+            except OSError as error:  # a link to nothing, too
+                problem = f"{mount.host_path} does not exist on the node and cannot be made: {error.strerror}"
+                raise InvalidArgument(f"config.mounts[{index}].host_path", problem) from error
+
+
+def needs_staging(config: ContainerConfig) -> bool:
+    """Whether a mount has to be staged also where no IDs are mapped."""
+    return any(_shows_proc(mount) for mount in config.mounts)
+
+
+def _shows_proc(mount: Mount) -> bool:
+    """Whether the OCI runtime would take another /proc than the node's for the source.
+
+    It runs with that of the CT's PID namespace, which is no container's to see; the daemon's own is the node's.
+    """
+    if mount.image or mount.propagation is Propagation.BIDIRECTIONAL:
+        return False
+    source = Path(mount.host_path).resolve()
+    return source == Path("/") or source.is_relative_to("/proc")
+
+
+def check_sources(config: ContainerConfig) -> None:
+    """InvalidArgument for a mount whose source is not there any more."""
+    for index, mount in enumerate(config.mounts):
+        if not mount.image and not Path(mount.host_path).exists():
+            raise InvalidArgument(
+                f"config.mounts[{index}].host_path", f"{mount.host_path} does not exist on the node"
+            )
+
+
+def source_owners(config: ContainerConfig) -> set[int]:
+    """The owners and groups of the sources of the request's mounts; not of what lies in them."""
+    owners: set[int] = set()
+    for mount in config.mounts:
+        if not mount.image:
+            with suppress(OSError):
+                status = Path(mount.host_path).stat()
+                owners |= {status.st_uid, status.st_gid}
+    return owners
+
+
+def _image_volume(field: str, mount: Mount, rootfs: Path) -> BindSource:
+    try:
+        fd = open_in_root(rootfs, mount.image_sub_path or "/", os.O_PATH)
+    except OSError as error:
+        problem = f"{mount.image_sub_path!r} is not in the image {mount.image}: {error.strerror}"
+        raise InvalidArgument(f"{field}.image_sub_path", problem) from error
+    try:
+        source = Path(f"/proc/self/fd/{fd}").readlink()
+    finally:
+        os.close(fd)
+    return BindSource(
+        source=source,
+        container_path=mount.container_path,
+        readonly=True,
+        recursive_readonly=False,
+        propagation=Propagation.PRIVATE.value,
+        restrictions=mounts.restrictions(source),
+    )
+
+
+def check_propagation(field: str, source: Path, wanted: Propagation) -> None:
+    """A mount can only propagate when the mount that its source lies on does; InvalidArgument when it does not."""
+    if wanted is Propagation.PRIVATE:
+        return
+    holding = [entry for entry in mounts.mounts() if source.is_relative_to(entry.mountpoint)]
+    # Of mounts stacked on one place the last one is seen.
+    entry = max(enumerate(holding), key=lambda item: (len(item[1].mountpoint.parts), item[0]))[1]
+    if entry.peer_group or (wanted is Propagation.HOST_TO_CONTAINER and entry.master):
+        return
+    raise InvalidArgument(
+        f"{field}.propagation",
+        f"{source} is on the mount {entry.mountpoint}, which is not shared (mount --make-rshared)",
+    )
+
+
+def added(staging: Path, index: int) -> Path:
+    """Where the clone of an added source is mounted, by its place among them."""
+    return staging / f"added-{index}"
+
+
+def stage(container: Container, staging: Path, userns: Path | None) -> None:
+    """Mount an idmapped clone of each source below `staging`, so that owners read as they do on the node.
+
+    Without a user namespace only sources that the OCI runtime cannot find itself are staged (`needs_staging`).
+
+    FailedPrecondition for a source on a filesystem that cannot be idmapped, if its files have owners that matter
+    (volume_owners.py). What is mounted below a source, and cannot be idmapped, is shown as it is: its files
+    belong to nobody in the pod, as in any user namespace.
+    """
+    staging.mkdir(exist_ok=True)
+    if userns is None:
+        for index, mount in enumerate(container.config.mounts):
+            if _shows_proc(mount):
+                found, target = Path(mount.host_path).resolve(), staging / str(index)
+                _make_target(found, target)
+                mounts.bind_clone(found, target, recursive=True)
+        return
+    userns_fd = os.open(userns, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for index, mount in enumerate(container.config.mounts):
+            if not mount.image:  # those are mounted idmapped by the Image Manager
+                field = f"config.mounts[{index}].host_path"
+                _idmapped(field, Path(mount.host_path).resolve(), staging / str(index), userns_fd)
+        for index, source in enumerate(container.added_sources):
+            _idmapped("a mount that an NRI plugin added", Path(source).resolve(), added(staging, index), userns_fd)
+    finally:
+        os.close(userns_fd)
+
+
+def _idmapped(field: str, source: Path, target: Path, userns_fd: int) -> None:
+    _make_target(source, target)
+    refused = idmapped.bind_tree(source, target, userns_fd)
+    for entry in refused:
+        if source.is_relative_to(entry.mountpoint) and volume_owners.matter(entry.fstype):
+            raise FailedPrecondition(
+                f"{field}: {source} is on {entry.mountpoint}, whose filesystem ({entry.fstype}) cannot be mounted "
+                "with the IDs of the pod's user namespace; put it on one that can be idmapped, or give the pod "
+                f"the node's user namespace (annotation {user_namespaces.ANNOTATION}: node)"
+            )
+        log.info(
+            "%s: %s cannot be idmapped; its files belong to nobody in the pod", entry.mountpoint, entry.fstype
+        )
+
+
+def _make_target(source: Path, target: Path) -> None:
+    if source.is_dir():
+        target.mkdir(exist_ok=True)
+    else:
+        target.touch()
+
+
+def unstage(staging: Path) -> None:
+    """Undo `stage`. Idempotent."""
+    if staging.exists():
+        mounts.remove_tree(staging)
+
+
+# -- devices --------------------------------------------------------------------------------------------------
+
+
+def resolve_devices(config: ContainerConfig) -> tuple[HostDevice, ...]:
+    """The devices of the request, a directory standing for all in it; for a privileged container all there are."""
+    found: dict[str, HostDevice] = {}
+    if config.security.privileged:
+        found |= {device.container_path: device for device in _devices_below(Path("/dev"), "/dev", "rwm")}
+    for index, wanted in enumerate(config.devices):
+        path = Path(wanted.host_path)
+        devices = list(_devices_below(path, wanted.container_path or wanted.host_path, wanted.permissions))
+        if not devices:
+            raise InvalidArgument(f"config.devices[{index}].host_path", f"{path} is not a device of the node")
+        found |= {device.container_path: device for device in devices}
+    return tuple(found.values())
+
+
+def _devices_below(path: Path, container_path: str, access: str) -> Iterator[HostDevice]:
+    """The device at `path`, following links, or all those in the directory that it is."""
+    if path.is_dir():
+        for entry in sorted(path.iterdir()):
+            if str(entry) not in _PER_CONTAINER and not entry.is_symlink():
+                yield from _devices_below(entry, f"{container_path}/{entry.name}", access)
+        return
+    try:
+        status = path.stat()
+    except OSError:
+        return
+    kinds = {stat.S_IFCHR: "c", stat.S_IFBLK: "b"}
+    kind = kinds.get(stat.S_IFMT(status.st_mode))
+    if kind is not None:
+        yield HostDevice(
+            container_path=container_path,
+            kind=kind,
+            major=os.major(status.st_rdev),
+            minor=os.minor(status.st_rdev),
+            mode=stat.S_IMODE(status.st_mode),
+            uid=status.st_uid,
+            gid=status.st_gid,
+            access=access,
+        )

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The capabilities that a container gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pvecri.errors import InvalidArgument
+from pvecri.model import Capabilities
+from pvecri.oci.capabilities import DEFAULT, NAMES, canonical, effective, granted
+
+EVERY = frozenset(NAMES)
+
+
+def of(*names: str) -> frozenset[str]:
+    return frozenset(f"CAP_{name}" for name in names)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (Capabilities(), DEFAULT),
+        (Capabilities(add=("SYS_ADMIN",)), DEFAULT | of("SYS_ADMIN")),
+        (Capabilities(add=("cap_sys_admin",)), DEFAULT | of("SYS_ADMIN")),
+        (Capabilities(drop=("CHOWN",)), DEFAULT - of("CHOWN")),
+        (Capabilities(drop=("ALL",)), frozenset()),
+        (Capabilities(drop=("all",)), frozenset()),
+        (Capabilities(drop=("ALL",), add=("CHOWN",)), of("CHOWN")),
+        (Capabilities(add=("ALL",)), EVERY),
+        (Capabilities(add=("ALL",), drop=("SYS_ADMIN",)), EVERY - of("SYS_ADMIN")),
+        (Capabilities(add=("CHOWN",), drop=("CHOWN",)), DEFAULT),
+    ],
+)
+def test_what_is_added_and_dropped_counts_from_the_default(wanted: Capabilities, expected: frozenset[str]) -> None:
+    assert granted(wanted, privileged=False, available=EVERY) == expected
+
+
+def test_nobody_gets_what_the_daemon_does_not_have() -> None:
+    available = EVERY - of("SYS_RESOURCE")
+    wanted = Capabilities(add=("SYS_RESOURCE", "SYS_ADMIN"))
+    assert granted(wanted, privileged=False, available=available) == DEFAULT | of("SYS_ADMIN")
+    assert granted(Capabilities(add=("ALL",)), privileged=False, available=available) == available
+
+
+def test_a_privileged_container_has_all_that_the_daemon_has() -> None:
+    available = EVERY - of("SYS_RESOURCE")
+    assert granted(Capabilities(drop=("ALL",)), privileged=True, available=available) == available
+
+
+@pytest.mark.parametrize(("key", "field"), [("add", "add_capabilities"), ("drop", "drop_capabilities")])
+def test_an_unknown_capability_is_named_with_its_field(key: str, field: str) -> None:
+    with pytest.raises(InvalidArgument, match=rf"capabilities\.{field}: unknown capability 'FLY'"):
+        granted(Capabilities(**{key: ("FLY",)}), privileged=False, available=EVERY)
+
+
+def test_names_with_and_without_the_prefix_are_one() -> None:
+    assert canonical(["CAP_CHOWN", "chown", "Kill"], "field") == of("CHOWN", "KILL")
+
+
+def test_the_names_are_in_the_kernels_order() -> None:
+    assert (NAMES.index("CAP_CHOWN"), NAMES.index("CAP_SYS_ADMIN"), NAMES.index("CAP_CHECKPOINT_RESTORE")) == (
+        0,
+        21,
+        40,
+    )
+
+
+def test_the_effective_set_is_read_from_the_kernel() -> None:
+    status = Path("/proc/self/status").read_text()
+    mask = int(status.partition("CapEff:")[2].split()[0], 16) & ((1 << len(NAMES)) - 1)
+    assert sum(1 << NAMES.index(name) for name in effective()) == mask

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who owns a device on the node that belongs to somebody in a container's user namespace."""
+
+from __future__ import annotations
+
+import pytest
+
+from pvecri.model import IdMapping
+from pvecri.oci.devices import outside
+
+USERS = (
+    IdMapping(container_id=1000, host_id=1000, length=1),
+    IdMapping(container_id=0, host_id=100_000, length=1000),
+)
+
+
+@pytest.mark.parametrize(
+    ("inside", "expected"),
+    [
+        (0, 100_000),
+        (44, 100_044),
+        (999, 100_999),
+        (1000, 1000),
+        (1001, 100_000),
+        (65_534, 100_000),
+    ],
+)
+def test_an_id_is_where_its_mapping_puts_it_and_one_without_is_roots(inside: int, expected: int) -> None:
+    assert outside(inside, USERS) == expected
+
+
+def test_without_a_root_in_the_namespace_the_nodes_root_is_left() -> None:
+    assert outside(5, USERS[:1]) == 0
+    assert outside(0, ()) == 0

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The OCI spec of a pause container: what it gets, and above all what not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.plans import MAPPED, OLD_RUNC, able
+
+from pvecri.model import IdMapping
+from pvecri.oci import pause
+from pvecri.oci.apparmor import DEFAULT_PROFILE
+from pvecri.oci.pause import PausePlan
+
+PLAN = PausePlan(
+    rootfs=Path("/run/pause"), cgroup="/lxc/105/pause", joined={}, made=(), mappings=(), abilities=able()
+)
+POD = {"network": "/ns/net", "ipc": "/ns/ipc", "uts": "/ns/uts", "user": "/ns/user"}
+
+
+def spec(**changes: Any) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(pause.build(replace(PLAN, **changes)))
+    return document
+
+
+def test_it_has_no_right_and_nothing_of_the_nodes() -> None:
+    document = spec()
+    process = document["process"]
+    assert process["capabilities"] == {}
+    assert process["noNewPrivileges"] is True
+    assert process["user"] == {"uid": 65_534, "gid": 65_534}
+    assert document["root"] == {"path": "/run/pause", "readonly": True}
+    assert {mount["type"] for mount in document["mounts"]} == {"proc", "tmpfs"}
+    assert document["linux"]["resources"]["devices"] == [{"allow": False, "access": "rwm"}]
+
+
+def test_it_joins_what_the_pod_has_and_makes_the_rest() -> None:
+    namespaces = {each["type"]: each.get("path", "") for each in spec(joined=POD)["linux"]["namespaces"]}
+    assert namespaces == {"mount": "", "pid": "", **POD}
+    made = {each["type"]: each.get("path", "") for each in spec(made=tuple(POD))["linux"]["namespaces"]}
+    assert made == {"mount": "", "pid": "", **dict.fromkeys(POD, "")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"made": ("user",), "mappings": MAPPED}, True),
+        ({"joined": POD, "mappings": MAPPED}, False),
+        ({"joined": POD, "mappings": MAPPED, "abilities": able(oci_runtime=OLD_RUNC)}, True),
+    ],
+)
+def test_mappings_are_for_a_user_namespace_that_it_makes_and_for_old_runc(
+    changes: dict[str, Any], said: bool
+) -> None:
+    assert ("uidMappings" in spec(**changes)["linux"]) is said
+
+
+def test_without_nobody_in_the_mapping_it_is_root_of_the_user_namespace() -> None:
+    small = (IdMapping(container_id=0, host_id=100_000, length=1000),)
+    assert spec(made=("user",), mappings=small)["process"]["user"] == {"uid": 0, "gid": 0}
+
+
+def test_it_is_confined_where_the_default_profile_is_loaded() -> None:
+    assert "apparmorProfile" not in spec()["process"]
+    assert spec(abilities=able(apparmor_default=True))["process"]["apparmorProfile"] == DEFAULT_PROFILE

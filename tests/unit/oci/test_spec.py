@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The OCI spec as a whole, and its `process`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from support.plans import ABILITIES, V1, able, configured, plan, secured
+
+from pvecri.errors import InvalidArgument
+from pvecri.linux.cgroups import DeviceRule
+from pvecri.model import Capabilities, ContainerUser, ImageConfig, ProfileKind, Resources, SecurityProfile
+from pvecri.oci import spec
+
+
+def built(**changes: Any) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(spec.build(plan(**changes)))
+    return document
+
+
+def test_a_spec_has_all_its_parts() -> None:
+    document = built()
+    assert set(document) == {"ociVersion", "root", "process", "mounts", "annotations", "linux"}
+    assert document["root"] == {"path": "/rootfs", "readonly": False}
+
+
+def test_a_read_only_root_is_said_so() -> None:
+    assert json.loads(spec.build(secured(readonly_rootfs=True)))["root"]["readonly"] is True
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "cmd", "command", "args", "expected"),
+    [
+        (("/e",), ("c",), (), (), ["/e", "c"]),
+        (("/e",), ("c",), (), ("a",), ["/e", "a"]),
+        (("/e",), ("c",), ("/k",), (), ["/k"]),
+        (("/e",), ("c",), ("/k",), ("a",), ["/k", "a"]),
+        ((), ("c",), (), (), ["c"]),
+        ((), (), (), ("a",), ["a"]),
+        (("/e",), (), (), (), ["/e"]),
+    ],
+)
+def test_command_and_args_replace_the_images_as_kubernetes_has_it(
+    entrypoint: tuple[str, ...],
+    cmd: tuple[str, ...],
+    command: tuple[str, ...],
+    args: tuple[str, ...],
+    expected: list[str],
+) -> None:
+    image = ImageConfig(entrypoint=entrypoint, cmd=cmd)
+    wanted = plan(config=configured(command=command, args=args).config, image=image)
+    assert spec.arguments(wanted) == expected
+
+
+def test_nothing_to_run_is_an_invalid_argument() -> None:
+    with pytest.raises(InvalidArgument, match=r"^config\.command: none is given and the image registry\.example"):
+        spec.arguments(configured(command=()))
+
+
+@pytest.mark.parametrize(
+    ("image", "request_", "tty", "expected"),
+    [
+        ((), (), False, {"PATH": spec.DEFAULT_PATH.partition("=")[2], "HOSTNAME": "web-0"}),
+        (("PATH=/bin",), (), False, {"PATH": "/bin", "HOSTNAME": "web-0"}),
+        (("A=1", "A=2"), (), False, {"A": "2"}),
+        (("A=1",), (("A", "2"),), False, {"A": "2"}),
+        ((), (("A", ""),), False, {"A": ""}),
+        ((), (("A", "b=c"),), False, {"A": "b=c"}),
+        ((), (("HOSTNAME", "mine"),), False, {"HOSTNAME": "mine"}),
+        ((), (), True, {"TERM": "xterm"}),
+        (("TERM=vt100",), (), True, {"TERM": "vt100"}),
+        (("BARE",), (), False, {"BARE": ""}),
+    ],
+)
+def test_the_request_wins_over_the_image_in_the_environment(
+    image: tuple[str, ...], request_: tuple[tuple[str, str], ...], tty: bool, expected: dict[str, str]
+) -> None:
+    wanted = plan(config=configured(envs=request_, tty=tty).config, image=ImageConfig(env=image))
+    entries = spec.environment(wanted)
+    variables = dict(entry.split("=", 1) for entry in entries)
+    assert expected.items() <= variables.items()
+    assert len(entries) == len(variables)
+
+
+@pytest.mark.parametrize(
+    ("image", "request_", "expected"),
+    [("", "", "/"), ("/srv", "", "/srv"), ("/srv", "/tmp", "/tmp"), ("", "/tmp", "/tmp")],
+)
+def test_the_working_directory_is_the_requests_the_images_or_the_root(
+    image: str, request_: str, expected: str
+) -> None:
+    wanted = plan(config=configured(working_dir=request_).config, image=ImageConfig(working_dir=image))
+    assert spec.process(wanted)["cwd"] == expected
+
+
+def test_the_user_is_the_resolved_one() -> None:
+    described = spec.process(plan(user=ContainerUser(uid=1000, gid=50, groups=(50, 90))))["user"]
+    assert described == {"uid": 1000, "gid": 50, "additionalGids": [50, 90], "umask": 0o022}
+
+
+def test_only_ambient_capabilities_are_inheritable() -> None:
+    wanted = secured(capabilities=Capabilities(ambient=("NET_BIND_SERVICE", "SYS_ADMIN")))
+    described = spec.process(wanted)["capabilities"]
+    assert described["effective"] == described["bounding"] == described["permitted"] == sorted(wanted.capabilities)
+    # SYS_ADMIN is not among the container's own, so it cannot be ambient either.
+    assert described["ambient"] == described["inheritable"] == ["CAP_NET_BIND_SERVICE"]
+
+
+@pytest.mark.parametrize(("wanted", "lowest", "expected"), [(-998, -1000, -998), (-998, 0, 0), (1000, 0, 1000)])
+def test_the_oom_score_is_raised_to_what_may_be_set(wanted: int, lowest: int, expected: int) -> None:
+    config = configured(resources=Resources(oom_score_adj=wanted)).config
+    described = spec.process(plan(config=config, abilities=able(lowest_oom_score_adj=lowest)))
+    assert described["oomScoreAdj"] == expected
+
+
+def test_a_terminal_and_no_new_privileges_are_passed_on() -> None:
+    assert spec.process(configured(tty=True))["terminal"] is True
+    assert spec.process(secured(no_new_privs=True))["noNewPrivileges"] is True
+
+
+@pytest.mark.parametrize(
+    ("profile", "privileged", "loaded", "expected"),
+    [
+        (None, False, True, True),
+        (ProfileKind.RUNTIME_DEFAULT, False, True, True),
+        (ProfileKind.UNCONFINED, False, True, False),
+        (None, True, True, False),
+        (None, False, False, False),
+    ],
+)
+def test_the_default_apparmor_profile_confines_who_does_not_opt_out(
+    profile: ProfileKind | None, privileged: bool, loaded: bool, expected: bool
+) -> None:
+    wanted = SecurityProfile(kind=profile) if profile else None
+    config = secured(apparmor=wanted, privileged=privileged).config
+    abilities = able(apparmor=loaded, apparmor_default=loaded)
+    assert ("apparmorProfile" in spec.process(plan(config=config, abilities=abilities))) is expected
+
+
+def test_a_demanded_apparmor_profile_that_cannot_be_had_is_refused() -> None:
+    profile = SecurityProfile(kind=ProfileKind.LOCALHOST, localhost_ref="mine")
+    with pytest.raises(InvalidArgument, match=r"apparmor\.localhost_ref: .* does not have AppArmor"):
+        spec.process(secured(apparmor=profile))
+
+
+def test_annotations_name_the_pod_and_cannot_be_forged() -> None:
+    forged = {"io.kubernetes.cri.sandbox-name": "forged", "mine": "kept"}
+    described = spec.described_by(configured(annotations=forged))
+    assert described["io.kubernetes.cri.sandbox-name"] == "web-0"
+    assert described["io.kubernetes.cri.sandbox-namespace"] == "shop"
+    assert described["io.kubernetes.cri.container-name"] == "web"
+    assert described["mine"] == "kept"
+
+
+def test_new_limits_replace_those_of_a_spec_and_leave_the_rest() -> None:
+    before = spec.build(configured(resources=Resources(memory_limit=1 << 20, cpu_shares=512)))
+    after = json.loads(spec.with_limits(before, Resources(memory_limit=2 << 20), ABILITIES))
+    assert after["linux"]["resources"]["memory"]["limit"] == 2 << 20
+    assert after["linux"]["resources"]["devices"] == json.loads(before)["linux"]["resources"]["devices"]
+    assert after["process"] == json.loads(before)["process"]
+
+
+def test_the_devices_that_a_privileged_spec_allows_are_all() -> None:
+    document = spec.build(secured(privileged=True))
+    assert spec.allowed_devices(document) == [DeviceRule("c", None, None), DeviceRule("b", None, None)]
+    assert spec.allowed_devices(spec.build(plan(abilities=able(cgroups=V1)))) == []

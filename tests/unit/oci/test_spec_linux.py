@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `linux` object of the OCI spec, branch by branch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.plans import ABILITIES, MAPPED, OLD_RUNC, RUNC, V1, V2, able, configured, in_pod, plan, secured
+
+from pvecri.model import HugepageLimit, NamespaceMode, NamespaceOptions, Resources
+from pvecri.oci import spec_linux
+from pvecri.oci.devices import HostDevice
+from pvecri.oci.plan import BindSource, Plan
+
+NODE, POD = NamespaceMode.NODE, NamespaceMode.POD
+KVM = HostDevice("/dev/kvm", "c", 10, 232, 0o660, 0, 104, "rw")
+POD_PATHS = {"network": "/run/pod/ns/net", "uts": "/run/pod/ns/uts", "ipc": "/run/pod/ns/ipc"}
+
+
+def described(wanted: Plan) -> dict[str, str]:
+    """Namespaces by type, with their paths; empty for a new one."""
+    return {entry["type"]: entry.get("path", "") for entry in spec_linux.namespaces(wanted)}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (plan(), {"mount": "", **POD_PATHS, "pid": "", "cgroup": ""}),
+        (plan(mappings=MAPPED), {"mount": "", "user": "/run/pod/ns/user", **POD_PATHS, "pid": "", "cgroup": ""}),
+        (in_pod(network=NODE), {"mount": "", "ipc": "/run/pod/ns/ipc", "pid": "", "cgroup": ""}),
+        (
+            in_pod(ipc=NODE),
+            {"mount": "", "network": "/run/pod/ns/net", "uts": "/run/pod/ns/uts", "pid": "", "cgroup": ""},
+        ),
+        (
+            secured(namespaces=NamespaceOptions(pid=POD)),
+            {"mount": "", **POD_PATHS, "pid": "/run/pod/ns/shared-pid", "cgroup": ""},
+        ),
+        (
+            replace(in_pod(pid=NODE), config=secured(namespaces=NamespaceOptions(pid=NODE)).config),
+            {"mount": "", **POD_PATHS, "cgroup": ""},
+        ),
+        (
+            replace(secured(namespaces=NamespaceOptions(pid=NamespaceMode.TARGET)), target_pid=17),
+            {"mount": "", **POD_PATHS, "pid": "/proc/17/ns/pid", "cgroup": ""},
+        ),
+        (
+            secured(privileged=True, namespaces=NamespaceOptions(pid=NamespaceMode.CONTAINER)),
+            {"mount": "", **POD_PATHS, "pid": ""},
+        ),
+        (plan(abilities=able(cgroups=V1)), {"mount": "", **POD_PATHS, "pid": ""}),
+    ],
+)
+def test_namespaces_are_the_pods_or_the_nodes_as_the_modes_say(wanted: Plan, expected: dict[str, str]) -> None:
+    assert described(wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("mappings", "runtime", "said"), [(MAPPED, OLD_RUNC, True), (MAPPED, RUNC, False), ((), OLD_RUNC, False)]
+)
+def test_only_an_old_runc_is_told_the_mappings_of_a_namespace_that_it_joins(
+    mappings: Any, runtime: Any, said: bool
+) -> None:
+    document = spec_linux.linux(plan(mappings=mappings, abilities=able(oci_runtime=runtime)))
+    assert ("uidMappings" in document) is said
+    if said:
+        assert document["uidMappings"] == [{"containerID": 0, "hostID": 100_000, "size": 65_536}]
+
+
+def test_paths_are_hidden_from_all_but_privileged_containers() -> None:
+    hidden = {"masked_paths": ("/proc/kcore",), "readonly_paths": ("/proc/sys",)}
+    document = spec_linux.linux(secured(**hidden))
+    assert (document["maskedPaths"], document["readonlyPaths"]) == (["/proc/kcore"], ["/proc/sys"])
+    assert not {"maskedPaths", "readonlyPaths"} & set(spec_linux.linux(secured(privileged=True, **hidden)))
+
+
+def test_the_cgroup_lies_in_the_cts() -> None:
+    assert spec_linux.linux(plan())["cgroupsPath"] == f"/lxc/105/{'c' * 64}"
+
+
+def test_a_seccomp_filter_is_passed_on() -> None:
+    assert "seccomp" not in spec_linux.linux(plan())
+    assert spec_linux.linux(plan(seccomp={"defaultAction": "x"}))["seccomp"] == {"defaultAction": "x"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (Resources(), {}),
+        (Resources(cpu_shares=512), {"shares": 512}),
+        (Resources(cpu_quota=50_000, cpu_period=100_000), {"quota": 50_000, "period": 100_000}),
+        (Resources(cpu_quota=-1), {"quota": -1}),
+        (Resources(cpuset_cpus="0-1", cpuset_mems="0"), {"cpus": "0-1", "mems": "0"}),
+    ],
+)
+def test_cpu_says_what_was_said(wanted: Resources, expected: dict[str, Any]) -> None:
+    assert spec_linux.cpu(wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("limit", "swap", "counted", "expected"),
+    [
+        (0, 0, True, {}),
+        (100, 0, True, {"limit": 100, "swap": 100}),
+        (100, 300, True, {"limit": 100, "swap": 300}),
+        (100, -1, True, {"limit": 100, "swap": -1}),
+        (100, 300, False, {"limit": 100}),
+    ],
+)
+def test_memory_has_no_swap_unless_asked_for(
+    limit: int, swap: int, counted: bool, expected: dict[str, int]
+) -> None:
+    wanted = Resources(memory_limit=limit, memory_swap_limit=swap)
+    assert spec_linux.memory(wanted, able(swap_limit=counted)) == expected
+
+
+def test_what_the_machine_has_no_controller_for_is_left_out() -> None:
+    wanted = Resources(hugepage_limits=(HugepageLimit(page_size="2MB", limit=4096),), unified={"memory.high": "1"})
+    everything = spec_linux.limits(wanted, ABILITIES)
+    assert everything == {
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 4096}],
+        "unified": {"memory.high": "1"},
+    }
+    assert spec_linux.limits(wanted, able(controllers=frozenset(), cgroups=V1)) == {}
+
+
+@pytest.mark.parametrize(
+    ("limit", "controllers", "expected"), [(100, {"pids"}, 100), (0, {"pids"}, None), (1, set(), None)]
+)
+def test_the_number_of_processes_is_limited_as_configured(
+    limit: int, controllers: set[str], expected: int | None
+) -> None:
+    wanted = plan(pids_limit=limit, abilities=able(controllers=frozenset(controllers)))
+    assert spec_linux.resources(wanted).get("pids", {}).get("limit") == expected
+
+
+def test_a_container_may_use_its_devices_alone() -> None:
+    denied, allowed = spec_linux.device_rules(plan(devices=(KVM,)))
+    assert denied == {"allow": False, "access": "rwm"}
+    assert allowed == {"allow": True, "type": "c", "major": 10, "minor": 232, "access": "rw"}
+
+
+def test_a_privileged_container_may_use_every_device_on_both_cgroup_versions() -> None:
+    for trees in (V1, V2):
+        wanted = replace(secured(privileged=True), abilities=able(cgroups=trees))
+        rules = spec_linux.device_rules(wanted)
+        assert [(rule["allow"], rule.get("type")) for rule in rules] == [(False, None), (True, "c"), (True, "b")]
+
+
+def test_devices_are_made_but_in_a_user_namespace_where_they_are_bound() -> None:
+    (made,) = spec_linux.linux(plan(devices=(KVM,)))["devices"]
+    assert made == {
+        "path": "/dev/kvm",
+        "type": "c",
+        "major": 10,
+        "minor": 232,
+        "fileMode": 0o660,
+        "uid": 0,
+        "gid": 104,
+    }
+    assert spec_linux.linux(plan(devices=(KVM,), mappings=MAPPED))["devices"] == []
+
+
+@pytest.mark.parametrize(
+    ("modes", "expected"),
+    [
+        ([], "rprivate"),
+        (["rprivate"], "rprivate"),
+        (["rprivate", "rslave"], "rslave"),
+        (["rslave", "rshared"], "rshared"),
+    ],
+)
+def test_the_root_propagates_as_far_as_any_mount_does(modes: list[str], expected: str) -> None:
+    binds = tuple(BindSource(Path("/src"), f"/{index}", False, False, mode) for index, mode in enumerate(modes))
+    assert spec_linux.linux(plan(binds=binds))["rootfsPropagation"] == expected
+
+
+def test_limits_of_the_request_reach_the_spec() -> None:
+    resources = spec_linux.resources(configured(resources=Resources(memory_limit=4096, cpu_shares=2)))
+    assert (resources["memory"]["limit"], resources["cpu"]["shares"]) == (4096, 2)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who a container's process runs as."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pvecri.errors import InvalidArgument
+from pvecri.model import ContainerSecurity, ContainerUser, GroupsPolicy
+from pvecri.oci.users import resolve
+
+PASSWD = """\
+# a comment
+root:x:0:0:root:/root:/bin/sh
+alice:x:1000:1001:Alice:/home/alice:/bin/sh
+1234:x:77:78::/:/bin/sh
+broken:x:notanumber:5::/:/bin/sh
+short:x
+"""
+GROUP = """\
+root:x:0:
+alice:x:1001:
+staff:x:50:bob,alice
+wheel:x:10:alice
+broken:x:nan:alice
+"""
+
+
+@pytest.fixture
+def rootfs(tmp_path: Path) -> Path:
+    root = tmp_path / "rootfs"
+    (root / "etc").mkdir(parents=True)
+    (root / "etc/passwd").write_text(PASSWD)
+    (root / "etc/group").write_text(GROUP)
+    return root
+
+
+def user(uid: int, gid: int, *groups: int) -> ContainerUser:
+    return ContainerUser(uid, gid, groups)
+
+
+@pytest.mark.parametrize(
+    ("security", "image_user", "expected"),
+    [
+        ({}, "", user(0, 0, 0)),
+        ({}, "alice", user(1000, 1001, 1001, 50, 10)),
+        ({}, "1000", user(1000, 1001, 1001, 50, 10)),
+        ({}, "alice:staff", user(1000, 50, 50, 10)),
+        ({}, "alice:7", user(1000, 7, 7, 50, 10)),
+        ({}, "4242", user(4242, 0, 0)),
+        ({}, "4242:staff", user(4242, 50, 50)),
+        ({}, ":staff", user(0, 50, 50)),
+        ({"run_as_user": 1000}, "root", user(1000, 1001, 1001, 50, 10)),
+        ({"run_as_user": 0}, "alice", user(0, 0, 0)),
+        ({"run_as_user": 4242}, "alice:staff", user(4242, 0, 0)),
+        ({"run_as_user": 1000, "run_as_group": 7}, "", user(1000, 7, 7, 50, 10)),
+        ({"run_as_username": "alice"}, "root", user(1000, 1001, 1001, 50, 10)),
+        ({"run_as_username": "alice", "run_as_group": 0}, "", user(1000, 0, 0, 50, 10)),
+        ({"run_as_username": "1234"}, "", user(77, 78, 78)),
+        ({"run_as_user": 1000, "supplemental_groups": (50, 90)}, "", user(1000, 1001, 1001, 50, 90, 10)),
+        (
+            {"run_as_user": 1000, "supplemental_groups": (90,), "groups_policy": GroupsPolicy.STRICT},
+            "",
+            user(1000, 1001, 1001, 90),
+        ),
+    ],
+)
+def test_the_request_the_image_and_its_files_decide(
+    rootfs: Path, security: dict[str, Any], image_user: str, expected: ContainerUser
+) -> None:
+    assert resolve(ContainerSecurity(**security), image_user, rootfs) == expected
+
+
+@pytest.mark.parametrize(
+    ("security", "image_user", "message"),
+    [
+        ({"run_as_username": "mallory"}, "", r"run_as_username: the image has no user 'mallory'"),
+        ({"run_as_username": "broken"}, "", r"run_as_username: the image has no user 'broken'"),
+        ({"run_as_group": 7}, "alice", r"run_as_group: is allowed only together with"),
+        ({}, "mallory", r"the image's user: the image has no user 'mallory'"),
+        ({}, "alice:nobody", r"the image's user: the image has no group 'nobody'"),
+    ],
+)
+def test_what_cannot_be_resolved_is_named(
+    rootfs: Path, security: dict[str, Any], image_user: str, message: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        resolve(ContainerSecurity(**security), image_user, rootfs)
+
+
+def test_an_image_without_the_files_takes_numbers_only(tmp_path: Path) -> None:
+    assert resolve(ContainerSecurity(), "7:8", tmp_path) == user(7, 8, 8)
+    with pytest.raises(InvalidArgument, match="no user 'alice'"):
+        resolve(ContainerSecurity(), "alice", tmp_path)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_link_that_leads_out_of_the_image_is_followed_inside_it(rootfs: Path, relative: bool) -> None:
+    """The node's own /etc/passwd must not decide who a container runs as."""
+    outside = rootfs.parent / "outside"
+    outside.write_text("alice:x:0:0::/:/bin/sh\n")
+    (rootfs / "etc/passwd").unlink()
+    (rootfs / "etc/passwd").symlink_to("../../outside" if relative else outside)
+    with pytest.raises(InvalidArgument, match="no user 'alice'"):
+        resolve(ContainerSecurity(run_as_username="alice"), "", rootfs)
+    inside = rootfs / ("outside" if relative else str(outside).lstrip("/"))
+    inside.parent.mkdir(parents=True, exist_ok=True)
+    inside.write_text("alice:x:5:6::/:/bin/sh\n")
+    assert resolve(ContainerSecurity(run_as_username="alice"), "", rootfs).uid == 5
+
+
+def test_a_file_that_is_a_fifo_or_a_directory_does_not_block(rootfs: Path, tmp_path: Path) -> None:
+
+    (rootfs / "etc/passwd").unlink()
+    os.mkfifo(rootfs / "etc/passwd")
+    assert resolve(ContainerSecurity(run_as_user=5), "", rootfs).uid == 5
+    (rootfs / "etc/passwd").unlink()
+    (rootfs / "etc/passwd").mkdir()
+    assert resolve(ContainerSecurity(run_as_user=5), "", rootfs).uid == 5
+
+
+def test_a_file_that_is_no_text_is_read_as_far_as_it_goes(rootfs: Path) -> None:
+    (rootfs / "etc/passwd").write_bytes(b"\xff\xfe:\0\nalice:x:1000:1001::/:/bin/sh\n")
+    assert resolve(ContainerSecurity(run_as_username="alice"), "", rootfs).uid == 1000

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from pvecri.concurrency import SharedTasks, finish
+
+
+async def test_work_that_was_begun_ends_before_the_cancellation_goes_on() -> None:
+    begun, go, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        await go.wait()
+        done.set()
+
+    caller = asyncio.ensure_future(finish(work()))
+    await begun.wait()
+    caller.cancel()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert done.is_set()
+
+
+async def test_all_who_ask_at_the_same_time_get_the_result_of_one_run() -> None:
+    runs = 0
+
+    async def work() -> int:
+        nonlocal runs
+        runs += 1
+        await asyncio.sleep(0)
+        return runs
+
+    shared = SharedTasks[int]()
+    assert await asyncio.gather(*(shared.run("key", work) for _ in range(5))) == [1] * 5
+    assert await shared.run("key", work) == 2
+
+
+async def test_an_error_reaches_everyone_who_waits() -> None:
+    async def work() -> int:
+        await asyncio.sleep(0)
+        raise LookupError
+
+    shared = SharedTasks[int]()
+    results = await asyncio.gather(*(shared.run("key", work) for _ in range(3)), return_exceptions=True)
+    assert [type(each) for each in results] == [LookupError] * 3
+
+
+async def test_work_goes_on_while_anyone_waits_and_ends_with_the_last() -> None:
+    begun, stopped = asyncio.Event(), asyncio.Event()
+
+    async def work() -> int:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+        return 0
+
+    shared = SharedTasks[int]()
+    first, second = (asyncio.ensure_future(shared.run("key", work)) for _ in range(2))
+    await begun.wait()
+    first.cancel()
+    await asyncio.wait({first})
+    assert not stopped.is_set()
+    second.cancel()
+    await asyncio.wait({second})
+    assert stopped.is_set()
