@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Work that outlives a cancellation, and work that several callers share."""
+
 from __future__ import annotations
 
 import asyncio
