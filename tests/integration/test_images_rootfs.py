@@ -120,7 +120,7 @@ async def test_a_cancelled_caller_leaves_no_root_filesystem(
     manager: ImageManager, image: Image, root: Path
 ) -> None:
     caller = asyncio.ensure_future(prepare(manager, image))
-    while not manager.rootfs_ids():
+    while not manager.rootfs_ids() and not caller.done():
         await asyncio.sleep(0)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):

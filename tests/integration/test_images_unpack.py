@@ -180,7 +180,7 @@ async def test_a_job_that_is_given_up_works_on_its_directory_no_more(tmp_path: P
     async with unpacker() as helper:
         work = asyncio.ensure_future(helper.run(job, receive))
         os.write(send, LayerBuilder().file("f", b"x" * 1000).build()[:1024])
-        while not (tmp_path / "layer0/f").exists():
+        while not (tmp_path / "layer0/f").exists() and not work.done():
             await asyncio.sleep(0)
         work.cancel()
         with pytest.raises(asyncio.CancelledError):

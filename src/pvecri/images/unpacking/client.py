@@ -167,7 +167,7 @@ async def start() -> Unpacker:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", "-c", _START, str(Path(__file__).parents[2])),
+            *(sys.executable, "-I", "-S", "-c", _START, str(Path(__file__).parents[3])),
             stdin=theirs.fileno(),
             stdout=asyncio.subprocess.PIPE,
             limit=MAX_ANSWER,
