@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 from support.daemon import Machine
-from support.processes import SOURCE
+from support.processes import SOURCES
 
 
 def check(machine: Machine, *options: str, config: Path | None = None) -> subprocess.CompletedProcess[str]:
     path = config or machine.directory / "config.toml"
     command = [sys.executable, "-m", "pvecri", "--config", str(path), "check-config", *options]
     return subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, check=False
+        command, env={**os.environ, "PYTHONPATH": SOURCES}, capture_output=True, text=True, check=False
     )
 
 

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 from pve_replay.process import NodeProcess, new_state_dir
 from pve_replay.sandbox_template import write_template
+from support.processes import SOURCES
 
-from pvecri.embedded import lxccommand
-from pvecri.embedded.cgroup import MIB, CgroupTree
+from pvecri_embedded import lxccommand
+from pvecri_embedded.cgroup import MIB, CgroupTree
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="starts CTs: needs root"),
@@ -93,7 +94,7 @@ async def test_address_given_to_the_ct_from_outside_shows_in_its_interfaces(node
 
 def test_nic_is_a_veth_between_the_ct_and_its_bridge() -> None:
     command = ["unshare", "--net", "--mount", sys.executable, "-m", "pve_replay.bridged", str(VMID)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).resolve().parents[1]}{os.pathsep}{SOURCES}"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     seen = json.loads(done.stdout)
     assert seen["names"] == ["lo", "eth0"]

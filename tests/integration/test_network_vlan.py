@@ -23,7 +23,7 @@ from support.lan import asking, link_up, pings, run_all
 from support.netns import network_namespace
 from support.switch import PROGRAMS, Switch, running_switch
 
-from pvecri.embedded import lxccommand
+from pvecri_embedded import lxccommand
 
 pytestmark = pytest.mark.skipif(
     not all(map(shutil.which, PROGRAMS)), reason="needs Open vSwitch and ethtool (openvswitch-switch, ethtool)"

@@ -18,7 +18,7 @@ from support.daemon import Machine
 from support.lan import asking, bridge_to_another_host, pings
 from support.processes import Program
 
-from pvecri.embedded import lxccommand
+from pvecri_embedded import lxccommand
 
 pytestmark = pytest.mark.skipif(
     not all(map(shutil.which, ("dnsmasq", "dhclient"))),

@@ -18,11 +18,11 @@ from support.image_builder import LayerBuilder, build_image
 from support.registry import running_registry
 from yarl import URL
 
-from pvecri.embedded.faults import Fault
-from pvecri.embedded.identity import Certificate, Identity
-from pvecri.embedded.layout import Layout
-from pvecri.embedded.node import EmbeddedNode
-from pvecri.embedded.usercfg import Token, User
+from pvecri_embedded.faults import Fault
+from pvecri_embedded.identity import Certificate, Identity
+from pvecri_embedded.layout import Layout
+from pvecri_embedded.node import EmbeddedNode
+from pvecri_embedded.usercfg import Token, User
 
 from . import scenario
 from .compare import Answer, alike

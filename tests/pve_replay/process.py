@@ -20,8 +20,8 @@ from types import TracebackType
 from typing import Any
 
 import aiohttp
+from support.processes import SOURCES
 
-_SOURCE = Path(__file__).resolve().parents[2] / "src"
 _LXC_LOCKS = Path("/run/lxc/lock")
 _TIMEOUT_S = 30.0
 _POLL_S = 0.002
@@ -66,12 +66,12 @@ class Ticket:
 
 
 class NodeProcess:
-    """``python -m pvecri.embedded`` while the context lasts, asked with the token of `login`."""
+    """``python -m pvecri_embedded`` while the context lasts, asked with the token of `login`."""
 
     def __init__(self, state_dir: Path, *options: str) -> None:
         self.state_dir = state_dir
         self.lxc_path = state_dir / "lxc"
-        self._command = [sys.executable, "-m", "pvecri.embedded", "--state-dir", str(state_dir)]
+        self._command = [sys.executable, "-m", "pvecri_embedded", "--state-dir", str(state_dir)]
         self._command += ["--listen", "127.0.0.1:0", "--lxc-path", str(self.lxc_path), *options]
         self._session: aiohttp.ClientSession
 
@@ -86,7 +86,7 @@ class NodeProcess:
 
     async def begin(self) -> None:
         """Start the process and wait until it answers."""
-        environment = {**os.environ, "PYTHONPATH": str(_SOURCE)}
+        environment = {**os.environ, "PYTHONPATH": SOURCES}
         self._process = await asyncio.create_subprocess_exec(
             *self._command, stdout=asyncio.subprocess.PIPE, env=environment
         )

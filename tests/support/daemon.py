@@ -28,7 +28,7 @@ from support.cri_client import CriClient, eventually
 from support.leaks import VMIDS
 from support.netns import own_network_namespace
 from support.node import Descriptor
-from support.processes import SOURCE, Program
+from support.processes import SOURCES, Program
 from support.registry import Registry, running_registry
 from support.tools import tools_image
 from trial.account import Account, give_roles, make_account
@@ -71,7 +71,7 @@ class Node:
         command = ["env", f"OVS_RUNDIR={directory / OVS_DIR}"]
         command += [f"CONTAINERS_REGISTRIES_CONF={directory / 'registries.conf'}"]
         command += ["unshare", "--mount", "sh", "-c", OWN_SYSFS, str(aside)]
-        command += [sys.executable, "-m", "pvecri.embedded", "--state-dir", str(self.state_dir), "--faults"]
+        command += [sys.executable, "-m", "pvecri_embedded", "--state-dir", str(self.state_dir), "--faults"]
         command += ["--listen", "{}:{}".format(*self.address), "--lxc-path", str(lxc_path)]
         command += ["--vm-storage", f"{SECOND_STORAGE}=btrfs"]
         if times := os.environ.get("PVECRI_TEST_TASK_TIMES"):
@@ -148,7 +148,7 @@ class Node:
         return {int(path.stem) for path in self.state_dir.glob("pve/nodes/*/lxc/*.conf")}
 
     def fault(self, **fault: object) -> None:
-        """Set a fault; embedded/faults.py says what there is."""
+        """Set a fault; pvecri_embedded/faults.py says what there is."""
         self._exchange("POST", "/pvecri-embedded/fault", fault, {})
 
     def clear_faults(self) -> None:
@@ -269,7 +269,7 @@ class Machine:
 
     def run_second_daemon(self) -> subprocess.CompletedProcess[str]:
         """What another daemon with the same configuration says, which must end by itself."""
-        environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+        environment = {**os.environ, "PYTHONPATH": SOURCES}
         return subprocess.run(self.daemon.command, env=environment, capture_output=True, text=True, check=False)
 
     def forget_run_dir(self) -> None:

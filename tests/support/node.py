@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from support.processes import SOURCES
 from trial.account import Account, Administrator, give_roles, make_account
 
 from pvecri.config import ProxmoxConfig, VmidRange
@@ -24,7 +25,6 @@ VMIDS = VmidRange(first=FIRST_VMID, last=FIRST_VMID + 9)
 """Ten of the thousand that tests may use, so that two test runs at once rarely meet."""
 
 LXC_PATH = Path("/var/lib/lxc")
-SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
 class Descriptor(msgspec.Struct):
@@ -97,8 +97,8 @@ def embedded_node(state_dir: Path) -> Iterator[EmbeddedNode]:
     """A node with its state in `state_dir`; its CTs are gone when the context ends."""
     with (state_dir / "node.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pvecri.embedded", "--state-dir", str(state_dir), "--listen", "127.0.0.1:0"],
-            env={**os.environ, "PYTHONPATH": str(SOURCE)},
+            [sys.executable, "-m", "pvecri_embedded", "--state-dir", str(state_dir), "--listen", "127.0.0.1:0"],
+            env={**os.environ, "PYTHONPATH": SOURCES},
             stdout=subprocess.PIPE,
             stderr=log,
         )

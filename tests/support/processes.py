@@ -9,7 +9,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
+_ROOT = Path(__file__).resolve().parents[2]
+SOURCES = f"{_ROOT / 'src'}{os.pathsep}{_ROOT / 'embedded/src'}"
+"""PYTHONPATH of the programs under test: this checkout's pvecri and embedded node, whatever is installed."""
 
 
 class Program:
@@ -37,7 +39,7 @@ class Program:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command,
-                env={**os.environ, "PYTHONPATH": str(SOURCE)},
+                env={**os.environ, "PYTHONPATH": SOURCES},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -12,8 +12,10 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pvecri
+import pvecri_embedded
 
 PACKAGE = Path(pvecri.__file__).parent
+EMBEDDED = Path(pvecri_embedded.__file__).parent
 GENERATED = (PACKAGE / "cri/proto", PACKAGE / "nri/proto")
 
 GROUND = {"model", "config", "errors", "concurrency", "metrics", "tls"}
@@ -42,15 +44,15 @@ MAY_IMPORT = {
     "cli": GROUND | {"daemon", "image_cli"},
     "__main__": {"cli"},
     "__init__": set(),
-    # Only the command line starts it, as a process of its own: it shares no line with the daemon.
-    "embedded": set(),
+    # A distribution of its own, under another licence: it shares no line with pvecri.
+    "pvecri_embedded": set(),
 }
 """What each component may import besides itself."""
 
 THIRD_PARTY = {
-    "msgspec": set(MAY_IMPORT),
-    "aiohttp": {"proxmox", "embedded", "metrics_server"},
-    "fakepve": {"embedded"},
+    "msgspec": set(MAY_IMPORT) - {"pvecri_embedded"},
+    "aiohttp": {"proxmox", "pvecri_embedded", "metrics_server"},
+    "fakepve": {"pvecri_embedded"},
     "google": {"cri", "nri"},
     "grpc": {"cri"},
     "h11": {"streaming"},
@@ -67,17 +69,18 @@ MODULE_LINES = 500
 
 @dataclass(frozen=True)
 class Module:
-    """A file of the package. `name` is its full name, `component` the folder or file below the package."""
+    """A file of a package. `component` is the folder or file below pvecri, or pvecri_embedded as a whole."""
 
     path: Path
+    package: Path
 
     @property
     def name(self) -> str:
-        return ".".join(("pvecri", *self.path.relative_to(PACKAGE).with_suffix("").parts))
+        return ".".join(self.path.relative_to(self.package.parent).with_suffix("").parts)
 
     @property
     def component(self) -> str:
-        return self.name.split(".")[1]
+        return self.package.name if self.package == EMBEDDED else self.name.split(".")[1]
 
     @cached_property
     def tree(self) -> ast.Module:
@@ -87,7 +90,12 @@ class Module:
         return self.name
 
 
-MODULES = [Module(path) for path in sorted(PACKAGE.rglob("*.py")) if path.parent not in GENERATED]
+MODULES = [
+    Module(path, package)
+    for package in (PACKAGE, EMBEDDED)
+    for path in sorted(package.rglob("*.py"))
+    if path.parent not in GENERATED
+]
 NAMES = {module.name for module in MODULES}
 COMPONENTS = {module.component for module in MODULES}
 
@@ -111,6 +119,8 @@ def _imported(module: Module) -> Iterator[str]:
 def component_of(name: str) -> str | None:
     """The component that an imported name belongs to; None for what is not ours, or is the package's own."""
     package, _, rest = name.partition(".")
+    if package == EMBEDDED.name:
+        return package
     component = rest.partition(".")[0]
     return component if package == "pvecri" and component in COMPONENTS else None
 
@@ -148,7 +158,7 @@ def test_a_library_is_used_only_where_it_belongs() -> None:
 
 
 def test_every_library_is_one_that_the_table_knows() -> None:
-    known = {"pvecri", *THIRD_PARTY, *sys.stdlib_module_names}
+    known = {"pvecri", "pvecri_embedded", *THIRD_PARTY, *sys.stdlib_module_names}
     used = {name.partition(".")[0] for module in MODULES for name in imported(module)}
     assert used - known == set()
 

@@ -119,7 +119,7 @@ def _publish(narrator: Narrator, plan: Plan, stack: ExitStack) -> str:
 
 
 def _start_node(narrator: Narrator, plan: Plan, stack: ExitStack) -> NodeDescriptor:
-    narrator.call(f"python -m pvecri.embedded --state-dir {plan.node_state} --lxc-path {plan.lxc_path}")
+    narrator.call(f"python -m pvecri_embedded --state-dir {plan.node_state} --lxc-path {plan.lxc_path}")
     node = stack.enter_context(running_node(plan))
     narrator.show(f"node {node.node} answers at {node.url}")
     return node

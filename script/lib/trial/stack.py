@@ -49,7 +49,7 @@ def running_node(plan: Plan) -> Iterator[NodeDescriptor]:
     """
     prepare(plan)
     log = plan.state / "node.log"
-    command = [sys.executable, "-m", "pvecri.embedded", "--listen", "127.0.0.1:0"]
+    command = [sys.executable, "-m", "pvecri_embedded", "--listen", "127.0.0.1:0"]
     command += ["--state-dir", str(plan.node_state), "--lxc-path", str(plan.lxc_path)]
     with _locked(plan.state / "lock"), running(command, log, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

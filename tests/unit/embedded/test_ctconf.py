@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pvecri.embedded.ctconf import CtConf, dump, parse
+from pvecri_embedded.ctconf import CtConf, dump, parse
 
 # As a Proxmox node wrote it.
 FILE = """\

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fakepve import TaskError
 
-from pvecri.embedded.faults import Fault, Faults
+from pvecri_embedded.faults import Fault, Faults
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pvecri.embedded import nics
-from pvecri.embedded.cgroup import CgroupTree
-from pvecri.embedded.lxcconfig import render
+from pvecri_embedded import nics
+from pvecri_embedded.cgroup import CgroupTree
+from pvecri_embedded.lxcconfig import render
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from pvecri.embedded.times import RATIOS, TaskTimes
+from pvecri_embedded.times import RATIOS, TaskTimes
 
 
 def test_times_are_given_one_by_one() -> None:

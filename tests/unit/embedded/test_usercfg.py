@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from pvecri.embedded.usercfg import (
+from pvecri_embedded.usercfg import (
     PRIVILEGES,
     SPECIAL_ROLES,
     Group,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""``python -m pvecri.embedded``: serve an embedded Proxmox VE node until SIGTERM or SIGINT."""
+"""``python -m pvecri_embedded``: serve an embedded Proxmox VE node until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .times import TaskTimes
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pvecri.embedded", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pvecri_embedded", description=__doc__)
     parser.add_argument(
         "--state-dir", type=Path, required=True, help="where configs, volumes and secrets are kept"
     )
