@@ -19,8 +19,8 @@ from pve_replay.process import NodeProcess, new_state_dir
 from pve_replay.sandbox_template import write_template
 from support.processes import SOURCES
 
-from pvecri_embedded import lxccommand
-from pvecri_embedded.cgroup import MIB, CgroupTree
+from pvecri_embedded.lxc import command_socket
+from pvecri_embedded.lxc.cgroup import MIB, CgroupTree
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="starts CTs: needs root"),
@@ -166,7 +166,7 @@ async def test_ct_whose_init_is_killed_is_seen_as_stopped(node: NodeProcess) -> 
 
 async def test_ct_ends_with_its_monitor_and_starts_again(node: NodeProcess) -> None:
     await create(node)
-    monitor = lxccommand.monitor_pid(node.lxc_path / str(VMID))
+    monitor = command_socket.monitor_pid(node.lxc_path / str(VMID))
     assert monitor is not None
     pidfd = os.pidfd_open(await init_pid(node))
     os.kill(monitor, signal.SIGKILL)

@@ -23,7 +23,7 @@ from support.lan import asking, link_up, pings, run_all
 from support.netns import network_namespace
 from support.switch import PROGRAMS, Switch, running_switch
 
-from pvecri_embedded import lxccommand
+from pvecri_embedded.lxc import command_socket
 
 pytestmark = pytest.mark.skipif(
     not all(map(shutil.which, PROGRAMS)), reason="needs Open vSwitch and ethtool (openvswitch-switch, ethtool)"
@@ -132,7 +132,7 @@ def test_a_ct_that_ends_while_the_api_is_away_leaves_no_port(
     machine: Machine, tagged: CriClient, lan: Lan
 ) -> None:
     pod = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24"))
-    init = lxccommand.init_pid(machine.lxc_path / str(tagged.vmid(pod)))
+    init = command_socket.init_pid(machine.lxc_path / str(tagged.vmid(pod)))
     assert init is not None
     machine.node.stop()
 
@@ -144,7 +144,7 @@ def test_a_ct_that_ends_while_the_api_is_away_leaves_no_port(
 
 def test_a_ct_whose_monitor_is_killed_leaves_no_port(machine: Machine, tagged: CriClient, lan: Lan) -> None:
     pod = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24"))
-    monitor = lxccommand.monitor_pid(machine.lxc_path / str(tagged.vmid(pod)))
+    monitor = command_socket.monitor_pid(machine.lxc_path / str(tagged.vmid(pod)))
     assert monitor is not None
 
     os.kill(monitor, signal.SIGKILL)

@@ -18,7 +18,7 @@ from support.daemon import Machine
 from support.lan import asking, bridge_to_another_host, pings
 from support.processes import Program
 
-from pvecri_embedded import lxccommand
+from pvecri_embedded.lxc import command_socket
 
 pytestmark = pytest.mark.skipif(
     not all(map(shutil.which, ("dnsmasq", "dhclient"))),
@@ -120,7 +120,7 @@ def test_the_client_renews_the_lease_without_the_api_and_ends_with_the_pod(
 def test_the_client_ends_with_a_ct_whose_monitor_is_killed(machine: Machine, leased: CriClient) -> None:
     pod = leased.run_pod(asking(leased, **{"class": "lan"}))
     client = client_of(machine, pod)
-    monitor = lxccommand.monitor_pid(machine.lxc_path / str(leased.vmid(pod)))
+    monitor = command_socket.monitor_pid(machine.lxc_path / str(leased.vmid(pod)))
     assert monitor is not None
 
     os.kill(monitor, signal.SIGKILL)

@@ -12,10 +12,10 @@ import signal
 import sys
 from pathlib import Path
 
-from .identity import TOKEN_ID, Certificate, Identity
-from .layout import Layout, write_atomically
-from .node import EmbeddedNode
-from .times import TaskTimes
+from pvecri_embedded.identity import TOKEN_ID, Certificate, Identity
+from pvecri_embedded.layout import Layout, write_atomically
+from pvecri_embedded.node import EmbeddedNode
+from pvecri_embedded.times import TaskTimes
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 from fakepve import TaskError
 
-from .http import Handler
+from pvecri_embedded.http import Handler
 
 PATH = "/pvecri-embedded/fault"
 DEFAULT_TEXT = "fault on demand"

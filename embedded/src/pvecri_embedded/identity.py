@@ -13,8 +13,8 @@ from pathlib import Path
 
 from fakepve.certs import make_cert
 
-from .layout import Layout, write_atomically
-from .usercfg import ROOT
+from pvecri_embedded.layout import Layout, write_atomically
+from pvecri_embedded.usercfg import ROOT
 
 TOKEN_NAME = "embedded"
 TOKEN_ID = f"{ROOT}!{TOKEN_NAME}"

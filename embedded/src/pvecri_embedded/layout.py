@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import hooks
+from pvecri_embedded.lxc import hooks
 
 LEFT_BEHIND = frozenset({"passthrough", "rules.seccomp"})
 """What stays of a CT in LXC's directory when Proxmox has destroyed it."""

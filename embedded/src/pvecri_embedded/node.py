@@ -9,19 +9,19 @@ from typing import Any
 
 from aiohttp import web
 
-from .accounts import AccountsApi
-from .clone import CloneApi
-from .config import ConfigApi
-from .http import as_pveproxy
-from .identity import TOKEN_ID, TOKEN_NAME, Identity
-from .layout import Layout, write_atomically
-from .machine import MachineApi
-from .registrypull import RegistryPullApi
-from .storage import CONTENT, StorageFilesApi
-from .tasks import TaskApi
-from .usercfg import ROOT, Token
-from .views import ViewsApi
-from .wording import WordingApi
+from pvecri_embedded.api.accounts import AccountsApi
+from pvecri_embedded.api.clone import CloneApi
+from pvecri_embedded.api.config import ConfigApi
+from pvecri_embedded.api.machine import MachineApi
+from pvecri_embedded.api.registry_pull import RegistryPullApi
+from pvecri_embedded.api.storage import CONTENT, StorageFilesApi
+from pvecri_embedded.api.tasks import TaskApi
+from pvecri_embedded.api.views import ViewsApi
+from pvecri_embedded.api.wording import WordingApi
+from pvecri_embedded.http import as_pveproxy
+from pvecri_embedded.identity import TOKEN_ID, TOKEN_NAME, Identity
+from pvecri_embedded.layout import Layout, write_atomically
+from pvecri_embedded.usercfg import ROOT, Token
 
 DRAIN_TIMEOUT_S = 60.0
 UPLOAD_MAX_BYTES = 1024**3

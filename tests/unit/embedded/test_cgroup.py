@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pvecri_embedded.cgroup import MIB, CgroupTree, memory_high, parse_cpu_list
+from pvecri_embedded.lxc.cgroup import MIB, CgroupTree, memory_high, parse_cpu_list
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from fakepve import TaskError
 
-from pvecri_embedded import hooks, nics
-from pvecri_embedded.dhcp import command
-from pvecri_embedded.nics import Nic
+from pvecri_embedded.lxc import hooks, nics
+from pvecri_embedded.lxc.dhcp import command
+from pvecri_embedded.lxc.nics import Nic
 
 HOOKS = Path("/var/lib/lxc/900/hook")
 UP = "lxc.net.0.script.up"

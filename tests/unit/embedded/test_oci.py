@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from pve_replay.oci_archive import APP, SHELL, write_image
 
-from pvecri_embedded.oci import quote
-from pvecri_embedded.template import TemplateError, TemplateStore
+from pvecri_embedded.storage.oci import quote
+from pvecri_embedded.storage.template import TemplateError, TemplateStore
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other users: needs root")
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from pvecri_embedded.registrypull import file_name
+from pvecri_embedded.api.registry_pull import file_name
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pvecri_embedded.rootfs import inside, write_entry
+from pvecri_embedded.storage.rootfs import inside, write_entry
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other users: needs root")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pvecri_embedded.volumes import Storage, VolumeError, format_size, parse_size
+from pvecri_embedded.storage.volumes import Storage, VolumeError, format_size, parse_size
 
 
 @pytest.mark.parametrize(

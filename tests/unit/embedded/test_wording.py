@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 from fakepve import schema as pve_schema
 
-from pvecri_embedded.wording import reword
+from pvecri_embedded.api.wording import reword
 
 SPEC = pve_schema.load().paths["/nodes/{node}/lxc"]["POST"]["parameters"]
 MISSING = "net0.name: property is missing and it is not optional\n"

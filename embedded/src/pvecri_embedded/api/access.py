@@ -16,9 +16,9 @@ from fakepve import PveError
 from fakepve.routing import split_list
 from fakepve.server import FORMATS, USER, params
 
-from .base import Base
-from .layout import write_atomically
-from .usercfg import ROOT, Pools, UserConfig, normalise_path
+from pvecri_embedded.api.base import Base
+from pvecri_embedded.layout import write_atomically
+from pvecri_embedded.usercfg import ROOT, Pools, UserConfig, normalise_path
 
 # PVE::RPCEnvironment::compute_api_permission: the rights in a ticket's answer, by the first part of the path.
 _CAPABILITIES = {

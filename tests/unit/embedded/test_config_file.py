@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pvecri_embedded import nics
-from pvecri_embedded.cgroup import CgroupTree
-from pvecri_embedded.lxcconfig import render
+from pvecri_embedded.lxc import nics
+from pvecri_embedded.lxc.cgroup import CgroupTree
+from pvecri_embedded.lxc.config_file import render
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .rootfs import inside, write_entry
+from pvecri_embedded.storage.rootfs import inside, write_entry
 
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"

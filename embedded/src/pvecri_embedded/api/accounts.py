@@ -11,9 +11,18 @@ from typing import Any
 from fakepve import PveError
 from fakepve.routing import split_list
 
-from .access import AccessApi, Denied
-from .base import parameter_error
-from .usercfg import NO_ACCESS, PRIVILEGES, SPECIAL_ROLES, Group, Token, User, is_acl_path, normalise_path
+from pvecri_embedded.api.access import AccessApi, Denied
+from pvecri_embedded.api.base import parameter_error
+from pvecri_embedded.usercfg import (
+    NO_ACCESS,
+    PRIVILEGES,
+    SPECIAL_ROLES,
+    Group,
+    Token,
+    User,
+    is_acl_path,
+    normalise_path,
+)
 
 _DETAILS = ("firstname", "lastname", "email", "comment", "keys")
 _KINDS = {"users": "user", "groups": "group", "tokens": "token"}

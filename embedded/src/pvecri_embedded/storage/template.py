@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from . import oci
-from .rootfs import write_entry
+from pvecri_embedded.storage import oci
+from pvecri_embedded.storage.rootfs import write_entry
 
 _KEEP_IN_MEMORY_BYTES = 32 * 1024 * 1024
 

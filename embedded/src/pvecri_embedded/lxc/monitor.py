@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import hooks, lxccommand, mounts
-from .cgroup import CgroupTree
-from .lxccommand import LxcState
+from pvecri_embedded.lxc import command_socket, hooks, mounts
+from pvecri_embedded.lxc.cgroup import CgroupTree
+from pvecri_embedded.lxc.command_socket import LxcState
 
 LXC_START = "/usr/bin/lxc-start"
 START_TIMEOUT_S = 10.0
@@ -111,7 +111,7 @@ class Monitor:
     def adopt(cls, vmid: int, lxc_path: Path, cgroups: CgroupTree) -> Monitor | None:
         """The monitor that runs for the CT since before this process, or None."""
         lxc_dir = lxc_path / str(vmid)
-        pid, init_pid = lxccommand.monitor_pid(lxc_dir), lxccommand.init_pid(lxc_dir)
+        pid, init_pid = command_socket.monitor_pid(lxc_dir), command_socket.init_pid(lxc_dir)
         if pid is None or init_pid is None:
             return None
         try:
@@ -135,7 +135,7 @@ class Monitor:
     def current_init_pid(self) -> int | None:
         """The pid of init as the host sees it. It changes when the CT reboots itself."""
         if self.init_pid is not None and not Path(f"/proc/{self.init_pid}").exists():
-            self.init_pid = lxccommand.init_pid(self._lxc_dir)
+            self.init_pid = command_socket.init_pid(self._lxc_dir)
         return self.init_pid
 
     def signal_init(self, number: signal.Signals) -> None:
@@ -147,7 +147,7 @@ class Monitor:
 
     def kill(self) -> None:
         """Kill init, and with it every process of the CT; before init exists, the monitor."""
-        init = self.current_init_pid() or lxccommand.init_pid(self._lxc_dir)
+        init = self.current_init_pid() or command_socket.init_pid(self._lxc_dir)
         with contextlib.suppress(ProcessLookupError):
             os.kill(init or self.pid, signal.SIGKILL)
 
@@ -159,9 +159,9 @@ class Monitor:
 
     async def _wait_running(self) -> None:
         # An abstract socket cannot be watched for, so ask until it is there; this takes some milliseconds.
-        while await asyncio.to_thread(lxccommand.state, self._lxc_dir) is not LxcState.RUNNING:
+        while await asyncio.to_thread(command_socket.state, self._lxc_dir) is not LxcState.RUNNING:
             await self._pause_unless_ended()
-        self.init_pid = lxccommand.init_pid(self._lxc_dir)
+        self.init_pid = command_socket.init_pid(self._lxc_dir)
         # LXC says RUNNING just before the new init's exec, which may still fail.
         while self.init_pid is None or _executable(self.init_pid) in (None, _executable(self.pid)):
             await self._pause_unless_ended()

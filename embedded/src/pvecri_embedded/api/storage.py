@@ -13,9 +13,9 @@ from fakepve import PveError, TaskError
 from fakepve import storage as model
 from fakepve.server import USER
 
-from . import tasks
-from .base import Base, parameter_error
-from .volumes import Storage, VolumeError
+from pvecri_embedded.api import tasks
+from pvecri_embedded.api.base import Base, parameter_error
+from pvecri_embedded.storage.volumes import Storage, VolumeError
 
 CONTENT = "iso,vztmpl,backup,rootdir,images,snippets,import"
 _UPLOAD_NAMES = {

@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from .nics import OVS_TIMEOUT_S, OVS_VSCTL, Nic
+from pvecri_embedded.lxc.nics import OVS_TIMEOUT_S, OVS_VSCTL, Nic
 
 DIRECTORY = "hook"
 """Where a CT's scripts are, below LXC's directory for it."""

@@ -13,14 +13,14 @@ from typing import Any
 from fakepve import PveError, TaskError
 from fakepve import lxc as model
 
-from . import tasks
-from .base import Base, Ct
-from .config import check_patterns
-from .lxcconfig import ID_COUNT, ID_SHIFT, is_unprivileged
-from .monitor import Mount
-from .mounts import in_namespace_of_its_own, unmount
-from .template import TemplateError, Unpacked
-from .volumes import GIB, VolumeError, format_size
+from pvecri_embedded.api import tasks
+from pvecri_embedded.api.base import Base, Ct
+from pvecri_embedded.api.config import check_patterns
+from pvecri_embedded.lxc.config_file import ID_COUNT, ID_SHIFT, is_unprivileged
+from pvecri_embedded.lxc.monitor import Mount
+from pvecri_embedded.lxc.mounts import in_namespace_of_its_own, unmount
+from pvecri_embedded.storage.template import TemplateError, Unpacked
+from pvecri_embedded.storage.volumes import GIB, VolumeError, format_size
 
 DEFAULT_ROOTFS_GIB = 4
 _PERL_PLACE = "/usr/share/perl5/PVE/Storage.pm line 651"

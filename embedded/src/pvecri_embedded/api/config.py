@@ -11,9 +11,9 @@ from typing import Any
 from fakepve import PveError, TaskError
 from fakepve import lxc as model
 
-from .base import Base, Ct, parameter_error
-from .usercfg import ROOT
-from .volumes import VolumeError, format_size, parse_size
+from pvecri_embedded.api.base import Base, Ct, parameter_error
+from pvecri_embedded.storage.volumes import VolumeError, format_size, parse_size
+from pvecri_embedded.usercfg import ROOT
 
 # What the schema says of these and fakepve's copy of it does not.
 _PATTERNS = {

@@ -20,7 +20,7 @@ from fakepve import PveError, TaskError
 from fakepve.routing import split_list
 from fakepve.server import USER, params
 
-from .base import Base, parameter_error
+from pvecri_embedded.api.base import Base, parameter_error
 
 CONFIG_LOCK_TIMEOUT_S = 10.0
 STATUS_ROUND_S = 10.0

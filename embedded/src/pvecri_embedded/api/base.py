@@ -8,14 +8,14 @@ from pathlib import Path
 
 from fakepve import FakeCt, FakePve, PveError
 
-from . import ctconf
-from .cgroup import CgroupTree
-from .faults import Faults
-from .layout import Layout, write_atomically
-from .monitor import Monitor
-from .template import TemplateStore
-from .times import TaskTimes
-from .volumes import Storage
+from pvecri_embedded import ctconf
+from pvecri_embedded.faults import Faults
+from pvecri_embedded.layout import Layout, write_atomically
+from pvecri_embedded.lxc.cgroup import CgroupTree
+from pvecri_embedded.lxc.monitor import Monitor
+from pvecri_embedded.storage.template import TemplateStore
+from pvecri_embedded.storage.volumes import Storage
+from pvecri_embedded.times import TaskTimes
 
 
 def parameter_error(name: str, text: str) -> PveError:

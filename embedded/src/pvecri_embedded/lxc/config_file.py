@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .cgroup import CgroupTree, Limit
-from .nics import Nic
+from pvecri_embedded.lxc.cgroup import CgroupTree, Limit
+from pvecri_embedded.lxc.nics import Nic
 
 ID_SHIFT = 100_000
 ID_COUNT = 65_536

@@ -11,10 +11,10 @@ from typing import Any
 from fakepve import PveError, TaskError
 from fakepve import lxc as model
 
-from . import tasks
-from .base import Ct
-from .power import PowerApi
-from .volumes import VolumeError
+from pvecri_embedded.api import tasks
+from pvecri_embedded.api.base import Ct
+from pvecri_embedded.api.power import PowerApi
+from pvecri_embedded.storage.volumes import VolumeError
 
 _NOT_CLONED = frozenset({"lock", "parent", "snaptime", "snapstate", "template", "digest"})
 _LINKABLE_FROM = {"lvmthin": {"base", "snapshot"}, "btrfs": {"base", "snapshot", "current"}}

@@ -13,9 +13,9 @@ import os
 import signal
 from pathlib import Path
 
-from .hooks import pid_file
-from .monitor import Monitor
-from .nics import Nic
+from pvecri_embedded.lxc.hooks import pid_file
+from pvecri_embedded.lxc.monitor import Monitor
+from pvecri_embedded.lxc.nics import Nic
 
 DHCLIENT = "/sbin/dhclient"
 SCRIPT = "/usr/share/lxc/hooks/dhclient-script"

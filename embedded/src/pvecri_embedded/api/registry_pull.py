@@ -15,8 +15,8 @@ from typing import Any
 from fakepve import PveError, TaskError
 from fakepve import storage as model
 
-from . import tasks
-from .base import Base
+from pvecri_embedded.api import tasks
+from pvecri_embedded.api.base import Base
 
 
 class RegistryPullApi(Base):

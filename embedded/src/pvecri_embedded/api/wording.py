@@ -11,7 +11,7 @@ from aiohttp import web
 from fakepve import PveError
 from fakepve import schema as pve_schema
 
-from .base import Base
+from pvecri_embedded.api.base import Base
 
 _FORMAT_ERROR = "invalid format - format error\n"
 _UNKNOWN_KEY = re.compile(r"invalid format - invalid key in comma-separated list property: (\S+)\n")

@@ -13,9 +13,9 @@ from typing import Any
 
 from fakepve import lxc as model
 
-from .base import Base, Ct
-from .cgroup import MIB
-from .volumes import parse_size
+from pvecri_embedded.api.base import Base, Ct
+from pvecri_embedded.lxc.cgroup import MIB
+from pvecri_embedded.storage.volumes import parse_size
 
 _PRESSURES = tuple(f"pressure{what}{kind}" for what in ("cpu", "io", "memory") for kind in ("some", "full"))
 _RRD_STEPS_S = {"hour": 60, "day": 60, "week": 1800, "month": 1800, "year": 21600, "decade": 604800}

@@ -12,13 +12,14 @@ from typing import Any
 from fakepve import PveError, TaskError
 from fakepve import lxc as model
 
-from . import dhcp, hooks, lxcconfig, nics, tasks
-from .base import Ct
-from .create import CreateApi, id_shift
-from .dhcp import DhcpFailed
-from .layout import write_atomically
-from .monitor import Monitor, Mount, StartFailed
-from .nics import Nic
+from pvecri_embedded.api import tasks
+from pvecri_embedded.api.base import Ct
+from pvecri_embedded.api.create import CreateApi, id_shift
+from pvecri_embedded.layout import write_atomically
+from pvecri_embedded.lxc import config_file, dhcp, hooks, nics
+from pvecri_embedded.lxc.dhcp import DhcpFailed
+from pvecri_embedded.lxc.monitor import Monitor, Mount, StartFailed
+from pvecri_embedded.lxc.nics import Nic
 
 # What LXC sends for a clean shutdown unless lxc.signal.halt says otherwise.
 DEFAULT_HALT_SIGNAL = signal.SIGPWR
@@ -63,7 +64,7 @@ class PowerApi(CreateApi):
         rootfs, directory = self.layout.rootfs(ct.vmid), self.layout.hooks(ct.vmid)
         rootfs.mkdir(parents=True, exist_ok=True)
         scripts = hooks.write(hooks.scripts(interfaces, directory), directory)
-        text = lxcconfig.render(ct.vmid, ct.config, interfaces, rootfs, self.cgroups, scripts)
+        text = config_file.render(ct.vmid, ct.config, interfaces, rootfs, self.cgroups, scripts)
         write_atomically(self.layout.lxc_config(ct.vmid), text)
         self.layout.leave_behind(ct.vmid)
 

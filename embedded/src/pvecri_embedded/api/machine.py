@@ -13,7 +13,7 @@ from aiohttp import web
 from fakepve import shapes
 from fakepve.server import USER, params
 
-from .access import AccessApi
+from pvecri_embedded.api.access import AccessApi
 
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
