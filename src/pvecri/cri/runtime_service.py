@@ -111,17 +111,17 @@ class RuntimeService(ListCalls, MonitoringCalls):
         if self._ignores(config.security.selinux_label, config.metadata.name):
             config = replace(config, security=replace(config.security, selinux_label=""))
         return pb.RunPodSandboxResponse(
-            pod_sandbox_id=await self._pods.sandboxes.run(config, request.runtime_handler)
+            pod_sandbox_id=await self._pods.sandbox_runner.run(config, request.runtime_handler)
         )
 
     async def stop_pod_sandbox(self, request: pb.StopPodSandboxRequest) -> pb.StopPodSandboxResponse:
         """StopPodSandbox."""
-        await self._pods.sandboxes.stop(given("pod_sandbox_id", request.pod_sandbox_id))
+        await self._pods.sandbox_teardown.stop(given("pod_sandbox_id", request.pod_sandbox_id))
         return pb.StopPodSandboxResponse()
 
     async def remove_pod_sandbox(self, request: pb.RemovePodSandboxRequest) -> pb.RemovePodSandboxResponse:
         """RemovePodSandbox."""
-        await self._pods.sandboxes.remove(given("pod_sandbox_id", request.pod_sandbox_id))
+        await self._pods.sandbox_teardown.remove(given("pod_sandbox_id", request.pod_sandbox_id))
         return pb.RemovePodSandboxResponse()
 
     async def pod_sandbox_status(self, request: pb.PodSandboxStatusRequest) -> pb.PodSandboxStatusResponse:
@@ -145,7 +145,7 @@ class RuntimeService(ListCalls, MonitoringCalls):
         self, request: pb.UpdatePodSandboxResourcesRequest
     ) -> pb.UpdatePodSandboxResourcesResponse:
         """UpdatePodSandboxResources: the CT is resized through the Proxmox API."""
-        await self._pods.sandboxes.update_resources(
+        await self._pods.sandbox_updater.update(
             given("pod_sandbox_id", request.pod_sandbox_id),
             requests.resources(request.resources),
             requests.resources(request.overhead),
@@ -156,11 +156,11 @@ class RuntimeService(ListCalls, MonitoringCalls):
 
     async def create_container(self, request: pb.CreateContainerRequest) -> pb.CreateContainerResponse:
         """CreateContainer."""
-        pod = self._pods.sandboxes.ready(given("pod_sandbox_id", request.pod_sandbox_id))
+        pod = self._pods.registry.ready_pod(given("pod_sandbox_id", request.pod_sandbox_id))
         config = requests.container_config(request.config)
         if self._ignores(config.security.selinux_label, config.metadata.name):
             config = replace(config, security=replace(config.security, selinux_label=""))
-        return pb.CreateContainerResponse(container_id=await self._pods.creator.create(pod, config))
+        return pb.CreateContainerResponse(container_id=await self._pods.container_creator.create(pod, config))
 
     def _ignores(self, selinux_label: str, name: str) -> bool:
         """Whether to drop a label that cannot be applied; the log tells of it."""
@@ -171,17 +171,17 @@ class RuntimeService(ListCalls, MonitoringCalls):
 
     async def start_container(self, request: pb.StartContainerRequest) -> pb.StartContainerResponse:
         """StartContainer."""
-        await self._pods.containers.start(given("container_id", request.container_id))
+        await self._pods.container_starter.start(given("container_id", request.container_id))
         return pb.StartContainerResponse()
 
     async def stop_container(self, request: pb.StopContainerRequest) -> pb.StopContainerResponse:
         """StopContainer."""
-        await self._pods.containers.stop(given("container_id", request.container_id), request.timeout)
+        await self._pods.container_stopper.stop(given("container_id", request.container_id), request.timeout)
         return pb.StopContainerResponse()
 
     async def remove_container(self, request: pb.RemoveContainerRequest) -> pb.RemoveContainerResponse:
         """RemoveContainer."""
-        await self._pods.containers.remove(given("container_id", request.container_id))
+        await self._pods.container_remover.remove(given("container_id", request.container_id))
         return pb.RemoveContainerResponse()
 
     async def container_status(self, request: pb.ContainerStatusRequest) -> pb.ContainerStatusResponse:
@@ -205,7 +205,7 @@ class RuntimeService(ListCalls, MonitoringCalls):
     ) -> pb.UpdateContainerResourcesResponse:
         """UpdateContainerResources."""
         container_id = given("container_id", request.container_id)
-        await self._pods.commands.update_resources(container_id, requests.resources(request.linux))
+        await self._pods.container_updater.update(container_id, requests.resources(request.linux))
         return pb.UpdateContainerResourcesResponse()
 
     async def checkpoint_container(self, request: pb.CheckpointContainerRequest) -> pb.CheckpointContainerResponse:
@@ -217,12 +217,12 @@ class RuntimeService(ListCalls, MonitoringCalls):
     async def exec_sync(self, request: pb.ExecSyncRequest) -> pb.ExecSyncResponse:
         """ExecSync."""
         container_id = given("container_id", request.container_id)
-        result = await self._pods.commands.exec_sync(container_id, list(request.cmd), request.timeout)
+        result = await self._pods.container_exec.exec_sync(container_id, list(request.cmd), request.timeout)
         return responses.exec_result(result)
 
     async def reopen_container_log(self, request: pb.ReopenContainerLogRequest) -> pb.ReopenContainerLogResponse:
         """ReopenContainerLog."""
-        await self._pods.commands.reopen_log(given("container_id", request.container_id))
+        await self._pods.container_exec.reopen_log(given("container_id", request.container_id))
         return pb.ReopenContainerLogResponse()
 
     # -- streaming --------------------------------------------------------------------------------------------

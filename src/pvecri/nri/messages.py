@@ -18,7 +18,7 @@ from pvecri.model import ContainerState, NamespaceMode, ProfileKind, Resources, 
 from pvecri.nri import ocispec
 from pvecri.nri.proto import nri_pb2 as pb
 from pvecri.pods.container import bundle
-from pvecri.pods.registry import LiveContainer, LivePod
+from pvecri.pods.registry import ContainerEntry, PodEntry
 
 _STATES = {
     ContainerState.CREATED: pb.CONTAINER_CREATED,
@@ -38,7 +38,7 @@ _NAMESPACES = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid", "user
 # -- pods -----------------------------------------------------------------------------------------------------
 
 
-def pod(live: LivePod) -> pb.PodSandbox:
+def pod(live: PodEntry) -> pb.PodSandbox:
     """A pod; `pid` is that of its CT's first process."""
     value, config = live.value, live.value.config
     return pb.PodSandbox(
@@ -108,7 +108,7 @@ def resources(limits: Resources) -> pb.LinuxResources:
 # -- containers -----------------------------------------------------------------------------------------------
 
 
-def container(live: LiveContainer) -> pb.Container:
+def container(live: ContainerEntry) -> pb.Container:
     """A container; `pid` is 0 unless it runs. Without its OCI spec, which a reboot takes away, less is known."""
     value, config = live.value, live.value.config
     spec = _read(live)
@@ -150,7 +150,7 @@ def container(live: LiveContainer) -> pb.Container:
     return message
 
 
-def _read(live: LiveContainer) -> ocispec.Spec:
+def _read(live: ContainerEntry) -> ocispec.Spec:
     try:
         return msgspec.json.decode(live.bundle.spec.read_bytes(), type=ocispec.Spec)
     except FileNotFoundError:

@@ -30,7 +30,7 @@ from pvecri.nri.proto import nri_pb2 as pb
 from pvecri.oci.adjustment import Adjustment
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.manager import PodManager
-from pvecri.pods.registry import LiveContainer, LivePod, Told
+from pvecri.pods.registry import ContainerEntry, LifecycleEvent, PodEntry
 
 log = logging.getLogger(__name__)
 
@@ -142,10 +142,16 @@ class Plugins(Hooks):
         log.info("NRI plugin %s has joined; asked in the order %s", plugin.name, self._order())
 
     def _known(self) -> tuple[list[pb.PodSandbox], list[pb.Container]]:
-        """What plugins have been told of and not told the end of."""
+        """The pods and containers that plugins were notified of and that are not removed."""
         assert self._pods is not None
-        pods = [pod for pod in self._pods.live if pod.told in (Told.MADE, Told.ENDED)]
-        containers = [each for pod in pods for each in pod.containers.values() if each.told is Told.MADE]
+        pods = [
+            pod
+            for pod in self._pods.registry.pods()
+            if pod.notified in (LifecycleEvent.CREATED, LifecycleEvent.STOPPED)
+        ]
+        containers = [
+            each for pod in pods for each in pod.containers.values() if each.notified is LifecycleEvent.CREATED
+        ]
         return [messages.pod(pod) for pod in pods], [messages.container(each) for each in containers]
 
     def _dismiss(self, plugin: Plugin) -> None:
@@ -159,14 +165,14 @@ class Plugins(Hooks):
 
     # -- pods -------------------------------------------------------------------------------------------------
 
-    async def run_pod(self, pod: LivePod) -> None:
+    async def run_pod(self, pod: PodEntry) -> None:
         """See Hooks."""
         async with self._turn:
-            pod.told = Told.MADE
+            pod.notified = LifecycleEvent.CREATED
             if self._plugins:
                 await self._ask(pb.RunPodSandboxRequest(pod=messages.pod(pod)))
 
-    async def update_pod(self, pod: LivePod, resources: Resources, overhead: Resources) -> None:
+    async def update_pod(self, pod: PodEntry, resources: Resources, overhead: Resources) -> None:
         """See Hooks."""
         async with self._turn:
             if self._plugins:
@@ -177,35 +183,35 @@ class Plugins(Hooks):
                 )
                 await self._ask(request)
 
-    async def updated_pod(self, pod: LivePod) -> None:
+    async def updated_pod(self, pod: PodEntry) -> None:
         """See Hooks."""
         async with self._turn:
             if self._plugins:
                 await self._tell(pb.PostUpdatePodSandboxRequest(pod=messages.pod(pod)))
 
-    async def stop_pod(self, pod: LivePod) -> None:
+    async def stop_pod(self, pod: PodEntry) -> None:
         """See Hooks."""
         async with self._turn:
-            if pod.told is Told.MADE:
-                pod.told = Told.ENDED
+            if pod.notified is LifecycleEvent.CREATED:
+                pod.notified = LifecycleEvent.STOPPED
                 if self._plugins:
                     await self._tell(pb.StopPodSandboxRequest(pod=messages.pod(pod)))
 
-    async def remove_pod(self, pod: LivePod) -> None:
+    async def remove_pod(self, pod: PodEntry) -> None:
         """See Hooks."""
         await self.stop_pod(pod)
         async with self._turn:
-            if pod.told is Told.ENDED:
-                pod.told = Told.REMOVED
+            if pod.notified is LifecycleEvent.STOPPED:
+                pod.notified = LifecycleEvent.REMOVED
                 if self._plugins:
                     await self._tell(pb.RemovePodSandboxRequest(pod=messages.pod(pod)))
 
     # -- containers -------------------------------------------------------------------------------------------
 
-    async def create_container(self, pod: LivePod, container: LiveContainer) -> Adjustment | None:
+    async def create_container(self, pod: PodEntry, container: ContainerEntry) -> Adjustment | None:
         """See Hooks."""
         async with self._turn:
-            container.told = Told.MADE
+            container.notified = LifecycleEvent.CREATED
             if not self._plugins:
                 return None
             request = pb.CreateContainerRequest(pod=messages.pod(pod), container=messages.container(container))
@@ -226,22 +232,22 @@ class Plugins(Hooks):
             await self._make_updates(creation.updates)
             return wanted
 
-    async def created_container(self, pod: LivePod, container: LiveContainer) -> None:
+    async def created_container(self, pod: PodEntry, container: ContainerEntry) -> None:
         """See Hooks."""
         await self._tell_of(pb.PostCreateContainerRequest, pod, container)
 
-    async def start_container(self, pod: LivePod, container: LiveContainer) -> None:
+    async def start_container(self, pod: PodEntry, container: ContainerEntry) -> None:
         """See Hooks."""
         async with self._turn:
             if self._plugins:
                 request = pb.StartContainerRequest(pod=messages.pod(pod), container=messages.container(container))
                 await self._ask(request)
 
-    async def started_container(self, pod: LivePod, container: LiveContainer) -> None:
+    async def started_container(self, pod: PodEntry, container: ContainerEntry) -> None:
         """See Hooks."""
         await self._tell_of(pb.PostStartContainerRequest, pod, container)
 
-    async def update_container(self, pod: LivePod, container: LiveContainer, changes: Resources) -> Resources:
+    async def update_container(self, pod: PodEntry, container: ContainerEntry, changes: Resources) -> Resources:
         """See Hooks."""
         async with self._turn:
             if not self._plugins:
@@ -266,16 +272,16 @@ class Plugins(Hooks):
             return changes
         return replace(translation.resources(request.linux_resources), oom_score_adj=changes.oom_score_adj)
 
-    async def updated_container(self, pod: LivePod, container: LiveContainer) -> None:
+    async def updated_container(self, pod: PodEntry, container: ContainerEntry) -> None:
         """See Hooks."""
         await self._tell_of(pb.PostUpdateContainerRequest, pod, container)
 
-    async def stop_container(self, pod: LivePod, container: LiveContainer) -> None:
+    async def stop_container(self, pod: PodEntry, container: ContainerEntry) -> None:
         """See Hooks."""
         async with self._turn:
-            if container.told is not Told.MADE:
+            if container.notified is not LifecycleEvent.CREATED:
                 return
-            container.told = Told.ENDED
+            container.notified = LifecycleEvent.STOPPED
             if not self._plugins:
                 return
             updates = Updates()
@@ -289,12 +295,12 @@ class Plugins(Hooks):
                     log.warning("%s", error)
             await self._make_updates(updates)
 
-    async def remove_container(self, pod: LivePod, container: LiveContainer) -> None:
+    async def remove_container(self, pod: PodEntry, container: ContainerEntry) -> None:
         """See Hooks."""
         await self.stop_container(pod, container)
         async with self._turn:
-            if container.told is Told.ENDED:
-                container.told = Told.REMOVED
+            if container.notified is LifecycleEvent.STOPPED:
+                container.notified = LifecycleEvent.REMOVED
                 if self._plugins:
                     request = pb.RemoveContainerRequest(
                         pod=messages.pod(pod), container=messages.container(container)
@@ -316,7 +322,7 @@ class Plugins(Hooks):
             except PvecriError as error:
                 log.warning("%s", error)
 
-    async def _tell_of(self, request: type[Any], pod: LivePod, container: LiveContainer) -> None:
+    async def _tell_of(self, request: type[Any], pod: PodEntry, container: ContainerEntry) -> None:
         async with self._turn:
             if self._plugins:
                 await self._tell(request(pod=messages.pod(pod), container=messages.container(container)))
@@ -334,7 +340,7 @@ class Plugins(Hooks):
         try:
             limits = translation.resources(update.linux.resources)
             async with asyncio.timeout(UPDATE_PATIENCE):
-                await self._pods.commands.set_limits(update.container_id, limits)
+                await self._pods.container_updater.set_limits(update.container_id, limits)
         except (PvecriError, TimeoutError) as error:
             problem = str(error) or f"it took more than {UPDATE_PATIENCE:g} s"
             log.warning("NRI: container %s cannot be updated: %s", update.container_id, problem)
@@ -357,7 +363,7 @@ class Plugins(Hooks):
     async def _end(self, container_id: str) -> None:
         assert self._pods is not None
         try:
-            await self._pods.containers.stop(container_id, 0)
+            await self._pods.container_stopper.stop(container_id, 0)
         except PvecriError as error:
             log.warning("NRI: container %s cannot be evicted: %s", container_id, error)
 

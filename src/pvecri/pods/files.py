@@ -13,14 +13,14 @@ from pvecri.linux import mounts, namespaces
 from pvecri.model import IdMapping, NamespaceMode, Sandbox
 from pvecri.network import files as contents
 from pvecri.oci.spec_linux import SHARED_PID
-from pvecri.pods.registry import LivePod
+from pvecri.pods.registry import PodEntry
 
 SHM_SIZE = 64 << 20
 PING_GROUP_RANGE = "net.ipv4.ping_group_range"
 GID_MAX = 0x7FFF_FFFF
 """The largest that net.ipv4.ping_group_range takes."""
-OF_HOLDER = ("net", "ipc", "uts", "user")
-PINNED = ("pid", *OF_HOLDER, SHARED_PID)
+OF_POD = ("net", "ipc", "uts", "user")
+PINNED = ("pid", *OF_POD, SHARED_PID)
 """The namespaces that are given a path: they stay reachable, and cannot come to mean another process's.
 
 `pid` is the CT's, for conmon and the OCI runtime; the containers share the next four, and some the last.
@@ -44,25 +44,25 @@ def make_private_directory(directory: Path, root_gid: int) -> None:
     directory.chmod(0o710)
 
 
-def make_directory(pod: LivePod) -> None:
+def make_directory(pod: PodEntry) -> None:
     """Make the pod's directory, and in it the one for its namespaces."""
     make_private_directory(pod.directory, pod.value.root_uid)
     pod.namespace("net").parent.mkdir()
 
 
-def pin_namespaces(pod: LivePod, pid: int, kinds: Sequence[str]) -> None:
+def pin_namespaces(pod: PodEntry, pid: int, kinds: Sequence[str]) -> None:
     """Give namespaces of process `pid` paths below the pod's directory."""
     for kind in kinds:
         namespaces.pin(Path(f"/proc/{pid}/ns/{kind}"), pod.namespace(kind))
 
 
-def unpin_namespaces(pod: LivePod) -> None:
+def unpin_namespaces(pod: PodEntry) -> None:
     """Undo every `pin_namespaces`. Idempotent."""
     for kind in PINNED:
         namespaces.unpin(pod.namespace(kind))
 
 
-def set_hostname(pod: LivePod) -> None:
+def set_hostname(pod: PodEntry) -> None:
     """Give the pod its hostname where Proxmox could not: it takes fewer names than Kubernetes has."""
     if pod.value.config.security.namespaces.network is NamespaceMode.NODE:
         return
@@ -70,7 +70,7 @@ def set_hostname(pod: LivePod) -> None:
     namespaces.run_inside([pod.namespace("uts")], lambda: socket.sethostname(name))
 
 
-def set_default_sysctls(pod: LivePod, sysctls: Mapping[str, str]) -> list[str]:
+def set_default_sysctls(pod: PodEntry, sysctls: Mapping[str, str]) -> list[str]:
     """Set the default sysctls of the network namespace; what could not be set, a sentence each.
 
     Unlike `sysctl_command` this starts no program: every pod pays for it.
@@ -118,7 +118,7 @@ def sysctl_file(key: str) -> Path:
     return Path("/proc/sys", *key.split(separator))
 
 
-def sysctl_command(pod: LivePod) -> list[str]:
+def sysctl_command(pod: PodEntry) -> list[str]:
     """A command that writes the pod's sysctls inside its namespaces, as the root that owns them there.
 
     The kernel resolves net, ipc and uts sysctls by the namespaces of the process that opens them, and lets only
@@ -139,7 +139,7 @@ def _own_namespaces(sandbox: Sandbox) -> list[str]:
     return own + (["net", "uts"] if options.network is not NamespaceMode.NODE else [])
 
 
-def write_files(pod: LivePod) -> None:
+def write_files(pod: PodEntry) -> None:
     """Write the pod's files and mount its /dev/shm, owned by root as the pod knows it."""
     sandbox = pod.value
     owner = sandbox.root_uid
@@ -167,7 +167,7 @@ def _read(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def remove_files(pod: LivePod) -> None:
+def remove_files(pod: PodEntry) -> None:
     """Undo `write_files`, `pin_namespaces` and `make_directory`, and remove the pod's directory. Idempotent."""
     unpin_namespaces(pod)
     mounts.remove_tree(pod.directory)

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Pod Manager: puts its parts together, and answers for pods and containers."""
+"""The Pod Manager: composes its parts, and answers the CRI's queries about pods and containers."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 
 from pvecri import metrics
-from pvecri.config import Config
+from pvecri.config import Config, RuntimeConfig
 from pvecri.errors import PvecriError
 from pvecri.images.manager import ImageManager
 from pvecri.linux import mounts
@@ -17,18 +18,24 @@ from pvecri.network.manager import NetworkManager
 from pvecri.oci.abilities import Abilities
 from pvecri.oci.runtime import OciRuntime
 from pvecri.pods.container.checkpoint import Checkpoints
-from pvecri.pods.container.create import Creator
-from pvecri.pods.container.exec import Commands
-from pvecri.pods.container.lifecycle import Containers
+from pvecri.pods.container.create import ContainerCreator
+from pvecri.pods.container.exec import ContainerExec
+from pvecri.pods.container.exit import ContainerExits
 from pvecri.pods.container.pause import Pauses
+from pvecri.pods.container.remove import ContainerRemover
+from pvecri.pods.container.start import ContainerStarter
+from pvecri.pods.container.stop import ContainerStopper
+from pvecri.pods.container.update import ContainerUpdater
 from pvecri.pods.container.volume_owners import VolumeProbe
 from pvecri.pods.health import Condition, ProxmoxHealth, conditions, image_store_condition
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.recovery import Recovery
-from pvecri.pods.registry import LivePod, Pods
-from pvecri.pods.sandbox.ct import Cts
+from pvecri.pods.registry import Registry
+from pvecri.pods.sandbox.ct import SandboxCts
 from pvecri.pods.sandbox.ct_tags import CtTags
-from pvecri.pods.sandbox.run import Sandboxes
+from pvecri.pods.sandbox.run import SandboxRunner
+from pvecri.pods.sandbox.stop import SandboxTeardown
+from pvecri.pods.sandbox.update import SandboxUpdater
 from pvecri.pods.store import Store
 from pvecri.pods.streams import Streams
 from pvecri.pods.usage.cadvisor import Metrics
@@ -39,7 +46,7 @@ from pvecri.proxmox.api import ProxmoxApi
 
 
 class PodManager:
-    """Use between `start` and `close`; its parts, such as `sandboxes` and `containers`, do what is asked."""
+    """Use between `start` and `close`. The public attributes carry out the CRI calls that change something."""
 
     def __init__(
         self,
@@ -50,51 +57,51 @@ class PodManager:
         network: NetworkManager,
         hooks: Hooks,
     ) -> None:
-        runtime = config.runtime
-        for directory in (runtime.state_dir, runtime.run_dir):
-            directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-            directory.chmod(0o711)  # root of a pod's user namespace passes through
-        exits, oci = runtime.run_dir / "exits", runtime.run_dir / "oci"
-        for directory in (exits, oci, runtime.run_dir / "pods", runtime.run_dir / "containers"):
-            directory.mkdir(mode=0o711, exist_ok=True)
-        # Mounts made here must show, and go away again, in the mount namespaces of running conmons.
-        mounts.ensure_shared(runtime.run_dir)
+        runtime, cgroups = config.runtime, abilities.cgroups
+        exit_dir, oci_dir = _make_directories(runtime)
         self._abilities = abilities
         self._config = config
         self._images = images
         self._network = network
         self._store = Store(runtime.state_dir / "pods.db")
-        self._pods = Pods(self._store, runtime.run_dir)
-        self._cts = Cts(config, proxmox, self._pods, abilities.cgroups, self._store.installation_id())
-        oci_runtime = OciRuntime(abilities, oci, exits)
+        self.registry = registry = Registry(self._store, runtime.run_dir)
+        self._cts = cts = SandboxCts(config, proxmox, registry, cgroups, self._store.installation_id())
+        oci_runtime = OciRuntime(abilities, oci_dir, exit_dir)
         self._volumes = VolumeProbe()
-        self._tags = CtTags(self._pods, proxmox, config.proxmox.tags)
+        self._tags = CtTags(registry, proxmox, config.proxmox.tags)
         # Not in the run directory: systemd mounts /run with noexec.
         pauses = Pauses(abilities, oci_runtime, runtime.state_dir / "pause")
         pauses.prepare()
-        self.containers = Containers(config, abilities, self._pods, images, oci_runtime, exits, hooks)
-        self.commands = Commands(abilities, self._pods, oci_runtime, hooks)
-        self.checkpoints = Checkpoints(self._pods, oci_runtime, images)
-        self.sandboxes = Sandboxes(
-            self._pods,
-            self._cts,
+        exits = ContainerExits(registry, images, oci_runtime, cgroups, exit_dir, hooks)
+        self.container_starter = ContainerStarter(config, abilities, registry, oci_runtime, exits, hooks)
+        self.container_stopper = stopper = ContainerStopper(registry)
+        self.container_remover = remover = ContainerRemover(registry, images, stopper, hooks)
+        self.container_updater = ContainerUpdater(abilities, registry, oci_runtime, hooks)
+        self.container_exec = ContainerExec(registry, oci_runtime)
+        self.checkpoints = Checkpoints(registry, oci_runtime, images)
+        teardown = SandboxTeardown(registry, cts, network, stopper, remover, pauses, hooks)
+        self.sandbox_teardown = teardown
+        self.sandbox_runner = SandboxRunner(
+            registry,
+            cts,
             network,
-            self.containers,
             pauses,
             Policy(config.user_namespaces, config.proxmox.unprivileged),
             self._volumes,
             self._tags,
             hooks,
+            teardown,
             runtime.default_sysctls,
         )
-        self.creator = Creator(config, abilities, self._pods, images, pauses, self.sandboxes.move, hooks)
-        self.streams = Streams(self._pods, oci_runtime, self.commands, self.sandboxes)
-        self.events = self._pods.events
+        self.sandbox_updater = SandboxUpdater(registry, cts, hooks)
+        self.container_creator = ContainerCreator(config, abilities, registry, images, pauses, teardown, hooks)
+        self.streams = Streams(registry, oci_runtime)
+        self.events = registry.events
         self._layers = WritableLayers(images.rootfs_usage)
-        self.statistics = Statistics(self._pods, abilities.cgroups, self._layers)
-        self.metrics = Metrics(self._pods, abilities.cgroups, self._layers)
+        self.statistics = Statistics(registry, cgroups, self._layers)
+        self.metrics = Metrics(registry, cgroups, self._layers)
         self.health = ProxmoxHealth(config.proxmox, proxmox)
-        self._recovery = Recovery(self._pods, self.sandboxes, self.containers, self._cts, proxmox, network, images)
+        self._recovery = Recovery(registry, teardown, exits, cts, proxmox, network, images)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -109,8 +116,8 @@ class PodManager:
 
     async def close(self) -> None:
         """Stop watching; pods and containers go on."""
-        watchers = [pod.watcher for pod in self._pods.pods()]
-        watchers += [container.watcher for container in self._pods.containers()]
+        watchers = [pod.watcher for pod in self.registry.pods()]
+        watchers += [container.watcher for container in self.registry.containers()]
         for task in (*self._tasks, *watchers):
             if task is not None:
                 task.cancel()
@@ -129,24 +136,19 @@ class PodManager:
         """Tell the metrics how many pods and containers there are, and whether all is ready."""
         for condition in await self.conditions():
             metrics.CONDITION.labels(condition.type).set(condition.met)
-        phases = Counter(pod.value.phase for pod in self._pods.pods())
+        phases = Counter(pod.value.phase for pod in self.registry.pods())
         for phase in SandboxPhase:
             metrics.PODS.labels(phase.value).set(phases[phase])
         decisions = Counter(
             (pod.value.user_namespace.kind.value, pod.value.user_namespace.reason.value)
-            for pod in self._pods.pods()
+            for pod in self.registry.pods()
         )
         metrics.PODS_BY_USER_NAMESPACE.clear()
         for (kind, reason), count in decisions.items():
             metrics.PODS_BY_USER_NAMESPACE.labels(kind, reason).set(count)
-        states = Counter(container.value.state for container in self._pods.containers() if container.made)
+        states = Counter(container.value.state for container in self.registry.containers() if container.created)
         for state in ContainerState:
             metrics.CONTAINERS.labels(state.value).set(states[state])
-
-    @property
-    def live(self) -> list[LivePod]:
-        """Every pod with its containers, in whatever phase."""
-        return self._pods.pods()
 
     @property
     def recursive_readonly_mounts(self) -> bool:
@@ -157,16 +159,16 @@ class PodManager:
 
     def list_sandboxes(self) -> list[Sandbox]:
         """The sandboxes, oldest first; not those that are being made."""
-        shown = [pod.value for pod in self._pods.pods() if pod.value.phase is not SandboxPhase.CREATING]
+        shown = [pod.value for pod in self.registry.pods() if pod.value.phase is not SandboxPhase.CREATING]
         return sorted(shown, key=lambda sandbox: sandbox.created_at)
 
     def sandbox(self, sandbox_id: str) -> Sandbox:
         """One sandbox; NotFound."""
-        return self._pods.pod(sandbox_id).value
+        return self.registry.pod(sandbox_id).value
 
     async def ct_config(self, sandbox_id: str) -> dict[str, str]:
         """The config of a sandbox's CT, asked of Proxmox; its one entry `error` says why there is none."""
-        pod = self._pods.pod(sandbox_id)
+        pod = self.registry.pod(sandbox_id)
         try:
             return await self._cts.config(pod)
         except PvecriError as error:
@@ -174,18 +176,31 @@ class PodManager:
 
     def oci_spec(self, container_id: str) -> bytes:
         """A container's OCI spec as JSON; empty when it is gone."""
-        path = self._pods.container(container_id).bundle.spec
+        path = self.registry.container(container_id).bundle.spec
         return path.read_bytes() if path.exists() else b"{}"
 
     def list_containers(self) -> list[Container]:
         """The containers, oldest first; not those that are being made."""
-        shown = [container.value for container in self._pods.containers() if container.made]
+        shown = [container.value for container in self.registry.containers() if container.created]
         return sorted(shown, key=lambda container: container.created_at)
 
     def container(self, container_id: str) -> Container:
         """One container; NotFound."""
-        return self._pods.container(container_id).value
+        return self.registry.container(container_id).value
 
     def sandbox_of(self, container: Container) -> Sandbox:
         """The sandbox that a container is in."""
         return self.sandbox(container.sandbox_id)
+
+
+def _make_directories(runtime: RuntimeConfig) -> tuple[Path, Path]:
+    """Make the state and run directories; returns those of conmon's exit files and of the OCI runtime's state."""
+    for directory in (runtime.state_dir, runtime.run_dir):
+        directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        directory.chmod(0o711)  # root of a pod's user namespace passes through
+    exit_dir, oci_dir = runtime.run_dir / "exits", runtime.run_dir / "oci"
+    for directory in (exit_dir, oci_dir, runtime.run_dir / "pods", runtime.run_dir / "containers"):
+        directory.mkdir(mode=0o711, exist_ok=True)
+    # Mounts made here must appear in the mount namespaces of running conmons, and unmounts too.
+    mounts.ensure_shared(runtime.run_dir)
+    return exit_dir, oci_dir

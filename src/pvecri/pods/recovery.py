@@ -21,11 +21,11 @@ from pvecri.images.manager import ImageManager
 from pvecri.linux import mounts
 from pvecri.model import ContainerState, SandboxPhase, Vmid
 from pvecri.network.manager import NetworkManager
-from pvecri.pods.container.lifecycle import Containers
+from pvecri.pods.container.exit import ContainerExits
 from pvecri.pods.container.pause import pause_id
-from pvecri.pods.registry import LivePod, Pods
-from pvecri.pods.sandbox.ct import Cts
-from pvecri.pods.sandbox.run import Sandboxes
+from pvecri.pods.registry import PodEntry, Registry
+from pvecri.pods.sandbox.ct import SandboxCts
+from pvecri.pods.sandbox.stop import SandboxTeardown
 from pvecri.proxmox.api import ProxmoxApi
 
 log = logging.getLogger(__name__)
@@ -40,17 +40,17 @@ class Recovery:
 
     def __init__(
         self,
-        pods: Pods,
-        sandboxes: Sandboxes,
-        containers: Containers,
-        cts: Cts,
+        registry: Registry,
+        teardown: SandboxTeardown,
+        exits: ContainerExits,
+        cts: SandboxCts,
         proxmox: ProxmoxApi,
         network: NetworkManager,
         images: ImageManager,
     ) -> None:
-        self._pods = pods
-        self._sandboxes = sandboxes
-        self._containers = containers
+        self._registry = registry
+        self._teardown = teardown
+        self._exits = exits
         self._cts = cts
         self._proxmox = proxmox
         self._network = network
@@ -58,40 +58,40 @@ class Recovery:
 
     async def adopt(self) -> None:
         """Take over what the store says runs. Needs no Proxmox."""
-        self._pods.load()
-        for pod in self._pods.pods():
+        self._registry.load()
+        for pod in self._registry.pods():
             self._adopt_pod(pod)
         await self._remove_strays()
 
-    def _adopt_pod(self, pod: LivePod) -> None:
+    def _adopt_pod(self, pod: PodEntry) -> None:
         pod.init = self._cts.find_init(pod) if pod.value.vmid else None
         for container in pod.containers.values():
             if container.value.state is ContainerState.RUNNING:
-                self._containers.adopt(pod, container)
+                self._exits.adopt(pod, container)
             elif container.value.state is ContainerState.CREATED and not container.bundle.spec.exists():
-                self._containers.lost(container)
+                self._exits.record_lost(container)
             elif container.value.state is ContainerState.CREATED and container.bundle.conmon_log.exists():
-                self._containers.cut_off(pod, container)
+                self._exits.abort_start(pod, container)
             elif container.value.state is ContainerState.EXITED:
-                self._containers.release_again(pod, container)
+                self._exits.release_again(pod, container)
         if pod.value.phase is SandboxPhase.CREATING:
-            self._pods.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING))
+            self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING))
         elif pod.value.phase is SandboxPhase.READY and pod.init is not None:
-            self._sandboxes.watch(pod)
+            self._teardown.watch(pod)
         elif pod.value.phase is SandboxPhase.READY:
             log.warning("CT %d of pod %s does not run any more", pod.value.vmid, pod.value.name)
-            self._pods.save_pod(pod, replace(pod.value, phase=SandboxPhase.STOPPED))
+            self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.STOPPED))
 
     async def _remove_strays(self) -> None:
         """Directories and root filesystems that no row tells of: a crash came between the two."""
-        pods = {str(pod.id) for pod in self._pods.pods()}
-        containers = {str(container.id) for container in self._pods.containers()}
-        runtime = containers | {pause_id(pod.id) for pod in self._pods.pods()}
+        pods = {str(pod.id) for pod in self._registry.pods()}
+        containers = {str(container.id) for container in self._registry.containers()}
+        runtime = containers | {pause_id(pod.id) for pod in self._registry.pods()}
         for kind, known in (("pods", pods), ("containers", containers), ("oci", runtime)):
-            for directory in (self._pods.directory / kind).iterdir():
+            for directory in (self._registry.directory / kind).iterdir():
                 if directory.name not in known:
                     await asyncio.to_thread(mounts.remove_tree, directory)
-        for exit_file in (self._pods.directory / "exits").iterdir():
+        for exit_file in (self._registry.directory / "exits").iterdir():
             if exit_file.name not in containers:
                 exit_file.unlink()
         for name in self._images.rootfs_ids():
@@ -101,9 +101,9 @@ class Recovery:
     async def run(self) -> None:
         """Clean up now, and whenever a failed call has left something to remove; until cancelled."""
         while True:
-            self._sandboxes.leftovers.clear()
+            self._teardown.removal_pending.clear()
             await self._clean_up()
-            await self._sandboxes.leftovers.wait()
+            await self._teardown.removal_pending.wait()
 
     async def _clean_up(self) -> None:
         """Try again and again until nothing is left to clean up."""
@@ -119,8 +119,8 @@ class Recovery:
         What fails does not keep the rest from its turn.
         """
         removals: list[Callable[[], Awaitable[None]]] = [
-            partial(self._sandboxes.finish_removal, pod)
-            for pod in self._pods.pods()
+            partial(self._teardown.finish_removal, pod)
+            for pod in self._registry.pods()
             if pod.value.phase is SandboxPhase.REMOVING
         ]
         failures = 0
@@ -141,4 +141,4 @@ class Recovery:
             await self._proxmox.destroy_ct(Vmid(vmid))
 
     async def _release_attachments(self) -> None:
-        await self._network.collect_garbage({pod.id for pod in self._pods.pods()})
+        await self._network.collect_garbage({pod.id for pod in self._registry.pods()})

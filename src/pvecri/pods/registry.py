@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods and containers as the daemon holds them: the stored value, plus what lives only as long as the daemon."""
+"""The registry of pods and containers: each entry is the stored value and its runtime state in this daemon."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TypeVar
 
-from pvecri.errors import AlreadyExists, NotFound
+from pvecri.errors import AlreadyExists, FailedPrecondition, NotFound
 from pvecri.linux.processes import Process
 from pvecri.model import (
     Container,
@@ -30,35 +30,35 @@ from pvecri.pods.store import Store
 ID_LENGTH = 64
 
 
-class Told(IntEnum):
-    """What those who watch (hooks.py) were told last of a pod or container; it only ever grows."""
+class LifecycleEvent(IntEnum):
+    """Last lifecycle event of a pod or container that was sent to NRI plugins (hooks.py); monotonic."""
 
-    NOTHING = 0
-    MADE = 1
-    ENDED = 2
+    NONE = 0
+    CREATED = 1
+    STOPPED = 2
     REMOVED = 3
 
 
 @dataclass
-class LiveContainer:
+class ContainerEntry:
     """A container. `process` is its first process and `monitor` its conmon, while they run.
 
-    `made` is set when its creation is complete: only then is it shown to clients, and its changes are events.
-    `lock` is held by whoever changes the container, `limits_lock` by whoever changes its limits or starts it with
-    those it has; nobody who holds that one waits for another. `settled` is set when the container's end has been
-    recorded and what it held (mounts, cgroup, the OCI runtime's state) is released.
+    `created` becomes true when CreateContainer has succeeded: before that no client sees the container and its
+    changes are no events. `lock` serializes start and removal. `limits_lock` serializes changes of the limits and
+    the start that applies them; it is the innermost lock. `released` is set once the exit is recorded and the
+    mounts, the cgroup and the OCI runtime's state are released.
     """
 
     value: Container
     bundle: Bundle
-    made: bool = False
-    told: Told = Told.NOTHING
+    created: bool = False
+    notified: LifecycleEvent = LifecycleEvent.NONE
     process: Process | None = None
     monitor: Process | None = None
     watcher: asyncio.Task[None] | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     limits_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def id(self) -> ContainerId:
@@ -67,17 +67,19 @@ class LiveContainer:
 
 
 @dataclass
-class LivePod:
-    """A pod sandbox. `init` is the CT's first process while it runs; `pids_lock` is held by who adds to shared
-    PIDs.
+class PodEntry:
+    """A pod sandbox. `init` is the CT's first process while the CT runs.
+
+    `lock` serializes run, stop, update and removal. `pids_lock` serializes what adds processes to the PID
+    namespace that the pod's containers share.
     """
 
     value: Sandbox
     directory: Path
-    told: Told = Told.NOTHING
+    notified: LifecycleEvent = LifecycleEvent.NONE
     init: Process | None = None
     watcher: asyncio.Task[None] | None = None
-    containers: dict[ContainerId, LiveContainer] = field(default_factory=dict)
+    containers: dict[ContainerId, ContainerEntry] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     pids_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -118,46 +120,48 @@ class LivePod:
         return self.init is not None and self.init.alive
 
 
-_TOLD = {
-    SandboxPhase.CREATING: Told.NOTHING,
-    SandboxPhase.READY: Told.MADE,
-    SandboxPhase.STOPPED: Told.ENDED,
-    SandboxPhase.REMOVING: Told.ENDED,
+_NOTIFIED = {
+    SandboxPhase.CREATING: LifecycleEvent.NONE,
+    SandboxPhase.READY: LifecycleEvent.CREATED,
+    SandboxPhase.STOPPED: LifecycleEvent.STOPPED,
+    SandboxPhase.REMOVING: LifecycleEvent.STOPPED,
 }
-"""What an earlier daemon told of a pod that it left in a phase."""
+"""The last event that the previous daemon process sent for a pod that it left in a phase."""
 
 
-class Pods:
+class Registry:
     """All pods and containers, by id, with the store behind them."""
 
     def __init__(self, store: Store, directory: Path) -> None:
         """`directory` holds one directory a pod and one a container."""
         self._store = store
-        self._pods: dict[SandboxId, LivePod] = {}
-        self._containers: dict[ContainerId, LiveContainer] = {}
+        self._pods: dict[SandboxId, PodEntry] = {}
+        self._containers: dict[ContainerId, ContainerEntry] = {}
         self.directory = directory
         self.events = Events()
-        """What happens to pods and containers: told wherever a change is stored, so that none is forgotten."""
+        """Published to by every method that stores a change, so that no change goes without its event."""
 
     def load(self) -> None:
         """Read the store; nothing is live yet."""
         for sandbox in self._store.sandboxes():
-            pod = LivePod(sandbox, self.directory / "pods" / sandbox.id, told=_TOLD[sandbox.phase])
+            pod = PodEntry(sandbox, self.directory / "pods" / sandbox.id, notified=_NOTIFIED[sandbox.phase])
             self._pods[sandbox.id] = pod
         for container in self._store.containers():
             live = self._attach(container)
-            live.made = True
-            live.told = Told.ENDED if container.state is ContainerState.EXITED else Told.MADE
+            live.created = True
+            live.notified = (
+                LifecycleEvent.STOPPED if container.state is ContainerState.EXITED else LifecycleEvent.CREATED
+            )
 
-    def _attach(self, container: Container) -> LiveContainer:
-        live = LiveContainer(container, Bundle(self.directory / "containers" / container.id))
+    def _attach(self, container: Container) -> ContainerEntry:
+        live = ContainerEntry(container, Bundle(self.directory / "containers" / container.id))
         self._containers[container.id] = live
         self._pods[container.sandbox_id].containers[container.id] = live
         return live
 
     # -- sandboxes --------------------------------------------------------------------------------------------
 
-    def add_pod(self, sandbox: Sandbox) -> LivePod:
+    def add_pod(self, sandbox: Sandbox) -> PodEntry:
         """Store a new sandbox; AlreadyExists when the name is taken."""
         taken = next((pod for pod in self._pods.values() if pod.value.name == sandbox.name), None)
         if taken is not None:
@@ -165,40 +169,47 @@ class Pods:
                 f"config.metadata: pod sandbox {sandbox.name} exists already, its id is {taken.id}"
             )
         self._store.save_sandbox(sandbox)
-        pod = LivePod(sandbox, self.directory / "pods" / sandbox.id)
+        pod = PodEntry(sandbox, self.directory / "pods" / sandbox.id)
         self._pods[sandbox.id] = pod
         return pod
 
-    def save_pod(self, pod: LivePod, value: Sandbox) -> None:
+    def save_pod(self, pod: PodEntry, value: Sandbox) -> None:
         """Change a sandbox."""
         self._store.save_sandbox(value)
         kinds = OF_SANDBOX.get((pod.value.phase, value.phase), ())
         pod.value = value
         for kind in kinds:
-            self._tell(pod, pod.id, kind)
+            self._publish(pod, pod.id, kind)
 
-    def drop_pod(self, pod: LivePod) -> None:
+    def drop_pod(self, pod: PodEntry) -> None:
         """Forget a sandbox and its containers. Idempotent."""
         self._store.delete_sandbox(pod.id)
         known = self._pods.pop(pod.id, None)
         for container in pod.containers:
             self._containers.pop(container, None)
         if known is not None and pod.value.phase is not SandboxPhase.CREATING:
-            self._tell(pod, pod.id, EventKind.DELETED)
+            self._publish(pod, pod.id, EventKind.DELETED)
 
-    def pods(self) -> list[LivePod]:
+    def pods(self) -> list[PodEntry]:
         """Every sandbox, in whatever phase."""
         return list(self._pods.values())
 
-    def pod(self, sandbox_id: str) -> LivePod:
+    def pod(self, sandbox_id: str) -> PodEntry:
         """The sandbox with an id, or the one whose id begins so; NotFound."""
         return _lookup(
             self._pods, sandbox_id, "pod sandbox", lambda pod: pod.value.phase is not SandboxPhase.CREATING
         )
 
+    def ready_pod(self, sandbox_id: str) -> PodEntry:
+        """As `pod`; FailedPrecondition unless the sandbox is READY."""
+        pod = self.pod(sandbox_id)
+        if pod.value.phase is not SandboxPhase.READY:
+            raise FailedPrecondition(f"pod sandbox {pod.id} is not ready")
+        return pod
+
     # -- containers -------------------------------------------------------------------------------------------
 
-    def add_container(self, container: Container) -> LiveContainer:
+    def add_container(self, container: Container) -> ContainerEntry:
         """Store a new container; AlreadyExists when its sandbox has one of that name and attempt."""
         for other in self._pods[container.sandbox_id].containers.values():
             if other.value.name == container.name:
@@ -209,16 +220,16 @@ class Pods:
         self._store.save_container(container)
         return self._attach(container)
 
-    def save_container(self, container: LiveContainer, value: Container) -> None:
+    def save_container(self, container: ContainerEntry, value: Container) -> None:
         """Change a container. The first time, its creation is complete."""
         self._store.save_container(value)
-        before: ContainerState | None = container.value.state if container.made else None
-        container.value, container.made = value, True
+        before: ContainerState | None = container.value.state if container.created else None
+        container.value, container.created = value, True
         kind = OF_CONTAINER.get((before, value.state))
         if kind is not None:
-            self._tell(self.pod_of(container), container.id, kind)
+            self._publish(self.pod_of(container), container.id, kind)
 
-    def drop_container(self, container: LiveContainer) -> None:
+    def drop_container(self, container: ContainerEntry) -> None:
         """Forget a container. Idempotent."""
         self._store.delete_container(container.id)
         known = self._containers.pop(container.id, None)
@@ -226,18 +237,25 @@ class Pods:
         if pod is None:
             return
         pod.containers.pop(container.id, None)
-        if known is not None and container.made:
-            self._tell(pod, container.id, EventKind.DELETED)
+        if known is not None and container.created:
+            self._publish(pod, container.id, EventKind.DELETED)
 
-    def containers(self) -> list[LiveContainer]:
+    def containers(self) -> list[ContainerEntry]:
         """Every container."""
         return list(self._containers.values())
 
-    def container(self, container_id: str) -> LiveContainer:
+    def container(self, container_id: str) -> ContainerEntry:
         """The container with an id, or the one whose id begins so; NotFound."""
-        return _lookup(self._containers, container_id, "container", lambda container: container.made)
+        return _lookup(self._containers, container_id, "container", lambda container: container.created)
 
-    def pod_of(self, container: LiveContainer) -> LivePod:
+    def running_container(self, container_id: str) -> ContainerEntry:
+        """As `container`; FailedPrecondition unless the container is RUNNING."""
+        container = self.container(container_id)
+        if container.value.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(f"container {container.id} is {container.value.state.value}, not running")
+        return container
+
+    def pod_of(self, container: ContainerEntry) -> PodEntry:
         """The pod that a container is in."""
         return self._pods[container.value.sandbox_id]
 
@@ -245,8 +263,8 @@ class Pods:
         """Whether a container was made from an image."""
         return any(container.value.image_id == image.id for container in self._containers.values())
 
-    def _tell(self, pod: LivePod, subject: str, kind: EventKind) -> None:
-        containers = tuple(each.value for each in pod.containers.values() if each.made)
+    def _publish(self, pod: PodEntry, subject: str, kind: EventKind) -> None:
+        containers = tuple(each.value for each in pod.containers.values() if each.created)
         self.events.publish(Event(subject, kind, time.time_ns(), pod.value, containers))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client of Exec, Attach or PortForward is joined to, once it comes."""
+"""Exec, Attach and PortForward: the session that the streaming server runs when the client connects."""
 
 from __future__ import annotations
 
@@ -7,35 +7,31 @@ from pvecri.model import NamespaceMode
 from pvecri.oci.forwarding import PodPorts
 from pvecri.oci.runtime import OciRuntime
 from pvecri.oci.sessions import AttachSession, ExecSession, FormerClients
-from pvecri.pods.container.exec import Commands
-from pvecri.pods.registry import Pods
-from pvecri.pods.sandbox.run import Sandboxes
+from pvecri.pods.registry import Registry
 
 
 class Streams:
-    """Looks up what a call names, in the state that the call needs."""
+    """Creates sessions. A container or pod in the wrong state fails the CRI call, not the later connection."""
 
-    def __init__(self, pods: Pods, runtime: OciRuntime, commands: Commands, sandboxes: Sandboxes) -> None:
-        self._pods = pods
+    def __init__(self, registry: Registry, runtime: OciRuntime) -> None:
+        self._registry = registry
         self._runtime = runtime
-        self._commands = commands
-        self._sandboxes = sandboxes
         self._former = FormerClients()
 
     def exec(self, container_id: str, command: list[str], *, tty: bool) -> ExecSession:
         """A command for a running container (CRI Exec); NotFound or FailedPrecondition."""
-        container = self._commands.running(container_id)
-        pod = self._pods.pod_of(container)
+        container = self._registry.running_container(container_id)
+        pod = self._registry.pod_of(container)
         return ExecSession(self._runtime, pod.namespaces, container.id, container.bundle, command, tty)
 
     def attach(self, container_id: str) -> AttachSession:
         """The streams of a running container (CRI Attach); NotFound or FailedPrecondition."""
-        container = self._commands.running(container_id)
+        container = self._registry.running_container(container_id)
         stdin_once = container.value.config.stdin_once
         return AttachSession(self._runtime, container.id, container.bundle, stdin_once, self._former)
 
     def ports(self, sandbox_id: str) -> PodPorts:
         """The ports of a ready pod (CRI PortForward); NotFound or FailedPrecondition."""
-        pod = self._sandboxes.ready(sandbox_id)
+        pod = self._registry.ready_pod(sandbox_id)
         host = pod.value.config.security.namespaces.network is NamespaceMode.NODE
         return PodPorts(None if host else pod.namespace("net"))

@@ -25,7 +25,7 @@ from pvecri.model import (
     SandboxPhase,
 )
 from pvecri.pods.events import Event, EventKind, Events, Subscription
-from pvecri.pods.registry import LiveContainer, LivePod, Pods
+from pvecri.pods.registry import ContainerEntry, PodEntry, Registry
 from pvecri.pods.store import Store
 
 POD, CONTAINER = SandboxId("p" * 64), ContainerId("c" * 64)
@@ -34,36 +34,36 @@ METADATA = SandboxMetadata(name="web", namespace="default", uid="1")
 
 
 @pytest.fixture
-def pods(tmp_path: Path) -> Iterator[Pods]:
+def registry(tmp_path: Path) -> Iterator[Registry]:
     store = Store(tmp_path / "pods.db")
-    yield Pods(store, tmp_path)
+    yield Registry(store, tmp_path)
     store.close()
 
 
 @pytest.fixture
-def pod(pods: Pods) -> LivePod:
+def pod(registry: Registry) -> PodEntry:
     config = SandboxConfig(metadata=METADATA)
-    return pods.add_pod(Sandbox(id=POD, config=config, created_at=1, phase=SandboxPhase.CREATING))
+    return registry.add_pod(Sandbox(id=POD, config=config, created_at=1, phase=SandboxPhase.CREATING))
 
 
-def add_container(pods: Pods) -> LiveContainer:
+def add_container(registry: Registry) -> ContainerEntry:
     config = ContainerConfig(metadata=ContainerMetadata(name="main"), image="busybox")
     value = Container(
         id=CONTAINER, sandbox_id=POD, config=config, image_id=ImageId("i"), image_reference="i", created_at=2
     )
-    return pods.add_container(value)
+    return registry.add_container(value)
 
 
-def enter_phase(pods: Pods, pod: LivePod, phase: SandboxPhase) -> None:
-    pods.save_pod(pod, replace(pod.value, phase=phase))
+def enter_phase(registry: Registry, pod: PodEntry, phase: SandboxPhase) -> None:
+    registry.save_pod(pod, replace(pod.value, phase=phase))
 
 
-def enter_state(pods: Pods, container: LiveContainer, state: ContainerState) -> None:
-    pods.save_container(container, replace(container.value, state=state))
+def enter_state(registry: Registry, container: ContainerEntry, state: ContainerState) -> None:
+    registry.save_container(container, replace(container.value, state=state))
 
 
-async def told(pods: Pods, subscription: Subscription) -> list[Event]:
-    pods.events.close()
+async def told(registry: Registry, subscription: Subscription) -> list[Event]:
+    registry.events.close()
     return [event async for event in subscription]
 
 
@@ -72,66 +72,68 @@ def event(number: int) -> Event:
     return Event(str(number), CREATED, number, sandbox, ())
 
 
-async def test_the_life_of_a_pod_is_told_in_its_order(pods: Pods, pod: LivePod) -> None:
-    subscription = pods.events.subscribe()
-    enter_phase(pods, pod, SandboxPhase.READY)
-    container = add_container(pods)
+async def test_the_life_of_a_pod_is_told_in_its_order(registry: Registry, pod: PodEntry) -> None:
+    subscription = registry.events.subscribe()
+    enter_phase(registry, pod, SandboxPhase.READY)
+    container = add_container(registry)
     for state in (ContainerState.CREATED, ContainerState.RUNNING, ContainerState.EXITED):
-        enter_state(pods, container, state)
-    enter_phase(pods, pod, SandboxPhase.STOPPED)
-    pods.drop_container(container)
-    enter_phase(pods, pod, SandboxPhase.REMOVING)
-    pods.drop_pod(pod)
-    assert [(event.id, event.kind) for event in await told(pods, subscription)] == [
+        enter_state(registry, container, state)
+    enter_phase(registry, pod, SandboxPhase.STOPPED)
+    registry.drop_container(container)
+    enter_phase(registry, pod, SandboxPhase.REMOVING)
+    registry.drop_pod(pod)
+    assert [(event.id, event.kind) for event in await told(registry, subscription)] == [
         *((POD, CREATED), (POD, STARTED)),
         *((CONTAINER, CREATED), (CONTAINER, STARTED), (CONTAINER, STOPPED)),
         *((POD, STOPPED), (CONTAINER, DELETED), (POD, DELETED)),
     ]
 
 
-async def test_an_event_shows_the_pod_as_it_was_right_after_it(pods: Pods, pod: LivePod) -> None:
-    subscription = pods.events.subscribe()
-    container = add_container(pods)
-    enter_state(pods, container, ContainerState.CREATED)
-    enter_state(pods, container, ContainerState.RUNNING)
-    pods.drop_container(container)
-    shown = [[each.state for each in event.containers] for event in await told(pods, subscription)]
+async def test_an_event_shows_the_pod_as_it_was_right_after_it(registry: Registry, pod: PodEntry) -> None:
+    subscription = registry.events.subscribe()
+    container = add_container(registry)
+    enter_state(registry, container, ContainerState.CREATED)
+    enter_state(registry, container, ContainerState.RUNNING)
+    registry.drop_container(container)
+    shown = [[each.state for each in event.containers] for event in await told(registry, subscription)]
     assert shown == [[ContainerState.CREATED], [ContainerState.RUNNING], []]
 
 
-async def test_what_was_never_complete_is_no_event(pods: Pods, pod: LivePod) -> None:
-    subscription = pods.events.subscribe()
-    pods.drop_container(add_container(pods))
-    pods.drop_pod(pod)
-    assert await told(pods, subscription) == []
+async def test_what_was_never_complete_is_no_event(registry: Registry, pod: PodEntry) -> None:
+    subscription = registry.events.subscribe()
+    registry.drop_container(add_container(registry))
+    registry.drop_pod(pod)
+    assert await told(registry, subscription) == []
 
 
-async def test_a_container_that_could_not_be_started_has_stopped(pods: Pods, pod: LivePod) -> None:
-    container = add_container(pods)
-    enter_state(pods, container, ContainerState.CREATED)
-    subscription = pods.events.subscribe()
-    enter_state(pods, container, ContainerState.EXITED)
-    assert [event.kind for event in await told(pods, subscription)] == [STOPPED]
+async def test_a_container_that_could_not_be_started_has_stopped(registry: Registry, pod: PodEntry) -> None:
+    container = add_container(registry)
+    enter_state(registry, container, ContainerState.CREATED)
+    subscription = registry.events.subscribe()
+    enter_state(registry, container, ContainerState.EXITED)
+    assert [event.kind for event in await told(registry, subscription)] == [STOPPED]
 
 
-async def test_storing_a_pod_or_container_without_a_change_of_state_is_no_event(pods: Pods, pod: LivePod) -> None:
-    container = add_container(pods)
+async def test_storing_a_pod_or_container_without_a_change_of_state_is_no_event(
+    registry: Registry, pod: PodEntry
+) -> None:
+    container = add_container(registry)
     for _ in range(2):
-        enter_phase(pods, pod, SandboxPhase.READY)
-        enter_state(pods, container, ContainerState.RUNNING)
-    subscription = pods.events.subscribe()
-    enter_phase(pods, pod, SandboxPhase.READY)
-    enter_state(pods, container, ContainerState.RUNNING)
-    assert await told(pods, subscription) == []
+        enter_phase(registry, pod, SandboxPhase.READY)
+        enter_state(registry, container, ContainerState.RUNNING)
+    subscription = registry.events.subscribe()
+    enter_phase(registry, pod, SandboxPhase.READY)
+    enter_state(registry, container, ContainerState.RUNNING)
+    assert await told(registry, subscription) == []
 
 
 async def test_what_an_earlier_daemon_made_is_told_of_when_it_goes(
-    pods: Pods, pod: LivePod, tmp_path: Path
+    registry: Registry, pod: PodEntry, tmp_path: Path
 ) -> None:
-    enter_phase(pods, pod, SandboxPhase.STOPPED)
-    add_container(pods)
+    enter_phase(registry, pod, SandboxPhase.STOPPED)
+    add_container(registry)
     store = Store(tmp_path / "pods.db")
-    later = Pods(store, tmp_path)
+    later = Registry(store, tmp_path)
     later.load()
     subscription = later.events.subscribe()
     later.drop_container(later.container(CONTAINER))

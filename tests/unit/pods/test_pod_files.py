@@ -20,7 +20,7 @@ from pvecri.model import (
     SandboxSecurity,
 )
 from pvecri.pods import files
-from pvecri.pods.registry import LivePod
+from pvecri.pods.registry import PodEntry
 
 ID = SandboxId("0123456789abcdef" * 4)
 NODE = NamespaceMode.NODE
@@ -65,13 +65,13 @@ def test_a_pod_on_the_nodes_network_is_called_as_the_node() -> None:
 def test_sysctls_are_written_in_the_pods_own_namespaces_and_in_no_others(
     options: NamespaceOptions, mappings: tuple[IdMapping, ...], entered: list[str]
 ) -> None:
-    pod = LivePod(sandbox(sysctls={"net.a": "1"}, mappings=mappings, options=options), Path("/run/pod"))
+    pod = PodEntry(sandbox(sysctls={"net.a": "1"}, mappings=mappings, options=options), Path("/run/pod"))
     command = files.sysctl_command(pod)
     assert command[: command.index("--")] == ["nsenter", *(f"--{kind}=/run/pod/ns/{kind}" for kind in entered)]
 
 
 def test_a_sysctl_is_written_by_its_path_below_proc_sys() -> None:
-    pod = LivePod(sandbox(sysctls={"net.ipv4.ip_forward": "1", "kernel/sem": "1 2 3 4"}), Path("/run/pod"))
+    pod = PodEntry(sandbox(sysctls={"net.ipv4.ip_forward": "1", "kernel/sem": "1 2 3 4"}), Path("/run/pod"))
     assert files.sysctl_command(pod)[-4:] == [
         "/proc/sys/net/ipv4/ip_forward",
         "1",
@@ -81,7 +81,7 @@ def test_a_sysctl_is_written_by_its_path_below_proc_sys() -> None:
 
 
 def test_the_shell_writes_each_value_to_its_file_and_interprets_none(tmp_path: Path) -> None:
-    pod = LivePod(sandbox(sysctls={"net.a": "placeholder"}), Path("/run/pod"))
+    pod = PodEntry(sandbox(sysctls={"net.a": "placeholder"}), Path("/run/pod"))
     command = files.sysctl_command(pod)
     shell = command[command.index("--") + 1 : -2]
     pairs = [(tmp_path / "one", "$(id) 'x' %s\\n"), (tmp_path / "two", "-n 4096")]

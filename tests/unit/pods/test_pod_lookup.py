@@ -27,7 +27,7 @@ from pvecri.model import (
     UserNamespace,
     Vmid,
 )
-from pvecri.pods.registry import LivePod, Pods
+from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.store import Store
 
 WEB, DB = SandboxId("ab1" + "0" * 61), SandboxId("ab2" + "0" * 61)
@@ -54,15 +54,15 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def pods(store: Store, tmp_path: Path) -> Pods:
-    return Pods(store, tmp_path)
+def registry(store: Store, tmp_path: Path) -> Registry:
+    return Registry(store, tmp_path)
 
 
 @pytest.mark.parametrize("wanted", [WEB, WEB[:63], "ab1", "ab10"])
-def test_a_pod_is_found_by_any_beginning_that_it_has_alone(pods: Pods, wanted: str) -> None:
-    pods.add_pod(sandbox(WEB, "web"))
-    pods.add_pod(sandbox(DB, "db"))
-    assert pods.pod(wanted).id == WEB
+def test_a_pod_is_found_by_any_beginning_that_it_has_alone(registry: Registry, wanted: str) -> None:
+    registry.add_pod(sandbox(WEB, "web"))
+    registry.add_pod(sandbox(DB, "db"))
+    assert registry.pod(wanted).id == WEB
 
 
 @pytest.mark.parametrize(
@@ -77,90 +77,92 @@ def test_a_pod_is_found_by_any_beginning_that_it_has_alone(pods: Pods, wanted: s
         ("AB1", "does not exist"),
     ],
 )
-def test_what_no_pod_or_more_than_one_begins_with_is_not_found(pods: Pods, wanted: str, problem: str) -> None:
-    pods.add_pod(sandbox(WEB, "web"))
-    pods.add_pod(sandbox(DB, "db"))
+def test_what_no_pod_or_more_than_one_begins_with_is_not_found(
+    registry: Registry, wanted: str, problem: str
+) -> None:
+    registry.add_pod(sandbox(WEB, "web"))
+    registry.add_pod(sandbox(DB, "db"))
     with pytest.raises(NotFound) as caught:
-        pods.pod(wanted)
+        registry.pod(wanted)
     assert str(caught.value) == f"pod sandbox {wanted!r} {problem}"
 
 
-def test_a_whole_id_is_found_although_another_begins_with_it(pods: Pods) -> None:
+def test_a_whole_id_is_found_although_another_begins_with_it(registry: Registry) -> None:
     for sandbox_id in ("ab", "abc"):
-        pods.add_pod(sandbox(SandboxId(sandbox_id), sandbox_id))
-    assert pods.pod("ab").id == "ab"
+        registry.add_pod(sandbox(SandboxId(sandbox_id), sandbox_id))
+    assert registry.pod("ab").id == "ab"
 
 
-def test_a_pod_that_is_being_made_is_not_found_and_in_nobodys_way(pods: Pods) -> None:
-    pods.add_pod(sandbox(WEB, "web", SandboxPhase.CREATING))
+def test_a_pod_that_is_being_made_is_not_found_and_in_nobodys_way(registry: Registry) -> None:
+    registry.add_pod(sandbox(WEB, "web", SandboxPhase.CREATING))
     with pytest.raises(NotFound, match="does not exist"):
-        pods.pod(WEB)
-    pods.add_pod(sandbox(DB, "db"))
-    assert pods.pod("ab").id == DB
+        registry.pod(WEB)
+    registry.add_pod(sandbox(DB, "db"))
+    assert registry.pod("ab").id == DB
 
 
 @pytest.mark.parametrize("phase", [SandboxPhase.READY, SandboxPhase.STOPPED, SandboxPhase.REMOVING])
-def test_a_pod_is_found_until_it_is_gone(pods: Pods, phase: SandboxPhase) -> None:
-    pod = pods.add_pod(sandbox(phase=phase))
-    assert pods.pod(WEB) is pod
-    pods.drop_pod(pod)
+def test_a_pod_is_found_until_it_is_gone(registry: Registry, phase: SandboxPhase) -> None:
+    pod = registry.add_pod(sandbox(phase=phase))
+    assert registry.pod(WEB) is pod
+    registry.drop_pod(pod)
     with pytest.raises(NotFound):
-        pods.pod(WEB)
+        registry.pod(WEB)
 
 
-def test_a_container_is_found_by_its_beginning_and_leads_to_its_pod(pods: Pods) -> None:
-    pod = pods.add_pod(sandbox())
-    made = pods.add_container(container())
+def test_a_container_is_found_by_its_beginning_and_leads_to_its_pod(registry: Registry) -> None:
+    pod = registry.add_pod(sandbox())
+    made = registry.add_container(container())
     with pytest.raises(NotFound, match=r"^container 'cd' does not exist$"):
-        pods.container("cd")  # not yet complete
-    pods.save_container(made, made.value)
-    assert pods.container("cd") is made
-    assert pods.pod_of(made) is pod
+        registry.container("cd")  # not yet complete
+    registry.save_container(made, made.value)
+    assert registry.container("cd") is made
+    assert registry.pod_of(made) is pod
 
 
-def test_a_pods_containers_go_with_it(pods: Pods, store: Store) -> None:
-    pod = pods.add_pod(sandbox())
-    made = pods.add_container(container())
-    pods.save_container(made, made.value)
-    pods.drop_pod(pod)
+def test_a_pods_containers_go_with_it(registry: Registry, store: Store) -> None:
+    pod = registry.add_pod(sandbox())
+    made = registry.add_container(container())
+    registry.save_container(made, made.value)
+    registry.drop_pod(pod)
     with pytest.raises(NotFound, match=r"^container 'cd' does not exist$"):
-        pods.container("cd")
-    assert (pods.containers(), store.containers()) == ([], [])
+        registry.container("cd")
+    assert (registry.containers(), store.containers()) == ([], [])
 
 
-def test_forgetting_twice_is_fine(pods: Pods) -> None:
-    pod = pods.add_pod(sandbox())
-    made = pods.add_container(container())
+def test_forgetting_twice_is_fine(registry: Registry) -> None:
+    pod = registry.add_pod(sandbox())
+    made = registry.add_container(container())
     for _ in range(2):
-        pods.drop_container(made)
+        registry.drop_container(made)
     for _ in range(2):
-        pods.drop_pod(pod)
+        registry.drop_pod(pod)
 
 
-def test_a_name_that_is_taken_is_told_with_the_id_of_who_has_it(pods: Pods, store: Store) -> None:
-    pods.add_pod(sandbox(WEB))
+def test_a_name_that_is_taken_is_told_with_the_id_of_who_has_it(registry: Registry, store: Store) -> None:
+    registry.add_pod(sandbox(WEB))
     with pytest.raises(AlreadyExists) as caught:
-        pods.add_pod(sandbox(DB))
+        registry.add_pod(sandbox(DB))
     assert str(caught.value) == f"config.metadata: pod sandbox web_shop_1_0 exists already, its id is {WEB}"
     assert [each.id for each in store.sandboxes()] == [WEB]
 
 
-def test_a_containers_name_is_taken_for_one_attempt(pods: Pods) -> None:
-    pods.add_pod(sandbox())
-    pods.add_container(container())
-    pods.add_container(container(ContainerId("cd2"), attempt=1))
+def test_a_containers_name_is_taken_for_one_attempt(registry: Registry) -> None:
+    registry.add_pod(sandbox())
+    registry.add_container(container())
+    registry.add_container(container(ContainerId("cd2"), attempt=1))
     with pytest.raises(AlreadyExists) as caught:
-        pods.add_container(container(ContainerId("cd3"), attempt=0))
+        registry.add_container(container(ContainerId("cd3"), attempt=0))
     words = f"config.metadata: container main (attempt 0) exists already in the pod, its id is {MAIN}"
     assert str(caught.value) == words
 
 
 def test_a_later_daemon_knows_the_pods_and_containers_of_the_earlier_one(
-    pods: Pods, store: Store, tmp_path: Path
+    registry: Registry, store: Store, tmp_path: Path
 ) -> None:
-    pods.add_pod(sandbox())
-    pods.add_container(container())
-    later = Pods(store, tmp_path)
+    registry.add_pod(sandbox())
+    registry.add_container(container())
+    later = Registry(store, tmp_path)
     later.load()
     pod, found = later.pod(WEB), later.container(MAIN)
     assert (pod.value, found.value) == (sandbox(), container())
@@ -169,22 +171,22 @@ def test_a_later_daemon_knows_the_pods_and_containers_of_the_earlier_one(
     assert not pod.alive
 
 
-def test_an_image_is_used_while_a_container_was_made_from_it(pods: Pods) -> None:
-    pods.add_pod(sandbox())
-    made = pods.add_container(container())
+def test_an_image_is_used_while_a_container_was_made_from_it(registry: Registry) -> None:
+    registry.add_pod(sandbox())
+    made = registry.add_container(container())
     image = Image(id=made.value.image_id)
-    assert pods.uses_image(image)
-    pods.drop_container(made)
-    assert not pods.uses_image(image)
+    assert registry.uses_image(image)
+    registry.drop_container(made)
+    assert not registry.uses_image(image)
 
 
 # -- where a pod is ------------------------------------------------------------------------------------------
 
 
-def live(options: NamespaceOptions, tmp_path: Path) -> LivePod:
+def live(options: NamespaceOptions, tmp_path: Path) -> PodEntry:
     value = sandbox()
     config = replace(value.config, security=SandboxSecurity(namespaces=options))
-    return LivePod(replace(value, config=config, vmid=Vmid(900_007)), tmp_path / WEB)
+    return PodEntry(replace(value, config=config, vmid=Vmid(900_007)), tmp_path / WEB)
 
 
 @pytest.mark.parametrize(

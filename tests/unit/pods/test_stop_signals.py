@@ -8,7 +8,7 @@ import pytest
 
 from pvecri.cri import requests
 from pvecri.cri.proto import cri_pb2 as pb
-from pvecri.pods.container.lifecycle import signal_number
+from pvecri.pods.container.stop import signal_number
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from pvecri.linux import mounts
 from pvecri.model import Container, ContainerId
 from pvecri.oci.runtime import Bundle
 from pvecri.pods.container import volumes
-from pvecri.pods.registry import LiveContainer, LivePod
+from pvecri.pods.registry import ContainerEntry, PodEntry
 
 
-def staging(container: LiveContainer) -> Path:
+def staging(container: ContainerEntry) -> Path:
     """Where idmapped clones of the node's volumes are mounted for a container."""
     return container.bundle.directory / "volumes"
 
@@ -23,7 +23,7 @@ def device_nodes(bundle: Bundle) -> Path:
     return bundle.directory / "devices"
 
 
-def userns(pod: LivePod) -> Path | None:
+def userns(pod: PodEntry) -> Path | None:
     """The pod's user namespace, None when it has the node's."""
     return pod.namespace("user") if pod.value.mappings else None
 

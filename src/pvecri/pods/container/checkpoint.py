@@ -19,14 +19,14 @@ from pvecri.errors import CommandError, DeadlineExceeded, FailedPrecondition, In
 from pvecri.images.manager import ImageManager
 from pvecri.model import ContainerState
 from pvecri.oci.runtime import OciRuntime
-from pvecri.pods.registry import LiveContainer, Pods
+from pvecri.pods.registry import ContainerEntry, Registry
 
 
 class Checkpoints:
     """Writes checkpoints; the container goes on running."""
 
-    def __init__(self, pods: Pods, runtime: OciRuntime, images: ImageManager) -> None:
-        self._pods = pods
+    def __init__(self, registry: Registry, runtime: OciRuntime, images: ImageManager) -> None:
+        self._registry = registry
         self._runtime = runtime
         self._images = images
 
@@ -41,7 +41,7 @@ class Checkpoints:
             raise InvalidArgument("location", f"{location!r} is not an absolute path in a directory that exists")
         if shutil.which("criu") is None:
             raise FailedPrecondition("checkpoints need the program criu, which is not installed on this node")
-        container = self._pods.container(container_id)
+        container = self._registry.container(container_id)
         if container.value.state is not ContainerState.RUNNING:
             raise FailedPrecondition(f"container {container.id} is {container.value.state.value}, not running")
         try:
@@ -50,10 +50,10 @@ class Checkpoints:
         except TimeoutError:
             raise DeadlineExceeded(f"container {container.id}: no checkpoint within {timeout:g} s") from None
 
-    async def _write(self, container: LiveContainer, target: Path) -> None:
+    async def _write(self, container: ContainerEntry, target: Path) -> None:
         with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as directory:
             work = Path(directory)
-            pod = self._pods.pod_of(container)
+            pod = self._registry.pod_of(container)
             try:
                 await self._runtime.checkpoint(pod.namespaces, container.id, work / "checkpoint", work)
             except CommandError as error:
@@ -61,7 +61,7 @@ class Checkpoints:
             await asyncio.to_thread(self._pack, container, work)
             (work / "archive.tar").rename(target)
 
-    def _pack(self, container: LiveContainer, work: Path) -> None:
+    def _pack(self, container: ContainerEntry, work: Path) -> None:
         value = container.value
         described = {
             "id": value.id,

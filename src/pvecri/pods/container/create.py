@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CreateContainer: a root filesystem and an OCI spec, made from the request, the image and the pod."""
+"""CreateContainer: a root filesystem and an OCI spec, built from the request, the image and the pod."""
 
 from __future__ import annotations
 
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -34,7 +33,8 @@ from pvecri.pods import files, user_namespaces, validation
 from pvecri.pods.container import adjustments, bundle, volumes
 from pvecri.pods.container.pause import Pauses
 from pvecri.pods.hooks import Hooks
-from pvecri.pods.registry import LiveContainer, LivePod, Pods
+from pvecri.pods.registry import ContainerEntry, PodEntry, Registry
+from pvecri.pods.sandbox.stop import SandboxTeardown
 
 log = logging.getLogger(__name__)
 
@@ -54,76 +54,59 @@ class IdsMissing(FailedPrecondition):
         self.movable = movable
 
 
-class Creator:
-    """Makes containers, up to the point where they can be started."""
+class ContainerCreator:
+    """Creates containers; any number at once."""
 
     def __init__(
         self,
         config: Config,
         abilities: Abilities,
-        pods: Pods,
+        registry: Registry,
         images: ImageManager,
         pauses: Pauses,
-        move: Callable[[LivePod, Sequence[int]], Awaitable[None]],
+        teardown: SandboxTeardown,
         hooks: Hooks,
     ) -> None:
-        """`move` stops a pod so that its next sandbox gets a user namespace with more IDs (Sandboxes.move)."""
         self._config = config
         self._abilities = abilities
-        self._pods = pods
+        self._registry = registry
         self._images = images
         self._pauses = pauses
-        self._move = move
+        self._teardown = teardown
         self._hooks = hooks
 
-    async def create(self, pod: LivePod, config: ContainerConfig) -> ContainerId:
-        """Make a container of a ready pod (CRI CreateContainer): its root filesystem and its OCI spec.
+    async def create(self, pod: PodEntry, config: ContainerConfig) -> ContainerId:
+        """Create a container in a READY sandbox (CRI CreateContainer): its root filesystem and its OCI spec.
 
         InvalidArgument names a bad field, NotFound the image, AlreadyExists a name that is taken. IdsMissing for
-        IDs that the pod's user namespace lacks; if its next one can have them, the pod is stopped. Nothing is
-        left behind when it fails.
+        IDs that the pod's user namespace lacks; if that of its next sandbox can have them, the pod is stopped. If
+        a step fails or the call is cancelled, the steps before it are undone.
         """
         validation.check_container(config, pod.value.config)
         image = self._images.find(config.image)
         if image is None:
             raise NotFound(f"config.image.image: image {config.image!r} is not in the store; pull it first")
+        container = self._registry.add_container(_new_container(pod, config, image))
         try:
-            return await self._create(pod, config, image)
+            async with container.lock, AsyncExitStack() as undo:
+                undo.callback(self._registry.drop_container, container)
+                if shares_pids(pod, config):
+                    await self._pauses.share_pids(pod)
+                rootfs = await self._prepare_rootfs(pod, container.id, container.value.image_id, undo)
+                image_volumes = await self._prepare_image_volumes(pod, container, undo)
+                plan = self._write_bundle(pod, container, image, rootfs, image_volumes, undo)
+                await self._adjust(pod, container, plan, undo)
+                self._registry.save_container(container, container.value)
+                undo.pop_all()
+                await self._hooks.created_container(pod, container)
         except IdsMissing as error:
             if error.movable:
                 log.warning("pod %s: %s", pod.value.name, error)
-                await self._move(pod, error.ids)
+                await self._teardown.stop_for_missing_ids(pod, error.ids)
             raise
-
-    async def _create(self, pod: LivePod, config: ContainerConfig, image: Image) -> ContainerId:
-        container = self._pods.add_container(self._describe(pod, config, image))
-        async with container.lock, AsyncExitStack() as undo:
-            undo.callback(self._pods.drop_container, container)
-            if shares_pids(pod, config):
-                await self._pauses.share_pids(pod)
-            rootfs = await self._prepare_rootfs(pod, container.id, container.value.image_id, undo)
-            image_volumes = await self._prepare_image_volumes(pod, container, undo)
-            plan = self._write_bundle(pod, container, image, rootfs, image_volumes, undo)
-            await self._adjust(pod, container, plan, undo)
-            self._pods.save_container(container, container.value)
-            undo.pop_all()
-            await self._hooks.created_container(pod, container)
         return container.id
 
-    def _describe(self, pod: LivePod, config: ContainerConfig, image: Image) -> Container:
-        log_path = str(Path(pod.value.config.log_directory, config.log_path)) if config.log_path else ""
-        return Container(
-            id=ContainerId(secrets.token_hex(32)),
-            sandbox_id=pod.id,
-            config=config,
-            image_id=image.id,
-            image_reference=next(iter((*image.digests, *image.tags)), image.id),
-            created_at=time.time_ns(),
-            log_path=log_path,
-            stop_signal=config.stop_signal or image.config.stop_signal or "SIGTERM",
-        )
-
-    async def _prepare_rootfs(self, pod: LivePod, name: str, image: ImageId, undo: AsyncExitStack) -> Path:
+    async def _prepare_rootfs(self, pod: PodEntry, name: str, image: ImageId, undo: AsyncExitStack) -> Path:
         undo.push_async_callback(self._images.remove_rootfs, name)
         owner = pod.value.root_uid
         return await self._images.prepare_rootfs(
@@ -131,7 +114,7 @@ class Creator:
         )
 
     async def _prepare_image_volumes(
-        self, pod: LivePod, container: LiveContainer, undo: AsyncExitStack
+        self, pod: PodEntry, container: ContainerEntry, undo: AsyncExitStack
     ) -> dict[int, Path]:
         """Mount the image of each image volume, as a root filesystem that nobody writes to; paths by mount."""
         prepared: dict[int, Path] = {}
@@ -151,8 +134,8 @@ class Creator:
 
     def _write_bundle(
         self,
-        pod: LivePod,
-        container: LiveContainer,
+        pod: PodEntry,
+        container: ContainerEntry,
         image: Image,
         rootfs: Path,
         image_volumes: dict[int, Path],
@@ -173,7 +156,7 @@ class Creator:
         _write(container, plan)
         return plan
 
-    def _check_ids(self, pod: LivePod, container: LiveContainer, user: ContainerUser) -> None:
+    def _check_ids(self, pod: PodEntry, container: ContainerEntry, user: ContainerUser) -> None:
         """IdsMissing if the pod's user namespace lacks an ID that the container or one of its files has."""
         mappings, decision = pod.value.mappings, pod.value.user_namespace
         if not mappings:  # the node's has all: its pods need not pay for a look at every volume
@@ -191,7 +174,7 @@ class Creator:
         if wanted:
             raise IdsMissing(tuple(sorted(wanted)), movable=movable)
 
-    async def _adjust(self, pod: LivePod, container: LiveContainer, plan: Plan, undo: AsyncExitStack) -> None:
+    async def _adjust(self, pod: PodEntry, container: ContainerEntry, plan: Plan, undo: AsyncExitStack) -> None:
         """Let those who watch change the container, now that all is known of it."""
         undo.push_async_callback(self._hooks.remove_container, pod, container)
         adjustment = await self._hooks.create_container(pod, container)
@@ -207,7 +190,7 @@ class Creator:
         _write(container, changed)
 
     def _plan(
-        self, pod: LivePod, container: LiveContainer, image: Image, rootfs: Path, binds: tuple[BindSource, ...]
+        self, pod: PodEntry, container: ContainerEntry, image: Image, rootfs: Path, binds: tuple[BindSource, ...]
     ) -> Plan:
         config = container.value.config
         security = config.security
@@ -247,7 +230,7 @@ class Creator:
             edits=edits,
         )
 
-    def _target_pid(self, pod: LivePod, target_id: str) -> int | None:
+    def _target_pid(self, pod: PodEntry, target_id: str) -> int | None:
         """The first process of the container whose pid namespace is to be shared, as the pod numbers it."""
         if not target_id:
             return None
@@ -258,13 +241,27 @@ class Creator:
         return int(target.bundle.pid_file.read_text())
 
 
-def shares_pids(pod: LivePod, config: ContainerConfig) -> bool:
+def _new_container(pod: PodEntry, config: ContainerConfig, image: Image) -> Container:
+    log_path = str(Path(pod.value.config.log_directory, config.log_path)) if config.log_path else ""
+    return Container(
+        id=ContainerId(secrets.token_hex(32)),
+        sandbox_id=pod.id,
+        config=config,
+        image_id=image.id,
+        image_reference=next(iter((*image.digests, *image.tags)), image.id),
+        created_at=time.time_ns(),
+        log_path=log_path,
+        stop_signal=config.stop_signal or image.config.stop_signal or "SIGTERM",
+    )
+
+
+def shares_pids(pod: PodEntry, config: ContainerConfig) -> bool:
     """Whether a container is in the PID namespace that the pod's containers share."""
     modes = config.security.namespaces.pid, pod.value.config.security.namespaces.pid
     return modes[0] is NamespaceMode.POD and modes[1] is not NamespaceMode.NODE
 
 
-def _write(container: LiveContainer, plan: Plan) -> None:
+def _write(container: ContainerEntry, plan: Plan) -> None:
     """Write a container's OCI spec, and make its device nodes, in place of those of an earlier plan."""
     bundle.remove_device_nodes(container.bundle)
     if plan.mappings and plan.devices:

@@ -17,13 +17,13 @@ from contextlib import asynccontextmanager, suppress
 from pvecri.errors import DeadlineExceeded
 from pvecri.linux.cgroups import Cgroups
 from pvecri.model import ContainerState, NamespaceMode, UserNamespaceKind
-from pvecri.pods.registry import LiveContainer, LivePod
+from pvecri.pods.registry import ContainerEntry, PodEntry
 
 FREEZE_TIMEOUT = 10.0
 """Seconds in which all processes of a container must have stopped."""
 
 
-def exposes(pod: LivePod) -> bool:
+def exposes(pod: PodEntry) -> bool:
     """Whether containers that share PIDs are exposed to each other while one is made.
 
     A privileged pod, and one with the node's PIDs, has the node anyway.
@@ -34,7 +34,7 @@ def exposes(pod: LivePod) -> bool:
 
 
 @asynccontextmanager
-async def hidden(pod: LivePod, container: LiveContainer, cgroups: Cgroups) -> AsyncIterator[None]:
+async def hidden(pod: PodEntry, container: ContainerEntry, cgroups: Cgroups) -> AsyncIterator[None]:
     """Have no other container of the pod run while the context lasts, if `container` is exposed to some.
 
     DeadlineExceeded when one cannot be frozen; all that were go on.
@@ -73,5 +73,5 @@ async def _freeze(cgroups: Cgroups, groups: list[str]) -> None:
         ) from None
 
 
-def _runs(container: LiveContainer) -> bool:
+def _runs(container: ContainerEntry) -> bool:
     return container.value.state is ContainerState.RUNNING

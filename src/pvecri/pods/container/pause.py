@@ -23,7 +23,7 @@ from pvecri.oci import pause
 from pvecri.oci.abilities import Abilities
 from pvecri.oci.runtime import Bundle, OciRuntime
 from pvecri.oci.spec_linux import SHARED_PID
-from pvecri.pods.registry import LivePod
+from pvecri.pods.registry import PodEntry
 
 
 def pause_id(sandbox: SandboxId) -> ContainerId:
@@ -51,7 +51,7 @@ class Pauses:
             fresh.chmod(0o755)
             fresh.replace(self._rootfs / pause.PROGRAM)  # not written to: a pod may be running the old one
 
-    async def start(self, pod: LivePod) -> int:
+    async def start(self, pod: PodEntry) -> int:
         """Start the pod's pause container and pin its PID namespace; its first process, as the node numbers it.
 
         The CT's PID namespace must be pinned already; of a pod whose user namespace is the CT's or the node's,
@@ -69,17 +69,17 @@ class Pauses:
         await asyncio.to_thread(namespaces.pin, Path(f"/proc/{pid}/ns/pid"), pod.namespace(SHARED_PID))
         return pid
 
-    async def share_pids(self, pod: LivePod) -> None:
+    async def share_pids(self, pod: PodEntry) -> None:
         """See that there is a PID namespace for containers to share. Idempotent."""
         async with pod.pids_lock:
             if not pod.namespace(SHARED_PID).exists():
                 await self.start(pod)
 
-    def forget(self, pod: LivePod) -> None:
+    def forget(self, pod: PodEntry) -> None:
         """Drop what the OCI runtime keeps of the pause container; its CT has ended. Idempotent."""
         self._runtime.forget(pause_id(pod.id))
 
-    def _plan(self, pod: LivePod, group: str) -> pause.PausePlan:
+    def _plan(self, pod: PodEntry, group: str) -> pause.PausePlan:
         options = pod.value.config.security.namespaces
         own = {"network": "net", "uts": "uts"} if options.network is not NamespaceMode.NODE else {}
         own |= {"ipc": "ipc"} if options.ipc is not NamespaceMode.NODE else {}

@@ -17,7 +17,7 @@ from pvecri.linux import processes
 from pvecri.linux.cgroups import EVERY_DEVICE, Cgroups
 from pvecri.linux.processes import Process
 from pvecri.model import IdMapping, ProxmoxInterface, Resources, Vmid
-from pvecri.pods.registry import LivePod, Pods
+from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox import ct_notes
 from pvecri.pods.sandbox.vmids import VmidAllocator
 from pvecri.proxmox.api import ProxmoxApi
@@ -41,15 +41,15 @@ DESTROYED_WITHIN = 5.0
 """Seconds for the end of a destroy, after a CT has left its pool: its firewall, jobs and config are removed."""
 
 
-class Cts:
+class SandboxCts:
     """Makes and removes the CTs of this installation's pods; touches no other CT."""
 
     def __init__(
-        self, config: Config, proxmox: ProxmoxApi, pods: Pods, cgroups: Cgroups, installation: str
+        self, config: Config, proxmox: ProxmoxApi, registry: Registry, cgroups: Cgroups, installation: str
     ) -> None:
         self._config = config
         self._proxmox = proxmox
-        self._pods = pods
+        self._registry = registry
         self._cgroups = cgroups
         self._installation = installation
         self._vmids = VmidAllocator(config.proxmox.vmid_range)
@@ -75,7 +75,7 @@ class Cts:
         """Whether `prepare` has succeeded."""
         return bool(self._template)
 
-    async def create(self, pod: LivePod, interface: ProxmoxInterface | None = None) -> None:
+    async def create(self, pod: PodEntry, interface: ProxmoxInterface | None = None) -> None:
         """Make and start the pod's CT, and wait until its init runs; sets `pod.init` and the id mappings.
 
         A CT with a firewall is started only when that is set.
@@ -86,13 +86,13 @@ class Cts:
         refused: set[int] = set()
         while True:
             vmid = await self._take_vmid(refused)
-            self._pods.save_pod(pod, replace(pod.value, vmid=vmid))
+            self._registry.save_pod(pod, replace(pod.value, vmid=vmid))
             try:
                 upid = await self._proxmox.create_ct(self._spec(pod, interface))
                 break
             except CtExists:
                 log.info("VMID %d is taken by another guest, taking the next", pod.value.vmid)
-                self._pods.save_pod(pod, replace(pod.value, vmid=0))
+                self._registry.save_pod(pod, replace(pod.value, vmid=0))
                 refused.add(vmid)
             except ProxmoxError:
                 self._template = ""  # somebody may have deleted it: the next pod looks again
@@ -102,12 +102,12 @@ class Cts:
             await self._proxmox.start_ct(pod.value.vmid)
         init = await self._wait_for_init(pod, upid.start_time)
         pod.init = Process(init)
-        self._pods.save_pod(pod, replace(pod.value, mappings=id_mappings(init), ct_made=True))
+        self._registry.save_pod(pod, replace(pod.value, mappings=id_mappings(init), ct_made=True))
         if pod.value.privileged:
             # The CT's device filter bounds those of the containers below it.
             self._cgroups.allow_devices(pod.cgroup, EVERY_DEVICE)
 
-    async def resize(self, pod: LivePod, resources: Resources, overhead: Resources) -> None:
+    async def resize(self, pod: PodEntry, resources: Resources, overhead: Resources) -> None:
         """Give the running CT the size that these ask for (PUT …/config); it takes effect at once. Idempotent."""
         await self.prepare()
         size = self._size(resources, overhead)
@@ -121,14 +121,14 @@ class Cts:
             overhead_mib=self._config.proxmox.memory_overhead_mib,
         )
 
-    async def config(self, pod: LivePod) -> dict[str, str]:
+    async def config(self, pod: PodEntry) -> dict[str, str]:
         """The CT's config as Proxmox has it, option by option; empty when there is no CT."""
         try:
             return (await self._proxmox.ct_config(pod.value.vmid)).raw if pod.value.vmid else {}
         except CtNotFound:
             return {}
 
-    async def stop(self, pod: LivePod) -> None:
+    async def stop(self, pod: PodEntry) -> None:
         """Stop the pod's CT. Idempotent: stopped, gone and never made are all fine."""
         if pod.value.vmid and (pod.alive or await self._owns(pod)):
             await self._proxmox.stop_ct(pod.value.vmid)
@@ -138,7 +138,7 @@ class Cts:
             pod.init.close()
             pod.init = None
 
-    async def destroy(self, pod: LivePod) -> None:
+    async def destroy(self, pod: PodEntry) -> None:
         """Destroy the pod's CT, after which the VMID is free. Idempotent.
 
         A CT with that number that is not this pod's, by its description, is left alone.
@@ -150,13 +150,13 @@ class Cts:
             await self._proxmox.destroy_ct(vmid)
         with suppress(OSError):  # what LXC did not make, it does not always remove
             self._cgroups.remove(pod.cgroup)
-        self._pods.save_pod(pod, replace(pod.value, vmid=0, ct_made=False))
+        self._registry.save_pod(pod, replace(pod.value, vmid=0, ct_made=False))
         self._vmids.give_back(vmid)
 
     async def orphans(self) -> AsyncIterator[int]:
         """The VMIDs of CTs that this installation made and no longer knows: their rows were lost."""
         vmids = self._config.proxmox.vmid_range
-        known = {pod.value.vmid for pod in self._pods.pods()}
+        known = {pod.value.vmid for pod in self._registry.pods()}
         for guest in await self._proxmox.guests():
             if guest.type != "lxc" or guest.node != self._config.proxmox.node_name:
                 continue
@@ -171,10 +171,10 @@ class Cts:
             if not owner.sandbox or owner.installation != self._installation:
                 continue
             # Asked last, and not before the list of guests came: pods are being made meanwhile.
-            if not any(pod.id == owner.sandbox for pod in self._pods.pods()):
+            if not any(pod.id == owner.sandbox for pod in self._registry.pods()):
                 yield guest.vmid
 
-    def find_init(self, pod: LivePod) -> Process | None:
+    def find_init(self, pod: PodEntry) -> Process | None:
         """The first process of the pod's CT, if it runs on this machine."""
         for pid in self._cgroups.processes(f"{pod.cgroup}/ns"):
             if processes.innermost_pid(pid) == 1 and processes.command_name(pid) == INIT_NAME:
@@ -192,9 +192,9 @@ class Cts:
     async def _learn_vmids(self, refused: Set[int] = frozenset()) -> None:
         # An account with rights on a pool alone does not see the guests outside of it: those are `refused`.
         guests = {guest.vmid for guest in await self._proxmox.guests()}
-        self._vmids.replace(guests | refused | {pod.value.vmid for pod in self._pods.pods()})
+        self._vmids.replace(guests | refused | {pod.value.vmid for pod in self._registry.pods()})
 
-    async def _owns(self, pod: LivePod) -> bool:
+    async def _owns(self, pod: PodEntry) -> bool:
         """Whether the CT with the pod's VMID exists and is the pod's.
 
         A number that is reserved, by a call of ours that was cut off or by another's, says for whom when it is
@@ -217,7 +217,7 @@ class Cts:
             return False
         return True
 
-    async def _wait_for_init(self, pod: LivePod, since: int) -> int:
+    async def _wait_for_init(self, pod: PodEntry, since: int) -> int:
         """The host's pid of the CT's init, once it is up.
 
         Looked for in the CT's cgroup, not asked of Proxmox: a start task has no name we know, and polling the API
@@ -244,7 +244,7 @@ class Cts:
             await asyncio.sleep(pause)
             pause = min(pause * 1.2, 0.1)
 
-    def _spec(self, pod: LivePod, interface: ProxmoxInterface | None) -> CtSpec:
+    def _spec(self, pod: PodEntry, interface: ProxmoxInterface | None) -> CtSpec:
         settings = self._config.proxmox
         sandbox = pod.value.config
         return CtSpec(

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from pvecri.errors import PvecriError
 from pvecri.model import SandboxPhase
-from pvecri.pods.registry import LivePod, Pods
+from pvecri.pods.registry import PodEntry, Registry
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import tags_parameter
 from pvecri.proxmox.errors import CtNotFound
@@ -29,8 +29,8 @@ RETRY_MAX = 60.0
 class CtTags:
     """`wanted` wakes `run`, which tags every ready pod's CT that has no tags yet."""
 
-    def __init__(self, pods: Pods, proxmox: ProxmoxApi, tags: tuple[str, ...]) -> None:
-        self._pods = pods
+    def __init__(self, registry: Registry, proxmox: ProxmoxApi, tags: tuple[str, ...]) -> None:
+        self._registry = registry
         self._proxmox = proxmox
         self._tags = tags_parameter(tags)
         self.wanted = asyncio.Event()
@@ -54,13 +54,13 @@ class CtTags:
     async def _tag_all(self) -> bool:
         """Whether every ready pod's CT has its tags now."""
         try:
-            results = [await self._tag(pod) for pod in self._pods.pods() if _untagged(pod)]
+            results = [await self._tag(pod) for pod in self._registry.pods() if _untagged(pod)]
         except Exception:  # nobody waits for this task: a fault is logged, and its work tried again
             log.exception("tags of CTs")
             return False
         return all(results)
 
-    async def _tag(self, pod: LivePod) -> bool:
+    async def _tag(self, pod: PodEntry) -> bool:
         try:
             await self._proxmox.configure_ct(pod.value.vmid, tags=self._tags)
         except CtNotFound:
@@ -69,9 +69,9 @@ class CtTags:
             log.warning("CT %d of pod %s gets no tags (proxmox.tags): %s", pod.value.vmid, pod.value.name, error)
             return False
         if _untagged(pod):  # it may have been stopped meanwhile
-            self._pods.save_pod(pod, replace(pod.value, tagged=True))
+            self._registry.save_pod(pod, replace(pod.value, tagged=True))
         return True
 
 
-def _untagged(pod: LivePod) -> bool:
+def _untagged(pod: PodEntry) -> bool:
     return pod.value.phase is SandboxPhase.READY and not pod.value.tagged

@@ -18,7 +18,7 @@ from pvecri.linux.cgroups import Cgroups
 from pvecri.linux.filesystems import Filesystem
 from pvecri.linux.interfaces import Interface
 from pvecri.model import Container, ContainerId, FilesystemUsage, Resources, SandboxId
-from pvecri.pods.registry import LiveContainer, LivePod, Pods
+from pvecri.pods.registry import ContainerEntry, PodEntry, Registry
 from pvecri.pods.usage import cadvisor_names as names
 from pvecri.pods.usage.cadvisor_names import Descriptor
 from pvecri.pods.usage.stats import Network, is_ready, is_running, read_networks
@@ -59,15 +59,15 @@ class PodMetrics:
 class Metrics:
     """Answers for all pods with one trip to a thread."""
 
-    def __init__(self, pods: Pods, cgroups: Cgroups, layers: WritableLayers) -> None:
-        self._pods = pods
+    def __init__(self, registry: Registry, cgroups: Cgroups, layers: WritableLayers) -> None:
+        self._registry = registry
         self._cgroups = cgroups
         self._accounting = Accounting(cgroups)
         self._layers = layers
 
     async def collect(self) -> list[PodMetrics]:
         """Of every ready pod, oldest first."""
-        pods = sorted(filter(is_ready, self._pods.pods()), key=lambda pod: pod.value.created_at)
+        pods = sorted(filter(is_ready, self._registry.pods()), key=lambda pod: pod.value.created_at)
         containers = {pod.id: [each for each in pod.containers.values() if is_running(each)] for pod in pods}
         every = [each for inside in containers.values() for each in inside]
         found = await asyncio.gather(*(self._layers.usage(each.id) for each in every))
@@ -76,8 +76,8 @@ class Metrics:
 
     def _collect(
         self,
-        pods: Sequence[LivePod],
-        containers: Mapping[SandboxId, Sequence[LiveContainer]],
+        pods: Sequence[PodEntry],
+        containers: Mapping[SandboxId, Sequence[ContainerEntry]],
         layers: Mapping[ContainerId, FilesystemUsage | None],
     ) -> list[PodMetrics]:
         networks = read_networks(pods)
@@ -91,14 +91,14 @@ class Metrics:
             for pod in pods
         ]
 
-    def _of_pod(self, pod: LivePod, network: Network | None) -> Iterator[Sample]:
+    def _of_pod(self, pod: PodEntry, network: Network | None) -> Iterator[Sample]:
         yield from self._of_group(pod.cgroup)
         yield Sample(names.START_TIME, pod.value.created_at // SECOND)
         for interface in network.interfaces if network else ():
             yield from network_samples(interface)
 
     def _of_container(
-        self, pod: LivePod, container: LiveContainer, layer: FilesystemUsage | None
+        self, pod: PodEntry, container: ContainerEntry, layer: FilesystemUsage | None
     ) -> ContainerMetrics:
         group = pod.group(container.id)
         samples = [
@@ -130,7 +130,7 @@ class Metrics:
         tasks, most = self._accounting.tasks(group), self._accounting.tasks_max(group)
         yield from known((names.THREADS, tasks), (names.THREADS_MAX, most))
 
-    def _process_samples(self, group: str, container: LiveContainer) -> Iterator[Sample]:
+    def _process_samples(self, group: str, container: ContainerEntry) -> Iterator[Sample]:
         pids = self._cgroups.processes(group)
         counts = [processes.open_files(pid) for pid in pids]
         yield Sample(names.PROCESSES, len(pids))
@@ -149,7 +149,7 @@ PRESSURES = (
 """Each resource with the metrics of its pressure: some task waited, all of them did."""
 
 
-def base_labels(pod: LivePod, container: Container | None) -> tuple[str, ...]:
+def base_labels(pod: PodEntry, container: Container | None) -> tuple[str, ...]:
     """The values of BASE_LABELS, for a container or for the pod as a whole."""
     metadata = pod.value.config.metadata
     if container is None:

@@ -28,7 +28,7 @@ from pvecri.model import (
     SandboxPhase,
 )
 from pvecri.network.attachment import INTERFACE
-from pvecri.pods.registry import LiveContainer, LivePod, Pods
+from pvecri.pods.registry import ContainerEntry, PodEntry, Registry
 from pvecri.pods.usage.cpu_rate import Rates
 from pvecri.pods.usage.writable_layers import WritableLayers
 
@@ -102,8 +102,8 @@ class PodUsage:
 class Statistics:
     """Answers for any number of pods or containers with one trip to a thread."""
 
-    def __init__(self, pods: Pods, cgroups: Cgroups, layers: WritableLayers) -> None:
-        self._pods = pods
+    def __init__(self, registry: Registry, cgroups: Cgroups, layers: WritableLayers) -> None:
+        self._registry = registry
         self._accounting = Accounting(cgroups)
         self._layers = layers
         self._rates = Rates()
@@ -112,7 +112,7 @@ class Statistics:
 
     async def container(self, container_id: str) -> ContainerUsage:
         """One container, whether it runs or not; NotFound."""
-        return (await self._of_containers([self._pods.container(container_id)]))[0]
+        return (await self._of_containers([self._registry.container(container_id)]))[0]
 
     async def containers(self, wanted: Callable[[Container], bool]) -> list[ContainerUsage]:
         """The running containers that are wanted, oldest first."""
@@ -120,7 +120,7 @@ class Statistics:
 
     async def pod(self, sandbox_id: str) -> PodUsage:
         """One pod, whether it runs or not; NotFound."""
-        pod = self._pods.pod(sandbox_id)
+        pod = self._registry.pod(sandbox_id)
         return (await self._of_pods([pod]))[0] if is_ready(pod) else PodUsage(pod.value)
 
     async def pods(self, wanted: Callable[[Sandbox], bool]) -> list[PodUsage]:
@@ -129,8 +129,8 @@ class Statistics:
 
     # -- how it is found out ----------------------------------------------------------------------------------
 
-    async def _of_containers(self, containers: Sequence[LiveContainer]) -> list[ContainerUsage]:
-        groups = {each.id: self._pods.pod_of(each).group(each.id) for each in containers if is_running(each)}
+    async def _of_containers(self, containers: Sequence[ContainerEntry]) -> list[ContainerUsage]:
+        groups = {each.id: self._registry.pod_of(each).group(each.id) for each in containers if is_running(each)}
         usages = await self._usages(groups)
         layers = await asyncio.gather(*(self._layers.usage(each.id) for each in containers))
         return [
@@ -138,7 +138,7 @@ class Statistics:
             for each, layer in zip(containers, layers, strict=True)
         ]
 
-    async def _of_pods(self, pods: Sequence[LivePod]) -> list[PodUsage]:
+    async def _of_pods(self, pods: Sequence[PodEntry]) -> list[PodUsage]:
         inside = [each for each in self._running() if each.value.sandbox_id in {pod.id for pod in pods}]
         containers = await self._of_containers(inside)
         usages = await self._usages({pod.id: pod.cgroup for pod in pods})
@@ -182,16 +182,18 @@ class Statistics:
                 )
         return found
 
-    def _read_pods(self, pods: Sequence[LivePod]) -> tuple[dict[SandboxId, Network], dict[SandboxId, int | None]]:
+    def _read_pods(self, pods: Sequence[PodEntry]) -> tuple[dict[SandboxId, Network], dict[SandboxId, int | None]]:
         networks = read_networks(pods)
         return networks, {pod.id: self._accounting.tasks(pod.cgroup) for pod in pods}
 
-    def _running(self) -> list[LiveContainer]:
-        found = [each for each in self._pods.containers() if is_running(each)]
+    def _running(self) -> list[ContainerEntry]:
+        found = [each for each in self._registry.containers() if is_running(each)]
         return sorted(found, key=lambda each: each.value.created_at)
 
-    def _ready(self) -> list[LivePod]:
-        return sorted((pod for pod in self._pods.pods() if is_ready(pod)), key=lambda pod: pod.value.created_at)
+    def _ready(self) -> list[PodEntry]:
+        return sorted(
+            (pod for pod in self._registry.pods() if is_ready(pod)), key=lambda pod: pod.value.created_at
+        )
 
     # -- sampling ---------------------------------------------------------------------------------------------
 
@@ -204,9 +206,9 @@ class Statistics:
     async def sample(self) -> None:
         """Take one sample, and forget what is gone."""
         groups: dict[str, str] = {pod.id: pod.cgroup for pod in self._ready()}
-        groups |= {each.id: self._pods.pod_of(each).group(each.id) for each in self._running()}
+        groups |= {each.id: self._registry.pod_of(each).group(each.id) for each in self._running()}
         self._rates.keep(groups.keys())
-        self._layers.keep({each.id for each in self._pods.containers()})
+        self._layers.keep({each.id for each in self._registry.containers()})
         if groups:
             for key, (when, cpu_time) in (await asyncio.to_thread(self._cpu_times, groups)).items():
                 self._rates.observe(key, when, cpu_time)
@@ -216,12 +218,12 @@ class Statistics:
         return {key: (when, cpu_time) for key, when, cpu_time in times if cpu_time is not None}
 
 
-def is_running(container: LiveContainer) -> bool:
+def is_running(container: ContainerEntry) -> bool:
     """Whether a container has a cgroup with something in it."""
     return container.value.state is ContainerState.RUNNING
 
 
-def is_ready(pod: LivePod) -> bool:
+def is_ready(pod: PodEntry) -> bool:
     """Whether a pod has a CT that runs."""
     return pod.value.phase is SandboxPhase.READY
 
@@ -234,7 +236,7 @@ def swap_available(memory: Memory, total: int) -> int | None:
     return max(0, limit - memory.swap)
 
 
-def read_networks(pods: Sequence[LivePod]) -> dict[SandboxId, Network]:
+def read_networks(pods: Sequence[PodEntry]) -> dict[SandboxId, Network]:
     """The interfaces of those pods that have any of their own. Blocks."""
     own = [pod for pod in pods if pod.value.config.security.namespaces.network is not NamespaceMode.NODE]
     if not own:

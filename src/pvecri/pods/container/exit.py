@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exit of a container: detected by its conmon's end, recorded, its resources released.
+
+Also what recovery.py does with the containers of the previous daemon process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from pvecri import metrics
+from pvecri.errors import CommandError, PvecriError
+from pvecri.images.manager import ImageManager
+from pvecri.linux.cgroups import Cgroups
+from pvecri.linux.processes import Process
+from pvecri.model import ContainerState
+from pvecri.oci.runtime import OciRuntime
+from pvecri.pods.container import bundle, exposure, volumes
+from pvecri.pods.hooks import Hooks
+from pvecri.pods.registry import ContainerEntry, LifecycleEvent, PodEntry, Registry
+
+log = logging.getLogger(__name__)
+
+START_ERROR_CODE = 128
+"""Exit code of a container that could not be started, as containerd has it."""
+KILLED_CODE = 128 + signal.SIGKILL
+OOM_KILLED = "OOMKilled"
+
+
+class ContainerExits:
+    """Records how containers exit, and releases what they use while they run."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        images: ImageManager,
+        runtime: OciRuntime,
+        cgroups: Cgroups,
+        directory: Path,
+        hooks: Hooks,
+    ) -> None:
+        """`directory` is conmon's --exit-dir: one file a container, with its exit code."""
+        self._registry = registry
+        self._images = images
+        self._runtime = runtime
+        self._cgroups = cgroups
+        self._directory = directory
+        self._hooks = hooks
+
+    def open_processes(self, pod: PodEntry, container: ContainerEntry) -> None:
+        """Open pidfds of the container's first process and of its conmon; ProcessLookupError if one has exited."""
+        namespaces, bundle = pod.namespaces, container.bundle
+        group = namespaces.container_cgroup(container.id)
+        container.process = Process(self._runtime.host_pid(namespaces, group, bundle.pid_file))
+        monitor = self._runtime.host_pid(namespaces, namespaces.cgroup, bundle.conmon_pid_file)
+        container.monitor = Process(monitor)
+
+    def watch(self, pod: PodEntry, container: ContainerEntry) -> None:
+        """Record the container's exit when it happens, and release its resources then."""
+        container.watcher = asyncio.create_task(
+            self._watch(pod, container), name=f"watch container {container.id}"
+        )
+
+    async def _watch(self, pod: PodEntry, container: ContainerEntry) -> None:
+        # conmon exits after the container and after writing the exit file; if the CT is killed, with it.
+        if container.monitor is not None:
+            await container.monitor.wait()
+        self._record_exit(container)
+        await self._hooks.stop_container(pod, container)
+        await self._release_and_signal(pod, container)
+
+    def _record_exit(self, container: ContainerEntry) -> None:
+        exit_file = self._directory / container.id
+        try:
+            code = int(exit_file.read_text())
+            finished_at = exit_file.stat().st_mtime_ns
+        except (OSError, ValueError):  # conmon was killed before it wrote the file
+            code, finished_at = KILLED_CODE, time.time_ns()
+        reason = "Completed" if code == 0 else "Error"
+        if container.bundle.oom_file.exists():
+            reason = OOM_KILLED
+            metrics.OOM_KILLS.inc()
+        self.record(container, code, reason, finished_at=max(finished_at, container.value.started_at))
+
+    def record(
+        self, container: ContainerEntry, code: int, reason: str, message: str = "", finished_at: int = 0
+    ) -> None:
+        """Store that a container has exited; `finished_at` is nanoseconds since the epoch, default now."""
+        exited = replace(
+            container.value,
+            state=ContainerState.EXITED,
+            exit_code=code,
+            finished_at=finished_at or time.time_ns(),
+            reason=reason,
+            message=message,
+        )
+        self._registry.save_container(container, exited)
+
+    # -- resources --------------------------------------------------------------------------------------------
+
+    async def release(self, pod: PodEntry, container: ContainerEntry) -> None:
+        """Release all that a container uses while it runs: processes, cgroup, mounts. Idempotent."""
+        _close_processes(container)
+        try:
+            await self._runtime.delete(pod.namespaces if pod.alive else None, container.id)
+        except CommandError as error:
+            log.warning("container %s: %s", container.id, error)
+            self._cgroups.kill(f"{pod.cgroup}/{container.id}")
+            self._runtime.forget(container.id)
+        (self._directory / container.id).unlink(missing_ok=True)
+        await asyncio.to_thread(volumes.unstage, bundle.staging(container))
+        for name in bundle.rootfs_names(container.value):
+            await self._images.unmount_rootfs(name)
+
+    async def _release_and_signal(self, pod: PodEntry, container: ContainerEntry) -> None:
+        try:
+            await self.release(pod, container)
+        except (PvecriError, OSError) as error:
+            log.warning("container %s: cannot release all resources: %s", container.id, error)
+        finally:
+            container.released.set()
+
+    # -- containers of the previous daemon process ------------------------------------------------------------
+
+    def adopt(self, pod: PodEntry, container: ContainerEntry) -> None:
+        """Watch a container that the previous daemon process started; it may have exited meanwhile."""
+        if exposure.exposes(pod):  # the daemon may have ended while another container was being created
+            exposure.thaw(self._cgroups, pod.group(container.id))
+        try:
+            self.open_processes(pod, container)
+        except (OSError, ValueError):
+            _close_processes(container)
+        self.watch(pod, container)
+
+    def release_again(self, pod: PodEntry, container: ContainerEntry) -> None:
+        """Release the resources of an exited container: the daemon may have ended before it did so."""
+        container.watcher = asyncio.create_task(
+            self._release_and_signal(pod, container), name=f"release {container.id}"
+        )
+
+    def record_lost(self, container: ContainerEntry) -> None:
+        """Record that a created container cannot be started: the node was rebooted, its bundle was in /run."""
+        container.notified = LifecycleEvent.STOPPED
+        self.record(container, KILLED_CODE, "Error", "the node was restarted before the container was started")
+        container.released.set()
+
+    def abort_start(self, pod: PodEntry, container: ContainerEntry) -> None:
+        """Undo a start during which the previous daemon process ended: its client got no success."""
+        self._runtime.abandon(pod.namespaces, container.id)
+        container.notified = LifecycleEvent.STOPPED
+        message = "the daemon ended while the container was being started"
+        self.record(container, START_ERROR_CODE, "StartError", message)
+        self.release_again(pod, container)
+
+
+def _close_processes(container: ContainerEntry) -> None:
+    for process in (container.process, container.monitor):
+        if process is not None:
+            process.close()
+    container.process = container.monitor = None

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""StartContainer: conmon and the OCI runtime run the container inside the pod's CT. No Proxmox call."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from pvecri.config import Config
+from pvecri.errors import FailedPrecondition
+from pvecri.linux.fds import STDIO_MODE
+from pvecri.model import Container, ContainerState, SandboxPhase
+from pvecri.oci import spec
+from pvecri.oci.abilities import Abilities
+from pvecri.oci.runtime import OciRuntime, Stdio
+from pvecri.pods.container import bundle, exposure, volumes
+from pvecri.pods.container.exit import START_ERROR_CODE, ContainerExits
+from pvecri.pods.hooks import Hooks
+from pvecri.pods.registry import ContainerEntry, PodEntry, Registry
+
+
+class ContainerStarter:
+    """Starts containers. Calls for one container wait for each other, those for different containers do not."""
+
+    def __init__(
+        self,
+        config: Config,
+        abilities: Abilities,
+        registry: Registry,
+        runtime: OciRuntime,
+        exits: ContainerExits,
+        hooks: Hooks,
+    ) -> None:
+        self._config = config
+        self._abilities = abilities
+        self._registry = registry
+        self._runtime = runtime
+        self._exits = exits
+        self._hooks = hooks
+
+    async def start(self, container_id: str) -> None:
+        """Start a created container (CRI StartContainer).
+
+        FailedPrecondition unless the container is CREATED and its sandbox READY. A container that cannot be
+        started becomes EXITED with the reason StartError.
+        """
+        container = self._registry.container(container_id)
+        async with container.lock:
+            pod = self._registry.pod_of(container)
+            if container.value.state is not ContainerState.CREATED:
+                raise FailedPrecondition(f"container {container.id} is {container.value.state.value}, not created")
+            if pod.value.phase is not SandboxPhase.READY:
+                raise FailedPrecondition(f"container {container.id}: pod sandbox {pod.id} is not ready")
+            try:
+                await self._hooks.start_container(pod, container)
+                async with container.limits_lock, AsyncExitStack() as undo:
+                    undo.push_async_callback(self._exits.release, pod, container)
+                    await self._create_and_start(pod, container)
+                    started = replace(container.value, state=ContainerState.RUNNING, started_at=time.time_ns())
+                    self._registry.save_container(container, started)
+                    undo.pop_all()
+            except BaseException as error:
+                await self._record_start_error(pod, container, error)
+                raise
+            try:
+                await self._hooks.started_container(pod, container)
+            finally:
+                self._exits.watch(pod, container)  # only now: plugins must see PostStart before Stop
+
+    async def _create_and_start(self, pod: PodEntry, container: ContainerEntry) -> None:
+        await asyncio.to_thread(self._prepare, pod, container)
+        async with exposure.hidden(pod, container, self._abilities.cgroups):
+            await self._runtime.create(
+                pod.namespaces, container.id, container.bundle, self._stdio(container.value)
+            )
+        self._exits.open_processes(pod, container)
+        assert container.process is not None
+        open_standard_streams(container.process.pid)
+        await self._runtime.start(pod.namespaces, container.id)
+
+    def _prepare(self, pod: PodEntry, container: ContainerEntry) -> None:
+        """What is done at start and not at creation, because it keeps mounts of the node busy."""
+        config = container.value.config
+        volumes.check_sources(config)
+        userns = bundle.userns(pod)
+        mapped = userns is not None and (config.mounts or container.value.added_sources)
+        if mapped or volumes.needs_staging(config):
+            volumes.stage(container.value, bundle.staging(container), userns)
+        rules = spec.allowed_devices(container.bundle.spec.read_bytes())
+        if rules and not config.security.privileged:
+            # A cgroup's device filter cannot allow what its parent's, here the CT's, denies.
+            self._abilities.cgroups.allow_devices(pod.cgroup, rules)
+        if container.value.log_path:
+            Path(container.value.log_path).parent.mkdir(parents=True, exist_ok=True)
+
+    def _stdio(self, value: Container) -> Stdio:
+        return Stdio(
+            tty=value.config.tty,
+            stdin=value.config.stdin,
+            stdin_once=value.config.stdin_once,
+            log=Path(value.log_path) if value.log_path else None,
+            log_size_max=self._config.runtime.log_size_max,
+        )
+
+    async def _record_start_error(self, pod: PodEntry, container: ContainerEntry, error: BaseException) -> None:
+        container.released.set()
+        self._exits.record(container, START_ERROR_CODE, "StartError", str(error) or type(error).__name__)
+        await self._hooks.stop_container(pod, container)
+
+
+def open_standard_streams(pid: int) -> None:
+    """Let a container's users open its standard streams by name, as `/dev/stderr` and `/proc/self/fd/1`.
+
+    The pipes are conmon's and owned by the node's root. conmon before 2.1.8 leaves them with mode 0600: in a user
+    namespace not even the container's root can open them then, as nginx and httpd do. A terminal has its mode from
+    the mount options of /dev/pts.
+    """
+    for number in range(3):
+        stream = Path(f"/proc/{pid}/fd/{number}")
+        with suppress(FileNotFoundError):  # the process has exited or closed it
+            if stream.is_fifo():
+                stream.chmod(STDIO_MODE)

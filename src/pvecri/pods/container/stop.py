@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""StopContainer: the stop signal, then SIGKILL. No Proxmox call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+from pvecri.errors import DeadlineExceeded, NotFound
+from pvecri.model import ContainerState
+from pvecri.pods.registry import ContainerEntry, PodEntry, Registry
+
+log = logging.getLogger(__name__)
+
+KILL_TIMEOUT = 10.0
+"""Seconds after SIGKILL within which a container must have exited and released its resources."""
+
+
+class ContainerStopper:
+    """Ends containers; any number at once."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def stop(self, container_id: str, timeout: float) -> None:
+        """Send a container its stop signal, and SIGKILL after `timeout` seconds (CRI StopContainer).
+
+        Idempotent: a container that has exited or is unknown is no error. Concurrent calls have a timeout each.
+        """
+        try:
+            container = self._registry.container(container_id)
+        except NotFound:
+            return
+        async with container.lock:  # waits for a start that is under way
+            pass
+        if timeout > 0 and container.process is not None:
+            container.process.send(signal_number(container.value.stop_signal))
+            if await _released(container, timeout):
+                return
+        await self.kill(container)
+
+    async def kill(self, container: ContainerEntry) -> None:
+        """Kill a container's first process and wait until its resources are released. Idempotent.
+
+        DeadlineExceeded after `KILL_TIMEOUT`: a process in uninterruptible sleep does not die of SIGKILL.
+        """
+        if container.value.state is ContainerState.RUNNING and container.process is not None:
+            container.process.send(signal.SIGKILL)
+        if container.watcher is None:  # it was never started
+            return
+        if not await _released(container, KILL_TIMEOUT):
+            raise DeadlineExceeded(f"container {container.id} did not end within {KILL_TIMEOUT:g} s of SIGKILL")
+
+    async def kill_all(self, pod: PodEntry) -> None:
+        """Kill all containers of a pod. Idempotent; one that does not exit ends with the CT."""
+        kills = (self.kill(container) for container in pod.containers.values())
+        for outcome in await asyncio.gather(*kills, return_exceptions=True):
+            if isinstance(outcome, DeadlineExceeded):
+                log.warning("%s", outcome)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+
+    async def wait_released(self, pod: PodEntry) -> None:
+        """Wait until the exits of all containers of a pod, whose CT has stopped, are recorded."""
+        for container in pod.containers.values():
+            if container.watcher is not None:
+                await _released(container, KILL_TIMEOUT)
+
+
+async def _released(container: ContainerEntry, timeout: float) -> bool:
+    """Whether the container's resources are released within `timeout` seconds."""
+    try:
+        async with asyncio.timeout(timeout):
+            await container.released.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+def signal_number(name: str) -> int:
+    """A signal by name (`SIGTERM`, `TERM`, `RTMIN+3`) or number, as images write it; SIGTERM if unknown."""
+    text = name.upper().removeprefix("SIG")
+    base, sign, offset = text.partition("+") if "+" in text else text.partition("-")
+    try:
+        number = int(text) if text.isdecimal() else int(signal.Signals[f"SIG{base}"]) + int(f"{sign}{offset}" or 0)
+    except (KeyError, ValueError):
+        number = 0
+    if 0 < number < signal.NSIG:
+        return number
+    log.warning("unknown stop signal %r, using SIGTERM", name)
+    return int(signal.SIGTERM)

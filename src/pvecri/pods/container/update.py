@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UpdateContainerResources: the limits of a running or created container."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from pvecri.errors import FailedPrecondition
+from pvecri.model import ContainerState, Resources
+from pvecri.oci import spec
+from pvecri.oci.abilities import Abilities
+from pvecri.oci.runtime import OciRuntime
+from pvecri.pods import validation
+from pvecri.pods.hooks import Hooks
+from pvecri.pods.registry import Registry
+
+
+class ContainerUpdater:
+    """Changes limits. Calls for one container wait for each other, those for different containers do not."""
+
+    def __init__(self, abilities: Abilities, registry: Registry, runtime: OciRuntime, hooks: Hooks) -> None:
+        self._abilities = abilities
+        self._registry = registry
+        self._runtime = runtime
+        self._hooks = hooks
+
+    async def update(self, container_id: str, changes: Resources) -> None:
+        """Change a container's limits (CRI UpdateContainerResources); unset fields keep their values.
+
+        InvalidArgument for values out of range, FailedPrecondition for an exited container, CommandError with the
+        OCI runtime's message if the kernel refuses the values; the stored limits are unchanged then.
+        """
+        validation.check_resources("linux", changes)
+        container = self._registry.container(container_id)
+        pod = self._registry.pod_of(container)
+        changes = await self._hooks.update_container(pod, container, changes)
+        await self.set_limits(container.id, changes)
+        await self._hooks.updated_container(pod, container)
+
+    async def set_limits(self, container_id: str, changes: Resources) -> None:
+        """As `update`, without calling the hooks: for updates that NRI plugins request."""
+        validation.check_resources("linux", changes)
+        container = self._registry.container(container_id)
+        async with container.limits_lock:
+            wanted = container.value.config.resources.updated(changes)
+            if container.value.state is ContainerState.RUNNING:
+                pod = self._registry.pod_of(container)
+                await self._runtime.update(pod.namespaces, container.id, wanted)
+            elif container.value.state is ContainerState.CREATED:
+                document = spec.with_limits(container.bundle.spec.read_bytes(), wanted, self._abilities)
+                container.bundle.spec.write_bytes(document)
+            else:
+                raise FailedPrecondition(f"container {container.id} has ended")
+            config = replace(container.value.config, resources=wanted)
+            self._registry.save_container(container, replace(container.value, config=config))
