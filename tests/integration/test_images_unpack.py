@@ -118,6 +118,69 @@ async def test_a_later_member_takes_the_place_of_an_earlier_one(tmp_path: Path) 
     assert (top / "c").stat().st_mode & 0o777 == 0o700
 
 
+def below_links(*links: tuple[str, str]) -> LayerBuilder:
+    builder = LayerBuilder()
+    for name, target in links:
+        builder.symlink(name, target)
+    return builder
+
+
+BELOW_LINKS = {
+    "relative": (below_links(("lib", "usr/lib")).file("lib/x"), "usr/lib/x"),
+    "absolute": (below_links(("lib", "/usr/lib")).file("lib/x"), "usr/lib/x"),
+    "upwards": (below_links(("a/lib", "../../usr/lib")).file("a/lib/x"), "usr/lib/x"),
+    "nested": (below_links(("lib", "usr/lib")).file("lib/a/b/x"), "usr/lib/a/b/x"),
+    "directory": (below_links(("lib", "usr/lib")).directory("lib/d", mode=0o700), "usr/lib/d"),
+    "directory and file": (below_links(("lib", "usr/lib")).directory("lib/d").file("lib/d/x"), "usr/lib/d/x"),
+    "symlink": (below_links(("lib", "usr/lib")).symlink("lib/x", "old"), "usr/lib/x"),
+    "hard link": (below_links(("lib", "usr/lib")).file("y").hardlink("lib/x", "y"), "usr/lib/x"),
+    "hard link to one below": (
+        below_links(("lib", "usr/lib")).file("lib/y").hardlink("x", "lib/y"),
+        "x",
+    ),
+    "whiteout": (below_links(("lib", "usr/lib")).file("lib/.wh.x"), "usr/lib/x"),
+    "chain": (below_links(("lib", "lib64"), ("lib64", "usr/lib")).file("lib/x"), "usr/lib/x"),
+    "target later": (
+        below_links(("lib", "usr/lib")).file("lib/x").directory("usr/lib", mode=0o700),
+        "usr/lib/x",
+    ),
+    "device": (below_links(("lib", "usr/lib")).device("lib/x", 1, 3), "usr/lib/x"),
+}
+
+
+@pytest.mark.parametrize("shape", BELOW_LINKS)
+async def test_a_file_below_a_symlink_goes_where_the_link_leads(tmp_path: Path, shape: str) -> None:
+    """In merged-/usr images `lib` leads to `usr/lib`, which only a lower layer may have."""
+    builder, place = BELOW_LINKS[shape]
+    (result,) = await unpack(tmp_path, builder.build())
+    assert os.path.lexists(tmp_path / "layer0" / place)
+    assert ("usr/lib" in result.implicit) == (shape != "target later")
+
+
+async def test_an_opaque_mark_below_a_symlink_hides_what_the_link_leads_to(tmp_path: Path) -> None:
+    top = await unpacked(tmp_path, below_links(("lib", "usr/lib")).file("lib/.wh..wh..opq").file("lib/x"))
+    assert os.getxattr(top / "usr/lib", "trusted.overlay.opaque") == b"y"
+    assert (top / "usr/lib/x").exists()
+
+
+async def test_a_whiteout_by_another_name_leaves_the_layers_own_file(tmp_path: Path) -> None:
+    """`lib/x` and `usr/lib/x` are one file."""
+    base = LayerBuilder().directory("usr/lib").file("usr/lib/x", "old").symlink("lib", "usr/lib")
+    tree = await stack(tmp_path, base, LayerBuilder().file("lib/x", "new").file("usr/lib/.wh.x"))
+    assert (tree / "usr/lib/x").read_text() == "new"
+
+
+async def test_a_directory_left_out_replaces_one_that_was_removed(tmp_path: Path) -> None:
+    top = await unpacked(tmp_path, LayerBuilder().file(".wh.d").file("d/new"))
+    assert (top / "d/new").exists()
+    assert os.getxattr(top / "d", "trusted.overlay.opaque") == b"y"
+
+
+async def test_a_symlink_that_leads_to_itself_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadImage, match=r"Too many levels of symbolic links"):
+        await unpacked(tmp_path, below_links(("a", "b"), ("b", "a")).file("a/x"))
+
+
 @pytest.mark.parametrize("style", ["gnu", "posix"])
 async def test_a_sparse_file_keeps_its_holes(tmp_path: Path, style: str) -> None:
     with (tmp_path / "sparse").open("wb") as file:

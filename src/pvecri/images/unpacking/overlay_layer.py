@@ -45,10 +45,13 @@ class LayerTree:
     high_ids: set[int] = field(default_factory=set)
     """Owners and groups above ID_USUAL, HIGH_IDS_MAX at most."""
 
+    _resolved: tuple[bytes, bytes] = (b"", b"")
+    """The last member's directory as the archive names it, and without symlinks: the next is often in it, too."""
+
     def add(self, member: tarfile.TarInfo, archive: Archive) -> None:
         """Create one member, with all that its header says of it."""
         self._count(member)
-        path = _path(member.name)
+        path = self._resolve(_path(member.name))
         name = path.rpartition(b"/")[2]
         if name.startswith(_WHITEOUT):
             self._with_parents(path, lambda: self._whiteout(path, name))
@@ -79,11 +82,21 @@ class LayerTree:
         if len(self.high_ids | found) <= HIGH_IDS_MAX:
             self.high_ids |= found
 
+    def _resolve(self, path: bytes) -> bytes:
+        """The path without symlinks above its last part, whether or not what they lead to is there.
+
+        With `lib -> usr/lib` a layer may hold `lib/x` where only a lower layer has `usr/lib`: it is `usr/lib/x`.
+        """
+        directory, _, name = path.rpartition(b"/")
+        if directory != self._resolved[0]:
+            self._resolved = (directory, os.path.realpath(directory or b"/").rstrip(b"/"))
+        return self._resolved[1] + b"/" + name
+
     def _with_parents(self, path: bytes, create: Callable[[], None]) -> None:
         """Archives may leave out the directories above a file."""
         try:
             create()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             if self._make_parents(path) == 0:
                 raise
             create()
@@ -96,7 +109,11 @@ class LayerTree:
             try:
                 os.mkdir(parent, 0o755)
             except FileExistsError:
-                continue
+                if not _is_whiteout(parent):
+                    continue
+                os.unlink(parent)
+                os.mkdir(parent, 0o755)
+                self._hide_below(parent)
             self.implicit.add(parent)
             made += 1
         self.inodes += made
@@ -139,6 +156,7 @@ class LayerTree:
             self._create_new(path, member, archive)
         except FileExistsError:
             before = os.lstat(path).st_mode
+            self._resolved = (b"", b"")  # what is replaced may be a symlink that led to the directory
             if not (member.isdir() and stat.S_ISDIR(before)):
                 if stat.S_ISDIR(before):
                     shutil.rmtree(path)
@@ -195,6 +213,11 @@ class LayerTree:
             self.times.append((path, _time(member)))
         else:
             _set_time(path, _time(member))
+
+
+def _is_whiteout(path: bytes) -> bool:
+    found = os.lstat(path)
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
 
 
 def _path(name: str) -> bytes:
