@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 from support import leaks, node
+from support.existing import EXISTING
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from support.cri_client import CriClient
     from support.daemon import Machine, Machines
+    from support.machine_node import EmbeddedNode
     from support.registry import Registry
 
 
@@ -23,12 +25,43 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 
+def pytest_report_header() -> str:
+    """Which Proxmox node pods run on."""
+    if EXISTING is None:
+        return "Proxmox: embedded nodes of the tests' own"
+    proxmox = EXISTING.settings.proxmox
+    return (
+        f"Proxmox: {proxmox.url}, node {proxmox.node_name}, pool {proxmox.pool}, "
+        f"VMIDs {leaks.VMIDS[0]} to {leaks.VMIDS[-1]}"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On a node that is there already: only tests of pods, and of these only those that leave the node alone."""
+    if EXISTING is None:
+        return
+    without_pods = [item for item in items if "_machines" not in _fixtures(item)]
+    config.hook.pytest_deselected(items=without_pods)
+    items[:] = [item for item in items if "_machines" in _fixtures(item)]
+    for item in items:
+        if "embedded" in _fixtures(item):
+            item.add_marker(
+                pytest.mark.skip(reason="needs an embedded node: stops it, or changes what it does or allows")
+            )
+
+
+def _fixtures(item: pytest.Item) -> Sequence[str]:
+    """The names of all fixtures that a test uses."""
+    return item.fixturenames if isinstance(item, pytest.Function) else ()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Fail the run when, after all other fixtures are gone, something of it is left on the machine."""
     yield
     own = [tmp_path_factory.getbasetemp()]
-    left = leaks.of_run(own, [*range(node.VMIDS.first, node.VMIDS.last + 1), *leaks.VMIDS])
+    of_embedded_nodes = () if EXISTING else range(node.VMIDS.first, node.VMIDS.last + 1)
+    left = leaks.of_run(own, [*of_embedded_nodes, *leaks.VMIDS])
     assert not left, "the test run has left behind:\n" + "\n".join(left)
 
 
@@ -45,6 +78,15 @@ def machine(_machines: Machines) -> Iterator[Machine]:
     """A node with a ready runtime and no pod. After the test its pods are removed, and must leave nothing."""
     with _machines.clean() as machine:
         yield machine
+
+
+@pytest.fixture
+def embedded(machine: Machine) -> EmbeddedNode:
+    """The machine's node, for a test that controls it; such tests are skipped on a node that is there already."""
+    from support.machine_node import EmbeddedNode
+
+    assert isinstance(machine.node, EmbeddedNode)
+    return machine.node
 
 
 @pytest.fixture

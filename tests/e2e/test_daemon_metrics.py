@@ -11,6 +11,7 @@ import pytest
 from support.cri_client import CriClient, eventually, pod_security, refused, security
 from support.daemon import Machine
 from support.figures import Scrape
+from support.machine_node import EmbeddedNode
 
 from pvecri.cri.proto import cri_pb2 as pb
 
@@ -85,7 +86,7 @@ def test_no_label_carries_what_differs_from_pod_to_pod(machine: Machine, cri: Cr
     pod = cri.run_pod()
     container = cri.run(pod, "true", name="some-name")
     labels = [line.partition("}")[0] for line in scrape().text.splitlines() if line.startswith("pvecri_")]
-    node = machine.node.descriptor.node
+    node = machine.node.name
     differing = re.compile(rf"{cri.vmid(pod)}|{pod}|{container}|some-name|UPID|/nodes/{node}/")
     assert [each for each in labels if differing.search(each)] == []
 
@@ -122,14 +123,14 @@ def test_a_condition_that_is_not_met_is_0(machine: Machine, cri: CriClient) -> N
     assert [scrape().value("condition", type=name) for name in names] == [1, 0, 1, 1]
 
 
-def test_what_cannot_be_cleaned_up_is_pending_until_it_can(machine: Machine, cri: CriClient) -> None:
+def test_what_cannot_be_cleaned_up_is_pending_until_it_can(embedded: EmbeddedNode, cri: CriClient) -> None:
     pod = cri.run_pod()
-    machine.node.fault(task="vzdestroy", text="dataset is busy", times=None)
+    embedded.fault(task="vzdestroy", text="dataset is busy", times=None)
     with refused(grpc.StatusCode.INTERNAL, "dataset is busy"):
         cri.remove_pod(pod)
     eventually(lambda: scrape().value("cleanup_pending") == 1, "a try to clean up has failed")
     assert phases(scrape())["removing"] == 1
-    machine.node.clear_faults()
+    embedded.clear_faults()
     eventually(lambda: scrape().value("cleanup_pending") == 0, "it is cleaned up")
     found = scrape()
     assert found.value("cleanup_failures_total") >= 1

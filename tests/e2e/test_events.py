@@ -91,7 +91,7 @@ def test_a_pod_that_is_stopped_in_proxmox_is_told_of(machine: Machine, cri: CriC
     pod = cri.run_pod()
     container = cri.run(pod, "sleep", "1000")
     with listening(cri) as call:
-        path = f"/nodes/{machine.node.descriptor.node}/lxc/{cri.vmid(pod)}/status/stop"
+        path = f"/nodes/{machine.node.name}/lxc/{cri.vmid(pod)}/status/stop"
         machine.node.request("POST", path)
         first, second = next(call), next(call)
     assert {(each.container_id, each.container_event_type) for each in (first, second)} == {

@@ -112,6 +112,13 @@ def test_serve_refuses_a_directory_that_it_did_not_make(tmp_path: Path) -> None:
     assert (tmp_path / "precious").exists()
 
 
+def test_serve_purges_no_node_that_it_did_not_start() -> None:
+    purge = [str(SCRIPTS / "serve"), "--config", "/dev/null", "--purge"]
+    refused = subprocess.run(purge, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert refused.returncode == 1
+    assert "crictl rmp --all --force" in refused.stderr
+
+
 def test_serve_refuses_to_start_twice_in_one_directory(serve: list[str]) -> None:
     first = started(serve)
     second = subprocess.run(serve, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)

@@ -184,7 +184,7 @@ def test_limits_are_those_of_the_containers_cgroup(cri: CriClient, pod: str) -> 
 def test_restarts_cost_proxmox_nothing(machine: Machine, cri: CriClient, pod: str) -> None:
     def tasks() -> set[str]:
         """Not their statuses: the list may show an ended task as RUNNING for a while."""
-        listed = machine.node.request("GET", f"/nodes/{machine.node.descriptor.node}/tasks?limit=500")
+        listed = machine.node.request("GET", f"/nodes/{machine.node.name}/tasks?source=all&vmid={cri.vmid(pod)}")
         assert isinstance(listed, list)
         return {task["upid"] for task in listed}
 

@@ -18,6 +18,7 @@ import pytest
 from support import leaks
 from support.cri_client import CriClient, pod_security, refused, security
 from support.daemon import Machine
+from support.processes import need
 
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.linux import mounts
@@ -176,6 +177,7 @@ def test_a_container_path_with_dots_in_it_is_refused(cri: CriClient, pod: str, v
 @pytest.fixture
 def unmappable(volume: Path) -> Iterator[Path]:
     """A directory on a filesystem that the kernel cannot idmap: FUSE."""
+    need("bindfs", "bindfs")
     source, target = volume / "source", volume / "fuse"
     source.mkdir()
     (source / "file").write_text("content\n")

@@ -9,6 +9,7 @@ import grpc
 import pytest
 from support.cri_client import CriClient, eventually, refused
 from support.daemon import Machine
+from support.machine_node import EmbeddedNode
 
 from pvecri.cri.proto import cri_pb2 as pb
 
@@ -92,9 +93,11 @@ def test_a_host_port_that_is_mapped_twice_is_refused(machine: Machine, cri: CriC
     machine.assert_nothing_left()
 
 
-def test_the_name_of_a_pod_that_failed_is_free_again(machine: Machine, cri: CriClient) -> None:
+def test_the_name_of_a_pod_that_failed_is_free_again(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient
+) -> None:
     config = cri.pod_config()
-    machine.node.fault(task="vzcreate", text="no space")
+    embedded.fault(task="vzcreate", text="no space")
     with refused(grpc.StatusCode.INTERNAL, "no space"):
         cri.run_pod(config)
     eventually(lambda: set(machine.leftovers()) <= machine.usual, "it is gone")

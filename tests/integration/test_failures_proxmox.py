@@ -10,6 +10,7 @@ import pytest
 from support.cri_client import CriClient, eventually, refused
 from support.daemon import Machine
 from support.leaks import VMIDS
+from support.machine_node import EmbeddedNode
 
 from pvecri.cri.proto import cri_pb2 as pb
 
@@ -20,50 +21,62 @@ def condition(cri: CriClient, name: str) -> pb.RuntimeCondition:
     return next(each for each in conditions if each.type == name)
 
 
-def test_proxmox_away_is_unavailable_and_named_with_its_setting(machine: Machine, cri: CriClient) -> None:
-    machine.node.stop()
+def test_proxmox_away_is_unavailable_and_named_with_its_setting(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient
+) -> None:
+    embedded.stop()
     with refused(grpc.StatusCode.UNAVAILABLE, r"cannot connect to https://127.*check proxmox\.url"):
         cri.run_pod()
-    machine.node.start()
+    embedded.start()
     eventually(lambda: set(machine.leftovers()) <= machine.usual, "the pod that failed is gone")
 
 
-def test_the_runtime_is_not_ready_while_proxmox_is_away(machine: Machine, cri: CriClient) -> None:
+def test_the_runtime_is_not_ready_while_proxmox_is_away(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient
+) -> None:
     machine.restart()
-    machine.node.stop()
+    embedded.stop()
     machine.restart()
     cri = machine.client
     eventually(lambda: condition(cri, "ProxmoxReady").reason == "ProxmoxUnavailable", "the daemon has noticed")
     assert not condition(cri, "RuntimeReady").status
     assert "proxmox.url" in condition(cri, "RuntimeReady").message
-    machine.node.start()
+    embedded.start()
     eventually(lambda: condition(cri, "RuntimeReady").status, "the runtime is ready again")
 
 
-def test_refused_credentials_are_permission_denied(machine: Machine, cri: CriClient) -> None:
-    machine.node.fault(request="POST /nodes/[^/]+/lxc", status=401, text="invalid token value!", times=None)
+def test_refused_credentials_are_permission_denied(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient
+) -> None:
+    embedded.fault(request="POST /nodes/[^/]+/lxc", status=401, text="invalid token value!", times=None)
     with refused(grpc.StatusCode.PERMISSION_DENIED, r"credentials .* were refused .*proxmox\.token_secret_file"):
         cri.run_pod()
     machine.assert_nothing_left()
 
 
-def test_a_privilege_that_lacks_is_permission_denied(machine: Machine, cri: CriClient) -> None:
+def test_a_privilege_that_lacks_is_permission_denied(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient
+) -> None:
     words = "Permission check failed (/vms/1, VM.Allocate)"
-    machine.node.fault(request="POST /nodes/[^/]+/lxc", status=403, text=words, times=None)
+    embedded.fault(request="POST /nodes/[^/]+/lxc", status=403, text=words, times=None)
     with refused(grpc.StatusCode.PERMISSION_DENIED, r"VM\.Allocate.*lacks the privilege"):
         cri.run_pod()
     machine.assert_nothing_left()
 
 
-def test_a_create_call_that_proxmox_refuses_is_told_in_its_words(machine: Machine, cri: CriClient) -> None:
-    machine.node.fault(request="POST /nodes/[^/]+/lxc", status=500, text="storage is full", times=None)
+def test_a_create_call_that_proxmox_refuses_is_told_in_its_words(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient
+) -> None:
+    embedded.fault(request="POST /nodes/[^/]+/lxc", status=500, text="storage is full", times=None)
     with refused(grpc.StatusCode.INTERNAL, r"create CT \d+: storage is full"):
         cri.run_pod()
     machine.assert_nothing_left()
 
 
-def test_a_create_task_that_fails_is_told_in_its_words(machine: Machine, cri: CriClient) -> None:
-    machine.node.fault(task="vzcreate", text="unable to create CT - disk quota exceeded")
+def test_a_create_task_that_fails_is_told_in_its_words(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient
+) -> None:
+    embedded.fault(task="vzcreate", text="unable to create CT - disk quota exceeded")
     with refused(grpc.StatusCode.INTERNAL, r"CT \d+.*disk quota exceeded"):
         cri.run_pod()
     machine.assert_nothing_left()
@@ -71,19 +84,19 @@ def test_a_create_task_that_fails_is_told_in_its_words(machine: Machine, cri: Cr
 
 @pytest.mark.slow_node
 def test_a_start_task_that_fails_is_told_in_its_words_and_the_ct_is_destroyed(
-    machine: Machine, cri: CriClient
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient
 ) -> None:
-    machine.node.fault(task="vzstart", text="startup for container failed")
+    embedded.fault(task="vzstart", text="startup for container failed")
     with refused(grpc.StatusCode.INTERNAL, r"CT \d+ did not start: startup for container failed"):
         cri.run_pod()
     machine.assert_nothing_left()
 
 
 @pytest.mark.slow_node
-def test_a_ct_that_does_not_come_up_in_time_is_given_up(machine: Machine) -> None:
+def test_a_ct_that_does_not_come_up_in_time_is_given_up(machine: Machine, embedded: EmbeddedNode) -> None:
     machine.restart(runtime="start_timeout = 0.5")
     # The task holds the lock of the CT's config, so the daemon destroys the CT when it has ended.
-    machine.node.fault(task="vzstart", delay=3)
+    embedded.fault(task="vzstart", delay=3)
     with refused(
         grpc.StatusCode.DEADLINE_EXCEEDED, r"CT \d+ did not start within 0\.5 s \(runtime\.start_timeout\)"
     ):
@@ -122,43 +135,51 @@ def test_a_vmid_that_another_has_taken_is_passed_over(machine: Machine, two_vmid
     assert machine.node.ct(VMIDS[1], "config") == before
 
 
-def test_a_ct_that_cannot_be_destroyed_keeps_its_pod_until_it_can(machine: Machine, cri: CriClient) -> None:
+def test_a_ct_that_cannot_be_destroyed_keeps_its_pod_until_it_can(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient
+) -> None:
     pod = cri.run_pod()
-    machine.node.fault(task="vzdestroy", text="dataset is busy", times=None)
+    embedded.fault(task="vzdestroy", text="dataset is busy", times=None)
     with refused(grpc.StatusCode.INTERNAL, r"destroy CT \d+: dataset is busy"):
         cri.remove_pod(pod)
     assert [(each.id, each.state) for each in cri.pods()] == [(pod, pb.SANDBOX_NOTREADY)]
-    machine.node.clear_faults()
+    embedded.clear_faults()
     eventually(lambda: not cri.pods(), "the pod is removed by itself")
     machine.assert_nothing_left()
 
 
-def test_a_pod_that_cannot_be_destroyed_can_be_removed_again(machine: Machine, cri: CriClient) -> None:
+def test_a_pod_that_cannot_be_destroyed_can_be_removed_again(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient
+) -> None:
     pod = cri.run_pod()
-    machine.node.fault(task="vzdestroy", text="dataset is busy")
+    embedded.fault(task="vzdestroy", text="dataset is busy")
     with refused(grpc.StatusCode.INTERNAL, "dataset is busy"):
         cri.remove_pod(pod)
     cri.remove_pod(pod)
     machine.assert_nothing_left()
 
 
-def test_a_stop_while_proxmox_is_away_can_be_repeated(machine: Machine, cri: CriClient) -> None:
+def test_a_stop_while_proxmox_is_away_can_be_repeated(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient
+) -> None:
     pod = cri.run_pod()
     container = cri.run(pod, "sleep", "1000")
-    machine.node.stop()
+    embedded.stop()
     with refused(grpc.StatusCode.UNAVAILABLE, r"stop CT \d+.*proxmox\.url"):
         cri.stop_pod(pod)
     assert cri.status(container).state == pb.CONTAINER_EXITED
-    machine.node.start()
+    embedded.start()
     cri.stop_pod(pod)
     assert cri.pod_status(pod).state == pb.SANDBOX_NOTREADY
     cri.remove_pod(pod)
     machine.assert_nothing_left()
 
 
-def test_a_stop_task_that_fails_leaves_the_pod_to_be_stopped_again(machine: Machine, cri: CriClient) -> None:
+def test_a_stop_task_that_fails_leaves_the_pod_to_be_stopped_again(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient
+) -> None:
     pod = cri.run_pod()
-    machine.node.fault(task="vzstop", text="CT is stuck")
+    embedded.fault(task="vzstop", text="CT is stuck")
     with refused(grpc.StatusCode.INTERNAL, r"stop CT \d+: CT is stuck"):
         cri.stop_pod(pod)
     cri.stop_pod(pod)
@@ -166,9 +187,9 @@ def test_a_stop_task_that_fails_leaves_the_pod_to_be_stopped_again(machine: Mach
     machine.assert_nothing_left()
 
 
-def test_what_needs_no_proxmox_goes_on_while_it_is_away(machine: Machine, cri: CriClient) -> None:
+def test_what_needs_no_proxmox_goes_on_while_it_is_away(embedded: EmbeddedNode, cri: CriClient) -> None:
     pod = cri.run_pod()
-    machine.node.stop()
+    embedded.stop()
     assert cri.finish(pod, "echo", "hello") == "hello\n"
     assert cri.pod_status(pod).state == pb.SANDBOX_READY
     assert len(cri.pods()) == 1
@@ -176,13 +197,13 @@ def test_what_needs_no_proxmox_goes_on_while_it_is_away(machine: Machine, cri: C
 
 @pytest.mark.parametrize("restart", [False, True])
 def test_tags_that_fail_do_not_fail_the_pod_and_are_tried_again(
-    machine: Machine, cri: CriClient, restart: bool
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient, restart: bool
 ) -> None:
-    machine.node.fault(request="PUT /nodes/[^/]+/lxc/[0-9]+/config", status=500, text="no tags today", times=None)
+    embedded.fault(request="PUT /nodes/[^/]+/lxc/[0-9]+/config", status=500, text="no tags today", times=None)
     pod = cri.run_pod()
     eventually(lambda: "gets no tags (proxmox.tags): " in machine.daemon.log.read_text(), "the failure is logged")
     assert "tags" not in machine.node.ct(cri.vmid(pod), "config")
-    machine.node.clear_faults()
+    embedded.clear_faults()
     if restart:
         machine.restart()
         cri = machine.client

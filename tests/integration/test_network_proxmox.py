@@ -13,6 +13,7 @@ import pytest
 from support.cri_client import CriClient, pod_security, refused
 from support.daemon import Machine
 from support.lan import asking, bridge_to_another_host, pings, run_all
+from support.machine_node import EmbeddedNode
 
 from pvecri.cri.proto import cri_pb2 as pb
 
@@ -51,9 +52,9 @@ def vlan_host(other_host: Path) -> Path:
 
 
 @pytest.fixture
-def bridged(machine: Machine, other_host: Path) -> Iterator[CriClient]:
+def bridged(machine: Machine, embedded: EmbeddedNode, other_host: Path) -> Iterator[CriClient]:
     """A daemon that knows the bridge and a class on it."""
-    machine.node.allow("KubeBridges", vmbr1=LAN)
+    embedded.allow("KubeBridges", vmbr1=LAN)
     with machine.restarted(network=CLASSES) as cri:
         yield cri
 
@@ -124,7 +125,7 @@ def test_a_pods_firewall_stands_in_proxmox_in_the_order_of_its_rules(machine: Ma
     rules = "in ACCEPT proto=tcp dport=80,443\nin DROP source=10.0.0.0/8"
     pod = bridged.run_pod(asking(bridged, interface, firewall="policy_in=REJECT", firewall_rules=rules))
 
-    path = f"/nodes/{machine.node.descriptor.node}/lxc/{bridged.vmid(pod)}/firewall"
+    path = f"/nodes/{machine.node.name}/lxc/{bridged.vmid(pod)}/firewall"
     listed = machine.node.request("GET", f"{path}/rules")
     assert isinstance(listed, list)
     shown = [(each["type"], each["action"], each.get("dport"), each.get("source")) for each in listed]
@@ -142,7 +143,7 @@ def test_a_pod_of_a_class_gets_its_bridge_and_its_firewall(
     vmid = bridged.vmid(bridged.run_pod(config))
 
     assert {"bridge=pvtlan", "firewall=1"} <= set(str(machine.node.ct(vmid, "config")["net0"]).split(","))
-    rules = machine.node.request("GET", f"/nodes/{machine.node.descriptor.node}/lxc/{vmid}/firewall/rules")
+    rules = machine.node.request("GET", f"/nodes/{machine.node.name}/lxc/{vmid}/firewall/rules")
     assert isinstance(rules, list)
     assert [each["action"] for each in rules] == ["DROP"]
     assert pings(other_host, "10.20.0.8")  # the embedded node keeps the rules, and filters nothing

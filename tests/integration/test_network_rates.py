@@ -8,6 +8,7 @@ import subprocess
 
 from support.daemon import Machine
 from support.lan import asking, bridge_to_another_host
+from support.machine_node import EmbeddedNode
 
 BANDWIDTH: dict[str, object] = {"type": "bandwidth", "capabilities": {"bandwidth": True}}
 
@@ -38,9 +39,11 @@ def test_a_pod_without_the_annotations_is_not_shaped(machine: Machine) -> None:
     assert shaped() == {}
 
 
-def test_the_rate_of_an_interface_of_proxmoxs_is_that_of_its_veth(machine: Machine) -> None:
+def test_the_rate_of_an_interface_of_proxmoxs_is_that_of_its_veth(
+    machine: Machine, embedded: EmbeddedNode
+) -> None:
     with bridge_to_another_host("pvtlan"):
-        machine.node.allow("KubeBridges", vmbr1="pvtlan")
+        embedded.allow("KubeBridges", vmbr1="pvtlan")
         machine.restart(network='pod_bridges = ["pvtlan"]')
         pod = machine.client.run_pod(asking(machine.client, "bridge=pvtlan,ip=10.20.0.5/24,rate=2.5"))
 

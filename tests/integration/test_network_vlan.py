@@ -20,6 +20,7 @@ import pytest
 from support.cri_client import CriClient, eventually, refused
 from support.daemon import Machine
 from support.lan import asking, link_up, pings, run_all
+from support.machine_node import EmbeddedNode
 from support.netns import network_namespace
 from support.switch import PROGRAMS, Switch, running_switch
 
@@ -64,9 +65,9 @@ def lan(machine: Machine) -> Iterator[Lan]:
 
 
 @pytest.fixture
-def tagged(machine: Machine, lan: Lan) -> Iterator[CriClient]:
+def tagged(machine: Machine, embedded: EmbeddedNode, lan: Lan) -> Iterator[CriClient]:
     """A daemon whose pods may use the switch's bridge."""
-    machine.node.allow("KubeBridges", vmbr1=BRIDGE)
+    embedded.allow("KubeBridges", vmbr1=BRIDGE)
     with machine.restarted(network=f'pod_bridges = ["{BRIDGE}"]') as cri:
         yield cri
 
@@ -129,17 +130,17 @@ def test_a_removed_pod_leaves_no_port_on_the_switch(machine: Machine, tagged: Cr
 
 
 def test_a_ct_that_ends_while_the_api_is_away_leaves_no_port(
-    machine: Machine, tagged: CriClient, lan: Lan
+    machine: Machine, embedded: EmbeddedNode, tagged: CriClient, lan: Lan
 ) -> None:
     pod = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24"))
     init = command_socket.init_pid(machine.lxc_path / str(tagged.vmid(pod)))
     assert init is not None
-    machine.node.stop()
+    embedded.stop()
 
     os.kill(init, signal.SIGKILL)
 
     eventually(lambda: lan.switch.ports(BRIDGE) == ["pvttrunk"], "the port is gone")
-    machine.node.start()
+    embedded.start()
 
 
 def test_a_ct_whose_monitor_is_killed_leaves_no_port(machine: Machine, tagged: CriClient, lan: Lan) -> None:
@@ -152,8 +153,10 @@ def test_a_ct_whose_monitor_is_killed_leaves_no_port(machine: Machine, tagged: C
     eventually(lambda: lan.switch.ports(BRIDGE) == ["pvttrunk"], "the port is gone")
 
 
-def test_a_link_that_is_no_bridge_is_told_in_proxmoxs_words(machine: Machine, tagged: CriClient) -> None:
-    machine.node.allow("KubeBridges", vmbr1="lo")
+def test_a_link_that_is_no_bridge_is_told_in_proxmoxs_words(
+    machine: Machine, embedded: EmbeddedNode, tagged: CriClient
+) -> None:
+    embedded.allow("KubeBridges", vmbr1="lo")
     machine.restart(network='pod_bridges = ["lo"]')
 
     with refused(grpc.StatusCode.INTERNAL, "bridge 'lo' is neither a linux nor an OVS bridge!"):

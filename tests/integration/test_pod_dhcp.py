@@ -16,6 +16,7 @@ import pytest
 from support.cri_client import CriClient, eventually
 from support.daemon import Machine
 from support.lan import asking, bridge_to_another_host, pings
+from support.machine_node import EmbeddedNode
 from support.processes import Program
 
 from pvecri_embedded.lxc import command_socket
@@ -48,9 +49,9 @@ def server(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def leased(machine: Machine, server: Path) -> Iterator[CriClient]:
+def leased(machine: Machine, embedded: EmbeddedNode, server: Path) -> Iterator[CriClient]:
     """A daemon with a class whose pods have addresses of the server's."""
-    machine.node.allow("KubeBridges", vmbr1=LAN)
+    embedded.allow("KubeBridges", vmbr1=LAN)
     with machine.restarted(network=CLASS) as cri:
         yield cri
 
@@ -104,13 +105,13 @@ def test_an_address_by_router_advertisement_may_stand_beside_the_lease(leased: C
 
 
 def test_the_client_renews_the_lease_without_the_api_and_ends_with_the_pod(
-    machine: Machine, leased: CriClient
+    machine: Machine, embedded: EmbeddedNode, leased: CriClient
 ) -> None:
     pod = leased.run_pod(asking(leased, **{"class": "lan"}))
     client = client_of(machine, pod)
-    machine.node.stop()
+    embedded.stop()
     assert not gone(client)
-    machine.node.start()
+    embedded.start()
 
     leased.remove_pod(pod)
 
@@ -144,7 +145,7 @@ def test_a_ct_whose_client_gets_no_lease_runs_and_its_start_says_so(machine: Mac
 
 def starts(machine: Machine, vmid: int) -> dict[str, str]:
     """How the starts of a CT have ended, by UPID."""
-    path = f"/nodes/{machine.node.descriptor.node}/tasks?vmid={vmid}&typefilter=vzstart"
+    path = f"/nodes/{machine.node.name}/tasks?vmid={vmid}&typefilter=vzstart"
     tasks = machine.node.request("GET", path)
     assert isinstance(tasks, list)
     return {task["upid"]: task["status"] for task in tasks}

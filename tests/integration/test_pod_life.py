@@ -9,6 +9,7 @@ import grpc
 import pytest
 from support.cri_client import CriClient, eventually, pod_security, refused
 from support.daemon import Machine
+from support.machine_node import EmbeddedNode
 
 from pvecri.cri.proto import cri_pb2 as pb
 
@@ -155,22 +156,24 @@ def test_ten_pods_at_once_all_run_and_all_go(machine: Machine, cri: CriClient) -
 
 @pytest.mark.slow_node
 @pytest.mark.parametrize("point", ["vzcreate", "vzstart"])
-def test_a_call_that_the_client_gives_up_leaves_nothing(machine: Machine, cri: CriClient, point: str) -> None:
-    machine.node.fault(task=point, hold=True)
+def test_a_call_that_the_client_gives_up_leaves_nothing(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient, point: str
+) -> None:
+    embedded.fault(task=point, hold=True)
     request = pb.RunPodSandboxRequest(config=cri.pod_config())
     call = cri.runtime.RunPodSandbox.future(request)
     eventually(lambda: machine.node.cts() & set(machine.vmids), "the CT's config is there")
     call.cancel()
-    machine.node.clear_faults()
+    embedded.clear_faults()
     eventually(lambda: set(machine.leftovers()) <= machine.usual, "all is undone")
     eventually(lambda: not machine.node.cts() & set(machine.vmids), "the CT is gone")
 
 
-def test_a_deadline_that_passes_leaves_nothing(machine: Machine, cri: CriClient) -> None:
-    machine.node.fault(task="vzcreate", hold=True)
+def test_a_deadline_that_passes_leaves_nothing(machine: Machine, embedded: EmbeddedNode, cri: CriClient) -> None:
+    embedded.fault(task="vzcreate", hold=True)
     with refused(grpc.StatusCode.DEADLINE_EXCEEDED, ""):
         cri.run_pod(timeout=0.5)
-    machine.node.clear_faults()
+    embedded.clear_faults()
     eventually(lambda: set(machine.leftovers()) <= machine.usual, "all is undone")
 
 

@@ -67,7 +67,7 @@ def test_the_ct_is_sized_by_the_pods_resources(machine: Machine, cri: CriClient)
 
 def test_a_pod_without_limits_may_use_the_node(machine: Machine, cri: CriClient) -> None:
     ct = machine.node.ct(cri.vmid(cri.run_pod()), "config")
-    total = machine.node.request("GET", f"/nodes/{machine.node.descriptor.node}/status")
+    total = machine.node.request("GET", f"/nodes/{machine.node.name}/status")
     assert isinstance(total, dict)
     assert int(str(ct["memory"])) == total["memory"]["total"] // MIB
     assert float(str(ct.get("cpulimit", 0))) == 0

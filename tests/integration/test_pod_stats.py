@@ -97,7 +97,7 @@ def test_status_is_ready_and_tells_the_settings_when_asked(machine: Machine, cri
     assert all(each.status for each in plain.status.conditions)
     assert not plain.info
     verbose = cri.runtime.Status(pb.StatusRequest(verbose=True))
-    assert json.loads(verbose.info["config"])["proxmox"]["node"] == machine.node.descriptor.node
+    assert json.loads(verbose.info["config"])["proxmox"]["node"] == machine.node.name
 
 
 def test_what_proxmox_calls_the_pod_is_in_the_verbose_status(machine: Machine, cri: CriClient, pod: str) -> None:

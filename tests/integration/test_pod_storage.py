@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from support.cri_client import CriClient, eventually, pod_security
-from support.daemon import SECOND_STORAGE, Machine
+from support.daemon import Machine
 from support.filesystems import btrfs_filesystem
 from support.image_builder import LayerBuilder, build_image
 from support.images import image_root
+from support.machine_node import SECOND_STORAGE, EmbeddedNode
 
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.linux import mounts
@@ -58,9 +59,11 @@ def test_containers_of_a_pod_run_write_and_go(
     assert pb.ImageSpec(image=machine.image).image in {tag for image in images(cri) for tag in image.repo_tags}
 
 
-def test_the_pods_root_disk_is_on_the_images_storage_and_has_the_size_that_is_set(machine: Machine) -> None:
-    place = machine.node.state_dir / "storage" / SECOND_STORAGE / "pvecri-images"
-    machine.node.allow("KubeRootfs", **{"local-lvm": SECOND_STORAGE})
+def test_the_pods_root_disk_is_on_the_images_storage_and_has_the_size_that_is_set(
+    machine: Machine, embedded: EmbeddedNode
+) -> None:
+    place = embedded.state_dir / "storage" / SECOND_STORAGE / "pvecri-images"
+    embedded.allow("KubeRootfs", **{"local-lvm": SECOND_STORAGE})
     # Given anew, template_storage takes the place of storage, too, which is then not set at all.
     proxmox = 'template_storage = "local"\nrootfs_size_gib = 1'
     machine.restart(proxmox=proxmox, images=f'storage = "{SECOND_STORAGE}"')
@@ -79,13 +82,15 @@ def test_the_pods_root_disk_is_on_the_images_storage_and_has_the_size_that_is_se
         shutil.rmtree(place)
 
 
-def test_images_that_proxmox_pulls_show_as_its_templates_while_they_are_there(machine: Machine) -> None:
+def test_images_that_proxmox_pulls_show_as_its_templates_while_they_are_there(
+    machine: Machine, embedded: EmbeddedNode
+) -> None:
     def templates() -> list[str]:
-        found = machine.node.request("GET", f"/nodes/{machine.node.descriptor.node}/storage/local/content")
+        found = machine.node.request("GET", f"/nodes/{machine.node.name}/storage/local/content")
         assert isinstance(found, list)
         return [each["volid"] for each in found if each["volid"].startswith("local:vztmpl/shown_1_")]
 
-    machine.node.allow("KubeImages", "KubeRegistries", images="local")
+    embedded.allow("KubeImages", "KubeRegistries", images="local")
     machine.restart(images='template_storage = "local"')
     try:
         reference = machine.registry.push("tests/shown", "1", build_image(LayerBuilder().file("a").build()))

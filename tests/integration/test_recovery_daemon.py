@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.cri_client import CriClient, eventually, pod_security, security
 from support.daemon import Machine
+from support.machine_node import EmbeddedNode
 
 from pvecri.cri.proto import cri_pb2 as pb
 
@@ -86,40 +87,44 @@ def test_pods_of_other_kinds_are_adopted_too(machine: Machine, cri: CriClient, k
 
 @pytest.mark.slow_node
 @pytest.mark.parametrize("task", ["vzcreate", "vzstart"])
-def test_a_pod_that_was_half_made_is_removed(machine: Machine, cri: CriClient, task: str) -> None:
-    machine.node.fault(task=task, hold=True)
+def test_a_pod_that_was_half_made_is_removed(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient, task: str
+) -> None:
+    embedded.fault(task=task, hold=True)
     call = cri.runtime.RunPodSandbox.future(pb.RunPodSandboxRequest(config=cri.pod_config()))
     eventually(lambda: machine.node.cts() & set(machine.vmids), "the CT is being made")
     machine.kill()
     assert call.exception()
-    machine.node.clear_faults()
+    embedded.clear_faults()
     machine.start()
     eventually(lambda: not machine.client.pods(), "the half-made pod is removed")
     machine.assert_nothing_left()
 
 
-def test_a_daemon_that_is_asked_to_end_does_not_wait_for_proxmox(machine: Machine, cri: CriClient) -> None:
-    machine.node.fault(task="vzcreate", hold=True)
+def test_a_daemon_that_is_asked_to_end_does_not_wait_for_proxmox(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient
+) -> None:
+    embedded.fault(task="vzcreate", hold=True)
     call = cri.runtime.RunPodSandbox.future(pb.RunPodSandboxRequest(config=cri.pod_config()))
     eventually(lambda: machine.node.cts() & set(machine.vmids), "the CT is being made")
     assert machine.stop() == 0
     assert call.exception()
-    machine.node.clear_faults()
+    embedded.clear_faults()
     machine.start()
     eventually(lambda: not machine.client.pods(), "the half-made pod is removed")
     machine.assert_nothing_left()
 
 
 @pytest.mark.slow_node
-def test_a_pod_that_was_half_removed_is_removed(machine: Machine, cri: CriClient) -> None:
+def test_a_pod_that_was_half_removed_is_removed(machine: Machine, embedded: EmbeddedNode, cri: CriClient) -> None:
     pod = cri.run_pod()
     cri.run(pod, "sleep", "1000")
-    machine.node.fault(task="vzdestroy", hold=True)
+    embedded.fault(task="vzdestroy", hold=True)
     call = cri.runtime.RemovePodSandbox.future(pb.RemovePodSandboxRequest(pod_sandbox_id=pod))
     eventually(lambda: cri.pods()[0].state == pb.SANDBOX_NOTREADY, "the removal is under way")
     machine.kill()
     assert call.exception()
-    machine.node.clear_faults()
+    embedded.clear_faults()
     machine.start()
     eventually(lambda: not machine.client.pods(), "the half-removed pod is removed")
     machine.assert_nothing_left()
@@ -145,13 +150,15 @@ def test_a_network_that_was_half_attached_is_given_back_once_its_plugin_has_ende
     machine.assert_nothing_left()
 
 
-def test_the_daemon_starts_without_proxmox_and_cleans_up_when_it_is_back(machine: Machine, cri: CriClient) -> None:
+def test_the_daemon_starts_without_proxmox_and_cleans_up_when_it_is_back(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient
+) -> None:
     pod = cri.run_pod()
     container = cri.run(pod, "sleep", "1000")
-    machine.node.stop()
+    embedded.stop()
     cri = crash(machine)
     assert cri.output(container, "echo", "still here") == "still here\n"
-    machine.node.start()
+    embedded.start()
     eventually(machine.ready, "the runtime is ready")
     cri.remove_pod(pod)
     machine.assert_nothing_left()

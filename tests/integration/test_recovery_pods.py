@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.cri_client import CriClient, eventually, pod_security, security
 from support.daemon import Machine
+from support.machine_node import EmbeddedNode
 
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.linux import cgroups, processes
@@ -17,7 +18,7 @@ from pvecri.linux import cgroups, processes
 
 def stop_by_hand(machine: Machine, vmid: int) -> None:
     """As with the stop button of Proxmox's UI."""
-    machine.node.request("POST", f"/nodes/{machine.node.descriptor.node}/lxc/{vmid}/status/stop")
+    machine.node.request("POST", f"/nodes/{machine.node.name}/lxc/{vmid}/status/stop")
 
 
 def wait_until_not_ready(cri: CriClient, pod: str) -> None:
@@ -113,10 +114,10 @@ def test_a_container_process_that_is_killed_from_outside_is_recorded(
 
 
 def test_the_api_process_of_the_node_can_be_restarted_while_pods_run(
-    machine: Machine, cri: CriClient, pod: str, container: str
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient, pod: str, container: str
 ) -> None:
-    machine.node.stop()
-    machine.node.start()
+    embedded.stop()
+    embedded.start()
     assert cri.output(container, "echo", "still here") == "still here\n"
     cri.stop_pod(pod)
     cri.remove_pod(pod)
@@ -124,16 +125,16 @@ def test_the_api_process_of_the_node_can_be_restarted_while_pods_run(
 
 
 def test_all_of_a_pod_is_killed_while_daemon_and_node_are_away_as_by_a_reboot(
-    machine: Machine, cri: CriClient, pod: str, container: str
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient, pod: str, container: str
 ) -> None:
     created = cri.create(pod, cri.container_config("true", name="created"))
     vmid = cri.vmid(pod)
     machine.kill()
-    machine.node.stop()
+    embedded.stop()
     cgroups.detect().kill(f"/lxc/{vmid}")
     eventually(lambda: not cgroups.detect().processes(f"/lxc/{vmid}"), "all processes are gone")
     machine.forget_run_dir()
-    machine.node.start()
+    embedded.start()
     machine.start()
     cri = machine.client
     assert cri.pod_status(pod).state == pb.SANDBOX_NOTREADY

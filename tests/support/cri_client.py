@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 
 import grpc
 import pytest
+from support.existing import EXISTING
 
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.cri.proto.cri_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 
-CALL_TIMEOUT = 120.0
-PATIENCE = 60.0
+CALL_TIMEOUT, PATIENCE = (120.0, 60.0) if EXISTING is None else (600.0, 600.0)
 """Seconds after which a test gives up; nothing is asserted about how long things take."""
 
 _OPTIONS = (("grpc.max_receive_message_length", 64 << 20),)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole machine for tests: an embedded Proxmox node, a registry and the daemon, as processes of their own.
+"""A whole machine for tests: a Proxmox node (support/machine_node.py), a registry and the daemon, as processes.
 
 They run in a network namespace of their own, which the test process enters too: addresses, bridges and packet
 filter rules of two test runs never meet, and what is left of them at the end is plain to see.
@@ -7,168 +7,34 @@ filter rules of two test runs never meet, and what is left of them at the end is
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import shutil
 import signal
 import socket
-import ssl
+import sqlite3
 import struct
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-import msgspec
 from support import leaks
 from support.cri_client import CriClient, eventually
 from support.leaks import VMIDS
+from support.machine_node import OVS_DIR, Node, machine_node
 from support.netns import own_network_namespace
-from support.node import Descriptor
 from support.processes import SOURCES, Program
 from support.registry import Registry, running_registry
 from support.tools import tools_image
-from trial.account import Account, give_roles, make_account
 
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.linux import cgroups, mounts
 
 BRIDGE = "pvt0"
 SUBNET = "10.209.0.0/16"
-CNI_PLUGINS = Path("/usr/lib/cni")
-OVS_DIR = "ovs"
-"""Where the embedded node looks for Open vSwitch, should a test start one: below the machine's directory."""
-SECOND_STORAGE = "second"
-"""A storage of the node besides `local`, for CTs and not for templates."""
-
-OWN_SYSFS = """
-set -e
-mount --rbind /sys "$0"
-mount -t sysfs sysfs /sys
-for kept in fs/cgroup kernel/security; do
-    ! mountpoint -q "$0/$kept" || mount --rbind "$0/$kept" "/sys/$kept"
-done
-umount --lazy "$0"
-exec "$@"
-"""
-"""For sh: run a program that sees the bridges of its own network namespace, where LXC looks for them: in /sys."""
-
-
-class Node:
-    """The embedded Proxmox node. It keeps its port, so that it can be ended and started again."""
-
-    def __init__(self, directory: Path, lxc_path: Path) -> None:
-        self.state_dir = directory / "node"
-        self.state_dir.mkdir()
-        self.lxc_path = lxc_path
-        self.address = ("127.0.0.1", _free_port())
-        aside = directory / "cgroup"
-        aside.mkdir()
-        # What it pulls, it pulls from the registry of the machine, in plain HTTP.
-        command = ["env", f"OVS_RUNDIR={directory / OVS_DIR}"]
-        command += [f"CONTAINERS_REGISTRIES_CONF={directory / 'registries.conf'}"]
-        command += ["unshare", "--mount", "sh", "-c", OWN_SYSFS, str(aside)]
-        command += [sys.executable, "-m", "pvecri_embedded", "--state-dir", str(self.state_dir), "--faults"]
-        command += ["--listen", "{}:{}".format(*self.address), "--lxc-path", str(lxc_path)]
-        command += ["--vm-storage", f"{SECOND_STORAGE}=btrfs"]
-        if times := os.environ.get("PVECRI_TEST_TASK_TIMES"):
-            command += ["--task-times", times]
-        self._program = Program(command, directory / "node.log")
-        self.vmids: set[int] = set()
-        self._account: Account | None = None
-
-    @property
-    def descriptor(self) -> Descriptor:
-        """How to reach it."""
-        return msgspec.json.decode((self.state_dir / "node.json").read_bytes(), type=Descriptor)
-
-    @property
-    def account(self) -> Account:
-        """The documented account, which is the daemon's. Made by the documented calls when first asked for."""
-        if self._account is None:
-            descriptor = self.descriptor
-            self._account = make_account(descriptor.administrator(self.state_dir), descriptor.names())
-        return self._account
-
-    def allow(self, *roles: str, **names: str) -> None:
-        """Give the account further roles of the documentation; `names` as in trial/account.py."""
-        descriptor = self.descriptor
-        give_roles(descriptor.administrator(self.state_dir), {**descriptor.names(), **names}, roles)
-
-    def start(self) -> None:
-        """Start it and wait until it answers. Idempotent."""
-        if not self._program.running:
-            self._program.start()
-            eventually(self._answers, f"the embedded node answers; see {self._program.log}")
-
-    def _answers(self) -> bool:
-        assert self._program.running, self._program.log.read_text()
-        with socket.socket() as probe:
-            return probe.connect_ex(self.address) == 0
-
-    def stop(self) -> None:
-        """End it; its CTs go on. Idempotent."""
-        if self._program.running:
-            self._program.end()
-
-    def request(self, method: str, path: str, **parameters: object) -> object:
-        """The `data` of a call of the API, made as root."""
-        body = self._exchange(method, f"/api2/json{path}", parameters, {"Authorization": self._token()})
-        answer: dict[str, object] = json.loads(body)
-        return answer["data"]
-
-    def _token(self) -> str:
-        return f"PVEAPIToken={self.descriptor.token_id}={self.descriptor.token_secret}"
-
-    def ct(self, vmid: int, what: str) -> dict[str, object]:
-        """What the API says of a CT: its `config`, its `status/current`, …"""
-        answer = self.request("GET", f"/nodes/{self.descriptor.node}/lxc/{vmid}/{what}")
-        assert isinstance(answer, dict)
-        return answer
-
-    def make_ct(self, vmid: int, **options: object) -> None:
-        """A CT that is none of the daemon's; `options` as the API has them."""
-        node, storage = self.descriptor.node, self.descriptor.template_storage
-        contents = self.request("GET", f"/nodes/{node}/storage/{storage}/content?content=vztmpl")
-        assert isinstance(contents, list)
-        wanted = {"vmid": vmid, "ostemplate": contents[0]["volid"], "rootfs": "local:0", **options}
-        self.request("POST", f"/nodes/{node}/lxc", **wanted)
-        eventually(lambda: "lock" not in self.ct(vmid, "config"), f"CT {vmid} is created")
-
-    def remove_ct(self, vmid: int) -> None:
-        """Destroy a CT."""
-        self.request("DELETE", f"/nodes/{self.descriptor.node}/lxc/{vmid}?force=1")
-        eventually(lambda: vmid not in self.cts(), f"CT {vmid} is gone")
-
-    def cts(self) -> set[int]:
-        """The VMIDs of the CTs that have a config."""
-        return {int(path.stem) for path in self.state_dir.glob("pve/nodes/*/lxc/*.conf")}
-
-    def fault(self, **fault: object) -> None:
-        """Set a fault; pvecri_embedded/faults.py says what there is."""
-        self._exchange("POST", "/pvecri-embedded/fault", fault, {})
-
-    def clear_faults(self) -> None:
-        """No more faults; what was held goes on."""
-        self._exchange("DELETE", "/pvecri-embedded/fault", None, {})
-
-    def _exchange(self, method: str, path: str, body: object, headers: dict[str, str]) -> bytes:
-        context = ssl._create_unverified_context()  # our own node, on loopback
-        connection = http.client.HTTPSConnection(*self.address, context=context, timeout=60)
-        try:
-            sent = json.dumps(body) if body else None
-            connection.request(
-                method, path, sent, headers | ({"Content-Type": "application/json"} if sent else {})
-            )
-            response = connection.getresponse()
-            answer = response.read()
-        finally:
-            connection.close()
-        assert response.status == 200, (method, path, response.status, response.reason, answer)
-        return answer
 
 
 class Machine:
@@ -177,13 +43,14 @@ class Machine:
     client: CriClient
     vmids = VMIDS
 
-    def __init__(self, directory: Path, registry: Registry) -> None:
+    def __init__(self, directory: Path, registry: Registry, node: Node) -> None:
         self.directory = directory
+        self.node = node
         self.registry = registry
         self.run_dir, self.state_dir = directory / "run", directory / "state"
-        self.lxc_path, self.leases = directory / "lxc", directory / "leases"
+        self.lxc_path, self.leases = node.lxc_path, directory / "leases"
         self.conf_dir, self.logs, self.plugins = directory / "net.d", directory / "logs", directory / "plugins"
-        for path in (self.lxc_path, self.conf_dir, self.logs, self.plugins, self.run_dir):
+        for path in (self.conf_dir, self.logs, self.plugins, self.run_dir):
             path.mkdir()
         # As systemd has /run: nothing there can be executed.
         flags = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
@@ -191,7 +58,6 @@ class Machine:
         self.ovs_dir = directory / OVS_DIR
         insecure = f'[[registry]]\nlocation = "{registry.address}"\ninsecure = true\n'
         (directory / "registries.conf").write_text(insecure)
-        self.node = Node(directory, self.lxc_path)
         command = [sys.executable, "-m", "pvecri", "--config", str(directory / "config.toml"), "serve"]
         self.daemon = Program(command, directory / "daemon.log")
         self.image = ""
@@ -258,6 +124,11 @@ class Machine:
         response = self.client.runtime.Status(pb.StatusRequest())
         return all(condition.status for condition in response.status.conditions)
 
+    def installation(self) -> str:
+        """The id by which the daemon marks its CTs."""
+        with closing(sqlite3.connect(self.state_dir / "pods.db")) as connection:
+            return str(connection.execute("SELECT id FROM installation").fetchone()[0])
+
     def processes(self, pod: str, container: str) -> list[int]:
         """A running container's processes, as the node numbers them."""
         return cgroups.detect().processes(f"/lxc/{self.client.vmid(pod)}/{container}")
@@ -283,25 +154,13 @@ class Machine:
 
     def write_config(self, **extra: str) -> None:
         """The daemon's configuration; lines of `extra` come after those of the section of their name."""
-        node, account = self.node.descriptor, self.node.account
-        (self.directory / "token").write_text(account.token_secret)
         sections: dict[str, dict[str, object]] = {
-            "proxmox": {
-                "url": node.url,
-                "node": node.node,
-                "token_id": account.token_id,
-                "token_secret_file": str(self.directory / "token"),
-                "fingerprint": node.fingerprint,
-                "pool": account.pool,
-                "storage": node.storage,
-                "template_storage": node.template_storage,
-                "vmid_range": VMIDS,
-            },
+            "proxmox": {**self.node.proxmox_settings(self.directory), "vmid_range": VMIDS},
             "runtime": {
                 "socket": str(self.socket),
                 "state_dir": str(self.state_dir),
                 "run_dir": str(self.run_dir),
-                "lxc_path": str(self.lxc_path),
+                **self.node.runtime_settings(),
             },
             "user_namespaces": {},
             "images": {
@@ -311,7 +170,7 @@ class Machine:
             "network": {
                 "conf_dir": str(self.conf_dir),
                 "cache_dir": str(self.directory / "cni"),
-                "bin_dirs": [str(self.plugins), str(CNI_PLUGINS)],
+                "bin_dirs": [str(path) for path in (self.plugins, *self.node.cni_dirs)],
             },
             "nri": {
                 "socket": str(self.nri_socket),
@@ -345,8 +204,7 @@ class Machine:
 
     def clean(self) -> None:
         """Back to how it was when it was new: all running, no fault, no pod; whatever a test did to it."""
-        self.node.start()
-        self.node.clear_faults()
+        self.node.restore()
         self.write_network()
         if not self.daemon.running:
             self.start()
@@ -377,12 +235,6 @@ def _toml(value: object) -> str:
     return json.dumps(value)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def machine() -> Iterator[Machine]:
     """A machine with a ready runtime and its usual image; gone with all that it made when the context ends."""
@@ -391,17 +243,16 @@ def machine() -> Iterator[Machine]:
         undo.callback(shutil.rmtree, directory)
         undo.callback(shutil.rmtree, leaks.LXC_LOCKS / directory.name, ignore_errors=True)
         directory.chmod(0o755)
-        undo.enter_context(own_network_namespace())
+        outside = undo.enter_context(own_network_namespace())
         undo.callback(mounts.umount_below, directory)
         registry = undo.enter_context(running_registry(directory))
-        made = Machine(directory, registry)
-        undo.callback(_kill_cts)
-        undo.callback(made.node.stop)
-        made.node.start()
+        made = Machine(directory, registry, machine_node(directory))
+        undo.enter_context(made.node.serving(outside))
         made.write_network()
         undo.callback(made.stop)
         made.image = registry.push("tests/tools", "1", tools_image())
         made.start()
+        made.node.installation = made.installation()
         eventually(made.ready, "the runtime is ready")
         made.client.pull(made.image)
         made.usual = set(made.leftovers())
@@ -434,14 +285,3 @@ class Machines:
         except BaseException:
             self.__exit__()
             raise
-
-
-def _kill_cts() -> None:
-    """Should a test have left CTs, and what is in them."""
-    groups = [f"/{kind}/{vmid}" for vmid in VMIDS for kind in ("lxc", "lxc.monitor")]
-    trees = cgroups.detect()
-    for group in groups:
-        trees.kill(group)
-    eventually(lambda: not any(trees.processes(group) for group in groups), "the CTs' processes are gone")
-    for group in groups:
-        trees.remove(group)

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from support.processes import need
+
 from pvecri.linux import loop, mounts
 
 
 @contextmanager
 def btrfs_filesystem(directory: Path) -> Iterator[Path]:
     """A btrfs filesystem, mounted in a directory that mapped roots can pass."""
+    need("mkfs.btrfs", "btrfs-progs")
     file, place = directory / "btrfs.image", directory / "btrfs"
     place.mkdir()
     with file.open("wb") as image:

@@ -15,6 +15,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from support.existing import EXISTING, VMIDS_OF_A_RUN
+
+from pvecri.config import VmidRange
 from pvecri.linux import cgroups, mounts, processes
 
 RUN_ID = os.environ.setdefault("PVECRI_TEST_RUN", os.urandom(4).hex())
@@ -25,9 +28,10 @@ PREFIX = f"pvt-{RUN_ID}-"
 
 LINK_PREFIX = "pvt"
 
-_FIRST_VMID = random.randrange(92_000, 92_980, 20)
-VMIDS = range(_FIRST_VMID, _FIRST_VMID + 20)
-"""Twenty of the thousand that pods of tests may use, so that two test runs at once rarely meet."""
+_ALL_VMIDS = VmidRange(first=92_000, last=92_999) if EXISTING is None else EXISTING.settings.proxmox.vmid_range
+_FIRST_VMID = random.randrange(_ALL_VMIDS.first, _ALL_VMIDS.last + 2 - VMIDS_OF_A_RUN, VMIDS_OF_A_RUN)
+VMIDS = range(_FIRST_VMID, _FIRST_VMID + VMIDS_OF_A_RUN)
+"""Twenty of those that pods of tests may use, so that two test runs at once rarely meet."""
 
 TMP = Path("/tmp")
 LXC_LOCKS = Path("/run/lxc/lock/tmp")

@@ -4,14 +4,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 _ROOT = Path(__file__).resolve().parents[2]
 SOURCES = f"{_ROOT / 'src'}{os.pathsep}{_ROOT / 'embedded/src'}"
 """PYTHONPATH of the programs under test: this checkout's pvecri and embedded node, whatever is installed."""
+
+
+def need(program: str, package: str) -> None:
+    """Skip the test on a machine without this program."""
+    if not shutil.which(program):
+        pytest.skip(f"needs {program} ({package})")
 
 
 class Program:

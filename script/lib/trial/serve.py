@@ -37,6 +37,10 @@ def main() -> int:
     options = _parser().parse_args()
     try:
         if options.config is not None:
+            if options.purge:
+                raise PvecriError(
+                    "--purge removes an embedded node; on a node of your own: crictl rmp --all --force"
+                )
             return _serve_real(options.config)
         if os.geteuid() != 0:
             raise PvecriError("root is needed: pods are LXC containers of this machine")
