@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,11 +22,12 @@ def check(machine: Machine, *options: str, config: Path | None = None) -> subpro
     )
 
 
-def changed(machine: Machine, before: str, after: str) -> Path:
+def changed(machine: Machine, setting: str, value: str) -> Path:
+    """The daemon's configuration with another value in the section [proxmox]."""
     text = (machine.directory / "config.toml").read_text()
-    assert before in text
+    others = re.sub(rf"^{setting} = .*\n", "", text, flags=re.MULTILINE)
     path = machine.directory / "changed.toml"
-    path.write_text(text.replace(before, after))
+    path.write_text(others.replace("[proxmox]\n", f'[proxmox]\n{setting} = "{value}"\n'))
     return path
 
 
@@ -35,15 +37,15 @@ def test_a_configuration_that_works_is_fine(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "words"),
+    ("setting", "value", "words"),
     [
-        ('template_storage = "local"', 'template_storage = "nowhere"', "nowhere"),
-        ('storage = "local"', 'storage = "nowhere"', "nowhere"),
-        ('fingerprint = "', 'fingerprint = "00', "proxmox.fingerprint"),
+        ("template_storage", "nowhere", "nowhere"),
+        ("storage", "nowhere", "nowhere"),
+        ("fingerprint", "00" * 32, "proxmox.fingerprint"),
     ],
 )
-def test_what_proxmox_does_not_have_is_named(machine: Machine, before: str, after: str, words: str) -> None:
-    path = changed(machine, before, after)
+def test_what_proxmox_does_not_have_is_named(machine: Machine, setting: str, value: str, words: str) -> None:
+    path = changed(machine, setting, value)
     done = check(machine, config=path)
     assert done.returncode == 1, done.stdout
     assert words in done.stderr
@@ -52,12 +54,12 @@ def test_what_proxmox_does_not_have_is_named(machine: Machine, before: str, afte
 def test_a_wrong_secret_is_named(machine: Machine) -> None:
     wrong = machine.directory / "wrong"
     wrong.write_text("00000000-0000-0000-0000-000000000000")
-    done = check(machine, config=changed(machine, f'{machine.directory}/token"', f'{wrong}"'))
+    done = check(machine, config=changed(machine, "token_secret_file", str(wrong)))
     assert done.returncode == 1
     assert "proxmox.token_secret_file" in done.stderr
 
 
 def test_offline_asks_nobody(machine: Machine) -> None:
-    done = check(machine, "--offline", config=changed(machine, 'storage = "local"', 'storage = "nowhere"'))
+    done = check(machine, "--offline", config=changed(machine, "storage", "nowhere"))
     assert done.returncode == 0
     assert "Proxmox was not asked" in done.stdout

@@ -8,20 +8,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
-from support.cri_client import CriClient, refused
+from support.cri_client import CALL_TIMEOUT, CriClient, refused
 from support.daemon import Machine
 
 from pvecri.cri.proto import cri_pb2 as pb
 
 CREATED, STARTED = pb.CONTAINER_CREATED_EVENT, pb.CONTAINER_STARTED_EVENT
 STOPPED, DELETED = pb.CONTAINER_STOPPED_EVENT, pb.CONTAINER_DELETED_EVENT
-TIMEOUT = 120.0
 
 
 @contextmanager
 def listening(cri: CriClient) -> Iterator[Any]:
     """The stream of events; all that happens inside is in it."""
-    call = cri.runtime.GetContainerEvents(pb.GetEventsRequest(), timeout=TIMEOUT)
+    call = cri.runtime.GetContainerEvents(pb.GetEventsRequest(), timeout=CALL_TIMEOUT)
     call.initial_metadata()
     yield call
     call.cancel()

@@ -51,8 +51,6 @@ exec "$@"
 class Node(ABC):
     """What tests may do with any Proxmox node: ask its API about their CTs, stop and remove these, make others."""
 
-    name: str
-    """In Proxmox."""
     lxc_path: Path
     storage: str
     template_storage: str
@@ -61,13 +59,18 @@ class Node(ABC):
     installation = ""
     """By this id, in their notes, the daemon knows its CTs; set once there is a daemon."""
 
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """In Proxmox."""
+
     # -- what the machine needs -------------------------------------------------------------------------------
 
     @abstractmethod
     def serving(self, outside: Path) -> AbstractContextManager[None]:
         """It answers in this network namespace as long as the context lasts; then no CT of the tests is left.
 
-        `outside` is the machine's own network namespace.
+        `outside` is the network namespace that the tests have left.
         """
 
     @abstractmethod
@@ -163,8 +166,8 @@ class EmbeddedNode(Node):
         return msgspec.json.decode((self.state_dir / "node.json").read_bytes(), type=Descriptor)
 
     @property
-    def name(self) -> str:  # type: ignore[override] # the node gives it
-        """In Proxmox."""
+    def name(self) -> str:
+        """See Node."""
         return self.descriptor.node
 
     @property
@@ -265,12 +268,17 @@ class ExistingNode(Node):
     def __init__(self, existing: Existing) -> None:
         self._existing = existing
         proxmox = existing.settings.proxmox
-        self.name, self.lxc_path = proxmox.node_name, existing.settings.runtime.lxc_path
+        self.lxc_path = existing.settings.runtime.lxc_path
         self.storage, self.template_storage = proxmox.storage, proxmox.template_storage
         self.rootfs_size_gib, self.cni_dirs = proxmox.rootfs_size_gib, existing.settings.network.bin_dirs
         url = urlsplit(proxmox.url)
         self._host, self._port = url.hostname or "", url.port or 443
         self._mark = f"pvecri test run {leaks.RUN_ID}"
+
+    @property
+    def name(self) -> str:
+        """See Node."""
+        return self._existing.settings.proxmox.node_name
 
     @contextmanager
     def serving(self, outside: Path) -> Iterator[None]:
@@ -313,12 +321,13 @@ class ExistingNode(Node):
         """See Node. Those in the pool, whose members alone the account sees."""
         guests = self.request("GET", "/cluster/resources?type=vm")
         assert isinstance(guests, list)
-        return {guest["vmid"] for guest in guests if guest["type"] == "lxc"}
+        return {guest["vmid"] for guest in guests if (guest["type"], guest["node"]) == ("lxc", self.name)}
 
     def _is_ours(self, vmid: int) -> bool:
+        if vmid not in VMIDS:
+            return False
         notes = str(self.ct(vmid, "config").get("description", ""))
-        by_daemon = ct_notes.owner(notes).installation
-        return vmid in VMIDS and (notes.strip() == self._mark or "" != by_daemon == self.installation)
+        return notes.strip() == self._mark or "" != ct_notes.owner(notes).installation == self.installation
 
     def _is_taken(self, vmid: int) -> bool:
         status, reason, body = self._send("GET", f"/cluster/nextid?vmid={vmid}", {})
