@@ -45,9 +45,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if "_machines" in _fixtures(item)]
     for item in items:
         if "embedded" in _fixtures(item):
-            item.add_marker(
-                pytest.mark.skip(reason="needs an embedded node: stops it, or changes what it does or allows")
-            )
+            item.add_marker(pytest.mark.skip(reason="changes the node, and so needs an embedded one"))
 
 
 def _fixtures(item: pytest.Item) -> Sequence[str]:

@@ -117,7 +117,7 @@ def test_tests_of_pods_pass_there_and_those_that_control_the_node_are_skipped(
         f"{integration}leak_check.py",
     )
     assert outcomes.pop("test_the_api_process_of_the_node_can_be_restarted_while_pods_run") == "skipped", output
-    assert "needs an embedded node" in output
+    assert "changes the node, and so needs an embedded one" in output
     assert "test_what_is_left_is_found_as_long_as_it_is_there" not in outcomes
     assert len(outcomes) >= 10
     assert set(outcomes.values()) == {"passed"}, output

@@ -129,11 +129,13 @@ def test_the_client_ends_with_a_ct_whose_monitor_is_killed(machine: Machine, lea
     eventually(lambda: gone(client), "the DHCP client has ended")
 
 
-def test_a_ct_whose_client_gets_no_lease_runs_and_its_start_says_so(machine: Machine) -> None:
+def test_a_ct_whose_client_gets_no_lease_runs_and_its_start_says_so(
+    machine: Machine, embedded: EmbeddedNode
+) -> None:
     vmid = machine.vmids[-1]
     earlier = starts(machine, vmid).keys()
     with bridge_to_another_host(LAN):
-        machine.node.make_ct(vmid, start=1, net0=f"name=eth0,bridge={LAN},ip=dhcp,host-managed=1")
+        embedded.make_ct(vmid, start=1, net0=f"name=eth0,bridge={LAN},ip=dhcp,host-managed=1")
         os.kill(eventually(lambda: waiting_client(machine, vmid), "the DHCP client waits"), signal.SIGKILL)
 
         eventually(lambda: starts(machine, vmid).keys() - earlier, "the start has ended")

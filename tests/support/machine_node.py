@@ -100,8 +100,11 @@ class Node(ABC):
         assert isinstance(answer, dict)
         return answer
 
-    def make_ct(self, vmid: int, **options: object) -> None:
-        """A CT that is none of the daemon's; `options` as the API has them."""
+    def make_ct(self, vmid: int) -> None:
+        """A CT that is none of the daemon's."""
+        self._make_ct(vmid, {})
+
+    def _make_ct(self, vmid: int, options: dict[str, object]) -> None:
         contents = self.request(
             "GET", f"/nodes/{self.name}/storage/{self.template_storage}/content?content=vztmpl"
         )
@@ -232,6 +235,10 @@ class EmbeddedNode(Node):
 
     # -- its API ----------------------------------------------------------------------------------------------
 
+    def make_ct(self, vmid: int, **options: object) -> None:
+        """See Node; `options` as the API has them."""
+        self._make_ct(vmid, options)
+
     def cts(self) -> set[int]:
         """See Node."""
         return {int(path.stem) for path in self.state_dir.glob("pve/nodes/*/lxc/*.conf")}
@@ -306,11 +313,11 @@ class ExistingNode(Node):
         """See Node."""
         return {**super().runtime_settings(), **self._existing.runtime()}
 
-    def make_ct(self, vmid: int, **options: object) -> None:
+    def make_ct(self, vmid: int) -> None:
         """See Node. Unprivileged, in the pool and with notes that name the run."""
         assert vmid in VMIDS
-        own = {"pool": self._existing.settings.proxmox.pool, "description": self._mark, "unprivileged": 1}
-        super().make_ct(vmid, **{**own, **options})
+        pool = self._existing.settings.proxmox.pool
+        self._make_ct(vmid, {"pool": pool, "description": self._mark, "unprivileged": 1})
 
     def remove_ct(self, vmid: int) -> None:
         """See Node. Fails for a CT that is not of this run."""
