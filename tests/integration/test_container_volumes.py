@@ -18,7 +18,9 @@ import pytest
 from support import leaks
 from support.cri_client import CriClient, pod_security, refused, security
 from support.daemon import Machine
+from support.image_builder import LayerBuilder, build_image, plain
 from support.processes import need
+from support.tools import tools_layer
 
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.linux import mounts
@@ -320,3 +322,54 @@ def test_the_nodes_proc_is_the_nodes(machine: Machine, cri: CriClient, path: str
 def test_a_directory_that_is_not_there_is_made(cri: CriClient, pod: str, volume: Path) -> None:
     assert cri.finish(pod, "ls", "-a", "/data", **mounted(volume / "new/one")).split() == [".", ".."]
     assert (volume / "new/one").is_dir()
+
+
+# -- volumes that the image declares ---------------------------------------------------------------------------
+
+
+DECLARED = LayerBuilder().directory("var/db", mode=0o700, uid=1000, gid=50).file("var/db/seed", "seed", uid=1000)
+DECLARED.symlink("var/link", "/var/db")
+
+
+def declaring(cri: CriClient, machine: Machine, *volumes: str) -> pb.ImageSpec:
+    """An image with these volumes that has content for /var/db."""
+    built = build_image(
+        tools_layer(), DECLARED.build(), compress=plain, config={"Volumes": {volume: {} for volume in volumes}}
+    )
+    reference = machine.registry.push("tests/declares-volumes", "1", built)
+    cri.pull(reference)
+    return pb.ImageSpec(image=reference)
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_a_declared_volume_is_made_and_stays_writable(
+    cri: CriClient, machine: Machine, pod: str, *, readonly: bool
+) -> None:
+    image = declaring(cri, machine, "/made/by/volume", "/var/db")
+    script = "echo x >/made/by/volume/f; echo y >/var/db/f; cat /made/by/volume/f /var/db/f /var/db/seed"
+    script += (
+        "; stat -c '%a %u %g' /made/by/volume /var/db; touch /root/f 2>/dev/null && echo root is writable; true"
+    )
+    shown = cri.finish(pod, "sh", "-c", script, image=image, linux=security(readonly_rootfs=readonly))
+    expected = "x\ny\nseed755 0 0\n700 1000 50\n" + ("" if readonly else "root is writable\n")
+    assert shown == expected
+
+
+def test_a_declared_volume_behind_a_link_of_the_image_stays_in_the_container(
+    cri: CriClient, machine: Machine, pod: str
+) -> None:
+    image = declaring(cri, machine, "/var/link", "relative", "/", "/bin/busybox")
+    script = "echo x >/var/link/f; cat /var/db/f; ls -d /relative; busybox true && echo busybox"
+    shown = cri.finish(pod, "sh", "-c", script, image=image, linux=security(readonly_rootfs=True))
+    assert shown == "x\n/relative\nbusybox\n"
+
+
+@pytest.mark.parametrize("place", ["/var/db", "/var"])
+def test_a_mount_of_the_request_takes_precedence_over_a_declared_volume(
+    cri: CriClient, machine: Machine, pod: str, volume: Path, place: str
+) -> None:
+    image = declaring(cri, machine, "/var/db")
+    (volume / "of-the-pod").touch()
+    linux = security(readonly_rootfs=True)
+    shown = cri.finish(pod, "ls", place, image=image, linux=linux, **mounted(volume, place))
+    assert shown == "of-the-pod\n"

@@ -30,7 +30,7 @@ from pvecri.oci import capabilities, cdi, devices, seccomp, spec, users
 from pvecri.oci.abilities import Abilities
 from pvecri.oci.plan import BindSource, Plan
 from pvecri.pods import files, user_namespaces, validation
-from pvecri.pods.container import adjustments, bundle, volumes
+from pvecri.pods.container import adjustments, bundle, declared_volumes, volumes
 from pvecri.pods.container.pause import Pauses
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.registry import ContainerEntry, PodEntry, Registry
@@ -149,6 +149,7 @@ class ContainerCreator:
             image_volumes,
             mapped=bool(pod.value.mappings),
         )
+        binds += declared_volumes.make(container.value.config, image.config.volumes, rootfs, pod.value.root_uid)
         plan = self._plan(pod, container, image, rootfs, binds)
         self._check_ids(pod, container, plan.user)
         container.value = replace(container.value, user=plan.user)
