@@ -10,12 +10,11 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pve_replay.process import NodeProcess, new_state_dir
+from pve_replay.process import NodeProcess
 from pve_replay.sandbox_template import write_template
 from support.processes import SOURCES
 
@@ -30,14 +29,6 @@ pytestmark = [
 VMID = random.randrange(90_100, 90_900, 10)
 TEMPLATE = "local:vztmpl/sandbox_1.0.tar.gz"
 CT = f"/nodes/pve/lxc/{VMID}"
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[NodeProcess]:
-    with new_state_dir() as state_dir:
-        async with NodeProcess(state_dir, "--faults") as process:
-            await process.upload(write_template(state_dir / "sandbox_1.0.tar.gz"))
-            yield process
 
 
 async def create(node: NodeProcess, **options: Any) -> None:
@@ -94,7 +85,7 @@ async def test_address_given_to_the_ct_from_outside_shows_in_its_interfaces(node
 
 def test_nic_is_a_veth_between_the_ct_and_its_bridge() -> None:
     command = ["unshare", "--net", "--mount", sys.executable, "-m", "pve_replay.bridged", str(VMID)]
-    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).resolve().parents[1]}{os.pathsep}{SOURCES}"}
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).resolve().parents[2]}{os.pathsep}{SOURCES}"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     seen = json.loads(done.stdout)
     assert seen["names"] == ["lo", "eth0"]

@@ -6,12 +6,10 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pve_replay.account import documented_account
 from pve_replay.process import Login, NodeProcess, new_state_dir
 from pve_replay.sandbox_template import write_template
 
@@ -27,19 +25,6 @@ PARAMETERS = {
     "vmid": VMID, "ostemplate": "local:vztmpl/sandbox_1.0.tar.gz", "rootfs": "local:0", "hostname": "sandbox",
     "memory": 64, "swap": 0, "ostype": "unmanaged",
 }  # fmt: skip
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[NodeProcess]:
-    with new_state_dir() as state_dir:
-        async with NodeProcess(state_dir, "--faults") as process:
-            await process.upload(write_template(state_dir / "sandbox_1.0.tar.gz"))
-            yield process
-
-
-@pytest.fixture
-async def account(node: NodeProcess) -> Login:
-    return await documented_account(node)
 
 
 async def create(node: NodeProcess, **options: Any) -> None:
