@@ -53,6 +53,7 @@ class ReplayNode:
             await step(self)
         if record.name == "abort task" and self._begun is not None:
             self._upids[_upid_in(record.request["url"])] = self._begun
+        self.node.publish_figures()  # the recorded one had its rounds of pvestatd in between
         status, reason, body = await self._ask(record)
         recorded = record.response["body"]
         exitstatus = None
@@ -272,6 +273,7 @@ def _new_node(layout: Layout) -> EmbeddedNode:
     """A node with the recorded one's storages, users and tokens."""
     identity = Identity("unused", ROOT_PASSWORD)
     node = EmbeddedNode(layout, identity, host="127.0.0.1", port=0)
+    node.refusal_delay = 0.0
     for name, (kind, content) in STORAGES.items():
         node.add_storage(name, kind, content)
     _set_up_access(node)

@@ -121,13 +121,19 @@ class NodeProcess:
         self._process.terminate()
         assert await self._process.wait() == 0
 
+    async def kill(self) -> None:
+        """End the process, and the tasks that run in it, as a crash does."""
+        await self._session.close()
+        self._process.kill()
+        await self._process.wait()
+
     async def restart(self) -> None:
         await self.end()
         await self.begin()
 
     async def ask(self, method: str, path: str, parameters: dict[str, Any] | None = None) -> Any:
         """The data of the answer."""
-        status, reason, body = await self._send(method, path, parameters)
+        status, reason, body = await self.send(method, path, parameters)
         assert status == 200, f"{method} {path}: {status} {reason} {body}"
         return json.loads(body)["data"]
 
@@ -136,10 +142,11 @@ class NodeProcess:
 
     async def refusal(self, method: str, path: str, parameters: dict[str, Any] | None = None) -> tuple[int, str]:
         """Status and reason phrase of an answer."""
-        status, reason, _ = await self._send(method, path, parameters)
+        status, reason, _ = await self.send(method, path, parameters)
         return status, reason
 
-    async def _send(self, method: str, path: str, parameters: dict[str, Any] | None) -> tuple[int, str, str]:
+    async def send(self, method: str, path: str, parameters: dict[str, Any] | None) -> tuple[int, str, str]:
+        """Status, reason phrase and body of an answer."""
         url = f"{self.url}/api2/json{path}"
         async with self._session.request(method, url, data=parameters, headers=self.login.headers()) as response:
             return response.status, str(response.reason), await response.text()
@@ -189,6 +196,14 @@ class NodeProcess:
 
         await self.until(none_runs)
 
+    async def logs(self, upid: str, start: str) -> bool:
+        """Whether a task's log has a line that starts so."""
+        log = await self.get(f"/nodes/pve/tasks/{upid}/log")
+        return any(line["t"].startswith(start) for line in log)
+
+    async def config_says(self, vmid: int, option: str, value: object) -> bool:
+        return bool((await self.get(f"/nodes/pve/lxc/{vmid}/config")).get(option) == value)
+
     async def runs(self, upid: str) -> bool:
         """Whether a task runs, by its own status."""
         return bool((await self.get(f"/nodes/pve/tasks/{upid}/status"))["status"] == "running")
@@ -206,10 +221,15 @@ class NodeProcess:
         form = aiohttp.FormData()
         form.add_field("content", "vztmpl")
         form.add_field("filename", template.read_bytes(), filename=template.name)
-        url = f"{self.url}/api2/json/nodes/pve/storage/local/upload"
+        status, reason, answer = await self.post_form("/nodes/pve/storage/local/upload", form)
+        assert status == 200, reason
+        assert (await self.ended(answer["data"]))[0] == "OK"
+
+    async def post_form(self, path: str, form: aiohttp.FormData) -> tuple[int, str, Any]:
+        """Status, reason phrase and JSON of the answer to a multipart form."""
+        url = f"{self.url}/api2/json{path}"
         async with self._session.post(url, data=form, headers=self.login.headers()) as response:
-            assert response.status == 200, await response.text()
-            assert (await self.ended((await response.json())["data"]))[0] == "OK"
+            return response.status, str(response.reason), await response.json()
 
     async def fault(self, fault: dict[str, Any]) -> None:
         async with self._session.post(f"{self.url}/pvecri-embedded/fault", json=fault) as response:

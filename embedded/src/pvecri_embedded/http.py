@@ -3,25 +3,43 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+REFUSAL_DELAY_S = 3.0
+"""How long Proxmox holds back the answer to a request whose credentials it does not take."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _BODY_TYPES = frozenset({"application/x-www-form-urlencoded", "application/json", "multipart/form-data"})
 _WITHOUT_BODY = frozenset({"GET", "HEAD", "DELETE"})
+_UPLOAD = re.compile(r"/nodes/[^/]+/storage/[^/]+/upload")
 _JSON_DECODE_PLACE = "/usr/share/perl5/PVE/APIServer/AnyEvent.pm line 934"
 
 
-@web.middleware
-async def as_pveproxy(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse what the daemon refuses before the API sees it, and give errors its form; both end the connection."""
-    response = await _refusal(request) or await _answer(request, handler)
-    if response.status >= 400:
-        response.force_close()
-    return response
+def as_pveproxy(refusal_delay: float) -> Middleware:
+    """Refuse what the daemon refuses before the API sees it, and give errors its form; both end the connection.
+
+    A refusal of credentials is answered `refusal_delay` seconds late.
+    """
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        began = asyncio.get_running_loop().time()
+        response = await _refusal(request) or await _answer(request, handler)
+        if response.status >= 400:
+            response.force_close()
+        if _is_refused_before_the_api(request, response) or response.status == 401:
+            took = asyncio.get_running_loop().time() - began
+            await asyncio.sleep(max(0.0, refusal_delay - took))
+        return response
+
+    return middleware
 
 
 async def _refusal(request: web.Request) -> web.Response | None:
@@ -54,14 +72,26 @@ def _plain(status: int, reason: str) -> web.Response:
     return web.Response(status=status, reason=reason, text=reason)
 
 
+def _path(request: web.Request) -> str:
+    return request.path.removeprefix("/api2/json").removeprefix("/api2/extjs")
+
+
+def _is_refused_before_the_api(request: web.Request, response: web.StreamResponse) -> bool:
+    """Whether it is what PVE::HTTPServer::auth_handler refuses: it checks the rights of an upload, too."""
+    path = _path(request)
+    if response.status == 403:
+        return request.method == "POST" and _UPLOAD.fullmatch(path) is not None
+    return response.status == 401 and path != "/access/ticket"
+
+
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-    path = request.path.removeprefix("/api2/json").removeprefix("/api2/extjs")
+    path = _path(request)
     try:
         response = await handler(request)
     except web.HTTPNotFound:
         return _not_implemented(f"Method '{request.method} {path}' not implemented")
-    if response.status == 401 and path != "/access/ticket":
-        return web.Response(status=401, reason=response.reason)
+    if _is_refused_before_the_api(request, response):
+        return web.Response(status=response.status, reason=response.reason)
     if response.status == 501 and path in str(response.reason):
         return _not_implemented(f"Method '{request.method} {path}' not implemented")
     return response

@@ -18,7 +18,7 @@ from pvecri_embedded.api.storage import CONTENT, StorageFilesApi
 from pvecri_embedded.api.tasks import TaskApi
 from pvecri_embedded.api.views import ViewsApi
 from pvecri_embedded.api.wording import WordingApi
-from pvecri_embedded.http import as_pveproxy
+from pvecri_embedded.http import REFUSAL_DELAY_S, as_pveproxy
 from pvecri_embedded.identity import TOKEN_ID, TOKEN_NAME, Identity
 from pvecri_embedded.layout import Layout, write_atomically
 from pvecri_embedded.usercfg import ROOT, Token
@@ -38,6 +38,7 @@ class EmbeddedNode(
         self.disks = {}
         super().__init__(layout, host=host, port=port, root_password=identity.root_password)
         self.serve_faults = serve_faults
+        self.refusal_delay = REFUSAL_DELAY_S
         self.version, self.release_version = "9.2.11", "9.2"
         self.client_max_size = UPLOAD_MAX_BYTES
         self.body_timeout = 0.0
@@ -69,7 +70,7 @@ class EmbeddedNode(
 
     def _build_app(self) -> web.Application:
         app: web.Application = super()._build_app()
-        app.middlewares.insert(0, as_pveproxy)
+        app.middlewares.insert(0, as_pveproxy(self.refusal_delay))
         if self.serve_faults:
             app.middlewares.insert(0, self.faults.middleware)
         return app

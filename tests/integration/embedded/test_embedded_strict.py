@@ -13,6 +13,8 @@ import pytest
 from pve_replay.process import Login, NodeProcess, new_state_dir
 from pve_replay.sandbox_template import write_template
 
+from pvecri_embedded.lxc.cgroup import MIB
+
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="starts CTs: needs root"),
     pytest.mark.skipif(not Path("/usr/bin/lxc-start").exists(), reason="starts CTs: needs LXC"),
@@ -79,6 +81,27 @@ async def test_log_of_a_task_that_does_not_exist_says_so_in_its_first_line(node:
     assert log == [{"n": 1, "t": "unable to open file - No such file or directory"}]
 
 
+async def test_aborted_create_is_interrupted_and_leaves_nothing() -> None:
+    with new_state_dir() as state_dir:
+        async with NodeProcess(state_dir, "--task-times", "create=60") as node:
+            await node.upload(write_template(state_dir / "sandbox_1.0.tar.gz"))
+            upid = await node.ask("POST", "/nodes/pve/lxc", PARAMETERS)
+            await node.until(lambda: node.logs(upid, "Total bytes read"))
+            await node.ask("DELETE", f"/nodes/pve/tasks/{upid}")
+            assert (await node.ended(upid))[0] == f"unable to create CT {VMID} - received interrupt"
+            assert await node.refusal("GET", f"{CT}/config") == (500, MISSING)
+            assert await node.get("/nodes/pve/storage/local/content?content=rootdir") == []
+
+
+async def test_task_whose_worker_was_killed_has_ended_in_an_unexpected_way(node: NodeProcess) -> None:
+    await create(node)
+    await node.fault({"task": "vzstart", "hold": True})
+    upid = await node.ask("POST", f"{CT}/status/start")
+    await node.kill()
+    await node.begin()
+    assert (await node.ended(upid))[0] == "unexpected status"
+
+
 # -- locks ----------------------------------------------------------------------------------------------------
 
 
@@ -127,6 +150,47 @@ async def test_ct_that_is_destroyed_meanwhile_is_missed_by_what_waited_for_its_l
     assert await change == (500, MISSING)
     assert (await node.ended(start))[0] == MISSING
     assert not list(node.state_dir.glob(f"pve/nodes/pve/lxc/{VMID}.conf"))
+
+
+async def test_start_of_a_ct_that_another_task_has_started_waits_for_a_change_of_its_state(
+    node: NodeProcess,
+) -> None:
+    await create(node)
+    await node.fault({"task": "vzstart", "hold": True})
+    first = await node.ask("POST", f"{CT}/status/start")
+    second = await node.ask("POST", f"{CT}/status/start")
+    await node.clear_faults()
+    assert (await node.ended(first))[0] == "OK"
+    assert await node.runs(second)
+    exitstatus, log = await node.ended(second)
+    assert exitstatus == "OK"
+    assert log[0] == "problem with monitor socket, but continuing anyway: got timeout"
+    assert await node.refusal("POST", f"{CT}/status/start") == (500, f"CT {VMID} already running")
+
+
+async def test_destroy_that_was_cut_off_leaves_a_config_that_stays_locked() -> None:
+    with new_state_dir() as state_dir:
+        async with NodeProcess(state_dir, "--task-times", "destroy=5") as node:
+            await node.upload(write_template(state_dir / "sandbox_1.0.tar.gz"))
+            await create(node)
+            upid = await node.ask("DELETE", CT)
+            await node.until(lambda: node.config_says(VMID, "lock", "destroyed"))
+            assert await node.get("/nodes/pve/storage/local/content?content=rootdir") == []
+            await node.kill()
+            await node.begin()
+            assert (await node.ended(upid))[0] == "unexpected status"
+
+            assert (await node.get(f"{CT}/config")).keys() == {"lock", "digest"}
+            status = await node.get(f"{CT}/status/current")
+            assert (status["status"], status["lock"], status["name"]) == ("stopped", "destroyed", f"CT{VMID}")
+            assert (status["maxmem"], status["maxswap"], status["maxdisk"]) == (512 * MIB, 0, 4096 * MIB)
+            locked = (500, "CT is locked (destroyed)")
+            assert await node.refusal("DELETE", f"{CT}?force=1") == locked
+            assert await node.refusal("PUT", f"{CT}/config", {"hostname": "other"}) == locked
+            assert await node.refusal("PUT", f"{CT}/config", {"delete": "lock"}) == locked
+            assert (await node.failed_task("POST", f"{CT}/status/start"))[0] == locked[1]
+            taken = (500, f"CT {VMID} already exists on node 'pve'")
+            assert await node.refusal("POST", "/nodes/pve/lxc", PARAMETERS) == taken
 
 
 # -- rights ---------------------------------------------------------------------------------------------------
@@ -239,6 +303,75 @@ async def test_nodes_are_listed_without_figures_to_who_may_not_audit_them(
 async def test_status_of_a_node_in_no_cluster_is_that_of_the_node_alone(node: NodeProcess) -> None:
     (item,) = await node.get("/cluster/status")
     assert (item["type"], item["name"], item["nodeid"], item["local"]) == ("node", "pve", 0, 1)
+
+
+async def test_start_that_follows_a_create_needs_no_right_to_start(node: NodeProcess, account: Login) -> None:
+    role = await node.get("/access/roles/KubePods")
+    await node.ask("PUT", "/access/roles/KubePods", {"privs": ",".join(role.keys() - {"VM.PowerMgmt"})})
+    with node.asked_as(account):
+        await node.task("POST", "/nodes/pve/lxc", PARAMETERS | {"pool": "kubernetes", "start": 1})
+        await node.until(lambda: node.status_is(VMID, "running"))
+        refused = await node.refusal("POST", f"{CT}/status/stop")
+    assert refused == (403, f"Permission check failed (/vms/{VMID}, VM.PowerMgmt)")
+
+
+async def test_refused_credentials_are_answered_late(node: NodeProcess) -> None:
+    wrong = {"username": "root@pam", "password": "wrong"}
+    with node.asked_as(Login(node.root.tokenid, "wrong")):
+        token = asyncio.create_task(node.refusal("GET", "/version"))
+        password = asyncio.create_task(node.refusal("POST", "/access/ticket", wrong))
+        await asyncio.sleep(0)  # until both have taken their credentials
+    for _ in range(50):
+        await node.get("/version")
+    assert not token.done()
+    assert not password.done()
+    assert await token == (401, "Authentication failed!")
+    assert await password == (401, "authentication failure")
+
+
+async def test_upload_without_the_right_to_is_refused_before_the_api_sees_it(node: NodeProcess) -> None:
+    await node.ask("POST", "/access/users", {"userid": "ann@pve"})
+    secret = (await node.ask("POST", "/access/users/ann@pve/token/t", {"privsep": 0}))["value"]
+    with node.asked_as(Login("ann@pve!t", secret)):
+        status, reason, body = await node.send("POST", "/nodes/pve/storage/local/upload", {})
+    assert (status, reason) == (403, "Permission check failed (/storage/local, Datastore.AllocateTemplate)")
+    assert body == ""
+
+
+# -- what the cluster knows ------------------------------------------------------------------------------------
+
+
+async def resource(node: NodeProcess) -> dict[str, Any]:
+    (item,) = await node.get("/cluster/resources?type=vm")
+    return dict(item)
+
+
+async def test_cluster_knows_at_once_which_cts_there_are_and_later_what_they_do(node: NodeProcess) -> None:
+    await create(node, tags="pvecri")
+    assert await resource(node) == {
+        "id": f"lxc/{VMID}", "type": "lxc", "node": "pve", "vmid": VMID, "status": "unknown", "tags": "pvecri",
+    }  # fmt: skip
+
+    async def is_published() -> bool:
+        return bool((await resource(node))["status"] != "unknown")
+
+    await node.until(is_published)
+    await node.task("POST", f"{CT}/status/start")
+    assert await node.status_is(VMID, "running")
+    item = await resource(node)
+    assert (item["status"], item["name"], item["uptime"]) == ("stopped", "sandbox", 0)
+
+    await node.task("DELETE", f"{CT}?force=1")
+    assert await node.get("/cluster/resources?type=vm") == []
+    await create(node, hostname="another")
+    assert (await resource(node))["name"] == "sandbox"
+
+
+async def test_pool_of_a_ct_shows_to_who_may_audit_the_pool(node: NodeProcess, account: Login) -> None:
+    with node.asked_as(account):
+        await node.task("POST", "/nodes/pve/lxc", PARAMETERS | {"pool": "kubernetes"})
+        assert "pool" not in await resource(node)
+    assert (await resource(node))["pool"] == "kubernetes"
 
 
 # -- root's own ------------------------------------------------------------------------------------------------

@@ -23,6 +23,11 @@ def parameter_error(name: str, text: str) -> PveError:
     return PveError(400, "Parameter verification failed.", {name: text})
 
 
+def message_of(error: Exception) -> str:
+    """What Proxmox says of an error, be it an answer's or a task's."""
+    return str(error.message) if isinstance(error, PveError) else str(error)
+
+
 class Ct(FakeCt):  # type: ignore[misc]
     """A CT whose config is a file and whose status is that of its monitor."""
 
@@ -78,6 +83,14 @@ class Base(FakePve):  # type: ignore[misc]
 
     def forget_guest(self, vmid: int) -> None:
         """Take all rights on a guest back, as its destroy does before its config goes."""
+        raise NotImplementedError
+
+    def publish_figures(self) -> None:
+        """Tell the cluster of the state of this node's guests, as pvestatd does in its rounds."""
+        raise NotImplementedError
+
+    def activate_storage(self, name: str) -> None:
+        """Raise Proxmox's 500 unless the storage exists, is enabled and is there."""
         raise NotImplementedError
 
     def load(self) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from fakepve import PveError, TaskError
 from fakepve import lxc as model
 
 from pvecri_embedded.api import tasks
-from pvecri_embedded.api.base import Base, Ct
+from pvecri_embedded.api.base import Base, Ct, message_of
 from pvecri_embedded.api.config import check_patterns
 from pvecri_embedded.lxc.config_file import ID_COUNT, ID_SHIFT, is_unprivileged
 from pvecri_embedded.lxc.monitor import Mount
@@ -23,6 +22,8 @@ from pvecri_embedded.storage.template import TemplateError, Unpacked
 from pvecri_embedded.storage.volumes import GIB, VolumeError, format_size
 
 DEFAULT_ROOTFS_GIB = 4
+LOCK_TIMEOUT_S = 5.0
+"""How long a create waits for the config's lock: what else waits for one waits 10 s."""
 _PERL_PLACE = "/usr/share/perl5/PVE/Storage.pm line 651"
 _UNLOCKED_SHARE = 0.2
 """How much of a create's time is left when Proxmox has written the new CT's config."""
@@ -59,9 +60,7 @@ class CreateApi(Base):
         options, mount_points = self._split_options(v)
         self._check_mount_points(user, vmid, mount_points)
         ct = Ct(vmid, node=self.node, defaults=False, config={"lock": "create"})
-        # The id is taken from here on: a second request is told so at once.
-        self.cts.append(ct)
-        self.save(ct)
+        await self.reserve(ct)
 
         async def body() -> None:
             await self._create_steps(ct, v["ostemplate"], {**options, "unprivileged": unprivileged}, mount_points)
@@ -75,6 +74,23 @@ class CreateApi(Base):
         upid = str(await self._ct_task(ct, "vzcreate", user, body, after=start if v.get("start") else None))
         self._running[upid].add_done_callback(lambda _: self._forget_unmade(ct))
         return upid
+
+    async def reserve(self, ct: Ct) -> None:
+        """Write the first config of a CT (create_and_lock_config): its id is taken from here on."""
+        try:
+            await self.acquire(ct, "reserve", wait=LOCK_TIMEOUT_S)
+        except TaskError as error:
+            raise PveError(500, f"unable to create CT {ct.vmid} - {error}") from error
+        try:
+            # Another request may have been faster while this one waited.
+            self._check_vmid_unused(ct.vmid)
+        except PveError as error:
+            raise PveError(500, f"unable to create CT {ct.vmid} - {error.message}") from error
+        else:
+            self.cts.append(ct)
+            self.save(ct)
+        finally:
+            self.release(ct, "reserve")
 
     def _forget_unmade(self, ct: Ct) -> None:
         """A task that failed before its work has reserved the id for nothing."""
@@ -91,8 +107,7 @@ class CreateApi(Base):
         self._check_vmid_unused(vmid)
         if pool and pool not in self.pools:
             raise PveError(403, f"Permission check failed (pool '{pool}' does not exist)")
-        if v.get("start"):
-            self._vm_perm(user, vmid, pool, "VM.PowerMgmt")
+        # `start` is not checked: the worker starts the CT by itself, as root.
         paths = [f"/vms/{vmid}", *([f"/pool/{pool}"] if pool else [])]
         if not any(self.allowed(user, path, "VM.Allocate") for path in paths):
             raise PveError(403, "Permission check failed")
@@ -140,10 +155,14 @@ class CreateApi(Base):
             unpacked = await asyncio.to_thread(self._extract, ct, archive, made)
             tasks.log(f"Total bytes read: {unpacked.size}")
             await self.times.spend("create", 1 - _UNLOCKED_SHARE)
-        except (VolumeError, TemplateError, TaskError, OSError) as error:
+        except (VolumeError, TemplateError, TaskError, PveError, OSError) as error:
             await asyncio.to_thread(self._remove_files, ct, made)
             self._drop(ct)
-            raise TaskError(f"unable to create CT {ct.vmid} - {error}") from error
+            raise TaskError(f"unable to create CT {ct.vmid} - {message_of(error)}") from error
+        except asyncio.CancelledError:
+            await asyncio.to_thread(self._remove_files, ct, made)
+            self._drop(ct)
+            raise TaskError(f"unable to create CT {ct.vmid} - {tasks.INTERRUPTED}") from None
         ct.config = self._new_config(ct.vmid, options, made)
         if unpacked.options is not None:
             tasks.log("Detected OCI archive")
@@ -203,6 +222,7 @@ class CreateApi(Base):
         options = model.parse_mount(value)
         wanted = model.NEW_DISK.match(options.get("volume", ""))
         if wanted:
+            self.activate_storage(wanted.group(1))
             storage = self.disks[wanted.group(1)]
             size = int(float(wanted.group(2)) * GIB)
             name = self._free_name(vmid, wanted.group(1), directory=not size)
@@ -228,17 +248,30 @@ class CreateApi(Base):
 
     def _remove_files(self, ct: Ct, config: Mapping[str, Any]) -> None:
         """Remove the CT's volumes, LXC directory and config file. Idempotent; runs in a thread."""
-        self._remove_volumes(ct, config)
+        for volume in owned_volumes(ct.vmid, config):
+            try:
+                self._free_volume(volume)
+            except (PveError, VolumeError) as error:
+                tasks.log(message_of(error))
+        self._remove_lxc_files(ct)
         self.layout.conf(ct.vmid).unlink(missing_ok=True)
 
-    def _remove_volumes(self, ct: Ct, config: Mapping[str, Any]) -> None:
-        """Remove the CT's volumes and what LXC has of it, but for what Proxmox leaves. Idempotent."""
-        for key, value in config.items():
-            if model.MOUNT_KEY.match(key):
-                volume = model.parse_mount(value)["volume"]
-                if model.mount_type(volume) == "volume" and model.volume_owner(volume) == ct.vmid:
-                    with contextlib.suppress(KeyError, FileNotFoundError):
-                        storage, _, name = volume.partition(":")
-                        self.disks[storage].free(name)
+    def _free_volume(self, volume: str) -> None:
+        """Remove one volume (PVE::Storage::vdisk_free). Raises PveError or VolumeError if it cannot be removed."""
+        storage, _, name = volume.partition(":")
+        self.activate_storage(storage)
+        for line in self.disks[storage].free(name):
+            tasks.log(line)
+
+    def _remove_lxc_files(self, ct: Ct) -> None:
+        """Remove what LXC has of the CT, but for what Proxmox leaves. Idempotent."""
         self.layout.remove_lxc_dir(ct.vmid)
         self.layout.stderr(ct.vmid).unlink(missing_ok=True)
+
+
+def owned_volumes(vmid: int, config: Mapping[str, Any]) -> list[str]:
+    """The volumes of a config that are the CT's own, each once: those that go with it."""
+    named = (model.parse_mount(value)["volume"] for key, value in config.items() if model.MOUNT_KEY.match(key))
+    return list(dict.fromkeys(
+        volume for volume in named if model.mount_type(volume) == "volume" and model.volume_owner(volume) == vmid
+    ))  # fmt: skip

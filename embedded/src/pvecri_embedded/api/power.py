@@ -13,16 +13,19 @@ from fakepve import PveError, TaskError
 from fakepve import lxc as model
 
 from pvecri_embedded.api import tasks
-from pvecri_embedded.api.base import Ct
-from pvecri_embedded.api.create import CreateApi, id_shift
+from pvecri_embedded.api.base import Ct, message_of
+from pvecri_embedded.api.create import CreateApi, id_shift, owned_volumes
 from pvecri_embedded.layout import write_atomically
 from pvecri_embedded.lxc import config_file, dhcp, hooks, nics
 from pvecri_embedded.lxc.dhcp import DhcpFailed
 from pvecri_embedded.lxc.monitor import Monitor, Mount, StartFailed
 from pvecri_embedded.lxc.nics import Nic
+from pvecri_embedded.storage.volumes import VolumeError
 
 # What LXC sends for a clean shutdown unless lxc.signal.halt says otherwise.
 DEFAULT_HALT_SIGNAL = signal.SIGPWR
+MONITOR_TIMEOUT_S = 10.0
+"""How long a start task waits for lxc-monitord to say that the CT starts."""
 
 
 class PowerApi(CreateApi):
@@ -35,11 +38,15 @@ class PowerApi(CreateApi):
         if not skiplock:
             self._task_lock(ct, allow=("mounted",))
         if ct.monitor is not None:
+            # Another task was faster: no change of state comes for which this one could wait.
+            await asyncio.sleep(MONITOR_TIMEOUT_S)
+            tasks.log("problem with monitor socket, but continuing anyway: got timeout")
             return
         self._apply(ct)
         self.save(ct)
         interfaces = await nics.plugged(nics.parse(ct.vmid, ct.config))
         self._write_lxc_config(ct, interfaces)
+        self._activate_volumes(ct)
         # systemd, the hooks and Perl take their time before the CT's init runs, and after.
         await self.times.spend("start", 0.6)
         try:
@@ -59,6 +66,19 @@ class PowerApi(CreateApi):
             if nic.by_dhcp:
                 await self._ask_for_address(ct, monitor, nic)
         await self.times.spend("start", 0.4)
+
+    def _activate_volumes(self, ct: Ct) -> None:
+        """Raise TaskError unless the CT's volumes and their storages are there (Storage::activate_volumes)."""
+        named = [model.parse_mount(value)["volume"] for key, value in ct.config.items() if _is_mounted(key)]
+        volumes = [volume for volume in named if model.mount_type(volume) == "volume"]
+        try:
+            for storage in {volume.split(":")[0] for volume in volumes}:
+                self.activate_storage(storage)
+        except PveError as error:
+            raise TaskError(error.message) from error
+        for volume in volumes:
+            if not self.storage_path(volume).exists():
+                raise TaskError(f"volume '{volume}' does not exist")
 
     def _write_lxc_config(self, ct: Ct, interfaces: list[Nic]) -> None:
         rootfs, directory = self.layout.rootfs(ct.vmid), self.layout.hooks(ct.vmid)
@@ -186,26 +206,41 @@ class PowerApi(CreateApi):
             if ct.status == "running":
                 tasks.log(f"forced to stop CT {ct.vmid} before destroying!")
                 await _kill(ct)
-            if v.get("purge"):
-                tasks.log(f"purging CT {ct.vmid} from related configurations..")
             await self.times.spend("destroy", 0.8)
-            volumes, ct.config = dict(ct.config), {"lock": "destroyed"}
+            await self._free_volumes(ct)
+            self._remove_lxc_files(ct)
+            # What stays, if the worker is killed before it has removed the config, too: only root can unlock it.
+            ct.config, ct.pending = {"lock": "destroyed"}, {}
             self.save(ct)
-            await asyncio.to_thread(self._remove_volumes, ct, volumes)
             # Nobody's any more, while its id is still taken.
             self.forget_guest(ct.vmid)
+            self._fw()["guests"].pop(ct.vmid, None)
+            if v.get("purge"):
+                tasks.log(f"purging CT {ct.vmid} from related configurations..")
             await self.times.spend("destroy", 0.2)
             self._drop(ct)
-            self._fw()["guests"].pop(ct.vmid, None)
             self.layout.conf(ct.vmid).unlink(missing_ok=True)
 
         return str(await self._ct_task(ct, "vzdestroy", user, body))
+
+    async def _free_volumes(self, ct: Ct) -> None:
+        """Remove the CT's volumes; one that cannot be removed ends the task, and leaves the config as it was."""
+        for volume in owned_volumes(ct.vmid, ct.config):
+            try:
+                await asyncio.to_thread(self._free_volume, volume)
+            except (PveError, VolumeError) as error:
+                raise TaskError(message_of(error)) from error
 
     def _check_destroy(self, ct: Ct, v: dict[str, Any]) -> None:
         self._check_protection(ct, f"can't remove CT {ct.vmid}")
         self._ct_check_lock(ct)
         if ct.status == "running" and not v.get("force"):
             raise PveError(500, f"unable to destroy CT {ct.vmid} - container is running")
+
+
+def _is_mounted(key: str) -> bool:
+    """Whether an option of the config is a volume that a start mounts."""
+    return bool(model.MOUNT_KEY.match(key)) and not key.startswith("unused")
 
 
 async def _kill(ct: Ct) -> None:

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
+import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from pvecri_embedded.api.base import Base, parameter_error
 from pvecri_embedded.storage.volumes import Storage, VolumeError
 
 CONTENT = "iso,vztmpl,backup,rootdir,images,snippets,import"
+_CHECKSUMS = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
 _UPLOAD_NAMES = {
     "iso": re.compile(r".+\.(iso|img)$"),
     "vztmpl": re.compile(r".+\.tar(\.(gz|xz|zst|bz2))?$"),
@@ -39,6 +43,37 @@ class StorageFilesApi(Base):
         else:
             options["path"] = str(disk.path)
         self.storages[name] = options
+
+    # -- is it there? ----------------------------------------------------------------------------------------
+
+    def activate_storage(self, name: str) -> None:
+        """Raise Proxmox's 500 for a storage that is not there, disabled, or not mounted (PVE::Storage)."""
+        self._active_store(name, self.node)
+
+    def _active_store(self, name: str, node: str) -> dict[str, Any]:
+        store: dict[str, Any] = super()._active_store(name, node)
+        mount_point = _mount_point(store)
+        if mount_point is not None and not mount_point.is_mount():
+            raise PveError(
+                500,
+                f"unable to activate storage '{name}' - directory is expected to be a mount point but is not "
+                f"mounted: '{mount_point}'",
+            )
+        return store
+
+    def _storage_for(self, sid: str, user: str | None = None, vmid: int | None = None) -> dict[str, Any]:
+        self._check_enabled(sid, self.node)
+        super()._storage_for(sid, user, vmid)
+        return self._active_store(sid, self.node)
+
+    def _status_item(self, name: str, node: str, formats: bool = False) -> dict[str, Any]:
+        item: dict[str, Any] = super()._status_item(name, node, formats)
+        mount_point = _mount_point(self.storages[name])
+        if item["active"] and mount_point is not None and not mount_point.is_mount():
+            item |= dict.fromkeys(("active", "total", "used", "avail"), 0)
+        return item
+
+    # -- what is on it ---------------------------------------------------------------------------------------
 
     def _volumes(self, name: str) -> dict[str, dict[str, Any]]:
         if name not in self.disks:
@@ -85,7 +120,9 @@ class StorageFilesApi(Base):
             self.require(user, f"/storage/{sid}", "Datastore.Allocate")
 
         async def body() -> str:
-            await asyncio.to_thread(self.disks[sid].free, volname)
+            self.activate_storage(sid)
+            for line in await asyncio.to_thread(self.disks[sid].free, volname):
+                tasks.log(line)
             return f"Removed volume '{volid}'"
 
         identity = f"{owner}@{sid}" if owner is not None else sid
@@ -94,32 +131,38 @@ class StorageFilesApi(Base):
 
     async def _upload(self, request: web.Request) -> web.Response:
         """POST /nodes/{node}/storage/{storage}/upload: the file is on the storage when the task ends."""
-        name, store = self._file_storage(request, "upload")
-        user = request[USER]
+        name, user = request.match_info["storage"], request[USER]
         self.require(user, f"/storage/{name}", "Datastore.AllocateTemplate")
         fields = await _multipart(request)
-        target = self._upload_target(name, store, fields)
+        target = self._upload_target(name, request.match_info["node"], fields)
+        # Where pveproxy has put the body by now.
+        source = f"/var/tmp/pveupload-{secrets.token_hex(16)}"
         data: bytes = fields["data"]
 
         async def body() -> str:
+            tasks.log(f"starting file import from: {source}")
+            _check_sum(data, fields)
             tasks.log(f"target node: {self.node}")
             tasks.log(f"target file: {target}")
             tasks.log(f"file size is: {len(data)}")
-            await asyncio.to_thread(_replace, target, data)
+            tasks.log(f"command: cp -- {source} {target}")
+            await asyncio.to_thread(_copy_to, target, data)
             return "finished file import successfully"
 
         return web.json_response({"data": await self.task(self.node, "imgcopy", "", user, body)})
 
-    def _upload_target(self, name: str, store: dict[str, Any], fields: dict[str, Any]) -> Path:
+    def _upload_target(self, name: str, node: str, fields: dict[str, Any]) -> Path:
+        """Where the file will lie, after Proxmox's checks, in its order."""
         content, filename = fields.get("content"), str(fields.get("filename", ""))
-        if content not in _UPLOAD_NAMES:
-            known = ", ".join(_UPLOAD_NAMES)
-            text = f"value '{content}' does not have a value in the enumeration '{known}'"
-            raise parameter_error("content", text)
-        if "/" in filename or not _UPLOAD_NAMES[content].fullmatch(filename):
+        _check_upload_parameters(fields)
+        store = self._check_enabled(name, node)
+        if store.get("type") not in {"dir", "btrfs"}:
+            raise PveError(500, f"can't upload to storage type '{store.get('type')}'")
+        if "/" in filename or not _UPLOAD_NAMES[str(content)].fullmatch(filename):
             raise parameter_error("filename", "wrong file extension")
         if content not in model.split_list(store.get("content")):
-            raise PveError(500, f"storage '{name}' is not configured for content-type '{content}'")
+            raise PveError(500, f"storage '{name}' does not support '{content}' content")
+        self._active_store(name, node)
         return self.disks[name].volume_path(f"{content}/{filename}")
 
     def _item(self, name: str, volname: str, vol: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +213,45 @@ def _make_empty(path: Path, size: int) -> None:
         file.truncate(size)
 
 
-def _replace(target: Path, data: bytes) -> None:
-    temporary = target.with_name(f".{target.name}.new")
-    temporary.write_bytes(data)
-    temporary.replace(target)
+def _mount_point(store: dict[str, Any]) -> Path | None:
+    """Where a filesystem must be mounted for a `dir` storage with the option ``is_mountpoint``."""
+    value = str(store.get("is_mountpoint") or "no")
+    if store.get("type") != "dir" or value.lower() in {"no", "0", "off", "false"}:
+        return None
+    return Path(store["path"] if value.lower() in {"yes", "1", "on", "true"} else value)
+
+
+def _check_upload_parameters(fields: dict[str, Any]) -> None:
+    """Raise Proxmox's 400 for a field of an upload that the schema does not allow."""
+    content, algorithm = fields.get("content"), fields.get("checksum-algorithm")
+    if content not in _UPLOAD_NAMES:
+        raise parameter_error("content", _not_in(content, _UPLOAD_NAMES))
+    if algorithm is not None and algorithm not in _CHECKSUMS:
+        raise parameter_error("checksum-algorithm", _not_in(algorithm, _CHECKSUMS))
+    for name, other in (("checksum", "checksum-algorithm"), ("checksum-algorithm", "checksum")):
+        if name in fields and other not in fields:
+            raise parameter_error(other, f"missing property - '{name}' requires this property")
+
+
+def _not_in(value: object, known: Iterable[str]) -> str:
+    return f"value '{value}' does not have a value in the enumeration '{', '.join(known)}'"
+
+
+def _check_sum(data: bytes, fields: dict[str, Any]) -> None:
+    """Compare the checksum that came with an upload, if one did. Raises TaskError."""
+    if "checksum-algorithm" not in fields:
+        return
+    found, expected = hashlib.new(fields["checksum-algorithm"], data).hexdigest(), str(fields["checksum"])
+    if found != expected.lower():
+        tasks.log("calculating checksum...")
+        raise TaskError(f"checksum mismatch: got '{found}' != expect '{expected}'")
+    tasks.log("calculating checksum...OK, checksum verified")
+
+
+def _copy_to(target: Path, data: bytes) -> None:
+    """What ``cp`` does. Raises TaskError, and leaves no part of the file then."""
+    try:
+        target.write_bytes(data)
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        raise TaskError(f"import failed: cp: error writing '{target}': {error.strerror}") from error

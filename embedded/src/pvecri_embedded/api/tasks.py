@@ -24,8 +24,10 @@ from pvecri_embedded.api.base import Base, parameter_error
 
 CONFIG_LOCK_TIMEOUT_S = 10.0
 STATUS_ROUND_S = 10.0
-"""How often pvestatd looks for tasks that have ended."""
+"""How often pvestatd looks for tasks that have ended, and at the guests."""
 KEPT_TASKS = 1000
+INTERRUPTED = "received interrupt"
+"""What ends a task that DELETE /nodes/{node}/tasks/{upid} stops."""
 CLUSTER_TASKS = 25
 UPID = re.compile(r"^UPID:[^:\s]+(:[0-9A-F]{8,9}){3}:[^:\s]+:[^:\s]*:[^:\s]+:$")
 _log: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("task_log", default=None)
@@ -82,6 +84,7 @@ class TaskApi(Base):
         self.tasks[upid] = record
         self.tasklog.append(record)
         self._active.append(record)
+        self._write_down(record)
         self.archive_ended()
         running = asyncio.create_task(self._work(record, body, after, vm if lock else None, vm))
         self._running[record["upid"]] = running
@@ -105,10 +108,11 @@ class TaskApi(Base):
             self.keep_task(record)
 
     async def run_status_rounds(self) -> None:
-        """What pvestatd does for the lists of tasks, until it is cancelled."""
+        """What pvestatd does for the lists of tasks and guests, until it is cancelled."""
         while True:
-            await asyncio.sleep(STATUS_ROUND_S)
             self.archive_ended()
+            self.publish_figures()
+            await asyncio.sleep(STATUS_ROUND_S)
 
     async def _work(self, record: Record, body: Body, after: Body | None, locked: Any, guest: Any) -> None:
         _log.set(record["log"])
@@ -120,7 +124,7 @@ class TaskApi(Base):
         except PveError as error:
             status = error.message
         except asyncio.CancelledError:
-            status = "unexpected status"
+            status = INTERRUPTED
         except Exception as error:
             _logger.exception("task %s", record["upid"])
             status = f"internal error: {error}"
@@ -177,10 +181,14 @@ class TaskApi(Base):
             self.release(ct, "config")
             raise PveError(500, f"Configuration file '{_config_path(ct)}' does not exist")
 
-    def keep_task(self, record: Record) -> None:
-        """Write an ended task down, for the API process that comes after this one."""
+    def _write_down(self, record: Record) -> None:
+        """Write a task down, for the API process that comes after this one: as it begins and as it has ended."""
         with self.layout.tasks.open("a") as file:
             file.write(json.dumps(record) + "\n")
+
+    def keep_task(self, record: Record) -> None:
+        """Archive an ended task, and forget the oldest ones."""
+        self._write_down(record)
         excess = self.tasklog[: max(0, len(self.tasklog) - KEPT_TASKS)]
         for old in excess:
             if old["status"] == "stopped":
@@ -188,15 +196,20 @@ class TaskApi(Base):
                 self.tasks.pop(old["upid"], None)
 
     def load_tasks(self) -> None:
-        """Read the tasks of earlier API processes, and drop all but the newest from the file."""
+        """Read the tasks of earlier API processes, and drop all but the newest from the file.
+
+        One that has not ended was killed with its process, and has written no last line.
+        """
         if not self.layout.tasks.exists():
             return
-        lines = self.layout.tasks.read_text().splitlines()[-KEPT_TASKS:]
-        self.layout.tasks.write_text("".join(line + "\n" for line in lines))
-        for line in lines:
-            record = json.loads(line)
+        records = [json.loads(line) for line in self.layout.tasks.read_text().splitlines()]
+        newest = list({record["upid"]: record for record in records}.values())[-KEPT_TASKS:]
+        for record in newest:
+            if record["status"] != "stopped":
+                record |= {"status": "stopped", "exitstatus": "unexpected status", "endtime": int(time.time())}
             self.tasks[record["upid"]] = record
             self.tasklog.append(record)
+        self.layout.tasks.write_text("".join(f"{json.dumps(record)}\n" for record in newest))
 
     def _routes_tasks(self) -> list[tuple[str, str, Any]]:
         return [

@@ -15,23 +15,31 @@ from fakepve import lxc as model
 
 from pvecri_embedded.api.base import Base, Ct
 from pvecri_embedded.lxc.cgroup import MIB
-from pvecri_embedded.storage.volumes import parse_size
+from pvecri_embedded.storage.volumes import GIB, parse_size
 
 _PRESSURES = tuple(f"pressure{what}{kind}" for what in ("cpu", "io", "memory") for kind in ("some", "full"))
 _RRD_STEPS_S = {"hour": 60, "day": 60, "week": 1800, "month": 1800, "year": 21600, "decade": 604800}
 _RRD_POINTS = 70
+_PUBLISHED_FOR_S = 300.0
+"""pmxcfs forgets what was published of a guest after five minutes."""
+_UNLIMITED_ROOTFS = 4 * GIB
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class ViewsApi(Base):
     """Overrides the figures that fakepve invents."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._published: dict[int, tuple[float, dict[str, Any]]] = {}
+        """What the cluster was told last of each VMID, and when (monotonic seconds)."""
+
     def _status(self, ct: Ct) -> dict[str, Any]:
         """The CT as the list and status/current show it."""
         data: dict[str, Any] = {"vmid": ct.vmid, "name": ct.name, "type": "lxc", "status": ct.status}
         data |= self._figures(ct)
         data["cpus"] = data.pop("maxcpu")
-        data["maxswap"] = int(ct.config.get("swap", 512)) * MIB
+        data["maxswap"] = int(ct.config.get("swap", 0)) * MIB
         if ct.monitor is not None:
             data["pid"] = ct.monitor.current_init_pid()
             data |= dict.fromkeys(_PRESSURES)
@@ -64,11 +72,9 @@ class ViewsApi(Base):
         return cpus
 
     def _maxdisk(self, ct: Ct) -> int:
-        """The size of the rootfs in its config; a plain directory may grow to its storage's."""
+        """The size of the rootfs in its config, as it shows of a stopped CT; 4 GiB if there is no limit."""
         rootfs = model.parse_mount(ct.config.get("rootfs", ""))
-        size = parse_size(rootfs.get("size", "0T"))
-        storage = self.disks.get(rootfs.get("volume", "").split(":")[0])
-        return storage.space()[0] if not size and storage is not None else size
+        return parse_size(rootfs.get("size", "0T")) or _UNLIMITED_ROOTFS
 
     def _uptime(self, ct: Ct) -> int:
         pid = ct.monitor and ct.monitor.current_init_pid()
@@ -78,16 +84,28 @@ class ViewsApi(Base):
         """The CTs as /cluster/resources lists them."""
         if kind not in (None, "vm"):
             return []
-        return [self._resource(ct) for ct in self.cts if self.allowed(user, f"/vms/{ct.vmid}", "VM.Audit")]
+        return [self._resource(user, ct) for ct in self.cts if self.allowed(user, f"/vms/{ct.vmid}", "VM.Audit")]
 
-    def _resource(self, ct: Ct) -> dict[str, Any]:
-        figures = self._figures(ct)
-        del figures["swap"]
-        item = {
-            "id": ct.guest, "type": "lxc", "node": ct.node, "name": ct.name, "vmid": ct.vmid,
-            "status": ct.status, "template": int(ct.template), "memhost": 0, **figures,
-        }  # fmt: skip
-        optional = {"lock": ct.lock, "pool": ct.pool, "tags": ct.config.get("tags")}
+    def publish_figures(self) -> None:
+        """Tell the cluster of the CTs' state and figures (pvestatd's update_lxc_status, every ten seconds)."""
+        now = time.monotonic()
+        for ct in self.cts:
+            figures = self._figures(ct)
+            del figures["swap"]
+            state = {"name": ct.name, "status": ct.status, "template": int(ct.template), "memhost": 0}
+            self._published[ct.vmid] = (now, {**state, **figures})
+
+    def _resource(self, user: str, ct: Ct) -> dict[str, Any]:
+        """A CT as the cluster knows it: that it is there is current, its state is as it was published last.
+
+        What was published of a VMID is not taken back when its CT is destroyed, so the next one has it at first.
+        """
+        item = {"id": ct.guest, "type": "lxc", "node": ct.node, "vmid": ct.vmid, "status": "unknown"}
+        when, published = self._published.get(ct.vmid, (float("-inf"), {}))
+        if time.monotonic() - when <= _PUBLISHED_FOR_S:
+            item |= published
+        pool = ct.pool if ct.pool and self.allowed(user, f"/pool/{ct.pool}", "Pool.Audit") else None
+        optional = {"lock": ct.lock, "pool": pool, "tags": ct.config.get("tags")}
         return item | {key: value for key, value in optional.items() if value}
 
     def _routes_views(self) -> list[tuple[str, str, Any]]:

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ CONTENT_DIRS = {
     "import": "import",
 }
 _TEMPLATE_FORMATS = {"gz": "tgz", "xz": "txz", "zst": "tzst", "bz2": "tbz2", "tar": "tar"}
+_ALLOCATE_PLACE = "/usr/share/perl5/PVE/Storage/Plugin.pm line 1055"
+_REMOVE_PLACE = "/usr/share/perl5/PVE/Storage/Plugin.pm line 1136"
+"""Where Proxmox VE 9.2 dies, or warns, with the text of a library's: Perl adds the place then."""
 _OWNED = re.compile(r"^(?:(\d+)/)?(?:vm|subvol|base|basevol)-(\d+)-disk-\d+(?:\.(raw|subvol))?$")
 
 
@@ -97,26 +100,48 @@ class Storage:
     def allocate(self, name: str, size: int, root_id: int) -> list[str]:
         """Make the volume (``size`` 0: a directory), owned by ``root_id``; returns what the task logs."""
         path = self.volume_path(name)
-        path.parent.mkdir(exist_ok=True)
+        try:
+            path.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise VolumeError(f"mkdir {path.parent}: {error.strerror} at {_ALLOCATE_PLACE}.") from error
         if not size:
-            path.mkdir()
+            try:
+                path.mkdir()
+            except OSError as error:
+                raise VolumeError(f"unable to create subvol '{path}' - {error.strerror}") from error
             os.chown(path, root_id, root_id)
             return []
-        with path.open("xb") as file:
-            file.truncate(size)
+        try:
+            with path.open("xb") as file:
+                file.truncate(size)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            reason = f"qemu-img: {path}: Could not create '{path}': {error.strerror}"
+            raise VolumeError(f"unable to create image: {reason}") from error
         log = [] if self._blocks else [f"Formatting '{path}', fmt=raw size={size} preallocation=off"]
         return [*log, *_make_filesystem(path, root_id)]
 
-    def free(self, name: str) -> None:
-        """Remove the volume. Idempotent."""
+    def free(self, name: str) -> list[str]:
+        """Remove the volume; returns what the task logs. Idempotent.
+
+        As with Proxmox what cannot be removed of a directory stays, and is no error (PVE::Storage::Plugin). Raises
+        VolumeError for an image.
+        """
         path = self.volume_path(name)
-        if path.is_dir():
-            shutil.rmtree(path)
+        log: list[str] = []
+        if path.is_dir() or name.endswith(".subvol"):
+            log += _remove_tree(path)
+        elif not path.is_file():
+            return [f"disk image '{path}' does not exist"]
         else:
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink()
+            except OSError as error:
+                raise VolumeError(f"unlink '{path}' failed - {error.strerror}") from error
         if path.parent.parent == self.path / "images":
             with contextlib.suppress(OSError):
                 path.parent.rmdir()  # stays while another volume of the CT is there
+        return log
 
     def copy_from(self, source: Path, name: str) -> None:
         """Make the volume as a copy of another, holes and owners kept."""
@@ -179,6 +204,20 @@ def _file(path: Path, content: str) -> Volume:
         used=status.st_blocks * 512,
         ctime=int(status.st_ctime),
     )
+
+
+def _remove_tree(path: Path) -> list[str]:
+    """Remove a directory as Perl's File::Path does: on past errors, each of which is a line of the result."""
+    log: list[str] = []
+
+    def failed(function: Callable[..., Any], item: str, info: tuple[Any, BaseException, Any]) -> None:
+        if isinstance(info[1], FileNotFoundError):
+            return
+        what = "remove directory for" if function in {os.rmdir, os.scandir, os.open} else "unlink file for"
+        log.append(f"cannot {what} {item}: {os.strerror(getattr(info[1], 'errno', 0) or 0)} at {_REMOVE_PLACE}.")
+
+    shutil.rmtree(path, onerror=failed)
+    return log
 
 
 def _make_filesystem(path: Path, root_id: int) -> list[str]:
