@@ -94,7 +94,8 @@ class VolumeInfo(Answer, frozen=True):
 class Guest(Answer, frozen=True):
     """One of GET /cluster/resources?type=vm: a CT (`type` lxc) or a VM (qemu), on any node of the cluster.
 
-    pvestatd refreshes these, so `status` and `name` may be ten seconds old; that the guest exists is current.
+    That the guest exists, its tags and its lock are current. pvestatd refreshes `status` and `name` every ten
+    seconds; a new guest has those of the last one of its VMID until then, or none.
     """
 
     vmid: Vmid

@@ -42,6 +42,17 @@ def test_the_words_decide_the_kind_in_answers_and_tasks_alike(words: str, kind: 
     assert type(task) is (kind if kind is not errors.ProxmoxError else errors.ProxmoxTaskError)
 
 
+@pytest.mark.parametrize("lock", ["create", "destroyed"])
+def test_lock_that_a_cut_off_task_leaves_says_what_takes_it_away(lock: str) -> None:
+    error = answered(500, f"CT is locked ({lock})")
+    assert isinstance(error, errors.CtLocked)
+    assert "`pct unlock VMID` and then `pct destroy VMID`" in str(error)
+
+
+def test_lock_of_a_backup_goes_by_itself() -> None:
+    assert "pct unlock" not in str(answered(500, "CT is locked (backup)"))
+
+
 def test_a_missing_privilege_is_named_with_the_account() -> None:
     error = answered(403, "Permission check failed (/vms/204, VM.PowerMgmt)")
 
