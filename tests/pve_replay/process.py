@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.parse
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +150,12 @@ class NodeProcess:
         url = f"{self.url}/api2/json{path}"
         async with self._session.request(method, url, data=parameters, headers=self.login.headers()) as response:
             return response.status, str(response.reason), await response.text()
+
+    async def headers(self, method: str, path: str) -> Mapping[str, str]:
+        """The headers of an answer."""
+        url = f"{self.url}/api2/json{path}"
+        async with self._session.request(method, url, headers=self.login.headers()) as response:
+            return response.headers
 
     async def task(self, method: str, path: str, parameters: dict[str, Any] | None = None) -> None:
         """Ask for a task and wait until it has ended well."""

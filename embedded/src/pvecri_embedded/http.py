@@ -7,10 +7,16 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable
+from weakref import WeakKeyDictionary
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+KEEP_ALIVE_REQUESTS = 100
+KEEP_ALIVE_S = 5.0
+"""How many requests a connection takes, and how long it may be idle, before Proxmox closes it."""
+BODY_MAX_BYTES = 512 * 1024
+"""Of any request but an upload."""
 REFUSAL_DELAY_S = 3.0
 """How long Proxmox holds back the answer to a request whose credentials it does not take."""
 
@@ -27,12 +33,21 @@ def as_pveproxy(refusal_delay: float) -> Middleware:
 
     A refusal of credentials is answered `refusal_delay` seconds late.
     """
+    requests: WeakKeyDictionary[asyncio.Transport, int] = WeakKeyDictionary()
+
+    def is_last(request: web.Request) -> bool:
+        """Whether the connection is closed after this request."""
+        transport = request.transport
+        if transport is None:
+            return True
+        requests[transport] = requests.get(transport, 0) + 1
+        return requests[transport] >= KEEP_ALIVE_REQUESTS or _is_upload(request)
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         began = asyncio.get_running_loop().time()
         response = await _refusal(request) or await _answer(request, handler)
-        if response.status >= 400:
+        if is_last(request) or response.status >= 400:
             response.force_close()
         if _is_refused_before_the_api(request, response) or response.status == 401:
             took = asyncio.get_running_loop().time() - began
@@ -50,6 +65,12 @@ async def _refusal(request: web.Request) -> web.Response | None:
         return None
     if not request.can_read_body:
         return None
+    if (request.content_length or 0) > BODY_MAX_BYTES and not _is_upload(request):
+        return _plain(501, "for data too large")
+    return await _refusal_of_body(request)
+
+
+async def _refusal_of_body(request: web.Request) -> web.Response | None:
     if "Content-Type" in request.headers and request.content_type not in _BODY_TYPES:
         return _plain(506, f"upload 'Content-Type '{request.content_type}' not implemented")
     if request.content_type == "application/json":
@@ -76,11 +97,15 @@ def _path(request: web.Request) -> str:
     return request.path.removeprefix("/api2/json").removeprefix("/api2/extjs")
 
 
+def _is_upload(request: web.Request) -> bool:
+    return request.method == "POST" and _UPLOAD.fullmatch(_path(request)) is not None
+
+
 def _is_refused_before_the_api(request: web.Request, response: web.StreamResponse) -> bool:
     """Whether it is what PVE::HTTPServer::auth_handler refuses: it checks the rights of an upload, too."""
     path = _path(request)
     if response.status == 403:
-        return request.method == "POST" and _UPLOAD.fullmatch(path) is not None
+        return _is_upload(request)
     return response.status == 401 and path != "/access/ticket"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from typing import Any
 
 from aiohttp import web
@@ -18,7 +19,7 @@ from pvecri_embedded.api.storage import CONTENT, StorageFilesApi
 from pvecri_embedded.api.tasks import TaskApi
 from pvecri_embedded.api.views import ViewsApi
 from pvecri_embedded.api.wording import WordingApi
-from pvecri_embedded.http import REFUSAL_DELAY_S, as_pveproxy
+from pvecri_embedded.http import KEEP_ALIVE_S, REFUSAL_DELAY_S, as_pveproxy
 from pvecri_embedded.identity import TOKEN_ID, TOKEN_NAME, Identity
 from pvecri_embedded.layout import Layout, write_atomically
 from pvecri_embedded.usercfg import ROOT, Token
@@ -56,8 +57,18 @@ class EmbeddedNode(
         self._load_pools()
         self.load()
         self.adopt_running()
-        await self.start(certificate, key)
+        await self._listen(certificate, key)
         self._rounds = asyncio.create_task(self.run_status_rounds())
+
+    async def _listen(self, certificate: str, key: str) -> None:
+        """What fakepve's ``start`` does, with pveproxy's patience for idle connections."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate, key)
+        self.runner = web.AppRunner(self._build_app(), keepalive_timeout=KEEP_ALIVE_S)
+        await self.runner.setup()
+        await web.TCPSite(self.runner, self.host, self.port, ssl_context=context).start()
+        if not self.port:
+            self.port = self.runner.addresses[0][1]
 
     async def shut_down(self) -> None:
         """Answer no more, let running tasks end, let go of the CTs."""

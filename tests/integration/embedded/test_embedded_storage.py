@@ -170,6 +170,7 @@ async def test_upload_is_compared_with_its_checksum(node: NodeProcess) -> None:
 
 async def test_upload_is_refused_for_what_the_storage_does_not_take(node: NodeProcess) -> None:
     assert "400" in await upload(node, b"data", checksum="0")
+    assert (await upload(node, b"data", content="nosuch")).startswith("400 ")
     await node.ask("PUT", "/storage/local", {"content": "rootdir,iso"})
     assert await upload(node, b"data") == "500 storage 'local' does not support 'vztmpl' content"
     await node.ask("PUT", "/storage/local", {"disable": 1})

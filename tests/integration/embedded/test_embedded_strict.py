@@ -338,6 +338,21 @@ async def test_upload_without_the_right_to_is_refused_before_the_api_sees_it(nod
     assert body == ""
 
 
+# -- connections -----------------------------------------------------------------------------------------------
+
+
+async def test_connection_takes_a_hundred_requests(node: NodeProcess) -> None:
+    answers = [await node.headers("GET", "/version") for _ in range(200)]
+    closed = [number for number, headers in enumerate(answers, 1) if headers.get("Connection") == "close"]
+    assert len(closed) == 2
+    assert closed[1] - closed[0] == 100
+
+
+async def test_large_body_is_refused_unless_it_is_an_upload(node: NodeProcess) -> None:
+    refused = await node.refusal("PUT", f"{CT}/config", {"description": "x" * 600_000})
+    assert refused == (501, "for data too large")
+
+
 # -- what the cluster knows ------------------------------------------------------------------------------------
 
 

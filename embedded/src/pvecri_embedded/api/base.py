@@ -55,6 +55,7 @@ class Base(FakePve):  # type: ignore[misc]
     """fakepve's server with the node's directories; the ground of the API's parts."""
 
     layout: Layout
+    port: int
     disks: Mapping[str, Storage]
     cgroups: CgroupTree
     templates: TemplateStore

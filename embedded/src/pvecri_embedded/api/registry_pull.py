@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from fakepve import storage as model
 
 from pvecri_embedded.api import tasks
 from pvecri_embedded.api.base import Base
+from pvecri_embedded.api.storage import normalise_file_name
 
 
 class RegistryPullApi(Base):
@@ -76,8 +76,7 @@ class RegistryPullApi(Base):
 
 def file_name(reference: str, wanted: str | None) -> str:
     """The template's name: as wanted, else the last part of the repository and the tag."""
-    name = re.split(r"[/\\]", wanted or reference)[-1]
-    return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII) + ".tar"
+    return f"{normalise_file_name(wanted or reference)}.tar"
 
 
 def _registries(conf: str) -> list[str]:

@@ -153,12 +153,12 @@ class StorageFilesApi(Base):
 
     def _upload_target(self, name: str, node: str, fields: dict[str, Any]) -> Path:
         """Where the file will lie, after Proxmox's checks, in its order."""
-        content, filename = fields.get("content"), str(fields.get("filename", ""))
+        content, filename = fields.get("content"), normalise_file_name(str(fields.get("filename", "")))
         _check_upload_parameters(fields)
         store = self._check_enabled(name, node)
         if store.get("type") not in {"dir", "btrfs"}:
             raise PveError(500, f"can't upload to storage type '{store.get('type')}'")
-        if "/" in filename or not _UPLOAD_NAMES[str(content)].fullmatch(filename):
+        if not _UPLOAD_NAMES[str(content)].fullmatch(filename):
             raise parameter_error("filename", "wrong file extension")
         if content not in model.split_list(store.get("content")):
             raise PveError(500, f"storage '{name}' does not support '{content}' content")
@@ -211,6 +211,11 @@ def _make_empty(path: Path, size: int) -> None:
         return
     with path.open("xb") as file:
         file.truncate(size)
+
+
+def normalise_file_name(name: str) -> str:
+    """What Proxmox makes of a file's name (PVE::Storage::normalize_content_filename)."""
+    return re.sub(r"[^\w.-]", "_", re.split(r"[/\\]", name.removesuffix("\n"))[-1], flags=re.ASCII)
 
 
 def _mount_point(store: dict[str, Any]) -> Path | None:
