@@ -72,6 +72,12 @@ async def test_ct_on_a_disabled_storage_does_not_start(disabled: NodeProcess) ->
     assert (await disabled.failed_task("POST", f"{CT}/status/start"))[0] == DISABLED
 
 
+async def test_removal_that_fails_within_its_delay_is_an_error(disabled: NodeProcess) -> None:
+    path = f"{STORAGE}/content/local:vztmpl%2Fsandbox_1.0.tar.gz"
+    assert (await disabled.failed_task("DELETE", path))[0] == DISABLED
+    assert await disabled.refusal("DELETE", f"{path}?delay=10") == (500, DISABLED)
+
+
 async def test_destroy_that_cannot_remove_a_volume_leaves_the_ct_as_it_was(disabled: NodeProcess) -> None:
     before = await disabled.get(f"{CT}/config")
     assert (await disabled.failed_task("DELETE", CT))[0] == DISABLED
@@ -102,6 +108,21 @@ async def test_ct_whose_volume_is_gone_does_not_start_and_can_be_destroyed(node:
     shutil.rmtree(node.state_dir / "storage/local/images" / volume.removeprefix("local:"))
     failed = await node.failed_task("POST", f"{CT}/status/start")
     assert failed[0] == f"volume '{volume}' does not exist"
+    await node.task("DELETE", CT)
+
+
+async def test_directory_that_cannot_be_removed_stays_after_the_destroy(node: NodeProcess) -> None:
+    await create(node)
+    volume = node.state_dir / f"storage/local/images/{VMID}/subvol-{VMID}-disk-0.subvol"
+    (volume / "busy").mkdir()
+    with tiny(volume / "busy", "size=64k"):
+        exitstatus, log = await node.ended(await node.ask("DELETE", CT))
+        assert exitstatus == "OK"
+        place = "/usr/share/perl5/PVE/Storage/Plugin.pm line 1136."
+        assert f"cannot remove directory for {volume}/busy: Device or resource busy at {place}" in log
+    assert volume.is_dir()
+    await create(node)
+    assert (await node.get(f"{CT}/config"))["rootfs"] == f"local:{VMID}/subvol-{VMID}-disk-1.subvol,size=0T"
     await node.task("DELETE", CT)
 
 

@@ -127,7 +127,12 @@ class StorageFilesApi(Base):
 
         identity = f"{owner}@{sid}" if owner is not None else sid
         upid = str(await self.task(v["node"], "imgdel", identity, user, body))
-        return None if v.get("delay") and await self.task_ended(upid, float(v["delay"])) else upid
+        if not v.get("delay") or not await self.task_ended(upid, float(v["delay"])):
+            return upid
+        exitstatus = str(self.tasks[upid]["exitstatus"])
+        if exitstatus != "OK":
+            raise PveError(500, exitstatus)
+        return None
 
     async def _upload(self, request: web.Request) -> web.Response:
         """POST /nodes/{node}/storage/{storage}/upload: the file is on the storage when the task ends."""
