@@ -59,6 +59,11 @@ CONDITION = _gauge("condition", "Whether a condition of the runtime's status is 
 
 CRI_CALLS = _counter("cri_calls", "Calls of the CRI that have ended.", "method", "code")
 CRI_SECONDS = _seconds("cri_call_duration", "How long calls of the CRI took.", SECONDS_OF_CALLS, "method")
+CRI_FAULTS = _counter(
+    "cri_faults",
+    "Calls of the CRI that ended with an exception nobody foresaw; the log has its traceback.",
+    "method",
+)
 CRI_RUNNING = _gauge("cri_calls_in_flight", "Calls of the CRI under way.", "method")
 
 PODS = _gauge("pods", "Pod sandboxes by the phase of their life.", "phase")
@@ -68,6 +73,9 @@ PODS_BY_USER_NAMESPACE = _gauge(
 CONTAINERS = _gauge("containers", "Containers by state.", "state")
 OOM_KILLS = _counter("container_oom_kills", "Containers that ended because memory ran out.")
 LISTENERS_DROPPED = _counter("event_listeners_dropped", "Listeners to events that did not keep up.")
+BACKGROUND_FAILURES = _counter(
+    "background_failures", "Failures of background work and of steps of clean-ups, by kind of work.", "work"
+)
 CLEANUP_PENDING = _gauge("cleanup_pending", "Cleaning steps that failed and are tried again.")
 CLEANUP_FAILURES = _counter("cleanup_failures", "Tries of cleaning steps that failed.")
 

@@ -88,7 +88,7 @@ def addresses(netns: Path, device: str) -> str:
 async def test_an_attached_pod_has_lo_eth0_and_its_addresses(
     manager: NetworkManager, bridge: Path, netns: Path
 ) -> None:
-    network = await manager.attach(SANDBOX_ID, netns, SANDBOX)
+    network = await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
 
     assert network.ips == ("10.213.9.2", "fd00:213:9::2")
     assert [interface.name for interface in network.interfaces] == ["eth0"]
@@ -102,7 +102,7 @@ async def test_a_detached_pod_leaves_no_lease_no_rule_and_no_record(
     manager: NetworkManager, bridge: Path, netns: Path
 ) -> None:
     sandbox = with_host_port()
-    await manager.attach(SANDBOX_ID, netns, sandbox)
+    await manager.attach(SANDBOX_ID, netns, manager.request_of(sandbox))
     assert leases(bridge) == {"10.213.9.2", "fd00:213:9::2"}
     assert rules()
 
@@ -114,7 +114,7 @@ async def test_a_detached_pod_leaves_no_lease_no_rule_and_no_record(
 
 async def test_a_pod_whose_namespace_is_gone_frees_its_addresses(manager: NetworkManager, bridge: Path) -> None:
     with network_namespace() as netns:
-        await manager.attach(SANDBOX_ID, netns, SANDBOX)
+        await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
 
     await manager.detach(SANDBOX_ID, netns, SANDBOX)
     await manager.detach(SANDBOX_ID, None, SANDBOX)
@@ -126,7 +126,7 @@ async def test_a_pod_can_be_detached_when_the_plugins_have_lost_what_they_knew(
     manager: NetworkManager, bridge: Path, netns: Path
 ) -> None:
     sandbox = with_host_port()
-    await manager.attach(SANDBOX_ID, netns, sandbox)
+    await manager.attach(SANDBOX_ID, netns, manager.request_of(sandbox))
     shutil.rmtree(bridge)
     remove_interface(netns)
     forget_bridge_and_rules()
@@ -138,7 +138,7 @@ async def test_a_pod_can_be_detached_when_the_plugins_have_lost_what_they_knew(
 
 async def test_a_host_port_leads_to_the_pod(manager: NetworkManager, bridge: Path, netns: Path) -> None:
     sandbox = with_host_port()
-    await manager.attach(SANDBOX_ID, netns, sandbox)
+    await manager.attach(SANDBOX_ID, netns, manager.request_of(sandbox))
     listener = namespaces.run_inside([netns], lambda: socket.create_server(("", 8080)))
     with listener, socket.create_connection(("10.213.9.1", HOST_PORT)) as client:
         served, _ = listener.accept()
@@ -152,7 +152,7 @@ async def test_a_host_port_leads_to_the_pod_by_ipv6(manager: NetworkManager, bri
     # The bridge's own address is asked for at once, not after duplicate address detection.
     Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0")
     sandbox = with_host_port()
-    await manager.attach(SANDBOX_ID, netns, sandbox)
+    await manager.attach(SANDBOX_ID, netns, manager.request_of(sandbox))
     listener = namespaces.run_inside([netns], lambda: socket.create_server(("::", 8080), family=socket.AF_INET6))
     with listener, socket.create_connection(("fd00:213:9::1", HOST_PORT)) as client:
         served, _ = listener.accept()
@@ -167,7 +167,7 @@ async def test_a_host_port_of_udp_leads_to_the_pod_through_loopback(
 ) -> None:
     mapping = PortMapping(protocol=Protocol.UDP, container_port=8080, host_port=HOST_PORT)
     sandbox = SandboxConfig(metadata=SANDBOX.metadata, port_mappings=(mapping,))
-    await manager.attach(SANDBOX_ID, netns, sandbox)
+    await manager.attach(SANDBOX_ID, netns, manager.request_of(sandbox))
     listener = namespaces.run_inside([netns], lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     with listener, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         listener.bind(("", 8080))
@@ -183,7 +183,7 @@ async def test_a_mapping_without_a_host_port_opens_none(
     mapping = PortMapping(protocol=Protocol.TCP, container_port=HOST_PORT, host_port=0)
     sandbox = SandboxConfig(metadata=SANDBOX.metadata, port_mappings=(mapping,))
 
-    await manager.attach(SANDBOX_ID, netns, sandbox)
+    await manager.attach(SANDBOX_ID, netns, manager.request_of(sandbox))
 
     assert not [rule for rule in rules() if str(HOST_PORT) in rule]
     await manager.detach(SANDBOX_ID, netns, sandbox)
@@ -192,10 +192,10 @@ async def test_a_mapping_without_a_host_port_opens_none(
 async def test_detach_uses_the_network_that_attach_used(
     manager: NetworkManager, config: NetworkConfig, bridge: Path, netns: Path
 ) -> None:
-    await manager.attach(SANDBOX_ID, netns, SANDBOX)
+    await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
     (config.conf_dir / "10-pods.conflist").unlink()
     with pytest.raises(NetworkNotReady):
-        await manager.attach(SandboxId("6b" * 32), netns, SANDBOX)
+        await manager.attach(SandboxId("6b" * 32), netns, manager.request_of(SANDBOX))
 
     await manager.detach(SANDBOX_ID, netns, SANDBOX)
 
@@ -206,7 +206,7 @@ async def test_an_attached_pod_passes_check_until_its_interface_is_gone(
     manager: NetworkManager, config: NetworkConfig, tmp_path: Path, netns: Path
 ) -> None:
     write_network(config, [bridge_plugin(tmp_path)])
-    await manager.attach(SANDBOX_ID, netns, SANDBOX)
+    await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
     await manager.check(SANDBOX_ID)
 
     remove_interface(netns)
@@ -222,7 +222,7 @@ async def test_older_configurations_work(
 ) -> None:
     write_network(config, [bridge_plugin(tmp_path)], version)
 
-    network = await manager.attach(SANDBOX_ID, netns, SANDBOX)
+    network = await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
     await manager.detach(SANDBOX_ID, netns, SANDBOX)
 
     assert network.ips[0] == "10.213.9.2"
@@ -232,7 +232,9 @@ async def test_older_configurations_work(
 async def test_pods_attached_at_once_get_addresses_of_their_own(manager: NetworkManager, bridge: Path) -> None:
     with network_namespace() as first, network_namespace() as second:
         pods = {SandboxId("1a" * 32): first, SandboxId("2b" * 32): second}
-        networks = await asyncio.gather(*(manager.attach(each, path, SANDBOX) for each, path in pods.items()))
+        networks = await asyncio.gather(
+            *(manager.attach(each, path, manager.request_of(SANDBOX)) for each, path in pods.items())
+        )
         await asyncio.gather(*(manager.detach(each, path, SANDBOX) for each, path in pods.items()))
 
     assert len({network.ips for network in networks}) == 2
@@ -241,7 +243,7 @@ async def test_pods_attached_at_once_get_addresses_of_their_own(manager: Network
 
 async def test_a_namespace_that_does_not_exist_is_not_found(manager: NetworkManager, bridge: Path) -> None:
     with pytest.raises(NotFound, match="/proc/0/ns/net does not exist"):
-        await manager.attach(SANDBOX_ID, Path("/proc/0/ns/net"), SANDBOX)
+        await manager.attach(SANDBOX_ID, Path("/proc/0/ns/net"), manager.request_of(SANDBOX))
 
     assert manager.attached() == []
 

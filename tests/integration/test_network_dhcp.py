@@ -45,7 +45,8 @@ def manager(directory: Path, timeout: float) -> NetworkManager:
 
 
 async def test_the_address_that_comes_is_the_pods(tmp_path: Path, netns: Path) -> None:
-    attaching = asyncio.create_task(manager(tmp_path, 30).attach(SANDBOX_ID, netns, SANDBOX))
+    patient = manager(tmp_path, 30)
+    attaching = asyncio.create_task(patient.attach(SANDBOX_ID, netns, patient.request_of(SANDBOX)))
     inside(netns, "ip addr add 192.0.2.77/24 dev eth0")
 
     network = await attaching
@@ -54,8 +55,9 @@ async def test_the_address_that_comes_is_the_pods(tmp_path: Path, netns: Path) -
 
 
 async def test_an_address_that_does_not_come_is_told_with_what_it_needs(tmp_path: Path, netns: Path) -> None:
+    hasty = manager(tmp_path, 0.2)
     with pytest.raises(DeadlineExceeded, match=r"DHCP on bridge vmbr0 .* within 0\.2 s .*version 9\.1"):
-        await manager(tmp_path, 0.2).attach(SANDBOX_ID, netns, SANDBOX)
+        await hasty.attach(SANDBOX_ID, netns, hasty.request_of(SANDBOX))
 
 
 async def test_a_pod_in_place_of_cni_has_nothing_to_detach(tmp_path: Path, netns: Path) -> None:

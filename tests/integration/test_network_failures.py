@@ -88,7 +88,7 @@ async def test_a_plugins_own_words_are_passed_on_with_its_name_and_file(
     with pytest.raises(
         PluginError, match=r"failing \(.*10-pods\.conflist\): ADD: no more ports; asked for 80"
     ) as error:
-        await manager.attach(SANDBOX_ID, netns, SANDBOX)
+        await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
 
     assert error.value.code == 11
 
@@ -99,7 +99,7 @@ async def test_a_failed_add_is_undone_in_reverse(
     install(config, first=ANSWERS, second=FAILS_ON_ADD, third=ANSWERS)
 
     with pytest.raises(PluginError):
-        await manager.attach(SANDBOX_ID, netns, SANDBOX)
+        await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
 
     assert calls(config) == [
         "ADD first netns",
@@ -119,7 +119,7 @@ async def test_a_failed_add_leaves_no_lease(
     write_network(config, [{"type": "bridge", "bridge": "pvtest0", "ipam": ipam}, {"type": "failing"}])
 
     with pytest.raises(PluginError, match="no more ports"):
-        await manager.attach(SANDBOX_ID, netns, SANDBOX)
+        await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
 
     assert not list((tmp_path / "leases").glob("pods/10.*"))
 
@@ -129,7 +129,7 @@ async def test_an_undo_that_fails_is_left_for_a_later_detach(
 ) -> None:
     install(config, broken="#!/bin/sh\ncat > /dev/null; echo so it goes >&2; exit 3\n")
     with pytest.raises(PluginError, match=r"ADD: ended with status 3: so it goes"):
-        await manager.attach(SANDBOX_ID, netns, SANDBOX)
+        await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
     assert manager.attached() == [SANDBOX_ID]
 
     with pytest.raises(PluginError, match="DEL: "):
@@ -144,7 +144,7 @@ async def test_detach_stops_at_a_plugin_that_fails(
     manager: NetworkManager, config: NetworkConfig, netns: Path
 ) -> None:
     install(config, first=ANSWERS, second=ANSWERS)
-    await manager.attach(SANDBOX_ID, netns, SANDBOX)
+    await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
     install(config, second="#!/bin/sh\nexit 1\n")
 
     with pytest.raises(PluginError, match=r"second .*: DEL: ended with status 1: no output"):
@@ -162,7 +162,7 @@ async def test_a_plugin_that_hangs_is_killed_with_its_children(config: NetworkCo
     where = {"plugin": "hanging", "command": "ADD", "code": "DEADLINE_EXCEEDED"}
     before = figures.value("cni_calls_total", **where)
     with pytest.raises(PluginError, match=r"killed after 1 s \(network\.plugin_timeout\)"):
-        await manager.attach(SANDBOX_ID, netns, SANDBOX)
+        await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
     assert figures.value("cni_calls_total", **where) == before + 1
 
     assert await has_ended(int((config.bin_dirs[0] / "hanging.pid").read_text()))
@@ -171,7 +171,7 @@ async def test_a_plugin_that_hangs_is_killed_with_its_children(config: NetworkCo
 async def test_a_cancelled_attach_is_undone(manager: NetworkManager, config: NetworkConfig, netns: Path) -> None:
     install(config, first=ANSWERS, hanging=HANGS)
     os.mkfifo(config.bin_dirs[0] / "hanging.on")
-    attaching = asyncio.create_task(manager.attach(SANDBOX_ID, netns, SANDBOX))
+    attaching = asyncio.create_task(manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX)))
     await asyncio.to_thread((config.bin_dirs[0] / "hanging.on").read_text)
 
     attaching.cancel()
@@ -191,7 +191,7 @@ async def test_a_missing_plugin_is_named_with_where_it_was_sought(
 
     assert not (await manager.status()).ready
     with pytest.raises(PluginError, match=f"no-such-plugin .* not found in {searched}"):
-        await manager.attach(SANDBOX_ID, netns, SANDBOX)
+        await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
 
 
 async def test_a_result_that_is_none_is_an_error(
@@ -200,7 +200,7 @@ async def test_a_result_that_is_none_is_an_error(
     install(config, silent="#!/bin/sh\ncat > /dev/null\n")
 
     with pytest.raises(PluginError, match=r"silent .* ADD: not a CNI result"):
-        await manager.attach(SANDBOX_ID, netns, SANDBOX)
+        await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
 
 
 async def test_each_plugin_is_told_what_it_asks_for_and_what_came_before(
@@ -211,7 +211,7 @@ async def test_each_plugin_is_told_what_it_asks_for_and_what_came_before(
     annotations = {"network.pvecri.io/mac": "02:00:00:00:00:01", "network.pvecri.io/ips": "10.0.0.9/24"}
     sandbox = SandboxConfig(metadata=SANDBOX.metadata, annotations=annotations)
 
-    await manager.attach(SANDBOX_ID, netns, sandbox)
+    await manager.attach(SANDBOX_ID, netns, manager.request_of(sandbox))
     await manager.detach(SANDBOX_ID, None, sandbox)
 
     added = json.loads((config.bin_dirs[0] / "second.ADD.json").read_text())

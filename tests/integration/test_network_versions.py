@@ -143,8 +143,8 @@ async def test_garbage_is_what_no_known_pod_holds(
     manager: NetworkManager, config: NetworkConfig, netns: Path
 ) -> None:
     program = install(config)
-    await manager.attach(SANDBOX_ID, netns, SANDBOX)
-    await manager.attach(OTHER_ID, netns, SANDBOX)
+    await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
+    await manager.attach(OTHER_ID, netns, manager.request_of(SANDBOX))
 
     await manager.collect_garbage([SANDBOX_ID])
 
@@ -162,7 +162,7 @@ async def test_a_network_that_disables_gc_is_not_asked_for_it(
     manager: NetworkManager, config: NetworkConfig, netns: Path
 ) -> None:
     install(config, disableGC=True)
-    await manager.attach(OTHER_ID, netns, SANDBOX)
+    await manager.attach(OTHER_ID, netns, manager.request_of(SANDBOX))
 
     await manager.collect_garbage([])
 
@@ -185,7 +185,7 @@ async def test_plugins_of_the_networks_folder_are_run_after_those_of_the_list(
     program.with_name("more").symlink_to(program)
     (folder / "50-more.conf").write_text('{"type": "more"}')
 
-    await manager.attach(SANDBOX_ID, netns, SANDBOX)
+    await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
     (folder / "50-more.conf").unlink()
     await manager.detach(SANDBOX_ID, netns, SANDBOX)
 
@@ -200,7 +200,7 @@ async def test_a_list_may_say_that_it_is_complete(
     (config.conf_dir / "pods").mkdir()
     (config.conf_dir / "pods" / "50-more.conf").write_text('{"type": "missing"}')
 
-    await manager.attach(SANDBOX_ID, netns, SANDBOX)
+    await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
 
     assert (await manager.status()).ready
     assert not program.with_name("missing.ADD.json").exists()

@@ -18,13 +18,15 @@ PACKAGE = Path(pvecri.__file__).parent
 EMBEDDED = Path(pvecri_embedded.__file__).parent
 GENERATED = (PACKAGE / "cri/proto", PACKAGE / "nri/proto")
 
-GROUND = {"model", "config", "errors", "concurrency", "metrics", "tls"}
+GROUND = {"model", "config", "errors", "concurrency", "backoff", "supervision", "metrics", "tls"}
 THIN = GROUND | {"linux"}
 PARTS = THIN | {"streaming", "oci", "images", "network", "proxmox"}
 
 MAY_IMPORT = {
     "errors": set(),
     "concurrency": set(),
+    "backoff": set(),
+    "supervision": {"backoff", "errors", "metrics"},
     "model": set(),
     "config": {"errors"},
     "metrics": set(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict
 
 from msgspec.structs import replace
 
@@ -70,6 +71,7 @@ class RuntimeService(ListCalls, MonitoringCalls):
         )
         if request.verbose:
             response.info["config"] = json.dumps(self._described())
+            response.info["failing"] = json.dumps([asdict(each) for each in self._pods.failing])
         return response
 
     def _handler_features(self, name: str) -> pb.RuntimeHandlerFeatures:

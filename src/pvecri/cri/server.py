@@ -148,11 +148,12 @@ def _known(name: str, call: Callable[[Any], T] | None) -> Callable[[Any], T]:
 
 
 async def _abort(name: str, error: BaseException, context: Context) -> None:
-    """End the call with the status that the error stands for; an error we did not foresee is logged whole."""
+    """End the call with the status of an answer, and INTERNAL for a fault, which is logged with its traceback."""
     if isinstance(error, PvecriError):
         log.info("%s: %s: %s", name, error.status, error)
         await context.abort(grpc.StatusCode[error.status], str(error))
     if isinstance(error, asyncio.CancelledError | grpc.aio.AbortError | GeneratorExit):
         return
+    metrics.CRI_FAULTS.labels(name).inc()
     log.error("%s failed", name, exc_info=error)
     await context.abort(grpc.StatusCode.INTERNAL, f"{name}: {type(error).__name__}: {error}")

@@ -7,10 +7,13 @@ A plugin gets only the arguments of the capabilities that its configuration name
 
 from __future__ import annotations
 
+import ipaddress
+import math
 import re
+from decimal import Decimal
 
 from pvecri.errors import InvalidArgument
-from pvecri.model import PortMapping, SandboxConfig
+from pvecri.model import PortMapping, SandboxConfig, SandboxMetadata
 from pvecri.network.conflist import Plugin, PluginOptions
 
 INGRESS_ANNOTATION = "kubernetes.io/ingress-bandwidth"
@@ -22,24 +25,42 @@ ALIASES_ANNOTATION = "network.pvecri.io/aliases"
 BURST_BITS = 0xFFFF_FFFF
 """As large as the bandwidth plugin takes: kubelet's annotations name a rate and no burst."""
 
-_QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:[eE]([+-]?\d+)|([numkMGTPE]|[KMGTPE]i)?)", re.ASCII)
-_SUFFIX = {suffix: 1000.0**power for power, suffix in enumerate("kMGTPE", start=1)}
-_SUFFIX |= {f"{suffix}i": 1024.0**power for power, suffix in enumerate("KMGTPE", start=1)}
-_SUFFIX |= {"m": 1e-3, "u": 1e-6, "n": 1e-9, "": 1.0}
+RATE_MIN, RATE_MAX = 1000, 10**15
+"""Bits a second that are taken, 1k to 1P: Kubernetes' own limits (pkg/util/bandwidth)."""
+
+MOST_SHOWN = 40
+"""Characters of an annotation that an error quotes."""
+
+# Of an exponent three digits: Decimal takes no more than 10**18 of them, and RATE_MAX far fewer.
+_QUANTITY = re.compile(
+    r"(\d{1,64}(?:\.\d{0,64})?|\.\d{1,64})(?:[eE]([+-]?\d{1,3})|([numkMGTPE]|[KMGTPE]i)?)", re.ASCII
+)
+_SUFFIX = {suffix: Decimal(1000) ** power for power, suffix in enumerate("kMGTPE", start=1)}
+_SUFFIX |= {f"{suffix}i": Decimal(1024) ** power for power, suffix in enumerate("KMGTPE", start=1)}
+_SUFFIX |= {"m": Decimal("1e-3"), "u": Decimal("1e-6"), "n": Decimal("1e-9"), "": Decimal(1)}
+
+_MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", re.ASCII)
 
 
 def capability_arguments(sandbox: SandboxConfig) -> PluginOptions:
     """All capability arguments of the pod, by capability; those that say nothing are left out.
 
-    InvalidArgument names the annotation that cannot be read.
+    InvalidArgument names the annotation that cannot be read. So this is for a pod of which nothing has been made.
     """
     arguments: PluginOptions = {
-        "portMappings": [_port(port) for port in sandbox.port_mappings if port.host_port > 0],
         "bandwidth": _bandwidth(sandbox.annotations),
-        "dns": _dns(sandbox),
-        "ips": _words(sandbox.annotations.get(IPS_ANNOTATION, "")),
-        "mac": sandbox.annotations.get(MAC_ANNOTATION, ""),
+        "ips": [_address(word) for word in _words(sandbox.annotations.get(IPS_ANNOTATION, ""))],
+        "mac": _mac(sandbox.annotations.get(MAC_ANNOTATION, "")),
         "aliases": _words(sandbox.annotations.get(ALIASES_ANNOTATION, "")),
+    }
+    return checked_arguments(sandbox) | {name: value for name, value in arguments.items() if value}
+
+
+def checked_arguments(sandbox: SandboxConfig) -> PluginOptions:
+    """Those of the capability arguments that are values already, and none that is written in an annotation."""
+    arguments: PluginOptions = {
+        "portMappings": [_port(port) for port in sandbox.port_mappings if port.host_port > 0],
+        "dns": _dns(sandbox),
         "io.kubernetes.cri.pod-annotations": sandbox.annotations,
     }
     return {name: value for name, value in arguments.items() if value}
@@ -50,32 +71,44 @@ def runtime_config(plugin: Plugin, arguments: PluginOptions) -> PluginOptions:
     return {name: value for name, value in arguments.items() if plugin.can(name)}
 
 
-def cni_args(sandbox_id: str, sandbox: SandboxConfig) -> str:
+def check_names(metadata: SandboxMetadata) -> None:
+    """InvalidArgument when a name holds CNI_ARGS' separators: plugins would read arguments into it."""
+    for field in ("namespace", "name", "uid"):
+        value = getattr(metadata, field)
+        if not _is_plain(value):
+            raise InvalidArgument(f"config.metadata.{field}", f"{value!r} must not contain ; or =")
+
+
+def cni_args(sandbox_id: str, metadata: SandboxMetadata) -> str:
     """CNI_ARGS: who the pod is, by the names that Kubernetes' runtimes use.
 
-    InvalidArgument when a name holds the separators, or plugins would read arguments into it.
+    A name that `check_names` would refuse is left out.
     """
     names = {
-        "K8S_POD_NAMESPACE": sandbox.metadata.namespace,
-        "K8S_POD_NAME": sandbox.metadata.name,
+        "K8S_POD_NAMESPACE": metadata.namespace,
+        "K8S_POD_NAME": metadata.name,
         "K8S_POD_INFRA_CONTAINER_ID": sandbox_id,
-        "K8S_POD_UID": sandbox.metadata.uid,
+        "K8S_POD_UID": metadata.uid,
     }
-    for name, value in names.items():
-        if ";" in value or "=" in value:
-            field = name.removeprefix("K8S_POD_").lower()
-            raise InvalidArgument(f"config.metadata.{field}", f"{value!r} must not contain ; or =")
-    return ";".join(["IgnoreUnknown=1", *(f"{name}={value}" for name, value in names.items())])
+    return ";".join(["IgnoreUnknown=1", *(f"{name}={value}" for name, value in names.items() if _is_plain(value))])
 
 
-def parse_quantity(text: str) -> int:
-    """A Kubernetes quantity such as `10M` or `1.5Gi`, rounded up; ValueError when it is none."""
+def _is_plain(name: str) -> bool:
+    return ";" not in name and "=" not in name
+
+
+def parse_quantity(text: str) -> Decimal:
+    """A Kubernetes quantity such as `10M`, `1.5Gi` or `1e6`, exactly; ValueError when it is none.
+
+    It may be of any size: compare before it becomes an int.
+    """
     match = _QUANTITY.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is not a quantity such as 10M")
+        shown = text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+        raise ValueError(f"{shown!r} is not a quantity such as 10M")
     number, exponent, suffix = match.groups()
-    scale = 10.0 ** int(exponent) if exponent else _SUFFIX[suffix or ""]
-    return -int(-float(number) * scale // 1)
+    scale = Decimal(f"1e{exponent}") if exponent else _SUFFIX[suffix or ""]
+    return Decimal(number) * scale
 
 
 def _words(text: str) -> list[str]:
@@ -102,10 +135,33 @@ def _bandwidth(annotations: dict[str, str]) -> dict[str, int]:
 
 
 def _rate(annotation: str, text: str) -> int:
+    """The rate, rounded up as Kubernetes rounds."""
     try:
-        return parse_quantity(text)
+        rate = parse_quantity(text)
     except ValueError as error:
-        raise InvalidArgument(f"config.annotations[{annotation}]", str(error)) from error
+        raise _wrong(annotation, str(error)) from error
+    if not RATE_MIN <= rate <= RATE_MAX:
+        raise _wrong(annotation, f"{text.strip()!r} is not between 1k and 1P bits a second")
+    return math.ceil(rate)
+
+
+def _address(text: str) -> str:
+    """An address, with or without its prefix length."""
+    try:
+        ipaddress.ip_interface(text)
+    except ValueError as error:
+        raise _wrong(IPS_ANNOTATION, f"{text[:MOST_SHOWN]!r} is not an IP address") from error
+    return text
+
+
+def _mac(text: str) -> str:
+    if text and not _MAC.fullmatch(text):
+        raise _wrong(MAC_ANNOTATION, f"{text[:MOST_SHOWN]!r} is not a MAC address such as 02:00:00:00:00:01")
+    return text
+
+
+def _wrong(annotation: str, problem: str) -> InvalidArgument:
+    return InvalidArgument(f"config.annotations[{annotation}]", problem)
 
 
 def _dns(sandbox: SandboxConfig) -> dict[str, list[str]]:

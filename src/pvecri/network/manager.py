@@ -4,27 +4,26 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Collection
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from pvecri.concurrency import ended
+from pvecri.concurrency import finish
 from pvecri.config import NetworkConfig
-from pvecri.model import ProxmoxInterface, SandboxConfig, SandboxId
+from pvecri.model import NamespaceMode, ProxmoxInterface, SandboxConfig, SandboxId, SandboxMetadata
 from pvecri.network import addresses, interfaces, leftovers, loopback
 from pvecri.network.attachment import Attachment, AttachmentStore
-from pvecri.network.capabilities import capability_arguments, cni_args
-from pvecri.network.conflist import ConfigDirectory, Network
+from pvecri.network.capabilities import capability_arguments, check_names, checked_arguments, cni_args
+from pvecri.network.conflist import ConfigDirectory, Network, PluginOptions
 from pvecri.network.errors import NetworkNotReady, PluginError
 from pvecri.network.exclusion import Exclusion
 from pvecri.network.plugins import PluginRunner
 from pvecri.network.probe import ReadinessProbe
 from pvecri.network.result import PodInterface, PodNetwork, pod_network
-
-log = logging.getLogger(__name__)
+from pvecri.supervision import Supervisor, attempt
 
 NOT_READY = "NetworkPluginNotReady"
 """The reason that CRI clients know (CRI RuntimeCondition of NetworkReady)."""
@@ -40,6 +39,17 @@ class NetworkStatus(msgspec.Struct, frozen=True, kw_only=True):
     path: str = ""
 
 
+class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a pod asks of the network, read from its request once (`NetworkManager.request_of`).
+
+    `interface` is one that Proxmox makes, if any; `arguments` and `metadata` are for the CNI plugins.
+    """
+
+    interface: ProxmoxInterface | None
+    arguments: PluginOptions
+    metadata: SandboxMetadata
+
+
 class NetworkManager:
     """Attaches and detaches pods. One call at a time for a sandbox; any number of sandboxes at once."""
 
@@ -47,7 +57,8 @@ class NetworkManager:
         self._config = config
         self._directory = ConfigDirectory(config.conf_dir)
         self._runner = PluginRunner(config)
-        self._probe = ReadinessProbe(self._runner)
+        self._supervisor = Supervisor()
+        self._probe = ReadinessProbe(self._runner, self._supervisor)
         self._store = AttachmentStore(config.cache_dir)
         self._exclusion = Exclusion()
         self._settled: asyncio.Task[None] | None = None
@@ -59,15 +70,13 @@ class NetworkManager:
         """
         interfaces.check_classes(self._config)
         self._store.prepare()
-        self._settled = asyncio.create_task(
-            leftovers.settle(set(self._store.sandboxes()), self._config.plugin_timeout), name="earlier CNI plugins"
-        )
+        settle = partial(leftovers.settle, set(self._store.sandboxes()), self._config.plugin_timeout)
+        # Once: a DEL waits for it, and must not for ever.
+        self._settled = self._supervisor.once("wait for earlier CNI plugins", settle)
 
     async def close(self) -> None:
         """Stop asking plugins for their status. Idempotent."""
-        if self._settled is not None:
-            self._settled.cancel()
-        await self._probe.close()
+        await self._supervisor.close()
 
     async def status(self) -> NetworkStatus:
         """Whether a pod could be attached now: some stats, and what the plugins of a 1.1 network said of late."""
@@ -89,12 +98,18 @@ class NetworkManager:
             ready=False, reason=NOT_READY, message=message, network=network.name, path=network.path
         )
 
-    def interface_of(self, sandbox: SandboxConfig) -> ProxmoxInterface | None:
-        """The interface that the pod's CT is to have of Proxmox; None for a pod that has only CNI's.
+    def request_of(self, sandbox: SandboxConfig) -> NetworkRequest:
+        """Read all that a pod asks of the network: to be called before anything of the pod is made.
 
-        InvalidArgument names an annotation that asks for what cannot be had, or is not allowed.
+        InvalidArgument names an annotation that cannot be read, asks for what there is not, or is not allowed,
+        and a name that CNI cannot take. `attach` and `detach` raise none.
         """
-        return interfaces.interface_of(sandbox, self._config)
+        interface = interfaces.interface_of(sandbox, self._config)
+        arguments: PluginOptions = {}
+        if sandbox.security.namespaces.network is not NamespaceMode.NODE:
+            check_names(sandbox.metadata)
+            arguments = capability_arguments(sandbox)
+        return NetworkRequest(interface=interface, arguments=arguments, metadata=sandbox.metadata)
 
     async def move_interface(self, interface: ProxmoxInterface, netns: Path, pid: int) -> None:
         """Take the interface that Proxmox has made from the CT's namespace to process `pid`'s, the pod's own.
@@ -103,18 +118,18 @@ class NetworkManager:
         """
         await addresses.move(netns, interface, pid)
 
-    async def attach(self, sandbox_id: SandboxId, netns: Path, sandbox: SandboxConfig) -> PodNetwork:
+    async def attach(self, sandbox_id: SandboxId, netns: Path, request: NetworkRequest) -> PodNetwork:
         """Set the pod's network up: lo, the interface that Proxmox has made if it asks for one, and CNI.
 
         The pod's addresses are CNI's, or those of an interface in its place.
         """
-        interface = self.interface_of(sandbox)
+        interface = request.interface
         await asyncio.to_thread(loopback.bring_up, netns)
         if interface is not None:
             own = await self._set_up(netns, interface)
             if not interface.beside_cni:
                 return own
-        return await self._add(sandbox_id, netns, sandbox)
+        return await self._add(sandbox_id, netns, request)
 
     async def _set_up(self, netns: Path, interface: ProxmoxInterface) -> PodNetwork:
         await addresses.configure(netns, interface)
@@ -126,14 +141,20 @@ class NetworkManager:
             interfaces=(PodInterface(name=interface.name, mac=interface.mac, addresses=found),),
         )
 
-    async def _add(self, sandbox_id: SandboxId, netns: Path, sandbox: SandboxConfig) -> PodNetwork:
+    async def _add(self, sandbox_id: SandboxId, netns: Path, request: NetworkRequest) -> PodNetwork:
         """ADD a namespace to the CNI network.
 
         When it fails or is cancelled, DEL has run through the whole chain: no address and no rule is left behind.
-        Raises NetworkNotReady without a network, InvalidArgument for an annotation or name that CNI cannot take,
-        NotFound when the namespace is gone, and PluginError with the plugin's own words.
+        Raises NetworkNotReady without a network, NotFound when the namespace is gone, and PluginError with the
+        plugin's own words.
         """
-        attachment = self._attachment(sandbox_id, str(netns), sandbox, self._directory.network())
+        attachment = Attachment(
+            sandbox_id=sandbox_id,
+            netns=str(netns),
+            args=cni_args(sandbox_id, request.metadata),
+            arguments=request.arguments,
+            network=self._directory.network(),
+        )
         async with self._exclusion.shared(), AsyncExitStack() as undo:
             undo.push_async_callback(self._undo_add, attachment)
             self._store.write(attachment)
@@ -147,7 +168,9 @@ class NetworkManager:
         """DEL a pod from the network that it was added to; of one that is not attached, nothing is left either.
 
         `netns` is None, or a path that is gone, when the namespace is no more: plugins then free what they hold
-        outside it. Idempotent. PluginError stops at the first plugin that fails; call again.
+        outside it. Idempotent. PluginError stops at the first plugin that fails; call again. The plugins get what
+        ADD got, from the record. Without one, they get what needs no reading of annotations: an earlier pvecri
+        stored pods before it had read them.
         """
         await self._earlier_plugins_ended()
         path = str(netns) if netns is not None and netns.exists() else ""
@@ -156,9 +179,16 @@ class NetworkManager:
             if interfaces.asks_for_interface(sandbox):
                 return
             try:
-                attachment = self._attachment(sandbox_id, path, sandbox, self._directory.network())
+                network = self._directory.network()
             except NetworkNotReady:
                 return
+            attachment = Attachment(
+                sandbox_id=sandbox_id,
+                netns=path,
+                args=cni_args(sandbox_id, sandbox.metadata),
+                arguments=checked_arguments(sandbox),
+                network=network,
+            )
         async with self._exclusion.shared():
             await self._runner.delete(msgspec.structs.replace(attachment, netns=path))
             self._store.remove(sandbox_id)
@@ -208,27 +238,15 @@ class NetworkManager:
         attachment = self._store.read(sandbox_id)
         return pod_network(attachment.result) if attachment is not None and attachment.result else None
 
-    def _attachment(
-        self, sandbox_id: SandboxId, netns: str, sandbox: SandboxConfig, network: Network
-    ) -> Attachment:
-        return Attachment(
-            sandbox_id=sandbox_id,
-            netns=netns,
-            args=cni_args(sandbox_id, sandbox),
-            arguments=capability_arguments(sandbox),
-            network=network,
-        )
-
     async def _undo_add(self, attachment: Attachment) -> None:
         """After a failed ADD. When this fails too the record stays, so that a later detach tries again."""
-        undoing = asyncio.create_task(self._runner.delete(attachment, best_effort=True))
-        cancelled = await ended(undoing)
-        if problem := undoing.exception():
-            log.warning("sandbox %s: undoing a failed attach: %s", attachment.sandbox_id, problem)
-        else:
+        await finish(self._undo(attachment))
+
+    async def _undo(self, attachment: Attachment) -> None:
+        delete = partial(self._runner.delete, attachment, best_effort=True)
+        doing = f"sandbox {attachment.sandbox_id}: undoing a failed attach"
+        if await attempt(delete, "undo of RunPodSandbox", doing) is None:
             self._store.remove(attachment.sandbox_id)
-        if cancelled is not None:
-            raise cancelled
 
 
 def _read_result(result: bytes, network: Network) -> PodNetwork:

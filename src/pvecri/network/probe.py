@@ -8,10 +8,12 @@ for a while, and is renewed beside the call that finds it old.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from pvecri.network.conflist import Network
 from pvecri.network.errors import PluginError
 from pvecri.network.plugins import PluginRunner
+from pvecri.supervision import Supervisor
 
 RENEW_AFTER = 10.0
 """Seconds that an answer holds."""
@@ -22,8 +24,9 @@ FIRST_ANSWER = 5.0
 class ReadinessProbe:
     """What the plugins of one network said last. Networks without STATUS are ready, and none of it is run."""
 
-    def __init__(self, runner: PluginRunner) -> None:
+    def __init__(self, runner: PluginRunner, supervisor: Supervisor) -> None:
         self._runner = runner
+        self._supervisor = supervisor
         self._network: Network | None = None
         self._asked_at = 0.0
         self._problem: str | None = None
@@ -45,21 +48,18 @@ class ReadinessProbe:
             await asyncio.wait([self._task], timeout=FIRST_ANSWER)
         return "its plugins have not answered STATUS yet" if self._problem is None else self._problem
 
-    async def close(self) -> None:
-        """Stop asking. Idempotent."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-
     def _ask(self, network: Network, now: float) -> None:
         self._asked_at = now
-        self._task = asyncio.create_task(self._renew(network), name=f"STATUS of network {network.name}")
+        # Once: the next request for the status brings about the next try.
+        self._task = self._supervisor.once("STATUS of the network", partial(self._renew, network))
 
     async def _renew(self, network: Network) -> None:
+        problem = "its plugins could not be asked for their STATUS; the log says why"  # a fault
         try:
             await self._runner.status(network)
             problem = ""
         except PluginError as error:
             problem = str(error)
-        if network is self._network:  # it may have been changed meanwhile
-            self._problem = problem
+        finally:
+            if network is self._network:  # it may have been changed meanwhile
+                self._problem = problem

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pvecri.config import Config, ProxmoxConfig
@@ -14,6 +15,7 @@ from pvecri.errors import PvecriError
 from pvecri.network.manager import NetworkStatus
 from pvecri.proxmox.answers import StorageStatus
 from pvecri.proxmox.api import ProxmoxApi
+from pvecri.supervision import Failing
 
 log = logging.getLogger(__name__)
 
@@ -21,13 +23,19 @@ INTERVAL = 15.0
 INTERVAL_WHEN_ILL = 2.0
 """Seconds between two looks at Proxmox."""
 
+MOST_SHOWN = 5
+"""Pieces of failing background work that a message names."""
+
 _WITHOUT_DIRECTORIES = frozenset({"lvm", "lvmthin", "rbd"})
 """Types of storage whose volumes all have a size."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One line of the runtime's status (CRI RuntimeCondition); reason and message say why it is not met."""
+    """One line of the runtime's status (CRI RuntimeCondition); reason and message say why it is not met.
+
+    A condition that is met may have a message: a warning.
+    """
 
     type: str
     met: bool
@@ -47,13 +55,30 @@ def image_store_condition(config: Config) -> Condition:
     return Condition(name, True)
 
 
-def conditions(*parts: Condition, network: NetworkStatus) -> list[Condition]:
-    """All of the runtime's status: it is ready when all of its own parts are. Pure."""
+def background_condition(failing: Sequence[Failing]) -> Condition:
+    """Whether no background work keeps failing. The message has the first MOST_SHOWN."""
+    name = "BackgroundWorkHealthy"
+    if not failing:
+        return Condition(name, True)
+    shown = [str(each) for each in failing[:MOST_SHOWN]]
+    if len(failing) > MOST_SHOWN:
+        shown.append(f"and {len(failing) - MOST_SHOWN} more")
+    return Condition(name, False, "BackgroundWorkFails", "; ".join(shown))
+
+
+def conditions(*parts: Condition, network: NetworkStatus, background: Condition) -> list[Condition]:
+    """All of the runtime's status. It is ready when all of `parts` are.
+
+    `background` does not make it unready: the node's pods would be moved away for statistics that fail. Its
+    message is RuntimeReady's too, where people look first.
+    """
     failed = next((part for part in parts if not part.met), None)
+    shown = (failed.reason, failed.message) if failed else ("", background.message)
     return [
-        Condition("RuntimeReady", failed is None, *((failed.reason, failed.message) if failed else ("", ""))),
+        Condition("RuntimeReady", failed is None, *shown),
         Condition("NetworkReady", network.ready, network.reason, network.message),
         *parts,
+        background,
     ]
 
 
@@ -79,11 +104,9 @@ class ProxmoxHealth:
         self.version = ""
         self.condition = Condition("ProxmoxReady", False, "ProxmoxNotAsked", "Proxmox has not answered yet")
 
-    async def run(self) -> None:
-        """Look again and again, until cancelled."""
-        while True:
-            await self.look()
-            await asyncio.sleep(INTERVAL if self.condition.met else INTERVAL_WHEN_ILL)
+    async def pause(self) -> None:
+        """Until it is time for the next look."""
+        await asyncio.sleep(INTERVAL if self.condition.met else INTERVAL_WHEN_ILL)
 
     async def look(self) -> None:
         """Look once and remember the answer."""

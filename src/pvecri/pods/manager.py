@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from pvecri import metrics
@@ -27,7 +27,7 @@ from pvecri.pods.container.start import ContainerStarter
 from pvecri.pods.container.stop import ContainerStopper
 from pvecri.pods.container.update import ContainerUpdater
 from pvecri.pods.container.volume_owners import VolumeProbe
-from pvecri.pods.health import Condition, ProxmoxHealth, conditions, image_store_condition
+from pvecri.pods.health import Condition, ProxmoxHealth, background_condition, conditions, image_store_condition
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.recovery import Recovery
 from pvecri.pods.registry import Registry
@@ -39,10 +39,12 @@ from pvecri.pods.sandbox.update import SandboxUpdater
 from pvecri.pods.store import Store
 from pvecri.pods.streams import Streams
 from pvecri.pods.usage.cadvisor import Metrics
+from pvecri.pods.usage.stats import INTERVAL as SAMPLE_INTERVAL
 from pvecri.pods.usage.stats import Statistics
 from pvecri.pods.usage.writable_layers import WritableLayers
 from pvecri.pods.user_namespaces import Policy
 from pvecri.proxmox.api import ProxmoxApi
+from pvecri.supervision import Failing, Supervisor
 
 
 class PodManager:
@@ -59,6 +61,7 @@ class PodManager:
     ) -> None:
         runtime, cgroups = config.runtime, abilities.cgroups
         exit_dir, oci_dir = _make_directories(runtime)
+        self._supervisor = supervisor = Supervisor()
         self._abilities = abilities
         self._config = config
         self._images = images
@@ -72,14 +75,14 @@ class PodManager:
         # Not in the run directory: systemd mounts /run with noexec.
         pauses = Pauses(abilities, oci_runtime, runtime.state_dir / "pause")
         pauses.prepare()
-        exits = ContainerExits(registry, images, oci_runtime, cgroups, exit_dir, hooks)
+        exits = ContainerExits(registry, images, oci_runtime, cgroups, exit_dir, hooks, supervisor)
         self.container_starter = ContainerStarter(config, abilities, registry, oci_runtime, exits, hooks)
         self.container_stopper = stopper = ContainerStopper(registry)
-        self.container_remover = remover = ContainerRemover(registry, images, stopper, hooks)
+        self.container_remover = remover = ContainerRemover(registry, images, stopper, exits, hooks)
         self.container_updater = ContainerUpdater(abilities, registry, oci_runtime, hooks)
         self.container_exec = ContainerExec(registry, oci_runtime)
         self.checkpoints = Checkpoints(registry, oci_runtime, images)
-        teardown = SandboxTeardown(registry, cts, network, stopper, remover, pauses, hooks)
+        teardown = SandboxTeardown(registry, cts, network, stopper, remover, pauses, hooks, supervisor)
         self.sandbox_teardown = teardown
         self.sandbox_runner = SandboxRunner(
             registry,
@@ -97,40 +100,39 @@ class PodManager:
         self.container_creator = ContainerCreator(config, abilities, registry, images, pauses, teardown, hooks)
         self.streams = Streams(registry, oci_runtime)
         self.events = registry.events
-        self._layers = WritableLayers(images.rootfs_usage)
+        self._layers = WritableLayers(images.rootfs_usage, supervisor)
         self.statistics = Statistics(registry, cgroups, self._layers)
         self.metrics = Metrics(registry, cgroups, self._layers)
         self.health = ProxmoxHealth(config.proxmox, proxmox)
         self._recovery = Recovery(registry, teardown, exits, cts, proxmox, network, images)
-        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Adopt what runs and begin to watch. Proxmox need not be reachable."""
         await self._recovery.adopt()
-        self._tasks = [
-            asyncio.create_task(self.health.run(), name="Proxmox health"),
-            asyncio.create_task(self._recovery.run(), name="recovery"),
-            asyncio.create_task(self.statistics.run(), name="statistics"),
-            asyncio.create_task(self._tags.run(), name="tags of CTs"),
-        ]
+        repeat = self._supervisor.repeat
+        repeat("Proxmox health", self.health.look, self.health.pause)
+        repeat("pod store", self.registry.write_unsaved, self.registry.unsaved.wait)
+        repeat("recovery", self._recovery.clean_up, self.sandbox_teardown.removal_pending.wait)
+        repeat("statistics", self.statistics.sample, partial(asyncio.sleep, SAMPLE_INTERVAL))
+        repeat("CT tags", self._tags.tag_all, self._tags.wanted.wait)
 
     async def close(self) -> None:
         """Stop watching; pods and containers go on."""
-        watchers = [pod.watcher for pod in self.registry.pods()]
-        watchers += [container.watcher for container in self.registry.containers()]
-        for task in (*self._tasks, *watchers):
-            if task is not None:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
-        await self._layers.close()
+        await self._supervisor.close()
+        self.registry.close()
         self._volumes.close()
         self._store.close()
 
     async def conditions(self) -> list[Condition]:
         """What Status says of the runtime, the network, and each part of the runtime."""
         parts = (self.health.condition, image_store_condition(self._config))
-        return conditions(*parts, network=await self._network.status())
+        background = background_condition(self._supervisor.failing)
+        return conditions(*parts, network=await self._network.status(), background=background)
+
+    @property
+    def failing(self) -> list[Failing]:
+        """Background work that keeps failing."""
+        return self._supervisor.failing
 
     async def observe(self) -> None:
         """Tell the metrics how many pods and containers there are, and whether all is ready."""

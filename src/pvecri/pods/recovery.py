@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 
 from msgspec.structs import replace
 
 from pvecri import metrics
-from pvecri.errors import PvecriError
 from pvecri.images.manager import ImageManager
 from pvecri.linux import mounts
 from pvecri.model import ContainerState, SandboxPhase, Vmid
@@ -27,16 +26,15 @@ from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox.ct import SandboxCts
 from pvecri.pods.sandbox.stop import SandboxTeardown
 from pvecri.proxmox.api import ProxmoxApi
+from pvecri.supervision import Incomplete, Step, attempt, attempt_each
 
 log = logging.getLogger(__name__)
 
-RETRY_FIRST = 1.0
-RETRY_MAX = 60.0
-"""Seconds between tries of a removal that failed."""
+WORK = "recovery"
 
 
 class Recovery:
-    """`adopt` once at the start, then `run` beside the daemon to remove what could not be removed at once."""
+    """`adopt` once at the start, then `clean_up` beside the daemon to remove what could not be removed at once."""
 
     def __init__(
         self,
@@ -55,17 +53,37 @@ class Recovery:
         self._proxmox = proxmox
         self._network = network
         self._images = images
+        self._of_start: dict[str, Step] = {}
+        """Steps of `adopt` that have not succeeded yet, by what they do."""
 
     async def adopt(self) -> None:
-        """Take over what the store says runs. Needs no Proxmox."""
-        self._registry.load()
-        for pod in self._registry.pods():
-            self._adopt_pod(pod)
-        await self._remove_strays()
+        """Take over what the store says runs. Needs no Proxmox.
 
-    def _adopt_pod(self, pod: PodEntry) -> None:
-        pod.init = self._cts.find_init(pod) if pod.value.vmid else None
+        A pod or a stray that makes trouble does not keep the daemon from the others: `clean_up` tries again.
+        """
+        self._registry.load()
+        self._of_start = {
+            f"adopting pod {pod.value.name} ({pod.id})": partial(self._adopt_pod, pod)
+            for pod in self._registry.pods()
+        }
+        self._of_start |= self._strays()
+        for doing, step in self._steps_of_start():
+            await attempt(step, WORK, doing)
+
+    def _steps_of_start(self) -> list[tuple[str, Step]]:
+        return [(doing, partial(self._at_start, doing)) for doing in self._of_start]
+
+    async def _at_start(self, doing: str) -> None:
+        await self._of_start[doing]()
+        del self._of_start[doing]
+
+    async def _adopt_pod(self, pod: PodEntry) -> None:
+        """Take over a pod. Idempotent."""
+        if pod.init is None and pod.value.vmid:
+            pod.init = self._cts.find_init(pod)
         for container in pod.containers.values():
+            if container.watcher is not None:
+                continue
             if container.value.state is ContainerState.RUNNING:
                 self._exits.adopt(pod, container)
             elif container.value.state is ContainerState.CREATED and not container.bundle.spec.exists():
@@ -75,64 +93,62 @@ class Recovery:
             elif container.value.state is ContainerState.EXITED:
                 self._exits.release_again(pod, container)
         if pod.value.phase is SandboxPhase.CREATING:
-            self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING))
+            self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING), ending=True)
         elif pod.value.phase is SandboxPhase.READY and pod.init is not None:
-            self._teardown.watch(pod)
+            if pod.watcher is None:
+                self._teardown.watch(pod)
         elif pod.value.phase is SandboxPhase.READY:
             log.warning("CT %d of pod %s does not run any more", pod.value.vmid, pod.value.name)
-            self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.STOPPED))
+            self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.STOPPED), ending=True)
 
-    async def _remove_strays(self) -> None:
-        """Directories and root filesystems that no row tells of: a crash came between the two."""
+    def _strays(self) -> dict[str, Step]:
+        """The removal of each directory and root filesystem that no row tells of: a crash came between the two.
+
+        Looked for only at the start: what is made later may be there before its row is.
+        """
+        strays: dict[str, Step] = {}
         pods = {str(pod.id) for pod in self._registry.pods()}
         containers = {str(container.id) for container in self._registry.containers()}
         runtime = containers | {pause_id(pod.id) for pod in self._registry.pods()}
         for kind, known in (("pods", pods), ("containers", containers), ("oci", runtime)):
             for directory in (self._registry.directory / kind).iterdir():
                 if directory.name not in known:
-                    await asyncio.to_thread(mounts.remove_tree, directory)
+                    strays[f"removing {directory}"] = partial(_remove_directory, directory)
         for exit_file in (self._registry.directory / "exits").iterdir():
             if exit_file.name not in containers:
-                exit_file.unlink()
+                strays[f"removing {exit_file}"] = partial(_remove_file, exit_file)
         for name in self._images.rootfs_ids():
             if name.partition(".")[0] not in containers:  # an image volume's has the mount's index behind the id
-                await self._images.remove_rootfs(name)
+                strays[f"removing root filesystem {name}"] = partial(self._images.remove_rootfs, name)
+        return strays
 
-    async def run(self) -> None:
-        """Clean up now, and whenever a failed call has left something to remove; until cancelled."""
-        while True:
-            self._teardown.removal_pending.clear()
-            await self._clean_up()
-            await self._teardown.removal_pending.wait()
+    async def clean_up(self) -> None:
+        """Do what `adopt` could not, finish removals, then see to CTs and attachments without a pod.
 
-    async def _clean_up(self) -> None:
-        """Try again and again until nothing is left to clean up."""
-        pause = RETRY_FIRST
-        while not await self._clean_up_once():
-            log.warning("trying to clean up again in %g s", pause)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, RETRY_MAX)
-
-    async def _clean_up_once(self) -> bool:
-        """Finish removals, then see to CTs and attachments without a pod; whether all of it succeeded.
-
-        What fails does not keep the rest from its turn.
+        What fails does not keep the rest from its turn. Incomplete when something is left: run it again.
         """
-        removals: list[Callable[[], Awaitable[None]]] = [
-            partial(self._teardown.finish_removal, pod)
+        self._teardown.removal_pending.clear()
+        removals: list[tuple[str, Step]] = [
+            (f"removing pod {pod.value.name} ({pod.id})", partial(self._teardown.finish_removal, pod))
             for pod in self._registry.pods()
             if pod.value.phase is SandboxPhase.REMOVING
         ]
+        steps: list[tuple[str, Step]] = [
+            *self._steps_of_start(),
+            ("preparing the sandbox template", self._cts.prepare),
+            *removals,
+            ("destroying CTs that no pod has", self._destroy_orphans),
+            ("releasing networks that no pod has", self._release_attachments),
+        ]
         failures = 0
-        for step in (self._cts.prepare, *removals, self._destroy_orphans, self._release_attachments):
-            try:
-                await step()
-            except PvecriError as error:
-                log.warning("cleaning up: %s", error)
-                failures += 1
-        metrics.CLEANUP_FAILURES.inc(failures)
-        metrics.CLEANUP_PENDING.set(failures)
-        return failures == 0
+        try:
+            await attempt_each(WORK, steps)
+        except Incomplete as error:
+            failures = error.failures
+            raise
+        finally:
+            metrics.CLEANUP_FAILURES.inc(failures)
+            metrics.CLEANUP_PENDING.set(failures)
 
     async def _destroy_orphans(self) -> None:
         async for vmid in self._cts.orphans():
@@ -142,3 +158,11 @@ class Recovery:
 
     async def _release_attachments(self) -> None:
         await self._network.collect_garbage({pod.id for pod in self._registry.pods()})
+
+
+async def _remove_directory(directory: Path) -> None:
+    await asyncio.to_thread(mounts.remove_tree, directory)
+
+
+async def _remove_file(file: Path) -> None:
+    file.unlink(missing_ok=True)

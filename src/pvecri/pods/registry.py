@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,7 +28,10 @@ from pvecri.model import (
 )
 from pvecri.oci.runtime import Bundle, PodNamespaces
 from pvecri.pods.events import OF_CONTAINER, OF_SANDBOX, Event, EventKind, Events
-from pvecri.pods.store import Store
+from pvecri.pods.store import Store, StoreUnavailable
+from pvecri.pods.unsaved import Unsaved
+
+log = logging.getLogger(__name__)
 
 ID_LENGTH = 64
 
@@ -138,8 +144,16 @@ class Registry:
         self._pods: dict[SandboxId, PodEntry] = {}
         self._containers: dict[ContainerId, ContainerEntry] = {}
         self.directory = directory
+        self.unsaved = Unsaved()
         self.events = Events()
         """Published to by every method that stores a change, so that no change goes without its event."""
+
+    def close(self) -> None:
+        """Write what is not written yet; what cannot be is found out again at the next start."""
+        with suppress(StoreUnavailable):
+            self.unsaved.flush()
+        if self.unsaved:
+            log.warning("%d changes of pods and containers could not be stored", len(self.unsaved))
 
     def load(self) -> None:
         """Read the store; nothing is live yet."""
@@ -168,22 +182,29 @@ class Registry:
             raise AlreadyExists(
                 f"config.metadata: pod sandbox {sandbox.name} exists already, its id is {taken.id}"
             )
-        self._store.save_sandbox(sandbox)
+        self.unsaved.save(sandbox.id, partial(self._store.save_sandbox, sandbox))
         pod = PodEntry(sandbox, self.directory / "pods" / sandbox.id)
         self._pods[sandbox.id] = pod
         return pod
 
-    def save_pod(self, pod: PodEntry, value: Sandbox) -> None:
-        """Change a sandbox."""
-        self._store.save_sandbox(value)
+    def save_pod(self, pod: PodEntry, value: Sandbox, *, ending: bool = False) -> None:
+        """Change a sandbox.
+
+        StoreUnavailable, and nothing is changed, unless the change is `ending` something: then it counts at once
+        and is written when it can be. A sandbox that was dropped stays so.
+        """
+        if pod.id in self._pods:
+            save = self.unsaved.save_when_possible if ending else self.unsaved.save
+            save(pod.id, partial(self._store.save_sandbox, value))
         kinds = OF_SANDBOX.get((pod.value.phase, value.phase), ())
         pod.value = value
-        for kind in kinds:
+        for kind in kinds if pod.id in self._pods else ():
             self._publish(pod, pod.id, kind)
 
     def drop_pod(self, pod: PodEntry) -> None:
-        """Forget a sandbox and its containers. Idempotent."""
-        self._store.delete_sandbox(pod.id)
+        """Forget a sandbox and its containers. Idempotent; the row goes when the store can be written."""
+        self.unsaved.forget(pod.containers)
+        self.unsaved.save_when_possible(pod.id, partial(self._store.delete_sandbox, pod.id))
         known = self._pods.pop(pod.id, None)
         for container in pod.containers:
             self._containers.pop(container, None)
@@ -217,21 +238,23 @@ class Registry:
                     f"config.metadata: container {container.config.metadata.name} (attempt "
                     f"{container.config.metadata.attempt}) exists already in the pod, its id is {other.id}"
                 )
-        self._store.save_container(container)
+        self.unsaved.save(container.id, partial(self._store.save_container, container))
         return self._attach(container)
 
-    def save_container(self, container: ContainerEntry, value: Container) -> None:
-        """Change a container. The first time, its creation is complete."""
-        self._store.save_container(value)
+    def save_container(self, container: ContainerEntry, value: Container, *, ending: bool = False) -> None:
+        """Change a container. The first time, its creation is complete. `ending` as for `save_pod`."""
+        if container.id in self._containers:
+            save = self.unsaved.save_when_possible if ending else self.unsaved.save
+            save(container.id, partial(self._store.save_container, value))
         before: ContainerState | None = container.value.state if container.created else None
         container.value, container.created = value, True
         kind = OF_CONTAINER.get((before, value.state))
-        if kind is not None:
+        if kind is not None and container.id in self._containers:
             self._publish(self.pod_of(container), container.id, kind)
 
     def drop_container(self, container: ContainerEntry) -> None:
-        """Forget a container. Idempotent."""
-        self._store.delete_container(container.id)
+        """Forget a container. Idempotent; the row goes when the store can be written."""
+        self.unsaved.save_when_possible(container.id, partial(self._store.delete_container, container.id))
         known = self._containers.pop(container.id, None)
         pod = self._pods.get(container.value.sandbox_id)
         if pod is None:
@@ -258,6 +281,10 @@ class Registry:
     def pod_of(self, container: ContainerEntry) -> PodEntry:
         """The pod that a container is in."""
         return self._pods[container.value.sandbox_id]
+
+    async def write_unsaved(self) -> None:
+        """Write what could not be written when it was changed; StoreUnavailable when it still cannot be."""
+        self.unsaved.flush()
 
     def uses_image(self, image: Image) -> bool:
         """Whether a container was made from an image."""

@@ -6,7 +6,9 @@ announce (a sandbox is stored as CREATING before its CT is asked for), so after 
 exist. The database is in WAL mode and syncs at checkpoints: a crash of the daemon loses nothing; a crash of the
 machine can lose the last rows, whose CTs are then found by their description (recovery.py).
 
-Calls are synchronous: each writes one small row into a local file, some tens of microseconds.
+Calls are synchronous: each writes one small row into a local file, some tens of microseconds. Writes raise
+StoreUnavailable when the file cannot be written: the disk is full, fails or is read-only, or another program has
+locked the database.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from pvecri.errors import AlreadyExists, InternalError
+from pvecri.errors import AlreadyExists, InternalError, Unavailable
 from pvecri.model import Container, ContainerId, Sandbox, SandboxId
 
 SCHEMA_VERSION = 1
@@ -33,11 +35,20 @@ CREATE TABLE IF NOT EXISTS installation (id TEXT NOT NULL) STRICT;
 """
 
 
+LOCK_TIMEOUT_MS = 100
+"""Milliseconds to wait for another program's lock: the event loop stands still meanwhile."""
+
+
+class StoreUnavailable(Unavailable):
+    """The database cannot be written now."""
+
+
 class Store:
     """One open database. The names of live sandboxes are unique, and so are their VMIDs."""
 
     def __init__(self, path: Path) -> None:
         """Open or make the database; InternalError when a newer pvecri wrote it, or when it is none."""
+        self._path = path
         self._db = sqlite3.connect(path, isolation_level=None)
         try:
             self._prepare(path)
@@ -59,6 +70,7 @@ class Store:
         self._db.execute("PRAGMA foreign_keys = ON")
         self._db.executescript(_SCHEMA)
         self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._db.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_MS}")
 
     def installation_id(self) -> str:
         """Names this installation in the CTs it makes, so that it never touches another's. Made once."""
@@ -72,7 +84,7 @@ class Store:
         """Insert or replace; AlreadyExists when another sandbox has the name or the VMID."""
         row = (sandbox.id, sandbox.name, sandbox.vmid or None, msgspec.json.encode(sandbox))
         try:
-            self._db.execute(
+            self._write(
                 "INSERT INTO sandboxes VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (id) DO UPDATE SET vmid = excluded.vmid, value = excluded.value",
                 row,
@@ -84,7 +96,7 @@ class Store:
         """Insert or replace; AlreadyExists when the sandbox has another container of that name."""
         row = (container.id, container.sandbox_id, container.name, msgspec.json.encode(container))
         try:
-            self._db.execute(
+            self._write(
                 "INSERT INTO containers VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET value = excluded.value",
                 row,
             )
@@ -95,11 +107,20 @@ class Store:
 
     def delete_sandbox(self, sandbox: SandboxId) -> None:
         """Forget a sandbox and its containers. Idempotent."""
-        self._db.execute("DELETE FROM sandboxes WHERE id = ?", (sandbox,))
+        self._write("DELETE FROM sandboxes WHERE id = ?", (sandbox,))
 
     def delete_container(self, container: ContainerId) -> None:
         """Forget a container. Idempotent."""
-        self._db.execute("DELETE FROM containers WHERE id = ?", (container,))
+        self._write("DELETE FROM containers WHERE id = ?", (container,))
+
+    def _write(self, statement: str, row: tuple[object, ...]) -> None:
+        """IntegrityError as it comes, StoreUnavailable for all else that the file is the cause of."""
+        try:
+            self._db.execute(statement, row)
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+            raise
+        except sqlite3.DatabaseError as error:
+            raise StoreUnavailable(f"{self._path} cannot be written: {error} (runtime.state_dir)") from error
 
     def sandboxes(self) -> list[Sandbox]:
         """All, in no order."""

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from pvecri.backoff import Backoff
 from pvecri.config import ProxmoxConfig
 from pvecri.errors import NotFound
 from pvecri.model import Firewall, Vmid
@@ -58,8 +59,7 @@ CREATE_LOCK = "create"
 TRANSIENT_LOCKS = frozenset((CREATE_LOCK, "destroyed"))
 """Locks of configs that name no owner: at the end of a destroy only ``lock: destroyed`` is left of a config."""
 
-LOCK_PAUSE_FIRST = 0.25
-LOCK_PAUSE_MAX = 4.0
+LOCKED = Backoff(first=0.25, maximum=4.0)
 """Seconds between tries of a CT that is locked."""
 
 
@@ -399,15 +399,15 @@ class ProxmoxApi:
         """
         clock = asyncio.get_running_loop().time
         seconds = self._config.task_timeout if timeout is None else timeout
-        deadline, pause = clock() + seconds, LOCK_PAUSE_FIRST
-        while True:
+        deadline = clock() + seconds
+        for delay in LOCKED.delays():
             try:
                 return await attempt()
             except (CtLocked, CtHidden):
-                if clock() + pause > deadline:
+                if clock() + delay > deadline:
                     raise
-            await asyncio.sleep(pause)
-            pause = min(LOCK_PAUSE_MAX, pause * 2)
+            await asyncio.sleep(delay)
+        raise AssertionError("delays never end")
 
     async def _create_again(self, call: Call, spec: CtSpec) -> Upid:
         """After a create that got no answer: find what became of it, or send it once more.

@@ -4,30 +4,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 from pvecri import metrics
+from pvecri.backoff import Backoff
 from pvecri.errors import DeadlineExceeded, Unavailable
 from pvecri.proxmox import errors, upid
 from pvecri.proxmox.answers import LogLine, TaskEntry, TaskState, TaskStatus
 from pvecri.proxmox.transport import Call, Transport
 from pvecri.proxmox.upid import Upid
 
-POLL_FIRST = 0.005
-POLL_FACTOR = 1.5
-POLL_MAX = 1.0
+POLL = Backoff(first=0.005, maximum=1.0, factor=1.5)
 """Seconds. The shortest tasks take some milliseconds on the embedded node, and a second or so on Proxmox."""
 
 LOG_LINES = 5
 """How much of a failed task's log goes into the error."""
-
-
-def poll_delays() -> Iterator[float]:
-    """The pauses between polls, for ever."""
-    delay = POLL_FIRST
-    while True:
-        yield delay
-        delay = min(POLL_MAX, delay * POLL_FACTOR)
 
 
 class Tasks:
@@ -88,7 +78,7 @@ class Tasks:
         return "; ".join(words[-LOG_LINES:])
 
     async def _ended(self, task: Upid, doing: str) -> TaskStatus:
-        for delay in poll_delays():
+        for delay in POLL.delays():
             await asyncio.sleep(delay)
             try:
                 status = await self.status(task, doing)
@@ -96,7 +86,7 @@ class Tasks:
                 continue
             if status.status is TaskState.STOPPED:
                 return status
-        raise AssertionError("poll_delays never ends")
+        raise AssertionError("delays never end")
 
 
 def parse_upid(text: str, doing: str) -> Upid:

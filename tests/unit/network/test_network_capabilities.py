@@ -3,11 +3,20 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pytest
 
 from pvecri.errors import InvalidArgument
 from pvecri.model import DnsConfig, PortMapping, Protocol, SandboxConfig, SandboxMetadata
-from pvecri.network.capabilities import capability_arguments, cni_args, parse_quantity, runtime_config
+from pvecri.network.capabilities import (
+    capability_arguments,
+    check_names,
+    checked_arguments,
+    cni_args,
+    parse_quantity,
+    runtime_config,
+)
 from pvecri.network.conflist import Plugin, PluginOptions
 
 METADATA = SandboxMetadata(name="web", namespace="default", uid="42")
@@ -50,6 +59,46 @@ def test_bandwidth_that_is_no_quantity_is_refused_by_its_annotation() -> None:
         arguments(annotations={"kubernetes.io/egress-bandwidth": "fast"})
 
 
+@pytest.mark.parametrize("text", ["1e400", "9" * 64, "1e-400", "0", "999", "1000001G", "1Ei"])
+def test_a_bandwidth_that_kubernetes_would_not_take_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"egress-bandwidth\]: '.*' is not between 1k and 1P bits a second"):
+        arguments(annotations={"kubernetes.io/egress-bandwidth": text})
+
+
+@pytest.mark.parametrize(("text", "rate"), [("1k", 1000), ("1P", 10**15), ("1000.2", 1001), (" 1e3 ", 1000)])
+def test_a_bandwidth_is_a_whole_number_rounded_up(text: str, rate: int) -> None:
+    given = arguments(annotations={"kubernetes.io/egress-bandwidth": text})["bandwidth"]
+    assert given == {"egressRate": rate, "egressBurst": 0xFFFFFFFF}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text"),
+    [
+        ("network.pvecri.io/ips", "10.0.0.9/24, 10.0.0.300"),
+        ("network.pvecri.io/ips", "10.0.0.9/40"),
+        ("network.pvecri.io/mac", "02:00:00:00:00"),
+        ("network.pvecri.io/mac", "02:00:00:00:00:0g"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_by_its_annotation(annotation: str, text: str) -> None:
+    with pytest.raises(InvalidArgument, match=rf"^config\.annotations\[{annotation}\]: '.*' is not an? "):
+        arguments(annotations={annotation: text})
+
+
+def test_what_is_left_without_annotations_cannot_fail() -> None:
+    annotations = {
+        "kubernetes.io/ingress-bandwidth": "1e400",
+        "network.pvecri.io/ips": "x",
+        "network.pvecri.io/mac": "x",
+    }
+    ports = (PortMapping(protocol=Protocol.TCP, container_port=80, host_port=8080),)
+    config = SandboxConfig(metadata=METADATA, annotations=annotations, port_mappings=ports)
+    assert checked_arguments(config) == {
+        "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
+        "io.kubernetes.cri.pod-annotations": annotations,
+    }
+
+
 def test_dns_addresses_and_mac_are_passed_on() -> None:
     given = arguments(
         dns=DnsConfig(servers=("10.0.0.10",), searches=("cluster.local",)),
@@ -71,7 +120,7 @@ def test_a_plugin_gets_only_what_it_asks_for() -> None:
 
 
 def test_cni_args_say_who_the_pod_is() -> None:
-    assert cni_args("5a5a", SandboxConfig(metadata=METADATA)) == (
+    assert cni_args("5a5a", METADATA) == (
         "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=5a5a;K8S_POD_UID=42"
     )
 
@@ -81,7 +130,10 @@ def test_a_name_cannot_smuggle_arguments_in(name: str) -> None:
     metadata = SandboxMetadata(name=name, namespace="default", uid="42")
 
     with pytest.raises(InvalidArgument, match=r"config\.metadata\.name"):
-        cni_args("5a5a", SandboxConfig(metadata=metadata))
+        check_names(metadata)
+    assert cni_args("5a5a", metadata) == (
+        "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_INFRA_CONTAINER_ID=5a5a;K8S_POD_UID=42"
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,16 +144,16 @@ def test_a_name_cannot_smuggle_arguments_in(name: str) -> None:
         ("1.5Gi", 3 << 29),
         ("500k", 500_000),
         ("1e6", 1_000_000),
-        ("100m", 1),
+        ("100m", Decimal("0.1")),
         (".5k", 500),
         ("1E", 10**18),
     ],
 )
-def test_quantities_are_read_as_kubernetes_writes_them(text: str, number: int) -> None:
+def test_quantities_are_read_as_kubernetes_writes_them(text: str, number: Decimal | int) -> None:
     assert parse_quantity(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "M", "10 M", "10MB", "-1", "1ki", "٣"])
+@pytest.mark.parametrize("text", ["", "M", "10 M", "10MB", "-1", "1ki", "٣", "1e99999", "9" * 5000, "inf", "nan"])
 def test_what_is_no_quantity_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a quantity"):
         parse_quantity(text)

@@ -10,6 +10,7 @@ import pytest
 from pvecri.model import FilesystemUsage
 from pvecri.pods.usage import writable_layers
 from pvecri.pods.usage.writable_layers import WritableLayers
+from pvecri.supervision import Supervisor
 
 
 class Counter:
@@ -37,19 +38,19 @@ async def bytes_of(known: WritableLayers) -> int | None:
 
 async def test_a_fresh_count_is_given_out_again() -> None:
     counter = Counter()
-    known = WritableLayers(counter.count)
+    known = WritableLayers(counter.count, Supervisor())
     assert [await bytes_of(known) for _ in range(3)] == [1, 1, 1]
 
 
 async def test_requests_at_the_same_time_share_one_count() -> None:
     counter = Counter()
-    known = WritableLayers(counter.count)
+    known = WritableLayers(counter.count, Supervisor())
     assert await asyncio.gather(*(bytes_of(known) for _ in range(5))) == [1] * 5
 
 
 async def test_an_older_count_is_given_out_while_the_next_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     counter = Counter()
-    known = WritableLayers(counter.count)
+    known = WritableLayers(counter.count, Supervisor())
     await known.usage("a")
     monkeypatch.setattr(writable_layers, "FRESH", 0.0)
     counter.may_answer.clear()
@@ -61,7 +62,7 @@ async def test_an_older_count_is_given_out_while_the_next_is_made(monkeypatch: p
 
 async def test_a_stale_count_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     counter = Counter()
-    known = WritableLayers(counter.count)
+    known = WritableLayers(counter.count, Supervisor())
     await known.usage("a")
     monkeypatch.setattr(writable_layers, "FRESH", 0.0)
     monkeypatch.setattr(writable_layers, "STALE", 0.0)
@@ -71,7 +72,7 @@ async def test_a_stale_count_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_a_count_goes_on_when_one_of_those_who_wait_gives_up() -> None:
     counter = Counter()
     counter.may_answer.clear()
-    known = WritableLayers(counter.count)
+    known = WritableLayers(counter.count, Supervisor())
     first, second = (asyncio.create_task(bytes_of(known)) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
@@ -81,7 +82,7 @@ async def test_a_count_goes_on_when_one_of_those_who_wait_gives_up() -> None:
 
 async def test_what_is_gone_is_forgotten() -> None:
     counter = Counter()
-    known = WritableLayers(counter.count)
+    known = WritableLayers(counter.count, Supervisor())
     await known.usage("a")
     known.keep(set())
     assert await bytes_of(known) == 2
@@ -90,10 +91,11 @@ async def test_what_is_gone_is_forgotten() -> None:
 async def test_closing_ends_the_counts_under_way() -> None:
     counter = Counter()
     counter.may_answer.clear()
-    known = WritableLayers(counter.count)
+    supervisor = Supervisor()
+    known = WritableLayers(counter.count, supervisor)
     waiting = asyncio.create_task(known.usage("a"))
     await asyncio.sleep(0)
-    await known.close()
+    await supervisor.close()
     with pytest.raises(asyncio.CancelledError):
         await waiting
 
@@ -101,7 +103,7 @@ async def test_closing_ends_the_counts_under_way() -> None:
 async def test_what_cannot_be_counted_is_not_known_and_fails_nobody(caplog: pytest.LogCaptureFixture) -> None:
     counter = Counter()
     counter.broken = True
-    known = WritableLayers(counter.count)
+    known = WritableLayers(counter.count, Supervisor())
     assert [await known.usage("a") for _ in range(2)] == [None, None]
     assert counter.asked == 1
     assert "input/output error" in caplog.text

@@ -16,7 +16,7 @@ from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import CtSpec
 from pvecri.proxmox.errors import CtExists, CtLocked, CtNotFound, ProxmoxError, ProxmoxTaskError
 from pvecri.proxmox.sizing import CtSize
-from pvecri.proxmox.tasks import POLL_FIRST, POLL_MAX, poll_delays
+from pvecri.proxmox.tasks import POLL
 
 VMID = Vmid(900_001)
 CT = f"/nodes/pve/lxc/{VMID}"
@@ -157,11 +157,11 @@ async def test_stopping_what_stopped_meanwhile_is_fine(pve: ScriptedPve, api: Pr
 
 
 def test_polling_starts_soon_and_slows_down_to_a_second() -> None:
-    delays = [delay for delay, _ in zip(poll_delays(), range(20), strict=False)]
+    delays = [delay for delay, _ in zip(POLL.delays(), range(20), strict=False)]
 
-    assert delays[0] == POLL_FIRST
+    assert delays[0] == POLL.first
     assert all(before <= after for before, after in pairwise(delays))
-    assert delays[-1] == POLL_MAX == 1.0
+    assert delays[-1] == POLL.maximum == 1.0
 
 
 async def test_a_storages_config_is_found_by_its_name(pve: ScriptedPve, api: ProxmoxApi) -> None:

@@ -10,12 +10,13 @@ import asyncio
 import logging
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from pvecri import metrics
-from pvecri.errors import CommandError, PvecriError
+from pvecri.errors import CommandError
 from pvecri.images.manager import ImageManager
 from pvecri.linux.cgroups import Cgroups
 from pvecri.linux.processes import Process
@@ -24,6 +25,7 @@ from pvecri.oci.runtime import OciRuntime
 from pvecri.pods.container import bundle, exposure, volumes
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.registry import ContainerEntry, LifecycleEvent, PodEntry, Registry
+from pvecri.supervision import Step, Supervisor, attempt
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ START_ERROR_CODE = 128
 """Exit code of a container that could not be started, as containerd has it."""
 KILLED_CODE = 128 + signal.SIGKILL
 OOM_KILLED = "OOMKilled"
+RELEASE = "release of container"
 
 
 class ContainerExits:
@@ -44,6 +47,7 @@ class ContainerExits:
         cgroups: Cgroups,
         directory: Path,
         hooks: Hooks,
+        supervisor: Supervisor,
     ) -> None:
         """`directory` is conmon's --exit-dir: one file a container, with its exit code."""
         self._registry = registry
@@ -52,6 +56,7 @@ class ContainerExits:
         self._cgroups = cgroups
         self._directory = directory
         self._hooks = hooks
+        self._supervisor = supervisor
 
     def open_processes(self, pod: PodEntry, container: ContainerEntry) -> None:
         """Open pidfds of the container's first process and of its conmon; ProcessLookupError if one has exited."""
@@ -63,16 +68,18 @@ class ContainerExits:
 
     def watch(self, pod: PodEntry, container: ContainerEntry) -> None:
         """Record the container's exit when it happens, and release its resources then."""
-        container.watcher = asyncio.create_task(
-            self._watch(pod, container), name=f"watch container {container.id}"
-        )
+        watch = partial(self._watch, pod, container)
+        container.watcher = self._supervisor.until_done("watch of container", watch, container.id)
 
     async def _watch(self, pod: PodEntry, container: ContainerEntry) -> None:
+        """Repeatable from any point."""
         # conmon exits after the container and after writing the exit file; if the CT is killed, with it.
         if container.monitor is not None:
             await container.monitor.wait()
-        self._record_exit(container)
-        await self._hooks.stop_container(pod, container)
+        if container.value.state is ContainerState.RUNNING:
+            self._record_exit(container)
+        doing = f"container {container.id}: notifying NRI plugins of its exit"
+        await attempt(partial(self._hooks.stop_container, pod, container), RELEASE, doing)
         await self._release_and_signal(pod, container)
 
     def _record_exit(self, container: ContainerEntry) -> None:
@@ -100,29 +107,46 @@ class ContainerExits:
             reason=reason,
             message=message,
         )
-        self._registry.save_container(container, exited)
+        self._registry.save_container(container, exited, ending=True)
 
     # -- resources --------------------------------------------------------------------------------------------
 
     async def release(self, pod: PodEntry, container: ContainerEntry) -> None:
-        """Release all that a container uses while it runs: processes, cgroup, mounts. Idempotent."""
+        """Release all that a container uses while it runs: processes, cgroup, mounts. Idempotent.
+
+        A failure is reported and skips no other part; what is left is removed with the container.
+        """
         _close_processes(container)
+        parts: dict[str, Step] = {
+            "deleting it with the OCI runtime": partial(self._delete, pod, container),
+            "removing its exit file": partial(self._remove_exit_file, container),
+            "unmounting its volumes": partial(asyncio.to_thread, volumes.unstage, bundle.staging(container)),
+        }
+        for name in bundle.rootfs_names(container.value):
+            parts[f"unmounting {name}"] = partial(self._images.unmount_rootfs, name)
+        for doing, part in parts.items():
+            await attempt(part, RELEASE, f"container {container.id}: {doing}")
+
+    async def _delete(self, pod: PodEntry, container: ContainerEntry) -> None:
         try:
             await self._runtime.delete(pod.namespaces if pod.alive else None, container.id)
         except CommandError as error:
             log.warning("container %s: %s", container.id, error)
             self._cgroups.kill(f"{pod.cgroup}/{container.id}")
             self._runtime.forget(container.id)
+
+    async def _remove_exit_file(self, container: ContainerEntry) -> None:
+        # Until the exit code is in the store, the next daemon process reads it here.
+        if container.id not in self._registry.unsaved:
+            self.forget(container)
+
+    def forget(self, container: ContainerEntry) -> None:
+        """Remove the exit file of a container that is being removed. Idempotent."""
         (self._directory / container.id).unlink(missing_ok=True)
-        await asyncio.to_thread(volumes.unstage, bundle.staging(container))
-        for name in bundle.rootfs_names(container.value):
-            await self._images.unmount_rootfs(name)
 
     async def _release_and_signal(self, pod: PodEntry, container: ContainerEntry) -> None:
         try:
             await self.release(pod, container)
-        except (PvecriError, OSError) as error:
-            log.warning("container %s: cannot release all resources: %s", container.id, error)
         finally:
             container.released.set()
 
@@ -140,9 +164,8 @@ class ContainerExits:
 
     def release_again(self, pod: PodEntry, container: ContainerEntry) -> None:
         """Release the resources of an exited container: the daemon may have ended before it did so."""
-        container.watcher = asyncio.create_task(
-            self._release_and_signal(pod, container), name=f"release {container.id}"
-        )
+        release = partial(self._release_and_signal, pod, container)
+        container.watcher = self._supervisor.until_done(RELEASE, release, container.id)
 
     def record_lost(self, container: ContainerEntry) -> None:
         """Record that a created container cannot be started: the node was rebooted, its bundle was in /run."""

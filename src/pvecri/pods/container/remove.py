@@ -8,6 +8,7 @@ import asyncio
 from pvecri.errors import NotFound
 from pvecri.images.manager import ImageManager
 from pvecri.pods.container import bundle
+from pvecri.pods.container.exit import ContainerExits
 from pvecri.pods.container.stop import ContainerStopper
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.registry import ContainerEntry, Registry
@@ -16,10 +17,18 @@ from pvecri.pods.registry import ContainerEntry, Registry
 class ContainerRemover:
     """Removes containers; any number at once."""
 
-    def __init__(self, registry: Registry, images: ImageManager, stopper: ContainerStopper, hooks: Hooks) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        images: ImageManager,
+        stopper: ContainerStopper,
+        exits: ContainerExits,
+        hooks: Hooks,
+    ) -> None:
         self._registry = registry
         self._images = images
         self._stopper = stopper
+        self._exits = exits
         self._hooks = hooks
 
     async def remove(self, container_id: str) -> None:
@@ -41,4 +50,5 @@ class ContainerRemover:
                 await self._images.remove_rootfs(name)
             await self._hooks.remove_container(self._registry.pod_of(container), container)
             await asyncio.to_thread(bundle.remove_bundle, container.bundle)
+            self._exits.forget(container)
             self._registry.drop_container(container)

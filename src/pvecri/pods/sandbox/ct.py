@@ -11,6 +11,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from pvecri.backoff import Backoff
 from pvecri.config import Config
 from pvecri.errors import DeadlineExceeded, InternalError, ResourceExhausted
 from pvecri.linux import processes
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 
 INIT_NAME = "catatonit"
 """What /proc/PID/comm says once the template's init has become itself."""
+
+POLL_INIT = Backoff(first=0.002, maximum=0.1, factor=1.2)
+"""Seconds between looks for a CT's init."""
 
 ASK_AFTER = 3.0
 ASK_AGAIN = 2.0
@@ -150,7 +154,7 @@ class SandboxCts:
             await self._proxmox.destroy_ct(vmid)
         with suppress(OSError):  # what LXC did not make, it does not always remove
             self._cgroups.remove(pod.cgroup)
-        self._registry.save_pod(pod, replace(pod.value, vmid=0, ct_made=False))
+        self._registry.save_pod(pod, replace(pod.value, vmid=0, ct_made=False), ending=True)
         self._vmids.give_back(vmid)
 
     async def orphans(self) -> AsyncIterator[int]:
@@ -225,8 +229,8 @@ class SandboxCts:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._config.runtime.start_timeout
-        pause, ask = 0.002, loop.time() + ASK_AFTER
-        while True:
+        ask = loop.time() + ASK_AFTER
+        for delay in POLL_INIT.delays():
             for pid in self._cgroups.processes(f"{pod.cgroup}/ns"):
                 if processes.command_name(pid) == INIT_NAME and processes.innermost_pid(pid) == 1:
                     return pid
@@ -241,8 +245,8 @@ class SandboxCts:
                 words = await self._proxmox.failed_start(pod.value.vmid, since)
                 if words is not None:
                     raise InternalError(f"Proxmox: CT {pod.value.vmid} did not start: {words}")
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.2, 0.1)
+            await asyncio.sleep(delay)
+        raise AssertionError("delays never end")
 
     def _spec(self, pod: PodEntry, interface: ProxmoxInterface | None) -> CtSpec:
         settings = self._config.proxmox

@@ -9,11 +9,12 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from pvecri.errors import AlreadyExists, FailedPrecondition, InvalidArgument, PvecriError
+from pvecri.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from pvecri.model import (
     NamespaceMode,
     ProxmoxInterface,
@@ -26,7 +27,7 @@ from pvecri.model import (
     UserNamespaceKind,
 )
 from pvecri.network import hostports
-from pvecri.network.manager import NetworkManager
+from pvecri.network.manager import NetworkManager, NetworkRequest
 from pvecri.pods import files, user_namespaces, validation
 from pvecri.pods.container.pause import Pauses
 from pvecri.pods.container.volume_owners import VolumeProbe
@@ -34,8 +35,9 @@ from pvecri.pods.hooks import Hooks
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox.ct import SandboxCts
 from pvecri.pods.sandbox.ct_tags import CtTags
-from pvecri.pods.sandbox.stop import SandboxTeardown
+from pvecri.pods.sandbox.stop import SandboxTeardown, remove_files
 from pvecri.pods.user_namespaces import Policy
+from pvecri.supervision import attempt
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +76,8 @@ class SandboxRunner:
         or the call is cancelled, the steps before it are undone in reverse order.
         """
         validation.check_sandbox(config, runtime_handler, user_namespaces.handlers(self._policy.settings))
-        interface = self._network.interface_of(config)
+        request = self._network.request_of(config)
+        interface = request.interface
         await self._check_network(config, interface)
         unmappable = await asyncio.to_thread(self._volumes.unmappable, config.metadata.uid)
         pod = self._reserve(config, runtime_handler, interface, unmappable)
@@ -86,7 +89,7 @@ class SandboxRunner:
             await self._cts.create(pod, interface)
             await self._pin_namespaces(pod, interface, undo)
             await self._set_sysctls(pod)
-            await self._attach_network(pod, undo)
+            await self._attach_network(pod, request, undo)
             await asyncio.to_thread(files.write_files, pod)
             undo.push_async_callback(self._hooks.remove_pod, pod)
             await self._hooks.run_pod(pod)
@@ -198,7 +201,7 @@ class SandboxRunner:
         decision = pod.value.user_namespace
         if decision.kind is UserNamespaceKind.POD:
             self._registry.save_pod(pod, replace(pod.value, mappings=decision.mappings))
-        undo.callback(files.remove_files, pod)
+        undo.push_async_callback(_log_failure, remove_files, pod)
         undo.callback(self._pauses.forget, pod)
         await asyncio.to_thread(files.make_directory, pod)
         await asyncio.to_thread(files.pin_namespaces, pod, init, ["pid"])
@@ -222,18 +225,16 @@ class SandboxRunner:
         if process.returncode:
             raise InvalidArgument("config.linux.sysctls", stderr.decode(errors="replace").strip())
 
-    async def _attach_network(self, pod: PodEntry, undo: AsyncExitStack) -> None:
+    async def _attach_network(self, pod: PodEntry, request: NetworkRequest, undo: AsyncExitStack) -> None:
         if pod.value.config.security.namespaces.network is NamespaceMode.NODE:
             return
         self._registry.save_pod(pod, replace(pod.value, networked=True))
         undo.push_async_callback(_log_failure, self._teardown.detach_network, pod)
-        network = await self._network.attach(pod.id, pod.namespace("net"), pod.value.config)
+        network = await self._network.attach(pod.id, pod.namespace("net"), request)
         self._registry.save_pod(pod, replace(pod.value, ips=network.ips))
 
 
 async def _log_failure(undo: Callable[[PodEntry], Awaitable[None]], pod: PodEntry) -> None:
     """Run an undo. Its failure is logged: it must not replace the error of the step, nor skip the other undos."""
-    try:
-        await undo(pod)
-    except (PvecriError, OSError) as error:
-        log.warning("cleaning up pod %s (CT %d): %s", pod.value.name, pod.value.vmid, error)
+    doing = f"undoing pod {pod.value.name} (CT {pod.value.vmid})"
+    await attempt(partial(undo, pod), "undo of RunPodSandbox", doing)

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from msgspec.structs import replace
 
-from pvecri.errors import NotFound, PvecriError
+from pvecri.errors import NotFound
 from pvecri.model import SandboxPhase
 from pvecri.network.manager import NetworkManager
 from pvecri.pods import files
@@ -19,6 +20,7 @@ from pvecri.pods.container.stop import ContainerStopper
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox.ct import SandboxCts
+from pvecri.supervision import Supervisor, all_to_end, attempt
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class SandboxTeardown:
         remover: ContainerRemover,
         pauses: Pauses,
         hooks: Hooks,
+        supervisor: Supervisor,
     ) -> None:
         self._registry = registry
         self._cts = cts
@@ -43,6 +46,7 @@ class SandboxTeardown:
         self._remover = remover
         self._pauses = pauses
         self._hooks = hooks
+        self._supervisor = supervisor
         self.removal_pending = asyncio.Event()
         """Set when a sandbox stays in the phase REMOVING because a part of it could not be removed."""
 
@@ -72,7 +76,7 @@ class SandboxTeardown:
             return
         try:
             await self.finish_removal(pod)
-        except PvecriError:
+        except Exception:  # a fault leaves as much behind as an answer
             self.removal_pending.set()
             raise
 
@@ -80,10 +84,11 @@ class SandboxTeardown:
         """As `remove`, for a sandbox whose creation or removal the previous daemon process did not finish."""
         async with pod.lock:
             await self._stop(pod)
-            self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING))
+            self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING), ending=True)
             for container in list(pod.containers.values()):
                 await self._remover.remove_entry(container)
-            await _run_all(self._cts.destroy(pod), asyncio.to_thread(files.remove_files, pod))
+            parts = (self._cts.destroy, remove_files)
+            await all_to_end("removal of pod", *(partial(part, pod) for part in parts))
             await self._hooks.remove_pod(pod)
             self.drop(pod)
 
@@ -98,19 +103,19 @@ class SandboxTeardown:
 
     def watch(self, pod: PodEntry) -> None:
         """Stop the pod when its CT ends without us: by a crash of its init or by an action in Proxmox."""
-        pod.watcher = asyncio.create_task(self._watch(pod), name=f"watch CT {pod.value.vmid}")
+        pod.watcher = self._supervisor.until_done("watch of CT", partial(self._watch, pod), pod.id)
 
     async def _watch(self, pod: PodEntry) -> None:
-        assert pod.init is not None
-        await pod.init.wait()
+        """Repeatable."""
+        if pod.init is not None:
+            await pod.init.wait()
         async with pod.lock:
             if pod.value.phase is SandboxPhase.READY:
                 log.warning("CT %d of pod %s ended", pod.value.vmid, pod.value.name)
-                self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.STOPPED))
-                try:
-                    await self._stop(pod, force=True)
-                except PvecriError as error:
-                    log.warning("cleaning up after CT %d: %s", pod.value.vmid, error)
+                self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.STOPPED), ending=True)
+                # Not tried again here: the client, for which the pod has ended, stops and removes it.
+                doing = f"cleaning up after CT {pod.value.vmid}"
+                await attempt(partial(self._stop, pod, force=True), "stop of pod", doing)
 
     # -- steps, also undone by RunPodSandbox ------------------------------------------------------------------
 
@@ -121,11 +126,11 @@ class SandboxTeardown:
         await self._stopper.kill_all(pod)
         await self._hooks.stop_pod(pod)
         # The network namespace is pinned, so CNI DEL does not need a running CT.
-        await _run_all(self.detach_network(pod), self._cts.stop(pod))
+        await all_to_end("stop of pod", partial(self.detach_network, pod), partial(self._cts.stop, pod))
         await self._stopper.wait_released(pod)
         self._pauses.forget(pod)
         await asyncio.to_thread(files.unpin_namespaces, pod)
-        self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.STOPPED))
+        self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.STOPPED), ending=True)
 
     async def detach_network(self, pod: PodEntry) -> None:
         """Run CNI DEL. Idempotent."""
@@ -133,21 +138,19 @@ class SandboxTeardown:
             return
         netns = pod.namespace("net")
         await self._network.detach(pod.id, netns if netns.exists() else None, pod.value.config)
-        self._registry.save_pod(pod, replace(pod.value, networked=False))
+        self._registry.save_pod(pod, replace(pod.value, networked=False), ending=True)
 
     def drop(self, pod: PodEntry) -> None:
-        """Delete the sandbox from the registry; while its CT or its network is left, keep it as REMOVING."""
+        """Delete the sandbox from the registry; while its CT, network or files are left, keep it as REMOVING."""
         if pod.watcher is not None:
             pod.watcher.cancel()
-        if pod.value.vmid or pod.value.networked:
-            self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING))
+        if pod.value.vmid or pod.value.networked or pod.directory.exists():
+            self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING), ending=True)
             self.removal_pending.set()
             return
         self._registry.drop_pod(pod)
 
 
-async def _run_all(*parts: Awaitable[None]) -> None:
-    """Await all to their ends, then raise the first error."""
-    for outcome in await asyncio.gather(*parts, return_exceptions=True):
-        if isinstance(outcome, BaseException):
-            raise outcome
+async def remove_files(pod: PodEntry) -> None:
+    """Remove the pod's directory in the run directory, with its mounts and pinned namespaces. Idempotent."""
+    await asyncio.to_thread(files.remove_files, pod)

@@ -197,14 +197,8 @@ class Statistics:
 
     # -- sampling ---------------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Take a sample of everyone's CPU time now and then, until cancelled."""
-        while True:
-            await self.sample()
-            await asyncio.sleep(INTERVAL)
-
     async def sample(self) -> None:
-        """Take one sample, and forget what is gone."""
+        """Take one sample of everyone's CPU time, and forget what is gone; every INTERVAL seconds."""
         groups: dict[str, str] = {pod.id: pod.cgroup for pod in self._ready()}
         groups |= {each.id: self._registry.pod_of(each).group(each.id) for each in self._running()}
         self._rates.keep(groups.keys())

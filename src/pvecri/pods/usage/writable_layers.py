@@ -7,15 +7,13 @@ A request is answered with the last count, whose timestamp tells its age, and br
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 
-from pvecri.errors import PvecriError
 from pvecri.model import FilesystemUsage
-
-log = logging.getLogger(__name__)
+from pvecri.supervision import Supervisor
 
 FRESH = 10.0
 """Seconds for which a count is given out as it is: the kubelet asks every ten."""
@@ -30,11 +28,12 @@ PARALLEL = 2
 class WritableLayers:
     """The last counts. One object, in one event loop."""
 
-    def __init__(self, count: Callable[[str], Awaitable[FilesystemUsage]]) -> None:
+    def __init__(self, count: Callable[[str], Awaitable[FilesystemUsage]], supervisor: Supervisor) -> None:
         """`count` counts the writable layer of a container."""
+        self._supervisor = supervisor
         self._count = count
         self._known: dict[str, tuple[float, FilesystemUsage | None]] = {}
-        self._under_way: dict[str, asyncio.Task[FilesystemUsage | None]] = {}
+        self._under_way: dict[str, asyncio.Task[None]] = {}
         self._slots = asyncio.Semaphore(PARALLEL)
 
     async def usage(self, container_id: str) -> FilesystemUsage | None:
@@ -48,30 +47,25 @@ class WritableLayers:
             return known
         counting = self._under_way.get(container_id)
         if counting is None:
-            counting = asyncio.create_task(self._refresh(container_id), name=f"count layer {container_id}")
+            refresh = partial(self._refresh, container_id)
+            counting = self._supervisor.once("count of writable layer", refresh, container_id)
             self._under_way[container_id] = counting
-        return known if age < STALE else await asyncio.shield(counting)
+        if age < STALE:
+            return known
+        await asyncio.shield(counting)
+        return self._known[container_id][1] if container_id in self._known else None
 
-    async def _refresh(self, container_id: str) -> FilesystemUsage | None:
+    async def _refresh(self, container_id: str) -> None:
+        """Count; when that fails there is no count until the next one."""
         usage = None
         try:
             async with self._slots:
                 usage = await self._count(container_id)
-        except (PvecriError, OSError) as error:
-            log.warning("what container %s has written cannot be counted: %s", container_id, error)
         finally:
             self._under_way.pop(container_id, None)
-        self._known[container_id] = (time.monotonic(), usage)
-        return usage
+            self._known[container_id] = (time.monotonic(), usage)
 
     def keep(self, container_ids: Collection[str]) -> None:
         """Forget all others."""
         for container_id in self._known.keys() - container_ids:
             del self._known[container_id]
-
-    async def close(self) -> None:
-        """Stop counting."""
-        tasks = list(self._under_way.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
