@@ -122,7 +122,8 @@ class Machine:
     def ready(self) -> bool:
         """Whether the runtime says that it is ready."""
         response = self.client.runtime.Status(pb.StatusRequest())
-        return all(condition.status for condition in response.status.conditions)
+        needed = ("RuntimeReady", "NetworkReady")
+        return all(condition.status for condition in response.status.conditions if condition.type in needed)
 
     def installation(self) -> str:
         """The id by which the daemon marks its CTs."""

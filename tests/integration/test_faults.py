@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults of the machine, and input that nobody foresaw: work goes on, and nothing stays that cannot be removed."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from support.cri_client import CriClient, eventually, refused
+from support.daemon import Machine
+
+from pvecri.cri.proto import cri_pb2 as pb
+from pvecri.linux import mounts
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+BANDWIDTH = "kubernetes.io/ingress-bandwidth"
+
+
+def hidden_mount(directory: Path) -> None:
+    """Mount below a mount: the lower one cannot be unmounted before the upper one, so removing is EBUSY once."""
+    (directory / "inner").mkdir(parents=True)
+    mounts.mount("inner", directory / "inner", "tmpfs", 0, "size=64k")
+    mounts.mount("outer", directory, "tmpfs", 0, "size=64k")
+
+
+def rows(machine: Machine, table: str) -> dict[str, dict[str, object]]:
+    """What the database has, by id."""
+    with closing(sqlite3.connect(machine.state_dir / "pods.db")) as database:
+        found = database.execute(f"SELECT id, value FROM {table}").fetchall()
+    return {key: json.loads(value) for key, value in found}
+
+
+@contextmanager
+def locked(machine: Machine) -> Iterator[None]:
+    """Another program writes to the daemon's database meanwhile."""
+    with closing(sqlite3.connect(machine.state_dir / "pods.db", isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        yield
+
+
+# -- recovery -------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_that_is_busy_keeps_no_daemon_from_starting(machine: Machine, cri: CriClient) -> None:
+    pod = cri.run_pod()
+    machine.kill()
+    stray = machine.run_dir / "pods" / ("5" * 64)
+    hidden_mount(stray)
+    machine.start()
+    assert [each.id for each in machine.client.pods()] == [pod]
+    eventually(lambda: not stray.exists(), "the stray is removed by a later try")
+    assert "something is mounted below" in machine.daemon.log.read_text()
+
+
+def test_recovery_goes_on_after_a_fault_in_one_of_its_steps(machine: Machine, cri: CriClient) -> None:
+    busy, other = cri.run_pod(cri.pod_config("busy")), cri.run_pod(cri.pod_config("other"))
+    machine.node.fault(task="vzdestroy", hold=True)
+    calls = [
+        cri.runtime.RemovePodSandbox.future(pb.RemovePodSandboxRequest(pod_sandbox_id=pod))
+        for pod in (busy, other)
+    ]
+    eventually(
+        lambda: all(row["phase"] == "removing" for row in rows(machine, "sandboxes").values()),
+        "both removals are under way",
+    )
+    machine.kill()
+    assert all(call.exception() for call in calls)
+    hidden_mount(machine.run_dir / "pods" / busy / "late")
+    machine.node.clear_faults()
+    machine.start()
+    eventually(lambda: not machine.client.pods(), "recovery removes both")
+    machine.assert_nothing_left()
+
+
+# -- annotations ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", ["1e400", "foo", "1e99999999", "9" * 5000, "-1", "1e18"])
+def test_a_bandwidth_that_cannot_be_read_is_refused_before_anything_is_made(
+    machine: Machine, cri: CriClient, rate: str
+) -> None:
+    with refused(INVALID, rf"^config\.annotations\[{BANDWIDTH}\]: "):
+        cri.run_pod(cri.pod_config(annotations={BANDWIDTH: rate}))
+    assert rows(machine, "sandboxes") == {}
+    machine.assert_nothing_left()
+
+
+@pytest.mark.parametrize("rate", ["1e400", "foo"])
+def test_a_pod_that_an_earlier_pvecri_left_with_such_a_bandwidth_is_removed(
+    machine: Machine, cri: CriClient, rate: str
+) -> None:
+    cri.run_pod(cri.pod_config("removing"))
+    kept = cri.run_pod(cri.pod_config("stopped"))
+    cri.stop_pod(kept)
+    assert machine.stop() == 0
+    _as_left_by_an_earlier_pvecri(machine, rate)
+    machine.start()
+    eventually(lambda: [each.id for each in machine.client.pods()] == [kept], "recovery removes the one")
+    machine.client.remove_pod(kept)
+    machine.assert_nothing_left()
+
+
+def _as_left_by_an_earlier_pvecri(machine: Machine, rate: str) -> None:
+    """Rows that say that the pods have a network, which was never made since the annotation could not be read."""
+    for record in (machine.directory / "cni").glob("*.json"):
+        record.unlink()
+    with closing(sqlite3.connect(machine.state_dir / "pods.db")) as database, database:
+        for key, value in rows(machine, "sandboxes").items():
+            config = value["config"]
+            assert isinstance(config, dict)
+            config.setdefault("annotations", {})[BANDWIDTH] = rate
+            value["networked"] = True
+            if config["metadata"]["name"] == "removing":
+                value["phase"] = "removing"
+            database.execute("UPDATE sandboxes SET value = ? WHERE id = ?", (json.dumps(value).encode(), key))
+
+
+# -- a database that cannot be written ------------------------------------------------------------------------
+
+
+def test_a_container_that_ends_while_the_database_is_locked_is_recorded(machine: Machine, cri: CriClient) -> None:
+    container = cri.run(cri.run_pod(), "sh", "-c", "until [ -e /tmp/end ]; do usleep 10000; done; exit 5")
+    root = Path(f"/proc/{machine.processes_of(container)[0]}/root")
+    with locked(machine):
+        (root / "tmp/end").touch()
+        assert cri.wait_for_exit(container).exit_code == 5
+        assert rows(machine, "containers")[container]["state"] == "running"
+    eventually(lambda: rows(machine, "containers")[container]["state"] == "exited", "the end is stored")
+    assert rows(machine, "containers")[container]["exit_code"] == 5
+
+
+def test_an_exit_code_that_was_never_stored_outlives_a_crash(machine: Machine, cri: CriClient) -> None:
+    container = cri.run(cri.run_pod(), "sh", "-c", "until [ -e /tmp/end ]; do usleep 10000; done; exit 5")
+    root = Path(f"/proc/{machine.processes_of(container)[0]}/root")
+    with locked(machine):
+        (root / "tmp/end").touch()
+        cri.wait_for_exit(container)
+        machine.kill()
+    machine.start()
+    assert machine.client.wait_for_exit(container).exit_code == 5
+
+
+def test_pods_can_be_stopped_and_removed_while_the_database_is_locked(machine: Machine, cri: CriClient) -> None:
+    pod = cri.run_pod()
+    cri.run(pod, "sleep", "1000")
+    with locked(machine):
+        cri.stop_pod(pod)
+        cri.remove_pod(pod)
+        assert cri.pods() == []
+        with refused(grpc.StatusCode.UNAVAILABLE, r"pods\.db cannot be written: database is locked"):
+            cri.run_pod(cri.pod_config("new"))
+    eventually(lambda: not rows(machine, "sandboxes"), "the rows are gone")
+    machine.assert_nothing_left()
+
+
+def test_status_names_the_work_that_keeps_failing_and_the_node_stays_ready(
+    machine: Machine, cri: CriClient
+) -> None:
+    pod = cri.run_pod()
+    with locked(machine):
+        cri.stop_pod(pod)
+        eventually(lambda: not condition(cri, "BackgroundWorkHealthy").status, "it has failed three times")
+        failing = condition(cri, "BackgroundWorkHealthy")
+        assert failing.reason == "BackgroundWorkFails"
+        assert "pod store failed" in failing.message
+        ready = condition(cri, "RuntimeReady")
+        assert (ready.status, ready.message) == (True, failing.message)
+        info = cri.runtime.Status(pb.StatusRequest(verbose=True)).info
+        assert [each["work"] for each in json.loads(info["failing"])] == ["pod store"]
+    eventually(lambda: condition(cri, "BackgroundWorkHealthy").status, "it has succeeded")
+    assert condition(cri, "RuntimeReady").message == ""
+
+
+def condition(cri: CriClient, name: str) -> pb.RuntimeCondition:
+    conditions: list[pb.RuntimeCondition] = list(cri.runtime.Status(pb.StatusRequest()).status.conditions)
+    return next(each for each in conditions if each.type == name)
