@@ -8,6 +8,8 @@ image has. No pull is under way then, for it could be about to refer to them.
 from __future__ import annotations
 
 import asyncio
+import logging
+import sqlite3
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +25,8 @@ from pvecri.images.manifest import Layer
 from pvecri.images.store import ImageRecord, LayerRecord, RootfsRecord, Store
 from pvecri.model import ContainerId, ImageId
 
+log = logging.getLogger(__name__)
+
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -36,6 +40,7 @@ class Library:
         self.layers: dict[LayerKey, LayerRecord] = {}
         self.rootfs: dict[ContainerId, RootfsRecord] = {}
         self.store = store
+        self._dropped: set[ContainerId] = set()
         self._gate = asyncio.Lock()
         self._pulls = 0
         self._pinned = tuple(pinned)
@@ -115,8 +120,20 @@ class Library:
     # -- root filesystems --------------------------------------------------------------------------------------
 
     async def drop_rootfs(self, container: ContainerId) -> None:
+        """Forget a root filesystem that is gone from the storage.
+
+        A store that cannot be written does not keep a container from being removed: `load` drops such records, and
+        until then the next call does.
+        """
         self.rootfs.pop(container, None)
-        await finish(asyncio.to_thread(self.store.delete_rootfs, (container,)))
+        self._dropped.add(container)
+        dropped = set(self._dropped)
+        try:
+            await finish(asyncio.to_thread(self.store.delete_rootfs, dropped))
+        except sqlite3.OperationalError as error:
+            log.warning("root filesystem %s stays in the store for now: %s", container, error)
+        else:
+            self._dropped -= dropped
 
     # -- sweeping ----------------------------------------------------------------------------------------------
 

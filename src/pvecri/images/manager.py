@@ -13,10 +13,10 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pvecri import metrics
 from pvecri.concurrency import SharedTasks, finish
@@ -36,6 +36,7 @@ from pvecri.images.registry.templates import TemplateStorage
 from pvecri.images.store import RootfsRecord, Store
 from pvecri.images.usage import Usage
 from pvecri.model import ContainerId, FilesystemUsage, Image, ImageId, RegistryAuth, Value
+from pvecri.supervision import Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class ImageManager:
         self._transfers: set[Transfer] = set()
         self._transferred = Progress()
         self._slots = asyncio.Semaphore(PARALLEL_PULLS)
-        self._background: set[asyncio.Task[None]] = set()
+        self._supervisor = Supervisor()
         self._chores = asyncio.Lock()
         self._library: Library
         self._puller: Puller
@@ -95,21 +96,19 @@ class ImageManager:
         """
         self._library = await asyncio.to_thread(self._open)
         self._puller = Puller(self._config, self._library, self._root / "tmp", self._templates)
-        self._in_background(self._tidy())
+        self._tidy_soon()
 
     async def close(self) -> None:
         """End pulls and chores and close the store. Containers' root filesystems stay mounted."""
         await self._pulls.close()
         await self._puller.close()
-        for task in tuple(self._background):
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._supervisor.close()
         await asyncio.to_thread(self._library.close)
 
     async def idle(self) -> None:
         """Return when what has been removed is gone and what has been added is on the disk."""
-        while self._background:
-            await asyncio.wait(self._background)
+        while self._supervisor.tasks:
+            await asyncio.wait(self._supervisor.tasks)
 
     # -- images ------------------------------------------------------------------------------------------------
 
@@ -133,7 +132,7 @@ class ImageManager:
         async with self._slots:
             with self._transferring(Transfer()) as transfer:
                 image = await self._puller.load(name, parsed, transfer)
-        self._in_background(self._tidy())
+        self._tidy_soon()
         return self.get(image)
 
     @property
@@ -150,7 +149,7 @@ class ImageManager:
         for each in found:
             yield each, repair and await repaired(self._library, each)
         if repair:
-            self._in_background(self._tidy())
+            self._tidy_soon()
 
     def list(self) -> tuple[Image, ...]:
         """All images."""
@@ -188,7 +187,7 @@ class ImageManager:
         if record is not None:
             await self._library.remove(record.image.id)
             await self._library.sweep()
-            self._in_background(self._tidy())
+            self._tidy_soon()
 
     async def usage(self) -> StoreUsage:
         """What the store takes (CRI ImageFsInfo): sums kept for images, a count of what containers wrote."""
@@ -249,7 +248,7 @@ class ImageManager:
             await self._library.drop_rootfs(container)
             if record.image not in self._library.catalog.records:
                 await self._library.sweep()
-            self._in_background(self._tidy())
+            self._tidy_soon()
 
     async def rootfs_usage(self, container_id: str) -> FilesystemUsage:
         """What the container wrote (CRI ContainerStats.writable_layer); 0 when it has no root filesystem."""
@@ -289,7 +288,7 @@ class ImageManager:
                 ):
                     return await self._pull_in_time(reference, auth)
         finally:
-            self._in_background(self._tidy())
+            self._tidy_soon()
 
     async def _pull_in_time(self, reference: Reference, auth: RegistryAuth | None) -> ImageId:
         """Raises DeadlineExceeded for a pull that takes too long, or in which nothing happens for too long."""
@@ -351,16 +350,9 @@ class ImageManager:
             if self._puller.templates is not None:
                 await self._puller.templates.sweep()
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._background.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._background.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            metrics.CLEANUP_FAILURES.inc()
-            log.error("tidying the image store failed: %s", error, exc_info=error)
+    def _tidy_soon(self) -> None:
+        # Once: the next pull or removal tidies again, and so does the next start.
+        self._supervisor.once("image store", self._tidy)
 
 
 def _log_pull(reference: Reference, progress: Progress, seconds: float) -> None:

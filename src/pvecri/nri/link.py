@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from enum import IntEnum
+from functools import partial
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -17,6 +18,7 @@ from pvecri.nri.errors import CallFailed, PluginGone, ProtocolError
 from pvecri.nri.frames import MAX_DATA, Connection, MessageType, Reader, encode
 from pvecri.nri.frames import Message as Frame
 from pvecri.nri.proto import ttrpc_pb2
+from pvecri.supervision import Supervisor, describe, report
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ class Code(IntEnum):
     RESOURCE_EXHAUSTED = 8
     FAILED_PRECONDITION = 9
     UNIMPLEMENTED = 12
+    INTERNAL = 13
 
 
 class Link:
@@ -55,7 +58,7 @@ class Link:
         self._next_stream = 1
         self._last_served = 0
         self._waiting: dict[int, asyncio.Future[ttrpc_pb2.Response]] = {}
-        self._served: set[asyncio.Task[None]] = set()
+        self._supervisor = Supervisor()
         self.closed = False
 
     async def run(self) -> None:
@@ -69,7 +72,7 @@ class Link:
             pass
         finally:
             self.close()
-            for task in self._served:
+            for task in self._supervisor.tasks:
                 task.cancel()
 
     def close(self) -> None:
@@ -137,9 +140,7 @@ class Link:
         if frame.connection is self._theirs and frame.kind == MessageType.RESPONSE:
             self._take_response(frame)
         elif frame.connection is self._ours and frame.kind == MessageType.REQUEST:
-            task = asyncio.create_task(self._answer(frame))
-            self._served.add(task)
-            task.add_done_callback(self._served.discard)
+            self._supervisor.once("call of an NRI plugin", partial(self._answer, frame))
         # All else is of streaming calls, or of a later version.
 
     def _take_response(self, frame: Frame) -> None:
@@ -162,6 +163,9 @@ class Link:
             response = _failure(error.code, str(error))
         except PvecriError as error:
             response = _failure(Code.UNKNOWN, str(error))
+        except Exception as error:  # the other side waits for an answer
+            report(error, "call of an NRI plugin", "call of an NRI plugin")
+            response = _failure(Code.INTERNAL, describe(error))
         if self.closed:
             return
         with suppress(PluginGone):

@@ -21,6 +21,7 @@ from pvecri.nri.errors import CallFailed, PluginError, PluginGone, ProtocolError
 from pvecri.nri.frames import MAX_DATA, Connection
 from pvecri.nri.link import Code, Link
 from pvecri.nri.proto import nri_pb2 as pb
+from pvecri.supervision import Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class Plugin:
         configuration: str = "",
     ) -> None:
         """`identity` is the index and the name of a plugin that was launched; others tell it themselves."""
+        self._supervisor = Supervisor()
         self._link = Link(reader, writer, Connection.RUNTIME, self._serve)
         self._config = config
         self._update = update
@@ -110,7 +112,7 @@ class Plugin:
 
         PluginError when it does not do its part in time; its connection is closed then.
         """
-        self._runner = asyncio.create_task(self._run(), name="NRI plugin")
+        self._runner = self._supervisor.once("NRI plugin", self._run, self.name)
         try:
             async with asyncio.timeout(self._config.registration_timeout):
                 await self._registered

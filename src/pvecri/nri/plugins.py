@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,11 @@ from pvecri.oci.adjustment import Adjustment
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.manager import PodManager
 from pvecri.pods.registry import ContainerEntry, LifecycleEvent, PodEntry
+from pvecri.supervision import Supervisor, attempt, report
 
 log = logging.getLogger(__name__)
+
+WORK = "NRI plugin"
 
 UPDATE_PATIENCE = 10.0
 """Seconds that a container's update may take."""
@@ -46,7 +50,7 @@ class Plugins(Hooks):
         self._turn = asyncio.Lock()
         """Held while an event is told, or a plugin joins."""
         self._plugins: list[Plugin] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._supervisor = Supervisor()
         self._stack = AsyncExitStack()
         self._pods: PodManager | None = None
 
@@ -76,11 +80,9 @@ class Plugins(Hooks):
     async def close(self) -> None:
         """Tell every plugin that the runtime ends, and end those that it has started."""
         await self._stack.aclose()
-        await asyncio.gather(*(plugin.shut_down() for plugin in self._plugins))
-        for task in tuple(self._tasks):
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        farewells = (attempt(plugin.shut_down, WORK, f"ending {plugin.name}") for plugin in self._plugins)
+        await asyncio.gather(*farewells)
+        await self._supervisor.close()
 
     async def _launch_all(self) -> None:
         """Those that register are synchronized in their order; the others are left out, and the log says why."""
@@ -92,9 +94,9 @@ class Plugins(Hooks):
                 log.warning("%s", error)
         outcomes = await asyncio.gather(*(plugin.start() for plugin in launched), return_exceptions=True)
         for plugin, outcome in zip(launched, outcomes, strict=True):
-            self._keep(self._attend_launched(plugin))
-            if isinstance(outcome, BaseException):
-                log.error("%s", outcome)
+            self._supervisor.once(WORK, partial(self._attend_launched, plugin), plugin.name)
+            if isinstance(outcome, Exception):
+                report(outcome, WORK, f"starting {plugin.name}")
                 continue
             await self._join_or_leave(plugin)
 
@@ -106,22 +108,16 @@ class Plugins(Hooks):
             await plugin.reap()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._keep(self._attend(Plugin(reader, writer, self._config, self._update)))
+        plugin = Plugin(reader, writer, self._config, self._update)
+        self._supervisor.once(WORK, partial(self._attend, plugin))
 
     async def _attend(self, plugin: Plugin) -> None:
         try:
             await plugin.start()
             await self._join_or_leave(plugin)
             await plugin.wait()
-        except PvecriError as error:
-            log.warning("%s", error)
         finally:
             self._dismiss(plugin)
-
-    def _keep(self, coroutine: Any) -> None:
-        task = asyncio.create_task(coroutine, name="NRI plugin")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _join_or_leave(self, plugin: Plugin) -> None:
         """Tell a plugin of all there is; from then on it hears of every event."""
@@ -291,8 +287,8 @@ class Plugins(Hooks):
                     answer = await plugin.ask(request)
                     if answer is not None:
                         updates.take(answer.update, plugin.name)
-                except PvecriError as error:
-                    log.warning("%s", error)
+                except Exception as error:
+                    report(error, WORK, request.DESCRIPTOR.name)
             await self._make_updates(updates)
 
     async def remove_container(self, pod: PodEntry, container: ContainerEntry) -> None:
@@ -317,10 +313,7 @@ class Plugins(Hooks):
     async def _tell(self, request: Message) -> None:
         """Tell every plugin; what one has against it is only logged."""
         for plugin in self._plugins:
-            try:
-                await plugin.ask(request)
-            except PvecriError as error:
-                log.warning("%s", error)
+            await attempt(partial(plugin.ask, request), WORK, request.DESCRIPTOR.name)
 
     async def _tell_of(self, request: type[Any], pod: PodEntry, container: ContainerEntry) -> None:
         async with self._turn:
@@ -341,9 +334,11 @@ class Plugins(Hooks):
             limits = translation.resources(update.linux.resources)
             async with asyncio.timeout(UPDATE_PATIENCE):
                 await self._pods.container_updater.set_limits(update.container_id, limits)
-        except (PvecriError, TimeoutError) as error:
-            problem = str(error) or f"it took more than {UPDATE_PATIENCE:g} s"
-            log.warning("NRI: container %s cannot be updated: %s", update.container_id, problem)
+        except TimeoutError:
+            log.warning("NRI: container %s: its update took more than %g s", update.container_id, UPDATE_PATIENCE)
+            return False
+        except Exception as error:
+            report(error, "update for NRI", f"NRI: container {update.container_id} cannot be updated")
             return False
         return True
 
@@ -358,14 +353,9 @@ class Plugins(Hooks):
         for eviction in evictions:
             reason = eviction.reason or "no reason given"
             log.warning("NRI: container %s is evicted: %s", eviction.container_id, reason)
-            self._keep(self._end(eviction.container_id))
-
-    async def _end(self, container_id: str) -> None:
-        assert self._pods is not None
-        try:
-            await self._pods.container_stopper.stop(container_id, 0)
-        except PvecriError as error:
-            log.warning("NRI: container %s cannot be evicted: %s", container_id, error)
+            assert self._pods is not None
+            end = partial(self._pods.container_stopper.stop, eviction.container_id, 0)
+            self._supervisor.once("eviction for NRI", end, eviction.container_id)
 
 
 def _validates(plugin: Plugin) -> bool:

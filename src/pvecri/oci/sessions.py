@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from pvecri.errors import FailedPrecondition
 from pvecri.linux import keyrings
@@ -17,6 +18,7 @@ from pvecri.model import ContainerId
 from pvecri.oci.copying import Copying, follow_size
 from pvecri.oci.runtime import Bundle, OciRuntime, PodNamespaces
 from pvecri.streaming.streams import CommandStreams, Source
+from pvecri.supervision import Supervisor
 
 _ATTACH_READ = 64 << 10
 _ATTACH_WRITE = 8 << 10
@@ -122,16 +124,14 @@ class FormerClients:
     """
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._supervisor = Supervisor()
 
     def keep(self, connection: socket.socket, *, spoke: bool) -> None:
         """Keep a connection to a conmon, of which the caller closes its own descriptor."""
         kept = connection.dup()
         with suppress(OSError):  # the container has ended
             kept.shutdown(socket.SHUT_WR if spoke else socket.SHUT_RD)
-        task = asyncio.create_task(_read_to_end(kept) if spoke else _close_at_end(kept))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._supervisor.once("former attach client", partial(_read_to_end if spoke else _close_at_end, kept))
 
 
 async def _read_to_end(connection: socket.socket) -> None:

@@ -17,6 +17,7 @@ from pvecri.streaming.spdy_link import SpdyLink
 from pvecri.streaming.streams import Activity, CommandStreams, PeerSizes, PeerStream
 from pvecri.streaming.websocket import ChannelLink, WebSocket
 from pvecri.streaming.wire import Wire
+from pvecri.supervision import describe, report
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,6 @@ async def _outcome(request: CommandRequest, version: Version, streams: CommandSt
     except PvecriError as error:
         log.info("%s: %s: %s", request.kind.value, error.status, error)
         return remotecommand.failure_status(version, str(error))
-    except OSError as error:
-        log.exception("%s failed", request.kind.value)
-        return remotecommand.failure_status(version, f"{request.kind.value}: {error}")
+    except Exception as error:  # a fault: the client is told of it as of any other failure
+        report(error, "streaming connection", request.kind.value)
+        return remotecommand.failure_status(version, f"{request.kind.value}: {describe(error)}")

@@ -24,6 +24,7 @@ from pvecri.streaming.spdy_link import SpdyLink
 from pvecri.streaming.streams import Activity, PeerStream
 from pvecri.streaming.websocket import ChannelLink, WebSocket
 from pvecri.streaming.wire import Wire
+from pvecri.supervision import describe, report
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +128,9 @@ async def _forward(connect: Connect, pair: _Pair) -> None:
     except OSError as failure:
         log.info("port-forward to port %d: %s", pair.port, failure)
         await _write_last(error, f"error forwarding port {pair.port} to pod: {failure.strerror or failure}")
+    except Exception as failure:  # the pod is gone (an answer), or a fault: the other connections go on
+        report(failure, "streaming connection", f"port-forward to port {pair.port}")
+        await _write_last(error, f"error forwarding port {pair.port} to pod: {describe(failure)}")
     finally:
         data.discard()
         await data.finish()

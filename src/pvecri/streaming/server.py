@@ -22,6 +22,7 @@ from pvecri.streaming.requests import CommandRequest, ForwardRequest, Request
 from pvecri.streaming.tokens import Tokens
 from pvecri.streaming.websocket import WebSocket, WebSocketWire
 from pvecri.streaming.wire import READ_SIZE, TcpWire
+from pvecri.supervision import report
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +84,8 @@ class StreamingServer:
             await self._serve(wire)
         except asyncio.CancelledError:
             pass  # by close: the task ends here in any case, and asyncio's server would log it as an error
-        except Exception:
-            log.exception("streaming connection failed")
+        except Exception as error:
+            report(error, "streaming connection", "a streaming connection failed")
         finally:
             wire.abort()
             self._connections.discard(task)

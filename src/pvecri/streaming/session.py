@@ -10,6 +10,7 @@ from typing import Protocol
 
 from pvecri.streaming.errors import ProtocolError
 from pvecri.streaming.streams import Activity
+from pvecri.supervision import report
 
 log = logging.getLogger(__name__)
 
@@ -53,4 +54,4 @@ def _report(endings: Sequence[BaseException | None]) -> None:
         if isinstance(ending, ProtocolError):
             log.info("streaming connection closed: %s", ending)
         elif isinstance(ending, Exception) and not isinstance(ending, BrokenPipeError):
-            log.error("streaming connection failed", exc_info=ending)
+            report(ending, "streaming connection", "a streaming connection failed")

@@ -19,6 +19,9 @@ from pvecri.images.registry.skopeo import Skopeo, applies
 from pvecri.images.unpacking import client
 from pvecri.images.unpacking.client import Unpacker
 from pvecri.model import RegistryAuth
+from pvecri.supervision import Supervisor, attempt
+
+WORK: Final = "processes of pulls"
 
 IDLE: Final = 120.0
 """Seconds that a process outlives the last pull."""
@@ -34,7 +37,7 @@ class Workers:
         self._starting = asyncio.Lock()
         self._busy = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._ending: set[asyncio.Task[None]] = set()
+        self._supervisor = Supervisor()
 
     @asynccontextmanager
     async def opened(
@@ -97,8 +100,8 @@ class Workers:
         if self._timer is not None:
             self._timer.cancel()
         await self._end_idle()
-        if self._ending:
-            await asyncio.wait(self._ending)
+        if ending := self._supervisor.tasks:
+            await asyncio.wait(ending)  # and not cancelled: processes would stay
 
     def _idle_proxy(self, insecure: bool) -> ImageProxy | None:
         idle = self._proxies[insecure]
@@ -106,7 +109,7 @@ class Workers:
             proxy = idle.pop()
             if proxy.usable:
                 return proxy
-            self._in_background(proxy.close())
+            self._supervisor.once(WORK, proxy.close)
         return None
 
     def _begin(self) -> None:
@@ -119,17 +122,11 @@ class Workers:
         self._busy -= 1
         if self._busy == 0:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(IDLE, lambda: self._in_background(self._end_idle()))
+            self._timer = loop.call_later(IDLE, lambda: self._supervisor.once(WORK, self._end_idle))
 
     async def _end_idle(self) -> None:
         proxies = [proxy for idle in self._proxies.values() for proxy in idle]
         self._proxies = {False: [], True: []}
         helper, self._unpacker = self._unpacker, None
         for each in (*proxies, *((helper,) if helper else ())):
-            await finish(each.close())
-
-    def _in_background(self, work: object) -> None:
-        assert asyncio.iscoroutine(work)
-        task = asyncio.ensure_future(work)
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
+            await finish(attempt(each.close, WORK, "ending an idle process of pulls"))

@@ -13,13 +13,14 @@ import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
 from pvecri.concurrency import finish
 from pvecri.config import ImagesConfig
-from pvecri.errors import AlreadyExists, CommandError, PvecriError, Unavailable
+from pvecri.errors import AlreadyExists, CommandError, Unavailable
 from pvecri.images import reference as references
 from pvecri.images.library import Library
 from pvecri.images.reference import Reference
@@ -27,6 +28,7 @@ from pvecri.images.registry.oci_archive import OciArchive
 from pvecri.images.registry.skopeo import applies, has_credentials, translate
 from pvecri.images.store import TemplateRecord
 from pvecri.model import RegistryAuth
+from pvecri.supervision import attempt
 
 log = logging.getLogger(__name__)
 
@@ -112,10 +114,8 @@ class Templates:
             async with lock:
                 if self._is_used(record):
                     continue
-                try:
-                    await self._remove_if_ours(record.file)
-                except PvecriError as error:
-                    log.warning("template %s stays for now: %s", record.file, error)
+                remove = partial(self._remove_if_ours, record.file)
+                await attempt(remove, "image store", f"template {record.file} stays for now")
 
     async def _pull(self, reference: Reference, record: TemplateRecord) -> Path:
         store = self._library.store

@@ -19,6 +19,7 @@ from pvecri.concurrency import finish
 from pvecri.images.manifest import BadImage
 from pvecri.images.registry.proxy import kill
 from pvecri.model import Value
+from pvecri.supervision import report
 
 _START: Final = "import sys; sys.path.append(sys.argv[1]); from pvecri.images.unpacking.worker import main; main()"
 
@@ -147,12 +148,16 @@ class Unpacker:
 
     async def _read(self) -> None:
         assert self._process.stdout is not None
-        while line := await self._process.stdout.readline():
-            answer = msgspec.json.decode(line, type=_Answer)
-            if answer.done:
-                self._pending.pop(answer.job).answer.set_result(answer)
-            else:
-                self._pending[answer.job].progress(answer.fetched, answer.unpacked)
+        try:
+            while line := await self._process.stdout.readline():
+                answer = msgspec.json.decode(line, type=_Answer)
+                if answer.done:
+                    self._pending.pop(answer.job).answer.set_result(answer)
+                else:
+                    self._pending[answer.job].progress(answer.fetched, answer.unpacked)
+        except Exception as error:  # layers are hostile: what reads them may come to write anything
+            report(error, "unpacking", "an answer of the helper that unpacks layers cannot be read; it is killed")
+            kill(self._process)
         for pending in self._pending.values():
             pending.answer.set_result(_Answer(job=0, error="the helper that unpacks layers has ended"))
         self._pending.clear()
