@@ -29,7 +29,7 @@ from support.streaming_client import (
 from pvecri.config import ConfigError, StreamingConfig
 from pvecri.errors import FailedPrecondition
 from pvecri.streaming.remotecommand import StreamType
-from pvecri.streaming.requests import CommandRequest, Kind
+from pvecri.streaming.requests import CommandRequest, ForwardRequest, Kind
 from pvecri.streaming.server import MAX_STRANGERS, StreamingServer
 from pvecri.streaming.streams import CommandStreams
 
@@ -266,3 +266,56 @@ async def test_closing_the_server_cancels_what_runs(transport: type[CommandClien
         await endless.started.wait()
     assert endless.cancelled.is_set()
     client.leave()
+
+
+# -- faults ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_fault_of_a_command_is_told_to_its_client_and_logged(
+    transport: type[CommandClient], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def stumble(streams: CommandStreams) -> int:
+        raise OverflowError("too large")
+
+    async with serving() as server:
+        url = server.url(command(stumble))
+        outcome = await in_thread(lambda: transport(url, STDIN, STDOUT).outcome())
+    assert "exec: OverflowError: too large" in str(outcome)
+    assert [each.getMessage() for each in caplog.records if each.exc_info] == ["exec: OverflowError: too large"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (FailedPrecondition("pod sandbox a is not ready"), b"pod sandbox a is not ready"),
+        (OverflowError("too large"), b"OverflowError: too large"),
+    ],
+)
+async def test_a_connection_that_cannot_be_made_ends_no_other_one(failure: Exception, told: bytes) -> None:
+    pods, ours = socket.socketpair()
+    ours.setblocking(False)
+
+    async def connect(port: int) -> socket.socket:
+        if port == 81:
+            raise failure
+        return ours
+
+    def converse_on_two_ports(url: str) -> tuple[bytes, bytes]:
+        client = SpdyClient(url, ["portforward.k8s.io"])
+        streams = {}
+        for port in ("80", "81"):
+            for kind in ("error", "data"):
+                streams[kind, port] = client.open(streamtype=kind, port=port, requestid=port)
+        client.wait(lambda: streams["error", "81"] in client.ended)
+        client.send(streams["data", "80"], b"hello", fin=True)
+        heard = b"".join(iter(lambda: pods.recv(100), b""))
+        client.close()
+        return bytes(client.received[streams["error", "81"]]), heard
+
+    with pods, ours:
+        async with serving() as server:
+            url = server.url(ForwardRequest((), connect))
+            assert await in_thread(lambda: converse_on_two_ports(url)) == (
+                b"error forwarding port 81 to pod: " + told,
+                b"hello",
+            )

@@ -65,6 +65,23 @@ THIRD_PARTY = {
 }
 """Which components may use which library: nobody else sees an HTTP response, a protobuf message or a frame."""
 
+MAKES_TASKS = {
+    "concurrency": "its callers await the result",
+    "supervision": "is the supervisor",
+    "images.registry.proxy": "the request that makes it awaits it",
+    "images.unpacking.client": "catches all itself, and every job under way gets an answer",
+    "network.plugins": "the run of the plugin awaits it",
+    "oci.copying": "leaving the context awaits it",
+    "oci.killing": "the kill awaits it",
+    "oci.sessions": "the session awaits it",
+    "streaming.forward": "a task group or the copy awaits it",
+    "streaming.session": "the session awaits it and reports its error",
+    "streaming.streams": "the wait awaits it",
+    "streaming.wire": "the wait awaits it",
+    "image_cli": "the command awaits it",
+}
+"""Modules that make tasks without a supervisor, and who gets to see such a task's exception (decision 0067)."""
+
 FUNCTION_LINES = 60
 MODULE_LINES = 500
 
@@ -171,6 +188,17 @@ def test_modules_do_not_import_each_other_in_circles() -> None:
         for module in MODULES
     }
     TopologicalSorter(graph).prepare()
+
+
+def test_a_task_that_nobody_awaits_has_a_supervisor() -> None:
+    makers = {
+        module.name.removeprefix("pvecri.")
+        for module in MODULES
+        if module.name.startswith("pvecri.")
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Attribute) and node.attr in ("create_task", "ensure_future", "add_done_callback")
+    }
+    assert makers == MAKES_TASKS.keys()
 
 
 def test_no_function_is_too_long_to_be_read_at_once() -> None:

@@ -31,6 +31,11 @@ async def refuse(method: str, _: bytes) -> Message:
     raise CallFailed(Code.UNIMPLEMENTED, f"no {method}")
 
 
+async def stumble(_method: str, _payload: bytes) -> Message:
+    """Has a fault."""
+    raise OverflowError("too large")
+
+
 async def never(_method: str, _payload: bytes) -> Message:
     """Does not answer."""
     await asyncio.Event().wait()
@@ -138,3 +143,13 @@ async def raw_call(sock: socket.socket, stream: int, service: str) -> ttrpc_pb2.
     answers = list(frames.Reader().feed(await loop.sock_recv(sock, 4096)))
     assert [answer.stream for answer in answers] == [stream]
     return ttrpc_pb2.Response.FromString(answers[0].data or b"")
+
+
+async def test_a_fault_is_answered_and_logged_and_the_connection_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    async with linked(stumble, greet) as (runtime, plugin):
+        with pytest.raises(CallFailed, match="OverflowError: too large") as failed:
+            await plugin.call("M", named("a"), pb.Empty, 10)
+        assert failed.value.code == Code.INTERNAL
+        assert (await runtime.call("M", named("b"), pb.RegisterPluginRequest, 10)).plugin_name == "M b"
+    (logged,) = [each for each in caplog.records if each.exc_info]
+    assert "too large" in logged.getMessage()

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever the helper that unpacks layers writes, nobody waits for it for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+
+import pytest
+
+from pvecri.images.manifest import BadImage
+from pvecri.images.unpacking.client import Job, Unpacker
+
+JOB = Job(layer="sha256:1", directory="/nowhere", max_size=1, max_entries=1)
+
+
+@pytest.mark.parametrize("answer", ["no JSON", '{"job": 77, "done": true}', '{"job": "one"}'])
+async def test_an_answer_that_cannot_be_read_ends_the_helper_and_its_jobs(
+    answer: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    helper = await asyncio.create_subprocess_exec(
+        "sh", "-c", 'echo "$1"; exec sleep 1000', "sh", answer, stdout=asyncio.subprocess.PIPE
+    )
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        unpacker = Unpacker(helper, ours)
+        with pytest.raises(BadImage, match="the helper that unpacks layers has ended"):
+            await unpacker.run(JOB, os.open("/dev/null", os.O_RDONLY))
+        assert await helper.wait() < 0
+        await unpacker.close()
+    assert "cannot be read; it is killed" in caplog.text
