@@ -87,7 +87,7 @@ class ContainerExits:
         try:
             code = int(exit_file.read_text())
             finished_at = exit_file.stat().st_mtime_ns
-        except (OSError, ValueError):  # conmon was killed before it wrote the file
+        except (FileNotFoundError, ValueError):  # conmon was killed before it wrote the file
             code, finished_at = KILLED_CODE, time.time_ns()
         reason = "Completed" if code == 0 else "Error"
         if container.bundle.oom_file.exists():
@@ -158,7 +158,7 @@ class ContainerExits:
             exposure.thaw(self._cgroups, pod.group(container.id))
         try:
             self.open_processes(pod, container)
-        except (OSError, ValueError):
+        except (FileNotFoundError, ProcessLookupError, ValueError):  # it has exited
             _close_processes(container)
         self.watch(pod, container)
 

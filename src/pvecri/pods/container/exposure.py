@@ -11,6 +11,7 @@ Commands that are executed in a container have its root before they are seen.
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -18,6 +19,7 @@ from pvecri.errors import DeadlineExceeded
 from pvecri.linux.cgroups import Cgroups
 from pvecri.model import ContainerState, NamespaceMode, UserNamespaceKind
 from pvecri.pods.registry import ContainerEntry, PodEntry
+from pvecri.supervision import report
 
 FREEZE_TIMEOUT = 10.0
 """Seconds in which all processes of a container must have stopped."""
@@ -55,8 +57,11 @@ async def hidden(pod: PodEntry, container: ContainerEntry, cgroups: Cgroups) -> 
 
 def thaw(cgroups: Cgroups, group: str) -> None:
     """Let the processes of a group go on. Idempotent; a group that is gone is fine."""
-    with suppress(OSError):
+    try:
         cgroups.freeze(group, frozen=False)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV):  # the others must still be thawed
+            report(error, "thaw of container", f"thawing {group}")
 
 
 async def _freeze(cgroups: Cgroups, groups: list[str]) -> None:

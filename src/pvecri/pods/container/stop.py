@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from functools import partial
 
 from pvecri.errors import DeadlineExceeded, NotFound
 from pvecri.model import ContainerState
 from pvecri.pods.registry import ContainerEntry, PodEntry, Registry
+from pvecri.supervision import attempt
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +55,12 @@ class ContainerStopper:
             raise DeadlineExceeded(f"container {container.id} did not end within {KILL_TIMEOUT:g} s of SIGKILL")
 
     async def kill_all(self, pod: PodEntry) -> None:
-        """Kill all containers of a pod. Idempotent; one that does not exit ends with the CT."""
-        kills = (self.kill(container) for container in pod.containers.values())
-        for outcome in await asyncio.gather(*kills, return_exceptions=True):
-            if isinstance(outcome, DeadlineExceeded):
-                log.warning("%s", outcome)
-            elif isinstance(outcome, BaseException):
-                raise outcome
+        """Kill all containers of a pod. Idempotent; one that does not exit, why ever, ends with the CT."""
+        kills = (
+            attempt(partial(self.kill, container), "stop of pod", f"killing container {container.id}")
+            for container in pod.containers.values()
+        )
+        await asyncio.gather(*kills)
 
     async def wait_released(self, pod: PodEntry) -> None:
         """Wait until the exits of all containers of a pod, whose CT has stopped, are recorded."""

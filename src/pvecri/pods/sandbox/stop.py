@@ -124,7 +124,7 @@ class SandboxTeardown:
         if not (force or pod.value.phase is SandboxPhase.READY or pod.value.networked or pod.alive):
             return
         await self._stopper.kill_all(pod)
-        await self._hooks.stop_pod(pod)
+        await attempt(partial(self._hooks.stop_pod, pod), "stop of pod", f"notifying NRI plugins of {pod.id}")
         # The network namespace is pinned, so CNI DEL does not need a running CT.
         await all_to_end("stop of pod", partial(self.detach_network, pod), partial(self._cts.stop, pod))
         await self._stopper.wait_released(pod)
