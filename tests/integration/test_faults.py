@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -28,9 +28,9 @@ def hidden_mount(directory: Path) -> None:
     mounts.mount("outer", directory, "tmpfs", 0, "size=64k")
 
 
-def rows(machine: Machine, table: str) -> dict[str, dict[str, object]]:
-    """What the database has, by id."""
-    with closing(sqlite3.connect(machine.state_dir / "pods.db")) as database:
+def rows(machine: Machine, table: str, directory: Path | None = None) -> dict[str, dict[str, object]]:
+    """What the database of `directory`, by default the daemon's usual one, has, by id."""
+    with closing(sqlite3.connect((directory or machine.state_dir) / "pods.db")) as database:
         found = database.execute(f"SELECT id, value FROM {table}").fetchall()
     return {key: json.loads(value) for key, value in found}
 
@@ -174,6 +174,51 @@ def test_status_names_the_work_that_keeps_failing_and_the_node_stays_ready(
         assert [each["work"] for each in json.loads(info["failing"])] == ["pod store"]
     eventually(lambda: condition(cri, "BackgroundWorkHealthy").status, "it has succeeded")
     assert condition(cri, "RuntimeReady").message == ""
+
+
+@pytest.fixture
+def small(machine: Machine) -> Iterator[Path]:
+    """A filesystem of 8 MiB for the daemon's state."""
+    directory = machine.directory / "small"
+    directory.mkdir()
+    mounts.mount("small", directory, "tmpfs", 0, "size=8m")
+    yield directory
+    mounts.umount(directory, detach=True)
+    directory.rmdir()
+
+
+def fill(directory: Path) -> Path:
+    """Leave no byte free; the file that does it."""
+    filler = directory / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(b"\0" * 4096):
+            pass
+    return filler
+
+
+def test_a_full_disk_keeps_nothing_from_ending(machine: Machine, small: Path) -> None:
+    state, images = f'state_dir = "{small}"', f'root = "{machine.state_dir / "images"}"'
+    with machine.restarted(runtime=state, images=images) as cri:
+        stays, goes = cri.run_pod(), cri.run_pod()
+        container = cri.run(stays, "sh", "-c", "until [ -e /tmp/end ]; do usleep 10000; done; exit 5")
+        root = Path(f"/proc/{machine.processes_of(container)[0]}/root")
+        cri.run(goes, "sleep", "1000")
+        filler = fill(small)
+        (root / "tmp/end").touch()
+        assert cri.wait_for_exit(container).exit_code == 5
+        with refused(grpc.StatusCode.UNAVAILABLE, r"pods\.db cannot be written: database or disk is full"):
+            cri.run_pod()
+        cri.stop_pod(goes)
+        cri.remove_pod(goes)
+        assert [each.id for each in cri.pods()] == [stays]
+        filler.unlink()
+        eventually(lambda: rows(machine, "sandboxes", small).keys() == {stays}, "the row is gone")
+        assert rows(machine, "containers", small)[container]["exit_code"] == 5
+        machine.kill()
+        machine.start(runtime=state, images=images)
+        assert machine.client.status(container).exit_code == 5
+        machine.client.remove_pod(stays)
+    machine.assert_nothing_left()
 
 
 def condition(cri: CriClient, name: str) -> pb.RuntimeCondition:
