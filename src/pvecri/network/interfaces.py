@@ -26,12 +26,16 @@ ADDRESS_KEYS = frozenset({"ip", "gw", "ip6", "gw6", "hwaddr"})
 """What a pod may add to a class that has `pod_addresses`."""
 
 
+RATE_MAX = 1e6
+"""Megabytes a second: more than any interface has, and far from infinity, which Proxmox would be asked for."""
+
+
 class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What INTERFACE_ANNOTATION may say; see model.ProxmoxInterface for the units."""
 
     bridge: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,15}$")] = ""
     tag: Annotated[int, msgspec.Meta(ge=0, le=4094)] = 0
-    rate: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    rate: Annotated[float, msgspec.Meta(ge=0, le=RATE_MAX)] = 0.0
     mtu: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     firewall: bool = False
     hwaddr: Annotated[str, msgspec.Meta(pattern=r"^([0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5})?$")] = ""

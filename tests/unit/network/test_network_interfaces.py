@@ -92,6 +92,8 @@ def test_a_pod_gets_the_interface_that_it_asks_for(
         ({"interface": "ip=10.0.0.5/24"}, "interface", r"bridge '' .*\(network\.pod_bridges\): vmbr9"),
         ({"interface": "bridge=vmbr0,ip=dhcp"}, "interface", r"bridge 'vmbr0' is none that pods may choose"),
         ({"interface": "bridge=vmbr9,tag=5000,ip=dhcp"}, "interface", "`int` <= 4094 - at `tag`"),
+        ({"interface": "bridge=vmbr9,rate=inf,ip=dhcp"}, "interface", "`float` <= 1000000.0 - at `rate`"),
+        ({"interface": "bridge=vmbr9,rate=1e400,ip=dhcp"}, "interface", "out of range - at `rate`"),
         ({"interface": "bridge=vmbr9,vlan=5,ip=dhcp"}, "interface", "unknown field `vlan`"),
         ({"interface": "bridge=vmbr9,bridge=vmbr9"}, "interface", "bridge is there twice"),
         ({"interface": "vmbr9"}, "interface", "'vmbr9' is not key=value"),

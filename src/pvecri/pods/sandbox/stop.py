@@ -10,7 +10,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from pvecri.errors import NotFound
+from pvecri.errors import InternalError, NotFound
 from pvecri.model import SandboxPhase
 from pvecri.network.manager import NetworkManager
 from pvecri.pods import files
@@ -152,5 +152,10 @@ class SandboxTeardown:
 
 
 async def remove_files(pod: PodEntry) -> None:
-    """Remove the pod's directory in the run directory, with its mounts and pinned namespaces. Idempotent."""
+    """Remove the pod's directory in the run directory, with its mounts and pinned namespaces. Idempotent.
+
+    OSError (EBUSY) for a mount that stays, InternalError for another reason for which something is left.
+    """
     await asyncio.to_thread(files.remove_files, pod)
+    if pod.directory.exists():
+        raise InternalError(f"{pod.directory} cannot be removed")
