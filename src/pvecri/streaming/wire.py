@@ -48,6 +48,7 @@ class TcpWire:
         self._reader = reader
         self._writer = writer
         self._head = b""
+        self._closing: asyncio.Task[None] | None = None
         writer.transport.set_write_buffer_limits(high=WRITE_BUFFER)
         _keep_alive(writer)
 
@@ -105,8 +106,14 @@ class TcpWire:
         self._writer.transport.abort()
 
     async def _closed(self) -> None:
-        with suppress(OSError):
-            await asyncio.shield(self._writer.wait_closed())  # all waiters share one future
+        """Until the connection has ended, however it did."""
+        if self._closing is None:  # one for all waits: each lasts as long as the connection
+            self._closing = asyncio.create_task(self._wait_closed())
+        await asyncio.shield(self._closing)  # cancelled, it would cancel asyncio's own future
+
+    async def _wait_closed(self) -> None:
+        with suppress(OSError):  # a reset; nobody may be waiting any more
+            await self._writer.wait_closed()
 
     @property
     def _fd(self) -> int:
