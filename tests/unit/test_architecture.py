@@ -77,7 +77,7 @@ MAKES_TASKS = {
     "streaming.forward": "a task group or the copy awaits it",
     "streaming.session": "the session awaits it and reports its error",
     "streaming.streams": "the wait awaits it",
-    "streaming.wire": "the wait awaits it",
+    "streaming.wire": "the wait awaits it, and what outlasts the wait raises nothing",
     "image_cli": "the command awaits it",
 }
 """Modules that make tasks without a supervisor, and who gets to see such a task's exception (decision 0067)."""
