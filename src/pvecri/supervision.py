@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Background work: tasks that no caller awaits, so that an exception of theirs has nobody to catch it.
 
-One rule, everywhere (docs/decisions/0067): a PvecriError is an answer, which somebody foresaw and worded; any
+One rule, everywhere (docs/decisions/0068): a PvecriError is an answer, which somebody foresaw and worded; any
 other exception is a fault, of the machine or of this program. An answer takes one line of the log at most, a fault
 is logged with its traceback. Neither ends background work: it is started again after a growing pause.
 

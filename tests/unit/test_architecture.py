@@ -80,7 +80,7 @@ MAKES_TASKS = {
     "streaming.wire": "the wait awaits it, and what outlasts the wait raises nothing",
     "image_cli": "the command awaits it",
 }
-"""Modules that make tasks without a supervisor, and who gets to see such a task's exception (decision 0067)."""
+"""Modules that make tasks without a supervisor, and who gets to see such a task's exception (decision 0068)."""
 
 FUNCTION_LINES = 60
 MODULE_LINES = 500
