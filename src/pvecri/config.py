@@ -118,6 +118,7 @@ class RuntimeConfig(Section, frozen=True):
     start_timeout: Positive = 60.0
     log_size_max: int = -1
     pids_limit: int = 0
+    enforce_node_allocatable: bool = False
     default_sysctls: dict[str, str] = msgspec.field(default_factory=DEFAULT_SYSCTLS.copy)
     ignore_selinux_options: bool = True
     cdi_spec_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))

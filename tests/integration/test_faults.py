@@ -13,6 +13,7 @@ import grpc
 import pytest
 from support.cri_client import CriClient, eventually, refused
 from support.daemon import Machine
+from support.machine_node import EmbeddedNode
 
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.linux import mounts
@@ -57,9 +58,11 @@ def test_a_directory_that_is_busy_keeps_no_daemon_from_starting(machine: Machine
     assert "something is mounted below" in machine.daemon.log.read_text()
 
 
-def test_recovery_goes_on_after_a_fault_in_one_of_its_steps(machine: Machine, cri: CriClient) -> None:
+def test_recovery_goes_on_after_a_fault_in_one_of_its_steps(
+    machine: Machine, cri: CriClient, embedded: EmbeddedNode
+) -> None:
     busy, other = cri.run_pod(cri.pod_config("busy")), cri.run_pod(cri.pod_config("other"))
-    machine.node.fault(task="vzdestroy", hold=True)
+    embedded.fault(task="vzdestroy", hold=True)
     calls = [
         cri.runtime.RemovePodSandbox.future(pb.RemovePodSandboxRequest(pod_sandbox_id=pod))
         for pod in (busy, other)
@@ -71,7 +74,7 @@ def test_recovery_goes_on_after_a_fault_in_one_of_its_steps(machine: Machine, cr
     machine.kill()
     assert all(call.exception() for call in calls)
     hidden_mount(machine.run_dir / "pods" / busy / "late")
-    machine.node.clear_faults()
+    embedded.clear_faults()
     machine.start()
     eventually(lambda: not machine.client.pods(), "recovery removes both")
     machine.assert_nothing_left()

@@ -89,6 +89,15 @@ class Cgroups:
         """Whether any tree has the group."""
         return any(directory.exists() for directory in self.directories(group))
 
+    def children(self, group: str) -> list[str]:
+        """The names of the groups right below a group; none if it does not exist."""
+        directory = self.v1.get("pids") or self.v1.get("memory") or self.v2
+        if directory is None:
+            return []
+        with suppress(FileNotFoundError):
+            return [entry.name for entry in os.scandir(directory / group.lstrip("/")) if entry.is_dir()]
+        return []
+
     def processes(self, group: str) -> list[int]:
         """The host pids of the processes in the group and below it, the oldest group first."""
         directory = self.v1.get("pids") or self.v1.get("memory") or self.v2

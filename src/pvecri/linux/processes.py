@@ -110,6 +110,15 @@ def command_name(pid: int) -> str:
         return ""
 
 
+def set_oom_score_adj(pid: int, score: int) -> None:
+    """How soon the kernel ends a process if memory runs out, -1000 (never) to 1000 (proc_pid_oom_score_adj(5)).
+
+    A process that has ended is fine, and so is a score that only CAP_SYS_RESOURCE may set: then it stays.
+    """
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(score))
+
+
 def command_line(pid: int) -> list[str]:
     """/proc/PID/cmdline: the program's arguments, its name first; empty when the process is gone."""
     try:

@@ -95,6 +95,7 @@ class Recovery:
         if pod.value.phase is SandboxPhase.CREATING:
             self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING), ending=True)
         elif pod.value.phase is SandboxPhase.READY and pod.init is not None:
+            self._cts.mirror_limits(pod)  # the kubelet may have changed them meanwhile
             if pod.watcher is None:
                 self._teardown.watch(pod)
         elif pod.value.phase is SandboxPhase.READY:

@@ -207,16 +207,16 @@ def check_selinux(label: str) -> None:
 
 def check_resources(field: str, resources: Resources) -> None:
     """InvalidArgument for the first value of LinuxContainerResources, found at `field`, that makes no sense."""
-    for name in ("cpu_period", "cpu_shares", "memory_limit"):
+    for name in ("cpu_period", "cpu_shares"):
         if getattr(resources, name) < 0:
-            raise InvalidArgument(f"{field}.{_CRI_NAMES.get(name, name)}", "must not be negative")
+            raise InvalidArgument(f"{field}.{name}", "must not be negative")
+    # A kubelet sends what it reads from its pod's cgroup: -1 for no limit, as the OCI runtimes have it.
+    if resources.memory_limit < -1:
+        raise InvalidArgument(f"{field}.memory_limit_in_bytes", "must not be negative, except -1 for no limit")
     if not -1000 <= resources.oom_score_adj <= 1000:
         raise InvalidArgument(f"{field}.oom_score_adj", f"{resources.oom_score_adj} is not within -1000 to 1000")
     if 0 < resources.memory_swap_limit < resources.memory_limit:
         raise InvalidArgument(f"{field}.memory_swap_limit_in_bytes", "is less than memory_limit_in_bytes")
-
-
-_CRI_NAMES = {"memory_limit": "memory_limit_in_bytes"}
 
 
 def _check_env(field: str, name: str, value: str) -> None:

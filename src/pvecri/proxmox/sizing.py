@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
+from pvecri.linux.accounting import UNLIMITED
 from pvecri.model import Resources
 
 MIB = 1 << 20
@@ -31,16 +32,18 @@ class CtSize(msgspec.Struct, frozen=True, kw_only=True):
     cpuunits: int = CPUUNITS_DEFAULT
 
 
-def ct_size(resources: Resources, overhead: Resources, *, node_memory: int, overhead_mib: int) -> CtSize:
+def ct_size(
+    resources: Resources, overhead: Resources, *, node_memory: int, overhead_mib: int, swap: int | None = None
+) -> CtSize:
     """The size of the CT of a pod.
 
     `resources` is the sum over the pod's containers and `overhead` the runtime class's (CRI
     LinuxPodSandboxConfig); `node_memory` is in bytes and stands for "no limit"; `overhead_mib` is
-    proxmox.memory_overhead_mib.
+    proxmox.memory_overhead_mib. `swap` is in bytes, None for what `resources` say.
     """
     return CtSize(
         memory_mib=memory_mib(resources, overhead, node_memory=node_memory, overhead_mib=overhead_mib),
-        swap_mib=swap_mib(resources),
+        swap_mib=swap_mib(resources) if swap is None else _ceil_div(swap, MIB),
         cpulimit=cpulimit(resources, overhead),
         cpuunits=cpuunits(resources, overhead),
     )
@@ -48,7 +51,7 @@ def ct_size(resources: Resources, overhead: Resources, *, node_memory: int, over
 
 def memory_mib(resources: Resources, overhead: Resources, *, node_memory: int, overhead_mib: int) -> int:
     """The CT's memory: the pod's limit, room for what runs beside its containers, and the gap below the top."""
-    if resources.memory_limit <= 0:
+    if not 0 < resources.memory_limit < UNLIMITED:
         return max(MEMORY_MIN_MIB, node_memory // MIB)
     wanted = resources.memory_limit + max(0, overhead.memory_limit)
     return max(MEMORY_MIN_MIB, _with_gap(_ceil_div(wanted, MIB) + overhead_mib))
@@ -56,7 +59,7 @@ def memory_mib(resources: Resources, overhead: Resources, *, node_memory: int, o
 
 def swap_mib(resources: Resources) -> int:
     """The CT's swap: what the pod may have beyond its memory, none when it does not say."""
-    if resources.memory_limit <= 0 or resources.memory_swap_limit <= resources.memory_limit:
+    if not 0 < resources.memory_limit < min(resources.memory_swap_limit, UNLIMITED):
         return 0
     return _ceil_div(resources.memory_swap_limit - resources.memory_limit, MIB)
 

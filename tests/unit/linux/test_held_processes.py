@@ -187,3 +187,17 @@ def test_the_command_line_and_the_environment_are_those_that_a_process_was_start
         assert processes.with_variable(name) == {shell.pid: value}
         shell.stdin.close()
     assert processes.command_line(gone) == []
+
+
+def test_oom_scores_are_set_as_far_as_we_may(gone: int) -> None:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        score = Path(f"/proc/{process.pid}/oom_score_adj")
+        before = int(score.read_text())
+        try:
+            processes.set_oom_score_adj(process.pid, before + 1)
+            assert int(score.read_text()) == before + 1
+            processes.set_oom_score_adj(process.pid, -998)
+            assert int(score.read_text()) in (-998, before + 1)  # only with CAP_SYS_RESOURCE can it go down
+        finally:
+            process.kill()
+    processes.set_oom_score_adj(gone, -998)

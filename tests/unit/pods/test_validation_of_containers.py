@@ -188,5 +188,9 @@ def test_the_position_of_what_is_refused_is_told() -> None:
 
 
 def test_limits_are_refused_by_the_name_of_the_message_they_come_in() -> None:
-    with pytest.raises(InvalidArgument, match=r"^linux\.memory_limit_in_bytes: must not be negative$"):
-        check_resources("linux", Resources(memory_limit=-1))
+    with pytest.raises(InvalidArgument, match=r"^linux\.memory_limit_in_bytes: must not be negative, except"):
+        check_resources("linux", Resources(memory_limit=-2))
+
+
+def test_a_memory_limit_of_minus_one_is_no_limit() -> None:
+    check_resources("resources", Resources(memory_limit=-1))

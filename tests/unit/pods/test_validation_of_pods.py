@@ -156,7 +156,7 @@ SYSCTLS = [
 LIMITS = [
     (Resources(cpu_period=-1), "cpu_period: must not be negative"),
     (Resources(cpu_shares=-1), "cpu_shares: must not be negative"),
-    (Resources(memory_limit=-1), "memory_limit_in_bytes: must not be negative"),
+    (Resources(memory_limit=-2), "memory_limit_in_bytes: must not be negative, except -1 for no limit"),
     (Resources(oom_score_adj=-1001), "oom_score_adj: -1001 is not within -1000 to 1000"),
     (Resources(oom_score_adj=1001), "oom_score_adj: 1001 is not within -1000 to 1000"),
     (

@@ -42,6 +42,19 @@ def test_memory_high_covers_the_pods_limit_and_no_less_memory_would(limit: int, 
     assert memory == sizing.MEMORY_MIN_MIB or memory_high(memory - 1) < wanted + 1
 
 
+@pytest.mark.parametrize("limit", [0, -1, (1 << 63) - 4096, (1 << 63) - 1])
+def test_no_memory_limit_is_the_nodes_memory(limit: int) -> None:
+    """-1 and the numbers near 2^63 are what cgroups have for no limit; a kubelet sends them in a resize."""
+    size = ct_size(Resources(memory_limit=limit), NONE, node_memory=8 * GIB, overhead_mib=32)
+    assert size == CtSize(memory_mib=8192)
+
+
+@pytest.mark.parametrize(("swap", "expected"), [(None, 1024), (0, 0), (1, 1), (3 * GIB, 3072)])
+def test_swap_that_the_pod_may_use_takes_the_place_of_what_resources_say(swap: int | None, expected: int) -> None:
+    resources = Resources(memory_limit=GIB, memory_swap_limit=2 * GIB)
+    assert ct_size(resources, NONE, node_memory=8 * GIB, overhead_mib=0, swap=swap).swap_mib == expected
+
+
 def test_a_ct_has_at_least_sixteen_mib() -> None:
     assert sizing.memory_mib(Resources(memory_limit=1), NONE, node_memory=GIB, overhead_mib=0) == 16
     assert sizing.memory_mib(NONE, NONE, node_memory=1, overhead_mib=0) == 16

@@ -14,12 +14,13 @@ from msgspec.structs import replace
 from pvecri.backoff import Backoff
 from pvecri.config import Config
 from pvecri.errors import DeadlineExceeded, InternalError, ResourceExhausted
-from pvecri.linux import processes
+from pvecri.linux import accounting, processes
 from pvecri.linux.cgroups import EVERY_DEVICE, Cgroups
 from pvecri.linux.processes import Process
 from pvecri.model import IdMapping, ProxmoxInterface, Resources, Vmid
 from pvecri.pods.registry import PodEntry, Registry
-from pvecri.pods.sandbox import ct_notes
+from pvecri.pods.sandbox import ct_notes, kubelet_cgroups
+from pvecri.pods.sandbox.kubelet_cgroups import KubeletCgroups
 from pvecri.pods.sandbox.vmids import VmidAllocator
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import CtSpec, size_parameters
@@ -33,6 +34,9 @@ INIT_NAME = "catatonit"
 
 POLL_INIT = Backoff(first=0.002, maximum=0.1, factor=1.2)
 """Seconds between looks for a CT's init."""
+
+INIT_OOM_SCORE_ADJ = -998
+"""As other runtimes' pause containers have: if memory runs out, a container ends and not the whole pod."""
 
 ASK_AFTER = 3.0
 ASK_AGAIN = 2.0
@@ -55,6 +59,11 @@ class SandboxCts:
         self._proxmox = proxmox
         self._registry = registry
         self._cgroups = cgroups
+        self._kubelet = KubeletCgroups(
+            cgroups,
+            config.proxmox.vmid_range,
+            enforce_node_allocatable=config.runtime.enforce_node_allocatable,
+        )
         self._installation = installation
         self._vmids = VmidAllocator(config.proxmox.vmid_range)
         self._template = ""
@@ -107,6 +116,8 @@ class SandboxCts:
         init = await self._wait_for_init(pod, upid.start_time)
         pod.init = Process(init)
         self._registry.save_pod(pod, replace(pod.value, mappings=id_mappings(init), ct_made=True))
+        processes.set_oom_score_adj(init, INIT_OOM_SCORE_ADJ)
+        self._kubelet.mirror(pod)
         if pod.value.privileged:
             # The CT's device filter bounds those of the containers below it.
             self._cgroups.allow_devices(pod.cgroup, EVERY_DEVICE)
@@ -114,15 +125,29 @@ class SandboxCts:
     async def resize(self, pod: PodEntry, resources: Resources, overhead: Resources) -> None:
         """Give the running CT the size that these ask for (PUT …/config); it takes effect at once. Idempotent."""
         await self.prepare()
-        size = self._size(resources, overhead)
+        size = self._size(pod, resources, overhead)
         await self._proxmox.configure_ct(pod.value.vmid, **size_parameters(size))
+        self._kubelet.mirror(pod)
 
-    def _size(self, resources: Resources, overhead: Resources) -> CtSize:
+    def pod_resources(self, pod: PodEntry) -> Resources:
+        """What the pod as a whole may use, before any change that is under way."""
+        config = pod.value.config
+        return kubelet_cgroups.pod_resources(config.resources, self._kubelet.pod_limits(config))
+
+    def mirror_limits(self, pod: PodEntry) -> None:
+        """Write the kubelet's limits that Proxmox has no option for to the running CT's cgroup. Idempotent."""
+        self._kubelet.mirror(pod)
+
+    def _size(self, pod: PodEntry, resources: Resources, overhead: Resources) -> CtSize:
+        """The size for a pod that may use `resources`; at most what the kubelet allows to all pods together."""
+        config = pod.value.config
+        allocatable = self._kubelet.node_allocatable(config).memory
         return ct_size(
             resources,
             overhead,
-            node_memory=self._node_memory,
+            node_memory=self._node_memory if allocatable is None else min(self._node_memory, allocatable),
             overhead_mib=self._config.proxmox.memory_overhead_mib,
+            swap=self._kubelet.swap(config, accounting.swap_total()),
         )
 
     async def config(self, pod: PodEntry) -> dict[str, str]:
@@ -256,7 +281,7 @@ class SandboxCts:
             hostname=sandbox.hostname or sandbox.metadata.name,
             template=self._template,
             storage=settings.storage,
-            size=self._size(sandbox.resources, sandbox.overhead),
+            size=self._size(pod, self.pod_resources(pod), sandbox.overhead),
             arch=self._arch,
             rootfs_size_gib=settings.rootfs_size_gib,
             unprivileged=not pod.value.privileged,

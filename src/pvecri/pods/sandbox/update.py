@@ -31,7 +31,7 @@ class SandboxUpdater:
         async with pod.lock:
             config = replace(
                 pod.value.config,
-                resources=pod.value.config.resources.updated(resources),
+                resources=self._cts.pod_resources(pod).updated(resources),
                 overhead=pod.value.config.overhead.updated(overhead),
             )
             await self._hooks.update_pod(pod, resources, overhead)

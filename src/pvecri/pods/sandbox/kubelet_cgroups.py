@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kubelet's cgroups of a pod, mirrored: what it sets there acts on the pod's CT.
+
+A kubelet makes a cgroup for each pod (`kubepods/burstable/podUID`) and names it in `cgroup_parent`. Other
+runtimes run the pod below it. Here the pod runs in its CT's cgroup, `lxc/VMID`, whose place Proxmox decides, so
+that the kubelet's group stays empty. docs/kubelet.md lists what is mirrored and what cannot be.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import PurePosixPath
+
+from msgspec.structs import replace
+
+from pvecri.config import VmidRange
+from pvecri.linux import limits
+from pvecri.linux.cgroups import Cgroups
+from pvecri.linux.limits import Limits
+from pvecri.model import Resources, SandboxConfig
+from pvecri.pods.registry import PodEntry
+
+log = logging.getLogger(__name__)
+
+ALL_CTS = "/lxc"
+"""The cgroup in which Proxmox runs every CT of the node."""
+
+ALL_PODS = "kubepods"
+"""The kubelet's cgroup for all pods, whose limits are the node's allocatable resources."""
+
+
+class KubeletCgroups:
+    """Reads the kubelet's cgroups and writes to those of CTs. Its calls take well below a millisecond."""
+
+    def __init__(self, cgroups: Cgroups, vmids: VmidRange, *, enforce_node_allocatable: bool) -> None:
+        """`vmids` are those of pods. `enforce_node_allocatable` bounds all CTs as the kubelet bounds all pods."""
+        self._cgroups = cgroups
+        self._vmids = vmids
+        self._enforce_node_allocatable = enforce_node_allocatable
+
+    def pod_limits(self, config: SandboxConfig) -> Limits | None:
+        """The limits of the pod's cgroup; None if the client is no kubelet or has no cgroups for pods."""
+        group = pod_cgroup(config)
+        return limits.read(self._cgroups, group) if group else None
+
+    def node_allocatable(self, config: SandboxConfig) -> Limits:
+        """The limits of the kubelet's cgroup for all pods; none at all if it has no such cgroup."""
+        group = all_pods_cgroup(pod_cgroup(config))
+        found = limits.read(self._cgroups, group) if group else None
+        return found or Limits()
+
+    def swap(self, config: SandboxConfig, total: int) -> int | None:
+        """The swap that a kubelet's pod may use out of `total`, in bytes; None if the client is no kubelet.
+
+        A kubelet limits the swap of each container; LinuxPodSandboxConfig.resources says nothing of it.
+        """
+        found = self.pod_limits(config)
+        if found is None:
+            return None
+        return total if found.swap is None else min(total, found.swap)
+
+    def mirror(self, pod: PodEntry) -> None:
+        """Write the limits that Proxmox has no option for to the cgroup of the pod's CT, which runs. Idempotent.
+
+        The kernel's refusal of one is logged: a kubelet too goes on if its own cgroup refuses a limit.
+        """
+        wanted = self.pod_limits(pod.value.config)
+        if wanted is None:
+            return
+        try:
+            limits.set_pids(self._cgroups, pod.cgroup, wanted.pids)
+            limits.set_memory_protection(self._cgroups, pod.cgroup, wanted.memory_min, wanted.memory_low)
+            limits.set_hugepages(self._cgroups, pod.cgroup, wanted.hugepages)
+        except OSError as error:
+            log.warning("pod %s: cannot set a limit of the kubelet's: %s", pod.value.name, error)
+        if self._enforce_node_allocatable:
+            self._bound_all_cts(self.node_allocatable(pod.value.config))
+
+    def _bound_all_cts(self, wanted: Limits) -> None:
+        """Bound all CTs together, unless one of them is no pod: the kubelet did not mean that one."""
+        if others := self._other_cts():
+            log.warning("node allocatable is not enforced: CT %d is not a pod", others[0])
+            wanted = Limits()
+        try:
+            limits.set_memory(self._cgroups, ALL_CTS, wanted.memory)
+            limits.set_memory_protection(self._cgroups, ALL_CTS, wanted.memory_min, wanted.memory_low)
+            limits.set_pids(self._cgroups, ALL_CTS, wanted.pids)
+            limits.set_cpu_weight(self._cgroups, ALL_CTS, wanted.cpu_weight)
+        except OSError as error:
+            log.warning("node allocatable is not enforced: %s", error)
+
+    def _other_cts(self) -> list[int]:
+        """The running CTs that are no pods."""
+        running = (int(name) for name in self._cgroups.children(ALL_CTS) if name.isdecimal())
+        return sorted(vmid for vmid in running if not self._vmids.first <= vmid <= self._vmids.last)
+
+
+def pod_cgroup(config: SandboxConfig) -> str:
+    """The cgroup that a kubelet made for the pod, from `/`; empty if `cgroup_parent` names none.
+
+    Of another client's group nothing is known: whether its limits are meant for one pod or for many.
+    """
+    parent, uid = PurePosixPath(config.cgroup_parent), config.metadata.uid
+    if not uid or ".." in parent.parts:
+        return ""
+    by_cgroupfs = parent.name == f"pod{uid}"
+    by_systemd = parent.name.endswith(f"-pod{uid.replace('-', '_')}.slice")
+    if not (by_cgroupfs or by_systemd):
+        return ""
+    return expand_slice(parent.name) if len(parent.parts) == 1 and by_systemd else f"/{str(parent).lstrip('/')}"
+
+
+def all_pods_cgroup(group: str) -> str:
+    """The group above a pod's in which the kubelet has all its pods; empty if there is none."""
+    for parent in PurePosixPath(group).parents:
+        if parent.name.removesuffix(".slice").rpartition("-")[2] == ALL_PODS:
+            return str(parent)
+    return ""
+
+
+def expand_slice(name: str) -> str:
+    """Where systemd has a slice: `a-b.slice` is in `/a.slice/a-b.slice` (systemd.slice(5))."""
+    parts = name.removesuffix(".slice").split("-")
+    return "".join(f"/{'-'.join(parts[: number + 1])}.slice" for number in range(len(parts)))
+
+
+def pod_resources(asked: Resources, pod: Limits | None) -> Resources:
+    """What a pod as a whole may use: as `asked` by RunPodSandbox, without the limits that its cgroup has not.
+
+    A kubelet's LinuxPodSandboxConfig.resources has the sum of the limits of those containers that have one. Its
+    pod cgroup has a limit only if all have one: for the pod of a limited container and an unlimited one, the sum
+    is no limit. `pod` is None if there is no pod cgroup.
+    """
+    if pod is None:
+        return asked
+    return replace(
+        asked,
+        memory_limit=0 if pod.memory is None else asked.memory_limit,
+        cpu_quota=0 if pod.cpu_quota is None else asked.cpu_quota,
+    )
