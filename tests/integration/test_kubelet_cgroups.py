@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import grpc
 import pytest
 from support import pod_cgroups
-from support.cri_client import CriClient
+from support.cri_client import CriClient, refused
 from support.daemon import Machine
 from support.pod_cgroups import Group
 
@@ -130,3 +131,12 @@ def test_another_clients_cgroup_changes_nothing(machine: Machine, cri: CriClient
     pod = cri.run_pod(config)
     assert ct(machine, pod, "memory") == 97
     assert ct_cgroup(cri, pod).get("pids.max") == "max"
+
+
+def test_a_container_for_which_the_pod_has_no_pids_left_does_not_start(cri: CriClient, kubepods: Group) -> None:
+    config, group = pod_of_kubelet(cri, kubepods)
+    group.set(pids_max=4)
+    container = cri.create(cri.run_pod(config), cri.container_config("true"))
+    with refused(grpc.StatusCode.INTERNAL, "Resource temporarily unavailable"):
+        cri.start(container)
+    assert cri.status(container).reason == "StartError"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import yaml
 
 from pvecri import config
 from pvecri.config import Config, Section
@@ -105,6 +106,14 @@ def test_index_of_the_documentation_names_every_page() -> None:
     index = (DOCS / "README.md").read_text()
     pages = [str(path.relative_to(DOCS)) for path in (*DOCS.glob("*.md"), *DOCS.glob("operations/*.md"))]
     assert [page for page in pages if f"({page})" not in index and page != "README.md"] == []
+
+
+def test_sample_of_a_kubelets_configuration_fits_the_defaults() -> None:
+    sample = yaml.safe_load((ROOT / "examples/kubelet.yaml").read_text())
+    vmids = Config().proxmox.vmid_range
+    assert sample["containerRuntimeEndpoint"] == f"unix://{Config().runtime.socket}"
+    assert sample["maxPods"] <= vmids.last - vmids.first + 1
+    assert sample["featureGates"] == {"PodAndContainerStatsFromCRI": True}
 
 
 def check_links(page: Path) -> None:
