@@ -137,6 +137,6 @@ def test_a_container_for_which_the_pod_has_no_pids_left_does_not_start(cri: CriC
     config, group = pod_of_kubelet(cri, kubepods)
     group.set(pids_max=4)
     container = cri.create(cri.run_pod(config), cri.container_config("true"))
-    with refused(grpc.StatusCode.INTERNAL, "Resource temporarily unavailable"):
+    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "podPidsLimit"):
         cri.start(container)
     assert cri.status(container).reason == "StartError"

@@ -79,6 +79,13 @@ def set_pids(cgroups: Cgroups, group: str, limit: int | None) -> None:
     _write(_file(cgroups, group, "pids", "pids.max"), limit)
 
 
+def pids_left(cgroups: Cgroups, group: str) -> int | None:
+    """How many more processes and threads a group may have by its own limit; None without one."""
+    maximum = _number(_file(cgroups, group, "pids", "pids.max"))
+    current = _number(_file(cgroups, group, "pids", "pids.current"))
+    return None if maximum is None or current is None else max(0, maximum - current)
+
+
 def set_hugepages(cgroups: Cgroups, group: str, limits: dict[str, int | None]) -> None:
     """Limit huge pages, those in use and those reserved; OSError if the kernel refuses. Idempotent."""
     version, unlimited = ("max", "max") if cgroups.pure_v2 else ("limit_in_bytes", "-1")

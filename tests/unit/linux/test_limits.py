@@ -157,6 +157,12 @@ def test_no_limit_is_written_in_the_words_of_each_version(tmp_path: Path) -> Non
     assert content(new, "hugetlb", "hugetlb.2MB.max") == "max"
 
 
+@pytest.mark.parametrize(("maximum", "current", "left"), [("max", "7", None), ("60", "7", 53), ("60", "61", 0)])
+def test_pids_left_are_those_up_to_the_limit(tmp_path: Path, maximum: str, current: str, left: int | None) -> None:
+    cgroups = v2(tmp_path, pids__max=maximum, pids__current=current)
+    assert limits.pids_left(cgroups, GROUP) == left
+
+
 def test_a_limit_that_the_machine_cannot_set_is_an_error_and_no_limit_is_none(tmp_path: Path) -> None:
     cgroups = Cgroups(v2=None, v1={"memory": tmp_path})
     limits.set_pids(cgroups, GROUP, None)

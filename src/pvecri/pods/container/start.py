@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from pvecri.config import Config
-from pvecri.errors import FailedPrecondition
+from pvecri.errors import FailedPrecondition, InternalError, ResourceExhausted
+from pvecri.linux import limits
 from pvecri.linux.fds import STDIO_MODE
 from pvecri.model import Container, ContainerState, SandboxPhase
 from pvecri.oci import spec
@@ -21,6 +23,11 @@ from pvecri.pods.container import bundle, exposure, volumes
 from pvecri.pods.container.exit import START_ERROR_CODE, ContainerExits
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.registry import ContainerEntry, PodEntry, Registry
+
+PIDS_OF_A_START = 32
+"""Room for conmon and the OCI runtime while they start a container: 14 processes and threads on 2 cores with runc,
+more on larger machines.
+"""
 
 
 class ContainerStarter:
@@ -73,14 +80,32 @@ class ContainerStarter:
 
     async def _create_and_start(self, pod: PodEntry, container: ContainerEntry) -> None:
         await asyncio.to_thread(self._prepare, pod, container)
-        async with exposure.hidden(pod, container, self._abilities.cgroups):
-            await self._runtime.create(
-                pod.namespaces, container.id, container.bundle, self._stdio(container.value)
-            )
+        with self._pids_limit_named(pod):
+            async with exposure.hidden(pod, container, self._abilities.cgroups):
+                await self._runtime.create(
+                    pod.namespaces, container.id, container.bundle, self._stdio(container.value)
+                )
         self._exits.open_processes(pod, container)
         assert container.process is not None
         open_standard_streams(container.process.pid)
         await self._runtime.start(pod.namespaces, container.id)
+
+    @contextmanager
+    def _pids_limit_named(self, pod: PodEntry) -> Iterator[None]:
+        """ResourceExhausted if conmon or the OCI runtime fails in a pod that has few processes left.
+
+        Both run under the pod's limit, and what they say of a failed fork differs, if they can say anything.
+        """
+        try:
+            yield
+        except InternalError as error:
+            left = limits.pids_left(self._abilities.cgroups, pod.cgroup)
+            if left is None or left >= PIDS_OF_A_START:
+                raise
+            raise ResourceExhausted(
+                f"the pod may have {left} more processes and threads, and the start of a container takes up to "
+                f"{PIDS_OF_A_START} (the kubelet's podPidsLimit): {error}"
+            ) from error
 
     def _prepare(self, pod: PodEntry, container: ContainerEntry) -> None:
         """What is done at start and not at creation, because it keeps mounts of the node busy."""
