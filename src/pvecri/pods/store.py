@@ -49,6 +49,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         """Open or make the database; InternalError when a newer pvecri wrote it, or when it is none."""
         self._path = path
+        self._closed = False
         self._db = sqlite3.connect(path, isolation_level=None)
         try:
             self._prepare(path)
@@ -115,6 +116,8 @@ class Store:
 
     def _write(self, statement: str, row: tuple[object, ...]) -> None:
         """IntegrityError as it comes, StoreUnavailable for all else that the file is the cause of."""
+        if self._closed:
+            raise StoreUnavailable(f"{self._path} is closed: the daemon is ending")
         try:
             self._db.execute(statement, row)
         except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
@@ -133,5 +136,6 @@ class Store:
         return [msgspec.json.decode(value, type=Container) for (value,) in rows]
 
     def close(self) -> None:
-        """Close the database."""
+        """Close the database. Writes of calls that are still being undone raise StoreUnavailable."""
+        self._closed = True
         self._db.close()

@@ -153,7 +153,8 @@ class Transport:
             return reply
 
     async def _exchange_once(self, call: Call, headers: dict[str, str]) -> Reply:
-        assert self._session is not None, "start() comes first"
+        if self._session is None:  # an undo of a call that the end of the daemon has cut off
+            raise Unavailable(f"Proxmox: {call.doing}: the connection is closed: the daemon is ending")
         url, body, content = self._encode(call)
         try:
             async with self._session.request(call.method, url, data=body, headers=headers | content) as response:

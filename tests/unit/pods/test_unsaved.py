@@ -123,6 +123,13 @@ async def test_waiting_ends_when_something_is_unsaved(
     assert pod.id in pods.unsaved
 
 
+def test_what_ends_after_the_store_was_closed_raises_nothing(pods: Registry, store: Store, pod: PodEntry) -> None:
+    store.close()
+    pods.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING), ending=True)
+    with pytest.raises(StoreUnavailable, match="the daemon is ending"):
+        pods.save_pod(pod, replace(pod.value, networked=True))
+
+
 def test_a_read_only_file_is_no_obstacle_to_an_end(
     pods: Registry, store: Store, pod: PodEntry, path: Path
 ) -> None:
