@@ -55,7 +55,7 @@ async def check(config: Config) -> list[str]:
     await proxmox.start()
     try:
         health = ProxmoxHealth(config.proxmox, proxmox)
-        await health.look()
+        await health.poll()
         placed = await _place_images(config, proxmox) if health.condition.met else config
     finally:
         await proxmox.close()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""After a start: bring the store, the kernel and Proxmox to one truth.
+"""Reconciles the store with the kernel and with Proxmox after a start of the daemon.
 
-The kernel knows which processes run, Proxmox which CTs exist, the store what was meant. What runs is adopted
-(conmon and the CT outlive the daemon), what ended meanwhile is recorded, what was half made or half removed is
-removed. The part that needs Proxmox waits until it can be reached and does not hold up the rest.
+The kernel knows which processes run, Proxmox which CTs exist, the store what was intended. What runs is adopted
+(conmon and the CT outlive the daemon), what exited meanwhile is recorded, what was half created or half removed is
+removed. What needs Proxmox runs in the background and is retried until Proxmox answers.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Recovery:
 
     async def _destroy_orphans(self) -> None:
         async for vmid in self._cts.orphans():
-            log.warning("CT %d was made here and no pod has it: destroying it", vmid)
+            log.warning("CT %d was created by this installation and belongs to no pod: destroying it", vmid)
             await self._proxmox.stop_ct(Vmid(vmid))
             await self._proxmox.destroy_ct(Vmid(vmid))
 

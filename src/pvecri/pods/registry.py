@@ -96,16 +96,16 @@ class PodEntry:
 
     @property
     def files(self) -> Path:
-        """Where the files that all containers of the pod share lie."""
+        """The directory of the files that all containers of the pod share."""
         return self.directory / "files"
 
     def namespace(self, kind: str) -> Path:
-        """The path by which one of the pod's namespaces (`net`, `pid`, …) is pinned."""
+        """The path at which one of the pod's namespaces (`net`, `pid`, …) is pinned."""
         return self.directory / "ns" / kind
 
     @property
     def cgroup(self) -> str:
-        """The CT's cgroup, as Proxmox lays it out."""
+        """The CT's cgroup (`lxc.cgroup.dir.container` of PVE::LXC)."""
         return f"/lxc/{self.value.vmid}"
 
     def group(self, container: ContainerId) -> str:
@@ -114,7 +114,7 @@ class PodEntry:
 
     @property
     def namespaces(self) -> PodNamespaces:
-        """How the OCI runtime reaches the pod."""
+        """The PID namespace and the cgroup in which conmon and the OCI runtime run."""
         options = self.value.config.security.namespaces
         cgroup = f"{self.cgroup}/conmon"
         uses_nodes = options.pid is NamespaceMode.NODE
@@ -136,7 +136,7 @@ _NOTIFIED = {
 
 
 class Registry:
-    """All pods and containers, by id, with the store behind them."""
+    """All pods and containers by id, written through to the store."""
 
     def __init__(self, store: Store, directory: Path) -> None:
         """`directory` holds one directory a pod and one a container."""
@@ -156,7 +156,7 @@ class Registry:
             log.warning("%d changes of pods and containers could not be stored", len(self.unsaved))
 
     def load(self) -> None:
-        """Read the store; nothing is live yet."""
+        """Read the store; no process is opened yet."""
         for sandbox in self._store.sandboxes():
             pod = PodEntry(sandbox, self.directory / "pods" / sandbox.id, notified=_NOTIFIED[sandbox.phase])
             self._pods[sandbox.id] = pod
@@ -176,7 +176,7 @@ class Registry:
     # -- sandboxes --------------------------------------------------------------------------------------------
 
     def add_pod(self, sandbox: Sandbox) -> PodEntry:
-        """Store a new sandbox; AlreadyExists when the name is taken."""
+        """Store a new sandbox; AlreadyExists if another one has its name."""
         taken = next((pod for pod in self._pods.values() if pod.value.name == sandbox.name), None)
         if taken is not None:
             raise AlreadyExists(
@@ -216,7 +216,7 @@ class Registry:
         return list(self._pods.values())
 
     def pod(self, sandbox_id: str) -> PodEntry:
-        """The sandbox with an id, or the one whose id begins so; NotFound."""
+        """The sandbox with an id or a unique prefix of one, unless it is being created; NotFound."""
         return _lookup(
             self._pods, sandbox_id, "pod sandbox", lambda pod: pod.value.phase is not SandboxPhase.CREATING
         )
@@ -231,7 +231,7 @@ class Registry:
     # -- containers -------------------------------------------------------------------------------------------
 
     def add_container(self, container: Container) -> ContainerEntry:
-        """Store a new container; AlreadyExists when its sandbox has one of that name and attempt."""
+        """Store a new container; AlreadyExists if its sandbox has one of that name and attempt."""
         for other in self._pods[container.sandbox_id].containers.values():
             if other.value.name == container.name:
                 raise AlreadyExists(
@@ -264,11 +264,11 @@ class Registry:
             self._publish(pod, container.id, EventKind.DELETED)
 
     def containers(self) -> list[ContainerEntry]:
-        """Every container."""
+        """Every container, also those that are being created."""
         return list(self._containers.values())
 
     def container(self, container_id: str) -> ContainerEntry:
-        """The container with an id, or the one whose id begins so; NotFound."""
+        """The container with an id or a unique prefix of one, unless it is being created; NotFound."""
         return _lookup(self._containers, container_id, "container", lambda container: container.created)
 
     def running_container(self, container_id: str) -> ContainerEntry:
@@ -287,7 +287,7 @@ class Registry:
         self.unsaved.flush()
 
     def uses_image(self, image: Image) -> bool:
-        """Whether a container was made from an image."""
+        """Whether a container was created from an image."""
         return any(container.value.image_id == image.id for container in self._containers.values())
 
     def _publish(self, pod: PodEntry, subject: str, kind: EventKind) -> None:
@@ -300,7 +300,7 @@ V = TypeVar("V")
 
 
 def _lookup(table: Mapping[K, V], wanted: str, kind: str, visible: Callable[[V], bool]) -> V:
-    """By whole id, else by a prefix that only one has (as crictl abbreviates them)."""
+    """By full id, else by a unique prefix, as crictl abbreviates ids."""
     candidates = [key for key in table if key == wanted] or [
         key for key in table if wanted and len(wanted) < ID_LENGTH and key.startswith(wanted)
     ]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Pod Manager's memory over restarts: sandboxes and containers in SQLite.
+"""Persistent state of sandboxes and containers, in SQLite.
 
-One row an object, its value as JSON beside the columns that must be unique. Writes happen before the act they
-announce (a sandbox is stored as CREATING before its CT is asked for), so after a crash the rows say what may
-exist. The database is in WAL mode and syncs at checkpoints: a crash of the daemon loses nothing; a crash of the
-machine can lose the last rows, whose CTs are then found by their description (recovery.py).
+One row an object: its value as JSON, and the columns that must be unique. A row is written before what it
+describes is created (a sandbox is stored as CREATING before its CT is), so after a crash the rows name all that
+may exist. The database is in WAL mode and syncs at checkpoints: a crash of the daemon loses nothing; a crash of
+the node can lose the last rows, whose CTs are then found by their description (recovery.py).
 
 Calls are synchronous: each writes one small row into a local file, some tens of microseconds. Writes raise
 StoreUnavailable when the file cannot be written: the disk is full, fails or is read-only, or another program has
@@ -44,7 +44,7 @@ class StoreUnavailable(Unavailable):
 
 
 class Store:
-    """One open database. The names of live sandboxes are unique, and so are their VMIDs."""
+    """One open database. The names of sandboxes are unique, and so are their VMIDs."""
 
     def __init__(self, path: Path) -> None:
         """Open or make the database; InternalError when a newer pvecri wrote it, or when it is none."""
@@ -73,7 +73,7 @@ class Store:
         self._db.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_MS}")
 
     def installation_id(self) -> str:
-        """Names this installation in the CTs it makes, so that it never touches another's. Made once."""
+        """Random id of this installation, in the notes of its CTs: CTs without it are never touched."""
         row = self._db.execute("SELECT id FROM installation").fetchone()
         if row is None:
             row = (os.urandom(8).hex(),)
@@ -81,7 +81,7 @@ class Store:
         return str(row[0])
 
     def save_sandbox(self, sandbox: Sandbox) -> None:
-        """Insert or replace; AlreadyExists when another sandbox has the name or the VMID."""
+        """Insert or replace; AlreadyExists if another sandbox has the name or the VMID."""
         row = (sandbox.id, sandbox.name, sandbox.vmid or None, msgspec.json.encode(sandbox))
         try:
             self._write(
@@ -93,7 +93,7 @@ class Store:
             raise AlreadyExists(f"pod sandbox {sandbox.name} (CT {sandbox.vmid}): {error}") from error
 
     def save_container(self, container: Container) -> None:
-        """Insert or replace; AlreadyExists when the sandbox has another container of that name."""
+        """Insert or replace; AlreadyExists if the sandbox has another container of that name."""
         row = (container.id, container.sandbox_id, container.name, msgspec.json.encode(container))
         try:
             self._write(

@@ -36,6 +36,6 @@ async def test_a_storage_must_hold_containers_and_have_directories_unless_disks_
         api = ProxmoxApi(config)
         await api.start()
         health = ProxmoxHealth(config, api)
-        await health.look()
+        await health.poll()
         await api.close()
     assert health.condition.reason == reason

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tags of pods' CTs (proxmox.tags), set once the pod runs: they are for people, and no pod waits for them.
+"""Tags of pods' CTs (proxmox.tags), set in the background once the pod is READY: no pod waits for them.
 
-Proxmox checks `tags` of a create on /vms/VMID itself, without the pool that the CT is about to join. An account
-with rights on the pool only may set them when the CT is in it.
+They cannot be set at creation: Proxmox checks the `tags` of a create against /vms/VMID, not against the pool that
+the CT joins, and refuses them to an account with rights on the pool only.
 """
 
 from __future__ import annotations
