@@ -163,7 +163,7 @@ def test_what_is_not_allowed_is_refused_and_nothing_is_made(machine: Machine, br
 
     config = asking(bridged, ON_BRIDGE)
     config.linux.CopyFrom(pod_security(namespace_options=pb.NamespaceOption(network=pb.NODE)))
-    with refused(grpc.StatusCode.INVALID_ARGUMENT, "cannot go with the node's network"):
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "cannot be combined with the node's network"):
         bridged.run_pod(config)
 
     machine.assert_nothing_left()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a pod's sandbox says that CNI plugins want to know: capability arguments and CNI_ARGS.
+"""Capability arguments and CNI_ARGS, from a pod's sandbox configuration.
 
-A plugin gets only the arguments of the capabilities that its configuration names (CNI conventions,
+A plugin gets only the arguments of the capabilities that its configuration enables (CNI conventions,
 "Dynamic Plugin specific fields").
 """
 
@@ -23,7 +23,7 @@ MAC_ANNOTATION = "network.pvecri.io/mac"
 ALIASES_ANNOTATION = "network.pvecri.io/aliases"
 
 BURST_BITS = 0xFFFF_FFFF
-"""As large as the bandwidth plugin takes: kubelet's annotations name a rate and no burst."""
+"""The bandwidth plugin's maximum: Kubernetes' annotations have a rate and no burst."""
 
 RATE_MIN, RATE_MAX = 1000, 10**15
 """Bits a second that are taken, 1k to 1P: Kubernetes' own limits (pkg/util/bandwidth)."""
@@ -43,7 +43,7 @@ _MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", re.ASCII)
 
 
 def capability_arguments(sandbox: SandboxConfig) -> PluginOptions:
-    """All capability arguments of the pod, by capability; those that say nothing are left out.
+    """The pod's capability arguments, by capability; empty ones are left out.
 
     InvalidArgument names the annotation that cannot be read. So this is for a pod of which nothing has been made.
     """
@@ -67,7 +67,7 @@ def checked_arguments(sandbox: SandboxConfig) -> PluginOptions:
 
 
 def runtime_config(plugin: Plugin, arguments: PluginOptions) -> PluginOptions:
-    """The part of the arguments that this plugin takes."""
+    """The arguments that this plugin accepts."""
     return {name: value for name, value in arguments.items() if plugin.can(name)}
 
 
@@ -125,7 +125,7 @@ def _port(port: PortMapping) -> dict[str, object]:
 
 
 def _bandwidth(annotations: dict[str, str]) -> dict[str, int]:
-    """Bits a second, as the annotations and the plugin have them."""
+    """Rates and bursts in bits per second, the unit of both the annotations and the plugin."""
     limits: dict[str, int] = {}
     for direction, annotation in (("ingress", INGRESS_ANNOTATION), ("egress", EGRESS_ANNOTATION)):
         if text := annotations.get(annotation):

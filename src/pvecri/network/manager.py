@@ -26,11 +26,11 @@ from pvecri.network.result import PodInterface, PodNetwork, pod_network
 from pvecri.supervision import Supervisor, attempt
 
 NOT_READY = "NetworkPluginNotReady"
-"""The reason that CRI clients know (CRI RuntimeCondition of NetworkReady)."""
+"""RuntimeCondition.reason of NetworkReady, as CRI-O and containerd have it."""
 
 
 class NetworkStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether pods can be attached; `reason` and `message` say why not, `network` and `path` name what is used."""
+    """Whether pods can be attached; else `reason` and `message`. `network` and `path` name the configuration."""
 
     ready: bool
     reason: str = ""
@@ -51,7 +51,7 @@ class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NetworkManager:
-    """Attaches and detaches pods. One call at a time for a sandbox; any number of sandboxes at once."""
+    """Attaches and detaches pods. Callers serialize calls for one sandbox; any number of sandboxes at once."""
 
     def __init__(self, config: NetworkConfig) -> None:
         self._config = config
@@ -61,12 +61,12 @@ class NetworkManager:
         self._probe = ReadinessProbe(self._runner, self._supervisor)
         self._store = AttachmentStore(config.cache_dir)
         self._exclusion = Exclusion()
-        self._settled: asyncio.Task[None] | None = None
+        self._earlier_plugins: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Make network.cache_dir. A network need not be there yet: installers often come after the runtime.
+        """Create network.cache_dir. A CNI configuration need not exist yet: DaemonSets install it later.
 
-        ConfigError names a network class that cannot be used.
+        ConfigError names an invalid network class.
         """
         interfaces.check_classes(self._config)
         self._store.prepare()
@@ -79,14 +79,14 @@ class NetworkManager:
         await self._supervisor.close()
 
     async def status(self) -> NetworkStatus:
-        """Whether a pod could be attached now: some stats, and what the plugins of a 1.1 network said of late."""
+        """Whether a pod can be attached now; checks the files, and caches STATUS of a 1.1 network's plugins."""
         try:
             network = self._directory.network()
         except NetworkNotReady as error:
             return NetworkStatus(ready=False, reason=NOT_READY, message=str(error))
         if missing := self._runner.missing(network):
             problem = (
-                f"needs the CNI plugins {', '.join(missing)}: not found in {self._runner.searched()} "
+                f"needs the CNI plugins {', '.join(missing)}: not found in {self._runner.search_path()} "
                 "(network.bin_dirs)"
             )
         else:
@@ -112,16 +112,16 @@ class NetworkManager:
         return NetworkRequest(interface=interface, arguments=arguments, metadata=sandbox.metadata)
 
     async def move_interface(self, interface: ProxmoxInterface, netns: Path, pid: int) -> None:
-        """Take the interface that Proxmox has made from the CT's namespace to process `pid`'s, the pod's own.
+        """Move the Proxmox interface from the CT's network namespace `netns` to that of process `pid`.
 
-        Its other end stays on the bridge. CommandError when the kernel refuses.
+        The veth peer stays on the bridge. CommandError if the kernel refuses.
         """
         await addresses.move(netns, interface, pid)
 
     async def attach(self, sandbox_id: SandboxId, netns: Path, request: NetworkRequest) -> PodNetwork:
         """Set the pod's network up: lo, the interface that Proxmox has made if it asks for one, and CNI.
 
-        The pod's addresses are CNI's, or those of an interface in its place.
+        Returns CNI's addresses, or those of a Proxmox interface that replaces CNI.
         """
         interface = request.interface
         await asyncio.to_thread(loopback.bring_up, netns)
@@ -165,7 +165,7 @@ class NetworkManager:
         return network
 
     async def detach(self, sandbox_id: SandboxId, netns: Path | None, sandbox: SandboxConfig) -> None:
-        """DEL a pod from the network that it was added to; of one that is not attached, nothing is left either.
+        """CNI DEL, from the network that the pod was added to. Idempotent.
 
         `netns` is None, or a path that is gone, when the namespace is no more: plugins then free what they hold
         outside it. Idempotent. PluginError stops at the first plugin that fails; call again. The plugins get what
@@ -194,7 +194,7 @@ class NetworkManager:
             self._store.remove(sandbox_id)
 
     async def release(self, sandbox_id: SandboxId) -> None:
-        """DEL the recorded attachment of a sandbox that is no more, and with it its namespace. Idempotent."""
+        """CNI DEL for the recorded attachment of a sandbox that does not exist any more. Idempotent."""
         await self._earlier_plugins_ended()
         attachment = self._store.read(sandbox_id)
         async with self._exclusion.shared():
@@ -203,18 +203,18 @@ class NetworkManager:
             self._store.remove(sandbox_id)
 
     async def _earlier_plugins_ended(self) -> None:
-        if self._settled is not None:
-            await asyncio.shield(self._settled)
+        if self._earlier_plugins is not None:
+            await asyncio.shield(self._earlier_plugins)
 
     async def collect_garbage(self, known: Collection[SandboxId]) -> None:
-        """Have the plugins free what none of the pods holds that are `known`, or attached meanwhile. Idempotent.
+        """Free what plugins have allocated to pods other than those that are `known` or recorded. Idempotent.
 
-        Attachments that are recorded and whose pod is not known are DELeted first, so that nothing is lost with
-        networks that have no GC (before 1.1) or disable it. PluginError with the plugin's own words.
+        Runs DEL for recorded attachments of unknown pods first: networks before 1.1 have no GC, others may disable
+        it. PluginError with the plugin's message.
         """
         for sandbox_id in set(self._store.sandboxes()).difference(known):
             await self.release(sandbox_id)
-        async with self._exclusion.alone():
+        async with self._exclusion.exclusive():
             try:
                 network = self._directory.network()
             except NetworkNotReady:
@@ -224,17 +224,17 @@ class NetworkManager:
             await self._runner.collect(network, valid)
 
     async def check(self, sandbox_id: SandboxId) -> None:
-        """CHECK that a pod is still attached as it was. PluginError says what is wrong."""
+        """CNI CHECK; PluginError if the attachment is not as ADD left it."""
         attachment = self._store.read(sandbox_id)
         if attachment is not None and attachment.result:
             await self._runner.check(attachment)
 
     def attached(self) -> list[SandboxId]:
-        """The sandboxes that are attached or were being attached: one that nobody knows is to be detached."""
+        """The sandboxes with a record: attached, or being attached when the daemon ended."""
         return self._store.sandboxes()
 
     def network_of(self, sandbox_id: SandboxId) -> PodNetwork | None:
-        """How a sandbox is attached, from the record; None when it is not."""
+        """The recorded result of a sandbox's ADD; None if it is not attached."""
         attachment = self._store.read(sandbox_id)
         return pod_network(attachment.result) if attachment is not None and attachment.result else None
 

@@ -58,10 +58,10 @@ def test_the_latest_version_that_both_know_is_spoken() -> None:
         ("{", "truncated"),
         ("[]", "Expected `object`"),
         ('{"cniVersion": "1.0.0", "type": "bridge"}', "missing required field `name`"),
-        ('{"cniVersion": "1.0.0", "name": "pods"}', "there is no plugin in it"),
+        ('{"cniVersion": "1.0.0", "name": "pods"}', "it contains no plugin"),
         ('{"cniVersion": "0.2.0", "name": "pods", "type": "bridge"}', "cniVersion 0.2.0 is not one of"),
-        ('{"cniVersion": "1.0.0", "name": "../pods", "type": "bridge"}', "is no network's name"),
-        ('{"cniVersion": "1.0.0", "name": "pods", "type": "../bridge"}', "is no plugin's name"),
+        ('{"cniVersion": "1.0.0", "name": "../pods", "type": "bridge"}', "is not a valid network name"),
+        ('{"cniVersion": "1.0.0", "name": "pods", "type": "../bridge"}', "is not a valid plugin name"),
     ],
 )
 def test_what_cannot_be_used_is_refused_with_the_reason(text: str, problem: str) -> None:
