@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what a pod asks for to the four numbers that size its CT.
+"""The size of a pod's CT, computed from the pod's resources.
 
-Proxmox sets `memory.max` to the CT's memory and `memory.high` a little below: 1016/1024 of it, from 16 GiB on
-128 MiB less (PVE::LXC::Config). Above `memory.high` the kernel throttles everything in the cgroup, so the CT is
-made large enough that its `memory.high` covers all the limits of its containers: each container is then stopped
-by its own limit, as the pod's specification says, and never slowed down by the CT's.
+Proxmox sets `memory.max` to the CT's memory and `memory.high` to 1016/1024 of it, from 16 GiB on to 128 MiB less
+(PVE::LXC::Config). Above `memory.high` the kernel throttles everything in the cgroup, so the CT is large enough that
+its `memory.high` covers the sum of its containers' limits: a container then meets its own limit first.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def swap_mib(resources: Resources) -> int:
 
 
 def cpulimit(resources: Resources, overhead: Resources) -> float:
-    """Cores, in hundredths rounded up so that the CT never has less than its containers; 0 for no limit."""
+    """Cores, rounded up to hundredths so that the CT never has less than its containers; 0 for no limit."""
     if resources.cpu_quota <= 0:
         return 0.0
     hundredths = _quota_hundredths(resources) + _quota_hundredths(overhead)
@@ -73,7 +72,7 @@ def cpulimit(resources: Resources, overhead: Resources) -> float:
 
 
 def cpuunits(resources: Resources, overhead: Resources) -> int:
-    """The CT's cgroup v2 weight by the conversion that runc and crun use for cgroup v1 shares."""
+    """The CT's cgroup v2 weight, converted from cgroup v1 shares as runc and crun do."""
     shares = max(0, resources.cpu_shares) + max(0, overhead.cpu_shares)
     if shares == 0:
         return CPUUNITS_DEFAULT
@@ -82,7 +81,7 @@ def cpuunits(resources: Resources, overhead: Resources) -> int:
 
 
 def _with_gap(high_mib: int) -> int:
-    """The least memory whose `memory.high` is at least `high_mib`."""
+    """The smallest memory whose `memory.high` is at least `high_mib`."""
     return min(_ceil_div(high_mib * 1024, 1016), high_mib + HIGH_GAP_MAX_MIB)
 
 

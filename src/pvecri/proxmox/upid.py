@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A UPID, the name that Proxmox gives to a task."""
+"""UPIDs, the unique ids of Proxmox's tasks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Upid(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse(text: str) -> Upid:
-    """Read a UPID; ValueError when it is none."""
+    """Parse a UPID; ValueError."""
     match = _UPID.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not a UPID")

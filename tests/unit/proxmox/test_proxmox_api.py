@@ -179,7 +179,7 @@ async def test_a_storages_config_is_found_by_its_name(pve: ScriptedPve, api: Pro
     pve.script("GET", "/storage", data(listed), data(listed))
     found = await api.storage_config("fast")
     assert (found.type, found.pool, found.path) == ("zfspool", "rpool/data", "")
-    with pytest.raises(NotFound, match=r"storage slow: .*Datastore\.AllocateSpace"):
+    with pytest.raises(NotFound, match=r"storage slow .*Datastore\.AllocateSpace"):
         await api.storage_config("slow")
 
 

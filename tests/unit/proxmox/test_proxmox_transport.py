@@ -19,8 +19,8 @@ from pvecri.proxmox.answers import Version
 from pvecri.proxmox.errors import ProxmoxError
 from pvecri.proxmox.transport import Call, ConnectionLost, Transport, path_template
 
-READ = Call(method="GET", path="/version", doing="ask for the version")
-WRITE = Call(method="POST", path="/nodes/pve/lxc", doing="create CT 900001", parameters={"vmid": 900_001})
+READ = Call(method="GET", path="/version", action="ask for the version")
+WRITE = Call(method="POST", path="/nodes/pve/lxc", action="create CT 900001", parameters={"vmid": 900_001})
 VERSION = data({"version": "9.2.11", "release": "9.2", "repoid": "14a22df35955d97d"})
 TICKET = data(
     {"ticket": "PVE:root@pam:6B0448FC::Nr5v+/==", "CSRFPreventionToken": "6B0448FC:fKLw", "username": "root@pam"}
@@ -61,7 +61,7 @@ async def test_parameters_of_a_post_are_a_form_and_those_of_a_delete_a_query(
 
     async with transport(pve.config(tmp_path)) as client:
         for method in ("POST", "DELETE"):
-            call = Call(method=method, path="/a", doing="try", parameters={"force": True, "text": "ä b&c"})
+            call = Call(method=method, path="/a", action="try", parameters={"force": True, "text": "ä b&c"})
             assert await client.call(call, object) is None
 
     post, delete = pve.received
@@ -133,7 +133,7 @@ async def test_an_answer_that_is_not_proxmoxs_is_an_error(pve: ScriptedPve, tmp_
     pve.script("GET", "/version", data({"release": 9}))
 
     async with transport(pve.config(tmp_path)) as client:
-        with pytest.raises(ProxmoxError, match="the answer is not understood"):
+        with pytest.raises(ProxmoxError, match="invalid response"):
             await client.call(READ, Version)
 
 
