@@ -99,7 +99,7 @@ async def test_an_old_answer_is_given_while_a_new_one_is_asked_for(
     program = install(config)
     assert (await manager.status()).ready
     program.with_name("agent.broken").touch()
-    monkeypatch.setattr(probe, "RENEW_AFTER", 0.0)
+    monkeypatch.setattr(probe, "MAX_AGE", 0.0)
 
     assert (await manager.status()).ready
     async with asyncio.timeout(30):

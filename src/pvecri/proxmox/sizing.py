@@ -2,8 +2,8 @@
 """The size of a pod's CT, computed from the pod's resources.
 
 Proxmox sets `memory.max` to the CT's memory and `memory.high` to 1016/1024 of it, from 16 GiB on to 128 MiB less
-(PVE::LXC::Config). Above `memory.high` the kernel throttles everything in the cgroup, so the CT is large enough that
-its `memory.high` covers the sum of its containers' limits: a container then meets its own limit first.
+(PVE::LXC::Config). Above `memory.high` the kernel throttles everything in the cgroup, so the CT gets enough that
+its `memory.high` covers the sum of its containers' limits: a container reaches its own limit first.
 """
 
 from __future__ import annotations
