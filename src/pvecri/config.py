@@ -267,6 +267,7 @@ def parse(text: str, origin: str = "configuration") -> Config:
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(f"{origin}: {str(error).replace('`$.', '`')}") from error
     _check(config, origin)
+    # Only the file tells an unset proxmox.storage from one that is set to the default.
     if config.images.storage and "storage" not in given.get("proxmox", {}):
         proxmox = msgspec.structs.replace(config.proxmox, storage=config.images.storage)
         config = msgspec.structs.replace(config, proxmox=proxmox)

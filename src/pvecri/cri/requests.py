@@ -242,6 +242,7 @@ def _container_security(message: pb.LinuxContainerSecurityContext) -> ContainerS
         no_new_privs=message.no_new_privs,
         masked_paths=tuple(message.masked_paths),
         readonly_paths=tuple(message.readonly_paths),
+        # The deprecated fields are for clients that do not set the new ones.
         seccomp=_profile(message.seccomp, "seccomp")
         if message.HasField("seccomp")
         else _named_profile(message.seccomp_profile_path),

@@ -240,7 +240,7 @@ def _count(value: int) -> pb.UInt64Value:
 
 def image(value: Image) -> pb.Image:
     """An entry of ListImages."""
-    user = value.config.user.partition(":")[0]
+    user = value.config.user.partition(":")[0]  # USER[:GROUP]; the kubelet checks runAsNonRoot by it
     described = pb.Image(
         id=value.id,
         repo_tags=value.tags,

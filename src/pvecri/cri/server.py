@@ -64,7 +64,7 @@ class CriServer:
             raise ConfigError(f"runtime.socket: another process listens on {self._path}")
         self._server.add_insecure_port(f"unix:{self._path}")
         await self._server.start()
-        self._path.chmod(0o600)
+        self._path.chmod(0o600)  # gRPC creates it by the umask
 
     async def close(self, grace: float = 5.0) -> None:
         """Refuse new calls, wait `grace` seconds for running ones, and remove the socket."""

@@ -160,4 +160,5 @@ class Sandbox(Value, frozen=True):
     @property
     def root_uid(self) -> int:
         """The host ID of root of the pod's user namespace."""
+        # 0 without mappings: in the node's user namespace root is root.
         return next((entry.host_id for entry in self.mappings if entry.container_id == 0), 0)

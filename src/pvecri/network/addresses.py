@@ -102,4 +102,5 @@ def _address(control: socket.socket, name: str) -> str | None:
         if error.errno != errno.EADDRNOTAVAIL:
             raise
         return None
+    # struct ifreq: 16 bytes of name, then struct sockaddr_in with the address at offset 4.
     return str(ipaddress.IPv4Address(answer[20:24]))

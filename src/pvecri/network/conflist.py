@@ -73,7 +73,7 @@ def parse(text: bytes, path: str, folder: Path | None = None) -> Network:
     `folder` contains the subdirectories that add plugins to lists; None if the text is complete.
     """
     try:
-        file = msgspec.json.decode(text, type=_File, strict=False)
+        file = msgspec.json.decode(text, type=_File, strict=False)  # libcni accepts strings for booleans too
         plugins = _plugin_options(file, text, folder)
         return Network(
             name=_checked_name(file.name),

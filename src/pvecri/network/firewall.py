@@ -21,7 +21,7 @@ RULE_OPTIONS = frozenset({"proto", "dport", "sport", "source", "dest", "macro", 
 DIRECTIONS = ("in", "out", "group")
 POLICIES = ("ACCEPT", "REJECT", "DROP")
 
-_ACTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]{1,19}", re.ASCII)
+_ACTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]{1,19}", re.ASCII)  # security groups of PVE::Firewall
 
 
 def parse_options(text: str) -> dict[str, str]:

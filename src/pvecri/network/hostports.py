@@ -34,6 +34,6 @@ def _overlap(one: PortMapping, other: PortMapping) -> bool:
     if not one.host_ip or not other.host_ip:
         return True
     first, second = ipaddress.ip_address(one.host_ip), ipaddress.ip_address(other.host_ip)
-    if first.version != second.version:
+    if first.version != second.version:  # portmap writes rules for each family by itself
         return False
     return first == second or first.is_unspecified or second.is_unspecified

@@ -157,7 +157,7 @@ class NetworkManager:
         )
         async with self._exclusion.shared(), AsyncExitStack() as undo:
             undo.push_async_callback(self._undo_add, attachment)
-            self._store.write(attachment)
+            self._store.write(attachment)  # before ADD: after a crash, recovery must run DEL (decision 0023)
             result = await self._runner.add(attachment)
             network = _read_result(result, attachment.network)
             self._store.write(msgspec.structs.replace(attachment, result=result))
@@ -199,6 +199,7 @@ class NetworkManager:
         attachment = self._store.read(sandbox_id)
         async with self._exclusion.shared():
             if attachment is not None:
+                # CNI allows DEL without a namespace: plugins free addresses and rules outside of it.
                 await self._runner.delete(msgspec.structs.replace(attachment, netns=""))
             self._store.remove(sandbox_id)
 
@@ -220,6 +221,7 @@ class NetworkManager:
             except NetworkNotReady:
                 return
             recorded = (self._store.read(sandbox_id) for sandbox_id in self._store.sandboxes())
+            # GC is per network: attachments of an earlier configuration are none of this one's.
             valid = [each for each in recorded if each is not None and each.network.name == network.name]
             await self._runner.collect(network, valid)
 

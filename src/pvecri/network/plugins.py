@@ -183,6 +183,7 @@ def execution_config(plugin: Plugin, attachment: Attachment, previous: bytes) ->
 
 
 def _base_config(plugin: Plugin, network: Network) -> dict[str, object]:
+    # `capabilities` is for the runtime; plugins get runtimeConfig instead (section 3).
     config: dict[str, object] = {key: value for key, value in plugin.options.items() if key != "capabilities"}
     return config | {"name": network.name, "cniVersion": network.version}
 
@@ -236,7 +237,7 @@ async def _execute(
             output, stderr = await process.communicate(config)
     finally:
         if process.returncode is None:
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):  # the plugin is the leader of its session and process group
                 os.killpg(process.pid, signal.SIGKILL)
             await ended(asyncio.create_task(process.wait()))
     assert process.returncode is not None

@@ -15,7 +15,7 @@ from pvecri.network import files as contents
 from pvecri.oci.spec_linux import SHARED_PID
 from pvecri.pods.registry import PodEntry
 
-SHM_SIZE = 64 << 20
+SHM_SIZE = 64 << 20  # as in CRI-O and containerd
 PING_GROUP_RANGE = "net.ipv4.ping_group_range"
 GID_MAX = 0x7FFF_FFFF
 """The largest value that net.ipv4.ping_group_range accepts."""
@@ -67,6 +67,7 @@ def set_hostname(pod: PodEntry) -> None:
     if pod.value.config.security.namespaces.network is NamespaceMode.NODE:
         return
     name = hostname(pod.value)
+    # A thread may join a UTS namespace; user namespaces need a process (sysctl_command).
     namespaces.run_inside([pod.namespace("uts")], lambda: socket.sethostname(name))
 
 
@@ -155,7 +156,7 @@ def write_files(pod: PodEntry) -> None:
     for file, text in texts.items():
         path = pod.files / file
         path.write_text(text)
-        path.chmod(0o644)
+        path.chmod(0o644)  # regardless of the daemon's umask
         os.chown(path, owner, owner)
     shm = pod.files / "shm"
     shm.mkdir(exist_ok=True)

@@ -145,7 +145,7 @@ class PodManager:
             (pod.value.user_namespace.kind.value, pod.value.user_namespace.reason.value)
             for pod in self.registry.pods()
         )
-        metrics.PODS_BY_USER_NAMESPACE.clear()
+        metrics.PODS_BY_USER_NAMESPACE.clear()  # label values without pods would keep their last number
         for (kind, reason), count in decisions.items():
             metrics.PODS_BY_USER_NAMESPACE.labels(kind, reason).set(count)
         states = Counter(container.value.state for container in self.registry.containers() if container.created)

@@ -86,8 +86,10 @@ class Recovery:
                 continue
             if container.value.state is ContainerState.RUNNING:
                 self._exits.adopt(pod, container)
+            # The bundle is in /run, a tmpfs: it is lost with a reboot of the node.
             elif container.value.state is ContainerState.CREATED and not container.bundle.spec.exists():
                 self._exits.record_lost(container)
+            # conmon was started, but StartContainer did not succeed.
             elif container.value.state is ContainerState.CREATED and container.bundle.conmon_log.exists():
                 self._exits.abort_start(pod, container)
             elif container.value.state is ContainerState.EXITED:

@@ -118,6 +118,7 @@ class PodEntry:
         options = self.value.config.security.namespaces
         cgroup = f"{self.cgroup}/conmon"
         uses_nodes = options.pid is NamespaceMode.NODE
+        # hostPID: the OCI runtime can create a container in the node's PID namespace only from inside it.
         return PodNamespaces(pid=None if uses_nodes else self.namespace("pid"), cgroup=cgroup)
 
     @property

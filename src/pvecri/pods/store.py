@@ -59,7 +59,7 @@ class Store:
             raise
 
     def _prepare(self, path: Path) -> None:
-        path.chmod(0o600)
+        path.chmod(0o600)  # containers' environments may contain secrets
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise InternalError(
@@ -82,6 +82,7 @@ class Store:
 
     def save_sandbox(self, sandbox: Sandbox) -> None:
         """Insert or replace; AlreadyExists if another sandbox has the name or the VMID."""
+        # NULL, not 0: UNIQUE allows any number of NULLs.
         row = (sandbox.id, sandbox.name, sandbox.vmid or None, msgspec.json.encode(sandbox))
         try:
             self._write(

@@ -98,6 +98,7 @@ class Policy:
         """Pods that need the node's: the kernel allows what they do to the node only in its user namespace."""
         options = config.security.namespaces
         chosen = options.user is not None and options.user.mode is NamespaceMode.POD
+        # With hostUsers: false a privileged container is privileged in its user namespace only.
         if config.security.privileged and not chosen:
             return _node(UserNamespaceReason.PRIVILEGED, "the pod is privileged")
         for mode, reason, name in (
@@ -235,7 +236,7 @@ def own_mappings(
     The host IDs are from user_namespaces.host_ids and disjoint from those `used`; ResourceExhausted if there are
     none left.
     """
-    length = ID_RANGE * (2 if decision.extra_ids else 1)
+    length = ID_RANGE * (2 if decision.extra_ids else 1)  # the second block is for the extra IDs
     start = _free(length, settings, used)
     extents = _extents(decision.extra_ids, start + ID_RANGE)
     return (IdMapping(container_id=0, host_id=start, length=ID_RANGE), *extents)

@@ -367,7 +367,7 @@ class ProxmoxApi:
             if not await self.vmid_taken(vmid):
                 raise CtNotFound(action, f"CT {vmid} does not exist") from refused
             if any(guest.vmid == vmid for guest in await self.guests()):
-                raise
+                raise  # the account sees the CT and lacks a privilege on it
             raise CtHidden(
                 f"Proxmox: {action}: CT {vmid} exists, but our account does not see it: it is being created, "
                 f"or is not in the pool {self._config.pool!r} (proxmox.pool)"

@@ -89,7 +89,7 @@ class TicketAuth:
         self._born = 0.0
 
     async def headers(self) -> dict[str, str]:
-        async with self._lock:
+        async with self._lock:  # one login for all calls that find the ticket expired
             if not self._headers or self._clock() - self._born > TICKET_RENEWAL_AGE:
                 await self._renew()
             return self._headers

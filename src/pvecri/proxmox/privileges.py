@@ -44,7 +44,7 @@ def needed(config: ProxmoxConfig, node: str, image_storage: str = "") -> dict[st
             "Datastore.Audit",
         }
     if not config.unprivileged:
-        wanted["/"] = frozenset({"Sys.Modify"})
+        wanted["/"] = frozenset({"Sys.Modify"})  # Proxmox requires it to create a privileged CT
     return wanted
 
 

@@ -77,6 +77,7 @@ def cpuunits(resources: Resources, overhead: Resources) -> int:
     if shares == 0:
         return CPUUNITS_DEFAULT
     shares = min(max(shares, SHARES_MIN), SHARES_MAX)
+    # Shares 2 to 262144 are mapped linearly to weights 1 to 10000.
     return 1 + (shares - SHARES_MIN) * 9999 // (SHARES_MAX - SHARES_MIN)
 
 

@@ -82,7 +82,7 @@ class Tasks:
             await asyncio.sleep(delay)
             try:
                 status = await self.status(task, action)
-            except Unavailable:
+            except Unavailable:  # a reload of pveproxy; the task goes on
                 continue
             if status.status is TaskState.STOPPED:
                 return status

@@ -74,7 +74,7 @@ class SandboxTemplate(msgspec.Struct, frozen=True, kw_only=True):
 
     def archive(self) -> bytes:
         """The file's content. Takes some 60 ms: call it in a thread."""
-        return gzip.compress(self.tar, compresslevel=6, mtime=0)
+        return gzip.compress(self.tar, compresslevel=6, mtime=0)  # a timestamp would differ in each build
 
 
 def sandbox_template() -> SandboxTemplate:
@@ -103,7 +103,7 @@ def build(catatonit: bytes, busybox: bytes) -> SandboxTemplate:
     """The template of these two programs. Reproducible and pure."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for entry, content in sorted(_entries(catatonit, busybox), key=_name):
+        for entry, content in sorted(_entries(catatonit, busybox), key=_name):  # a fixed order, directories first
             tar.addfile(entry, io.BytesIO(content))
     return SandboxTemplate(arch=elf_architecture(busybox), tar=buffer.getvalue())
 

@@ -82,7 +82,7 @@ class Transport:
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
+            cookie_jar=aiohttp.DummyCookieJar(),  # auth.py sets the ticket's cookie
             timeout=aiohttp.ClientTimeout(total=self._config.request_timeout),
             headers={"User-Agent": "pvecri", "Accept-Encoding": "identity"},
         )
@@ -182,6 +182,7 @@ class Transport:
         address = self._root + call.path
         if call.method in ("GET", "DELETE"):
             return URL(f"{address}?{form}" if form else address, encoded=True), None, {}
+        # encoded: UPIDs and volume ids in paths are escaped already.
         return URL(address, encoded=True), call.body or form.encode(), {"Content-Type": call.content_type}
 
 

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import msgspec
 
+# pstart, clock ticks since boot, has nine digits after 497 days of uptime.
 _UPID = re.compile(
     r"UPID:(?P<node>[A-Za-z0-9][A-Za-z0-9-]*):(?P<pid>[0-9A-Fa-f]{8}):(?P<pstart>[0-9A-Fa-f]{8,9}):"
     r"(?P<start>[0-9A-Fa-f]{8}):(?P<kind>[^:\s]+):(?P<id>[^:\s]*):(?P<user>[^:\s]+):"

@@ -169,6 +169,7 @@ class ContainerCreator:
         of_files = user_namespaces.unmapped(owners, mappings)
         movable = decision.reason is not UserNamespaceReason.KUBELET_MAPPING
         wanted = {*of_process, *of_files}
+        # For files alone the container is refused only if another user namespace can have their IDs.
         if of_files and (not movable or len(decision.extra_ids) + len(wanted) > user_namespaces.EXTRA_IDS_MAX):
             log.info("container %s: files of IDs %s appear as nobody's in the pod", container.id, of_files[:10])
             wanted = {*of_process}
@@ -177,6 +178,7 @@ class ContainerCreator:
 
     async def _adjust(self, pod: PodEntry, container: ContainerEntry, plan: Plan, undo: AsyncExitStack) -> None:
         """Apply the changes that NRI plugins make to the finished spec."""
+        # Pushed before: some plugins may have been notified of the container before another one refuses it.
         undo.push_async_callback(self._hooks.remove_container, pod, container)
         adjustment = await self._hooks.create_container(pod, container)
         if adjustment is None:

@@ -60,7 +60,7 @@ class Pauses:
         if not (self._rootfs / pause.PROGRAM).exists():
             raise FailedPrecondition(f"{pause.PROGRAM} is not installed on the node; pods with a pause need it")
         bundle = Bundle(pod.directory / "pause")
-        bundle.directory.mkdir(mode=0o700)
+        bundle.directory.mkdir(mode=0o700)  # no process of the pod needs it
         group = f"{pod.cgroup}/pause"
         bundle.spec.write_bytes(pause.build(self._plan(pod, group)))
         await self._runtime.run_detached(pod.namespaces, pause_id(pod.id), bundle)

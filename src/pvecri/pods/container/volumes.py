@@ -111,6 +111,7 @@ def _image_volume(field: str, mount: Mount, rootfs: Path) -> BindSource:
         problem = f"{mount.image_sub_path!r} is not in the image {mount.image}: {error.strerror}"
         raise InvalidArgument(f"{field}.image_sub_path", problem) from error
     try:
+        # Resolved inside of the image: a symlink in it must not lead to a path of the node.
         source = Path(f"/proc/self/fd/{fd}").readlink()
     finally:
         os.close(fd)
@@ -221,7 +222,7 @@ def _devices_below(path: Path, container_path: str, access: str) -> Iterator[Hos
     """The device at `path`, following symlinks; if `path` is a directory, all devices in it."""
     if path.is_dir():
         for entry in sorted(path.iterdir()):
-            if str(entry) not in _PER_CONTAINER and not entry.is_symlink():
+            if str(entry) not in _PER_CONTAINER and not entry.is_symlink():  # /dev/fd and others lead elsewhere
                 yield from _devices_below(entry, f"{container_path}/{entry.name}", access)
         return
     try:

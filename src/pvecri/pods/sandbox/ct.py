@@ -72,7 +72,7 @@ class SandboxCts:
 
     async def prepare(self) -> None:
         """Read the VMIDs in use and the node's memory, and upload the sandbox template. Idempotent."""
-        async with self._preparing:
+        async with self._preparing:  # pods that start at the same time must not upload the template twice
             if not self.prepared:
                 await self._prepare()
 
@@ -188,7 +188,7 @@ class SandboxCts:
         known = {pod.value.vmid for pod in self._registry.pods()}
         for guest in await self._proxmox.guests():
             if guest.type != "lxc" or guest.node != self._config.proxmox.node_name:
-                continue
+                continue  # the list has the guests of the whole cluster
             # Not by tags: a CT gets them only after its pod is READY (ct_tags.py).
             if not vmids.first <= guest.vmid <= vmids.last or guest.vmid in known:
                 continue
@@ -206,6 +206,7 @@ class SandboxCts:
     def find_init(self, pod: PodEntry) -> Process | None:
         """The first process of the pod's CT, if it runs on this machine."""
         for pid in self._cgroups.processes(f"{pod.cgroup}/ns"):
+            # lxc-start's child is PID 1 of the CT before it executes the init: hence the name.
             if processes.innermost_pid(pid) == 1 and processes.command_name(pid) == INIT_NAME:
                 return Process(pid)
         return None

@@ -33,6 +33,7 @@ def describe(
     """The notes: the pod for a person in Proxmox's web interface, and the owner for `owner`."""
     metadata = sandbox.metadata
     return (
+        # Proxmox renders notes as Markdown: only a blank line ends a line.
         f"Kubernetes pod {metadata.namespace}/{metadata.name}\n\n"
         f"uid: {metadata.uid}\n\n"
         f"attempt: {metadata.attempt}\n\n"

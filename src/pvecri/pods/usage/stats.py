@@ -162,7 +162,7 @@ class Statistics:
         }
 
     def _read_groups(self, groups: Mapping[K, str]) -> dict[K, Usage]:
-        swap_total = accounting.swap_total()
+        swap_total = accounting.swap_total()  # of the node, read once for all groups
         found = {}
         for key, group in groups.items():
             memory, cpu_time = self._accounting.memory(group), self._accounting.cpu_time(group)
