@@ -18,7 +18,6 @@ from pvecri.cri.monitoring_calls import MonitoringCalls
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.cri.streaming_calls import StreamingCalls
 from pvecri.images.manager import ImageManager
-from pvecri.model import Sandbox
 from pvecri.pods import user_namespaces
 from pvecri.pods.manager import PodManager
 from pvecri.streaming.server import StreamingServer
@@ -31,7 +30,7 @@ KUBELET_VERSION = "0.1.0"
 """VersionResponse.version: the kubelet runtime API version, constant in CRI-O and containerd too."""
 
 
-class RuntimeService(ListCalls, MonitoringCalls):
+class RuntimeService(ListCalls, MonitoringCalls, StreamingCalls):
     """Answers queries from memory; the Pod Manager carries out everything else."""
 
     def __init__(
@@ -43,9 +42,9 @@ class RuntimeService(ListCalls, MonitoringCalls):
     ) -> None:
         ListCalls.__init__(self, pods)
         MonitoringCalls.__init__(self, pods)
+        StreamingCalls.__init__(self, pods, streaming)
         self._config = config
         self._images = images
-        self._streaming = StreamingCalls(pods, streaming)
 
     # -- the runtime ------------------------------------------------------------------------------------------
 
@@ -128,7 +127,7 @@ class RuntimeService(ListCalls, MonitoringCalls):
 
     async def pod_sandbox_status(self, request: pb.PodSandboxStatusRequest) -> pb.PodSandboxStatusResponse:
         """PodSandboxStatus; verbose adds the CT's VMID and its config in Proxmox."""
-        sandbox = self._pods.sandbox(given("pod_sandbox_id", request.pod_sandbox_id))
+        sandbox = self._pods.registry.pod(given("pod_sandbox_id", request.pod_sandbox_id)).value
         response = pb.PodSandboxStatusResponse(status=responses.sandbox_status(sandbox))
         if request.verbose:
             response.info["info"] = json.dumps(
@@ -188,10 +187,10 @@ class RuntimeService(ListCalls, MonitoringCalls):
 
     async def container_status(self, request: pb.ContainerStatusRequest) -> pb.ContainerStatusResponse:
         """ContainerStatus; verbose adds the pod, its VMID and the OCI spec."""
-        container = self._pods.container(given("container_id", request.container_id))
+        container = self._pods.registry.container(given("container_id", request.container_id)).value
         response = pb.ContainerStatusResponse(status=responses.container_status(container))
         if request.verbose:
-            sandbox: Sandbox = self._pods.sandbox_of(container)
+            sandbox = self._pods.registry.pod(container.sandbox_id).value
             response.info["info"] = json.dumps(
                 {
                     "sandboxID": sandbox.id,
@@ -226,17 +225,3 @@ class RuntimeService(ListCalls, MonitoringCalls):
         """ReopenContainerLog."""
         await self._pods.container_exec.reopen_log(given("container_id", request.container_id))
         return pb.ReopenContainerLogResponse()
-
-    # -- streaming --------------------------------------------------------------------------------------------
-
-    async def exec(self, request: pb.ExecRequest) -> pb.ExecResponse:
-        """Exec."""
-        return self._streaming.exec(request)
-
-    async def attach(self, request: pb.AttachRequest) -> pb.AttachResponse:
-        """Attach."""
-        return self._streaming.attach(request)
-
-    async def port_forward(self, request: pb.PortForwardRequest) -> pb.PortForwardResponse:
-        """PortForward."""
-        return self._streaming.port_forward(request)

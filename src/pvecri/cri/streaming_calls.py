@@ -14,40 +14,40 @@ MAX_PORT = 65535
 
 
 class StreamingCalls:
-    """Validates the requests. Container and pod are looked up in the call, and used when the client connects."""
+    """A part of RuntimeService. Container and pod are looked up in the call, and used when the client connects."""
 
     def __init__(self, pods: PodManager, server: StreamingServer) -> None:
-        self._pods = pods
+        self._streams = pods.streams
         self._server = server
 
-    def exec(self, request: pb.ExecRequest) -> pb.ExecResponse:
+    async def exec(self, request: pb.ExecRequest) -> pb.ExecResponse:
         """Exec."""
         container_id = given("container_id", request.container_id)
         if not request.cmd:
             raise InvalidArgument("cmd", "must not be empty")
         _check_streams(request)
-        session = self._pods.streams.exec(container_id, list(request.cmd), tty=request.tty)
+        session = self._streams.exec(container_id, list(request.cmd), tty=request.tty)
         wanted = CommandRequest(
             Kind.EXEC, request.stdin, request.stdout, request.stderr, tty=request.tty, run=session.run
         )
         return pb.ExecResponse(url=self._server.url(wanted))
 
-    def attach(self, request: pb.AttachRequest) -> pb.AttachResponse:
+    async def attach(self, request: pb.AttachRequest) -> pb.AttachResponse:
         """Attach."""
         container_id = given("container_id", request.container_id)
         _check_streams(request)
-        session = self._pods.streams.attach(container_id)
+        session = self._streams.attach(container_id)
         wanted = CommandRequest(
             Kind.ATTACH, request.stdin, request.stdout, request.stderr, tty=request.tty, run=session.run
         )
         return pb.AttachResponse(url=self._server.url(wanted))
 
-    def port_forward(self, request: pb.PortForwardRequest) -> pb.PortForwardResponse:
+    async def port_forward(self, request: pb.PortForwardRequest) -> pb.PortForwardResponse:
         """PortForward."""
         for index, port in enumerate(request.port):
             if not 0 < port <= MAX_PORT:
                 raise InvalidArgument(f"port[{index}]", f"{port} is not a port")
-        ports = self._pods.streams.ports(given("pod_sandbox_id", request.pod_sandbox_id))
+        ports = self._streams.ports(given("pod_sandbox_id", request.pod_sandbox_id))
         return pb.PortForwardResponse(url=self._server.url(ForwardRequest(tuple(request.port), ports.connect)))
 
 

@@ -164,10 +164,6 @@ class PodManager:
         shown = [pod.value for pod in self.registry.pods() if pod.value.phase is not SandboxPhase.CREATING]
         return sorted(shown, key=lambda sandbox: sandbox.created_at)
 
-    def sandbox(self, sandbox_id: str) -> Sandbox:
-        """One sandbox; NotFound."""
-        return self.registry.pod(sandbox_id).value
-
     async def ct_config(self, sandbox_id: str) -> dict[str, str]:
         """The config of a sandbox's CT, read from Proxmox; if that fails, the one entry `error` says why."""
         pod = self.registry.pod(sandbox_id)
@@ -185,14 +181,6 @@ class PodManager:
         """The containers, oldest first, except those that are being created."""
         shown = [container.value for container in self.registry.containers() if container.created]
         return sorted(shown, key=lambda container: container.created_at)
-
-    def container(self, container_id: str) -> Container:
-        """One container; NotFound."""
-        return self.registry.container(container_id).value
-
-    def sandbox_of(self, container: Container) -> Sandbox:
-        """The sandbox that a container is in."""
-        return self.sandbox(container.sandbox_id)
 
 
 def _make_directories(runtime: RuntimeConfig) -> tuple[Path, Path]:

@@ -20,7 +20,6 @@ from pvecri.model import (
     Container,
     ContainerId,
     ContainerState,
-    Image,
     NamespaceMode,
     Sandbox,
     SandboxId,

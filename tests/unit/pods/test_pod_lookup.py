@@ -16,7 +16,6 @@ from pvecri.model import (
     ContainerId,
     ContainerMetadata,
     IdMapping,
-    Image,
     NamespaceMode,
     NamespaceOptions,
     Sandbox,
@@ -169,18 +168,6 @@ def test_a_later_daemon_knows_the_pods_and_containers_of_the_earlier_one(
     assert pod.containers == {MAIN: found}
     assert (pod.directory, found.bundle.directory) == (tmp_path / "pods" / WEB, tmp_path / "containers" / MAIN)
     assert not pod.alive
-
-
-def test_an_image_is_used_while_a_container_was_made_from_it(registry: Registry) -> None:
-    registry.add_pod(sandbox())
-    made = registry.add_container(container())
-    image = Image(id=made.value.image_id)
-    assert registry.uses_image(image)
-    registry.drop_container(made)
-    assert not registry.uses_image(image)
-
-
-# -- where a pod is ------------------------------------------------------------------------------------------
 
 
 def live(options: NamespaceOptions, tmp_path: Path) -> PodEntry:
