@@ -75,7 +75,7 @@ def with_security(config: SandboxConfig, namespaces: NamespaceOptions) -> Sandbo
         ),
     ],
 )
-def test_a_pod_gets_the_interface_that_it_asks_for(
+def test_pod_gets_the_requested_interface(
     sandbox: SandboxConfig | dict[str, str], expected: ProxmoxInterface | None
 ) -> None:
     asking = pod(**sandbox) if isinstance(sandbox, dict) else sandbox
@@ -113,7 +113,7 @@ def test_a_pod_gets_the_interface_that_it_asks_for(
         ({"class": "walled", "firewall_rules": "in ACCEPT"}, "firewall-rules", r"classes\.walled\.pod_firewall"),
     ],
 )
-def test_what_cannot_be_had_is_refused_with_the_annotation(
+def test_error_for_a_refused_interface_names_the_annotation(
     annotations: dict[str, str], blamed: str, problem: str
 ) -> None:
     with pytest.raises(InvalidArgument, match=problem) as error:
@@ -136,13 +136,13 @@ def test_dhcp_needs_the_cts_own_network_namespace(namespaces: NamespaceOptions, 
         interface_of(with_security(pod(**{"class": "lan"}), namespaces), CONFIG)
 
 
-def test_a_fixed_address_does_not() -> None:
+def test_static_address_does_not_need_the_cts_namespace() -> None:
     namespaces = NamespaceOptions(user=UserNamespace(mode=NamespaceMode.POD))
     asking = with_security(pod(interface="bridge=vmbr9,ip=10.0.0.5/24"), namespaces)
     assert interface_of(asking, CONFIG) == ProxmoxInterface(bridge="vmbr9", ip="10.0.0.5/24")
 
 
-def test_host_ports_are_refused_where_cni_is_not() -> None:
+def test_host_ports_need_cni() -> None:
     mapping = PortMapping(protocol=Protocol.TCP, container_port=80, host_port=80)
     asking = pod(**{"class": "lan"})
     sandbox = SandboxConfig(metadata=asking.metadata, annotations=asking.annotations, port_mappings=(mapping,))
@@ -187,12 +187,12 @@ def test_a_class_has_its_own_rules() -> None:
         ("group a/b", "'a/b' is not a name of a security group"),
     ],
 )
-def test_a_rule_that_cannot_be_read_is_named_with_its_class(rule: str, problem: str) -> None:
+def test_error_for_an_invalid_rule_names_its_class(rule: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=rf"network\.classes\.lan: '{rule}': {problem}"):
         check_classes(NetworkConfig(classes={"lan": NetworkClass(bridge="vmbr0", firewall_rules=(rule,))}))
 
 
-def test_addresses_and_routes_are_set_by_commands_that_can_be_repeated() -> None:
+def test_address_and_route_commands_are_idempotent() -> None:
     interface = ProxmoxInterface(
         bridge="vmbr0", ip="10.0.0.5/24", gateway="10.0.0.1", ip6="fd00::5/64", gateway6="fe80::1"
     )
@@ -205,5 +205,5 @@ def test_addresses_and_routes_are_set_by_commands_that_can_be_repeated() -> None
     ]
 
 
-def test_automatic_addresses_are_left_to_those_who_give_them() -> None:
+def test_automatic_addresses_are_not_set() -> None:
     assert commands(ProxmoxInterface(bridge="vmbr0", ip="dhcp", ip6="auto")) == ["link set dev eth0 up"]

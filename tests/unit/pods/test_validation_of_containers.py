@@ -133,7 +133,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("config", "message"), REFUSED, ids=[message for _, message in REFUSED])
-def test_a_container_that_cannot_be_is_refused_in_these_words(config: ContainerConfig, message: str) -> None:
+def test_invalid_container_is_refused_with_message(config: ContainerConfig, message: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         check_container(config, pod())
     assert str(caught.value) == message
@@ -172,16 +172,16 @@ ACCEPTED: dict[str, tuple[ContainerConfig, SandboxConfig]] = {
 
 
 @pytest.mark.parametrize("what", ACCEPTED)
-def test_a_container_that_can_be_is_accepted(what: str) -> None:
+def test_valid_container_is_accepted(what: str) -> None:
     check_container(*ACCEPTED[what])
 
 
-def test_a_log_needs_the_pods_directory_for_logs() -> None:
+def test_log_path_needs_the_pods_log_directory() -> None:
     with pytest.raises(InvalidArgument, match=r"^config\.log_path: is set, but the pod has no log_directory$"):
         check_container(container(log_path="0.log"), pod(log_directory=""))
 
 
-def test_the_position_of_what_is_refused_is_told() -> None:
+def test_error_has_the_index_of_the_refused_entry() -> None:
     good, bad = mounting().mounts[0], mounting(container_path="").mounts[0]
     with pytest.raises(InvalidArgument, match=r"^config\.mounts\[2\]\.container_path: "):
         check_container(container(mounts=(good, good, bad)), pod())

@@ -180,7 +180,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("config", "message"), REFUSED, ids=[message for _, message in REFUSED])
-def test_a_pod_that_cannot_be_is_refused_in_these_words(config: SandboxConfig, message: str) -> None:
+def test_invalid_pod_is_refused_with_message(config: SandboxConfig, message: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         check_sandbox(config, "")
     assert str(caught.value) == message
@@ -226,7 +226,7 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize("what", ACCEPTED)
-def test_a_pod_that_can_be_is_accepted(what: str) -> None:
+def test_valid_pod_is_accepted(what: str) -> None:
     check_sandbox(ACCEPTED[what], "")
 
 
@@ -235,6 +235,6 @@ def test_a_known_runtime_handler_is_accepted(handler: str) -> None:
     check_sandbox(pod(), handler)
 
 
-def test_an_unknown_runtime_handler_is_refused_with_the_one_there_is() -> None:
+def test_error_for_an_unknown_runtime_handler_lists_the_known_ones() -> None:
     with pytest.raises(InvalidArgument, match=r"^runtime_handler: 'kata' is unknown; known handlers: 'pvecri'$"):
         check_sandbox(pod(), "kata")
