@@ -71,7 +71,7 @@ PODS_BY_USER_NAMESPACE = _gauge(
 )
 CONTAINERS = _gauge("containers", "Containers by state.", "state")
 OOM_KILLS = _counter("container_oom_kills", "Containers that ended because memory ran out.")
-LISTENERS_DROPPED = _counter("event_listeners_dropped", "Listeners to events that did not keep up.")
+SUBSCRIBERS_DROPPED = _counter("event_listeners_dropped", "Slow subscribers to events that were dropped.")
 BACKGROUND_FAILURES = _counter(
     "background_failures", "Failures of background work and of steps of clean-ups, by kind of work.", "work"
 )

@@ -201,7 +201,7 @@ def test_tags_that_fail_do_not_fail_the_pod_and_are_tried_again(
 ) -> None:
     embedded.fault(request="PUT /nodes/[^/]+/lxc/[0-9]+/config", status=500, text="no tags today", times=None)
     pod = cri.run_pod()
-    eventually(lambda: "cannot set proxmox.tags: " in machine.daemon.log.read_text(), "the failure is logged")
+    eventually(lambda: "setting proxmox.tags of CT " in machine.daemon.log.read_text(), "the failure is logged")
     assert "tags" not in machine.node.ct(cri.vmid(pod), "config")
     embedded.clear_faults()
     if restart:

@@ -14,7 +14,7 @@ import msgspec
 from pvecri.concurrency import finish
 from pvecri.config import NetworkConfig
 from pvecri.model import NamespaceMode, ProxmoxInterface, SandboxConfig, SandboxId, SandboxMetadata
-from pvecri.network import addresses, interfaces, leftovers, loopback
+from pvecri.network import addresses, earlier_plugins, interfaces, loopback
 from pvecri.network.attachment import Attachment, AttachmentStore
 from pvecri.network.capabilities import capability_arguments, check_names, checked_arguments, cni_args
 from pvecri.network.conflist import ConfigDirectory, Network, PluginOptions
@@ -70,9 +70,9 @@ class NetworkManager:
         """
         interfaces.check_classes(self._config)
         self._store.prepare()
-        settle = partial(leftovers.settle, set(self._store.sandboxes()), self._config.plugin_timeout)
-        # Once: a DEL waits for it, and must not for ever.
-        self._settled = self._supervisor.once("wait for earlier CNI plugins", settle)
+        wait = partial(earlier_plugins.wait_for_exit, set(self._store.sandboxes()), self._config.plugin_timeout)
+        # Once: a DEL waits for it, and must not wait forever.
+        self._earlier_plugins = self._supervisor.once("wait for earlier CNI plugins", wait)
 
     async def close(self) -> None:
         """Stop asking plugins for their status. Idempotent."""

@@ -48,18 +48,18 @@ class ReadinessProbe:
             await asyncio.wait([self._task], timeout=FIRST_RESULT_TIMEOUT)
         return "its plugins have not answered STATUS yet" if self._problem is None else self._problem
 
-    def _ask(self, network: Network, now: float) -> None:
-        self._asked_at = now
-        # Once: the next request for the status brings about the next try.
-        self._task = self._supervisor.once("STATUS of the network", partial(self._renew, network))
+    def _start(self, network: Network, now: float) -> None:
+        self._started_at = now
+        # Once: the next call of `problem` retries.
+        self._task = self._supervisor.once("STATUS of the network", partial(self._refresh, network))
 
-    async def _renew(self, network: Network) -> None:
-        problem = "its plugins could not be asked for their STATUS; the log says why"  # a fault
+    async def _refresh(self, network: Network) -> None:
+        problem = "STATUS of its plugins failed; the log has the error"  # a fault
         try:
             await self._runner.status(network)
             problem = ""
         except PluginError as error:
             problem = str(error)
         finally:
-            if network is self._network:  # it may have been changed meanwhile
+            if network is self._network:  # the configuration may have changed meanwhile
                 self._problem = problem

@@ -24,7 +24,7 @@ INTERVAL_UNHEALTHY = 2.0
 """Seconds between two polls of Proxmox."""
 
 MOST_SHOWN = 5
-"""Pieces of failing background work that a message names."""
+"""Failing background tasks that a message names."""
 
 _WITHOUT_DIRECTORIES = frozenset({"lvm", "lvmthin", "rbd"})
 """Storage types without directories or subvolumes: a rootfs of size 0 cannot be created on them."""
@@ -32,9 +32,9 @@ _WITHOUT_DIRECTORIES = frozenset({"lvm", "lvmthin", "rbd"})
 
 @dataclass(frozen=True)
 class Condition:
-    """One line of the runtime's status (CRI RuntimeCondition); reason and message say why it is not met.
+    """CRI RuntimeCondition; `reason` (CamelCase) and `message` are set if it is not met.
 
-    A condition that is met may have a message: a warning.
+    A condition that is met may have a message, as a warning.
     """
 
     type: str
@@ -56,7 +56,7 @@ def image_store_condition(config: Config) -> Condition:
 
 
 def background_condition(failing: Sequence[Failing]) -> Condition:
-    """Whether no background work keeps failing. The message has the first MOST_SHOWN."""
+    """Not met while background work keeps failing; the message has the first MOST_SHOWN."""
     name = "BackgroundWorkHealthy"
     if not failing:
         return Condition(name, True)
@@ -67,10 +67,10 @@ def background_condition(failing: Sequence[Failing]) -> Condition:
 
 
 def conditions(*parts: Condition, network: NetworkStatus, background: Condition) -> list[Condition]:
-    """All of the runtime's status. It is ready when all of `parts` are.
+    """The conditions of CRI Status: RuntimeReady is met if all of `parts` are. Pure.
 
-    `background` does not make it unready: the node's pods would be moved away for statistics that fail. Its
-    message is RuntimeReady's too, where people look first.
+    `background` does not affect it: the node's pods would be evicted for statistics that fail. Its message is
+    repeated in RuntimeReady's, which clients show.
     """
     failed = next((part for part in parts if not part.met), None)
     shown = (failed.reason, failed.message) if failed else ("", background.message)
@@ -103,8 +103,8 @@ class ProxmoxHealth:
         self.condition = Condition("ProxmoxReady", False, "ProxmoxUnknown", "Proxmox has not answered yet")
 
     async def pause(self) -> None:
-        """Until it is time for the next look."""
-        await asyncio.sleep(INTERVAL if self.condition.met else INTERVAL_WHEN_ILL)
+        """Sleep until the next poll is due."""
+        await asyncio.sleep(INTERVAL if self.condition.met else INTERVAL_UNHEALTHY)
 
     async def poll(self) -> None:
         """Query Proxmox once and update `condition` and `version`."""

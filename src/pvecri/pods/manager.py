@@ -110,14 +110,14 @@ class PodManager:
         """Adopt running pods and start the background tasks. Proxmox need not be reachable."""
         await self._recovery.adopt()
         repeat = self._supervisor.repeat
-        repeat("Proxmox health", self.health.look, self.health.pause)
+        repeat("Proxmox health", self.health.poll, self.health.pause)
         repeat("pod store", self.registry.write_unsaved, self.registry.unsaved.wait)
         repeat("recovery", self._recovery.clean_up, self.sandbox_teardown.removal_pending.wait)
         repeat("statistics", self.statistics.sample, partial(asyncio.sleep, SAMPLE_INTERVAL))
         repeat("CT tags", self._tags.tag_all, self._tags.wanted.wait)
 
     async def close(self) -> None:
-        """Stop watching; pods and containers go on."""
+        """Stop the background tasks; pods and containers keep running."""
         await self._supervisor.close()
         self.registry.close()
         self._volumes.close()

@@ -149,7 +149,7 @@ class Registry:
         """Published to by every method that stores a change, so that no change goes without its event."""
 
     def close(self) -> None:
-        """Write what is not written yet; what cannot be is found out again at the next start."""
+        """Write the unsaved changes; what they recorded is detected again at the next start if that fails."""
         with suppress(StoreUnavailable):
             self.unsaved.flush()
         if self.unsaved:
@@ -188,10 +188,10 @@ class Registry:
         return pod
 
     def save_pod(self, pod: PodEntry, value: Sandbox, *, ending: bool = False) -> None:
-        """Change a sandbox.
+        """Store a new value of a sandbox and publish its event.
 
-        StoreUnavailable, and nothing is changed, unless the change is `ending` something: then it counts at once
-        and is written when it can be. A sandbox that was dropped stays so.
+        StoreUnavailable, and nothing is changed, if the store cannot be written. A change that is `ending`
+        something takes effect all the same and is written later. A sandbox that was dropped is not stored again.
         """
         if pod.id in self._pods:
             save = self.unsaved.save_when_possible if ending else self.unsaved.save
@@ -202,7 +202,7 @@ class Registry:
             self._publish(pod, pod.id, kind)
 
     def drop_pod(self, pod: PodEntry) -> None:
-        """Forget a sandbox and its containers. Idempotent; the row goes when the store can be written."""
+        """Delete a sandbox and its containers. Idempotent; the row is deleted once the store can be written."""
         self.unsaved.forget(pod.containers)
         self.unsaved.save_when_possible(pod.id, partial(self._store.delete_sandbox, pod.id))
         known = self._pods.pop(pod.id, None)
@@ -242,7 +242,10 @@ class Registry:
         return self._attach(container)
 
     def save_container(self, container: ContainerEntry, value: Container, *, ending: bool = False) -> None:
-        """Change a container. The first time, its creation is complete. `ending` as for `save_pod`."""
+        """Store a new value of a container and publish its event; `ending` as in `save_pod`.
+
+        The first call completes the container's creation.
+        """
         if container.id in self._containers:
             save = self.unsaved.save_when_possible if ending else self.unsaved.save
             save(container.id, partial(self._store.save_container, value))
@@ -253,7 +256,7 @@ class Registry:
             self._publish(self.pod_of(container), container.id, kind)
 
     def drop_container(self, container: ContainerEntry) -> None:
-        """Forget a container. Idempotent; the row goes when the store can be written."""
+        """Delete a container. Idempotent; the row is deleted once the store can be written."""
         self.unsaved.save_when_possible(container.id, partial(self._store.delete_container, container.id))
         known = self._containers.pop(container.id, None)
         pod = self._pods.get(container.value.sandbox_id)
@@ -283,12 +286,8 @@ class Registry:
         return self._pods[container.value.sandbox_id]
 
     async def write_unsaved(self) -> None:
-        """Write what could not be written when it was changed; StoreUnavailable when it still cannot be."""
+        """Write the changes that could not be written before; StoreUnavailable if they still cannot."""
         self.unsaved.flush()
-
-    def uses_image(self, image: Image) -> bool:
-        """Whether a container was created from an image."""
-        return any(container.value.image_id == image.id for container in self._containers.values())
 
     def _publish(self, pod: PodEntry, subject: str, kind: EventKind) -> None:
         containers = tuple(each.value for each in pod.containers.values() if each.created)

@@ -7,7 +7,7 @@ may exist. The database is in WAL mode and syncs at checkpoints: a crash of the 
 the node can lose the last rows, whose CTs are then found by their description (recovery.py).
 
 Calls are synchronous: each writes one small row into a local file, some tens of microseconds. Writes raise
-StoreUnavailable when the file cannot be written: the disk is full, fails or is read-only, or another program has
+StoreUnavailable if the file cannot be written: the disk is full, fails or is read-only, or another program has
 locked the database.
 """
 
@@ -47,7 +47,7 @@ class Store:
     """One open database. The names of sandboxes are unique, and so are their VMIDs."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the database; InternalError when a newer pvecri wrote it, or when it is none."""
+        """Open or create the database; InternalError if a newer pvecri wrote it or it is no database."""
         self._path = path
         self._db = sqlite3.connect(path, isolation_level=None)
         try:

@@ -77,7 +77,7 @@ class Tasks:
         texts = [line.t.strip() for line in lines if line.t.strip()]
         return "; ".join(texts[-LOG_LINES:])
 
-    async def _ended(self, task: Upid, doing: str) -> TaskStatus:
+    async def _poll(self, task: Upid, action: str) -> TaskStatus:
         for delay in POLL.delays():
             await asyncio.sleep(delay)
             try:

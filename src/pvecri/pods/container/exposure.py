@@ -56,7 +56,7 @@ async def hidden(pod: PodEntry, container: ContainerEntry, cgroups: Cgroups) -> 
 
 
 def thaw(cgroups: Cgroups, group: str) -> None:
-    """Let the processes of a group go on. Idempotent; a group that is gone is fine."""
+    """Thaw a cgroup. Idempotent; a cgroup that does not exist is no error."""
     try:
         cgroups.freeze(group, frozen=False)
     except OSError as error:

@@ -33,16 +33,14 @@ INIT_NAME = "catatonit"
 """/proc/PID/comm of the CT's init after /sbin/init has exec'ed catatonit."""
 
 POLL_INIT = Backoff(first=0.002, maximum=0.1, factor=1.2)
-"""Seconds between looks for a CT's init."""
+"""Seconds between polls for a CT's init."""
 
 INIT_OOM_SCORE_ADJ = -998
 """As other runtimes' pause containers have: if memory runs out, a container ends and not the whole pod."""
 
-ASK_AFTER = 3.0
-ASK_AGAIN = 2.0
-"""Seconds after which a start is late, and Proxmox is asked whether its task has failed; then until it is
-again.
-"""
+START_CHECK_DELAY = 3.0
+START_CHECK_INTERVAL = 2.0
+"""Seconds until the first and between further checks of whether Proxmox's start task has failed."""
 
 DESTROY_END_TIMEOUT = 5.0
 """Seconds from a CT's leaving its pool to the end of its destroy: Proxmox removes firewall, jobs and config."""
@@ -180,7 +178,7 @@ class SandboxCts:
         with suppress(OSError):  # LXC does not always remove cgroups that it did not create
             self._cgroups.remove(pod.cgroup)
         self._registry.save_pod(pod, replace(pod.value, vmid=0, ct_made=False), ending=True)
-        self._vmids.give_back(vmid)
+        self._vmids.release(vmid)
 
     async def orphans(self) -> AsyncIterator[int]:
         """The VMIDs of CTs that this installation created and has no record of."""
@@ -254,7 +252,7 @@ class SandboxCts:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._config.runtime.start_timeout
-        ask = loop.time() + ASK_AFTER
+        next_check = loop.time() + START_CHECK_DELAY
         for delay in POLL_INIT.delays():
             for pid in self._cgroups.processes(f"{pod.cgroup}/ns"):
                 if processes.command_name(pid) == INIT_NAME and processes.innermost_pid(pid) == 1:
@@ -265,11 +263,11 @@ class SandboxCts:
                     f"CT {pod.value.vmid} did not start within {self._config.runtime.start_timeout:g} s "
                     "(runtime.start_timeout)"
                 )
-            if now > ask:
-                ask = now + ASK_AGAIN
-                words = await self._proxmox.failed_start(pod.value.vmid, since)
-                if words is not None:
-                    raise InternalError(f"Proxmox: CT {pod.value.vmid} did not start: {words}")
+            if now > next_check:
+                next_check = now + START_CHECK_INTERVAL
+                problem = await self._proxmox.failed_start(pod.value.vmid, since)
+                if problem is not None:
+                    raise InternalError(f"Proxmox: CT {pod.value.vmid} did not start: {problem}")
             await asyncio.sleep(delay)
         raise AssertionError("delays never end")
 
