@@ -56,21 +56,21 @@ def _seconds(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> 
 BUILD_INFO = _gauge("build_info", "Constant 1, labelled with the running version.", "version")
 CONDITION = _gauge("condition", "1 if a condition of the runtime's status is met, else 0.", "type")
 
-CRI_CALLS = _counter("cri_calls", "Calls of the CRI that have ended.", "method", "code")
-CRI_SECONDS = _seconds("cri_call_duration", "How long calls of the CRI took.", SECONDS_OF_CALLS, "method")
+CRI_CALLS = _counter("cri_calls", "Completed CRI calls.", "method", "code")
+CRI_SECONDS = _seconds("cri_call_duration", "Duration of CRI calls.", SECONDS_OF_CALLS, "method")
 CRI_FAULTS = _counter(
     "cri_faults",
-    "Calls of the CRI that ended with an exception nobody foresaw; the log has its traceback.",
+    "CRI calls that failed with an unexpected exception; the log has its traceback.",
     "method",
 )
-CRI_RUNNING = _gauge("cri_calls_in_flight", "Calls of the CRI under way.", "method")
+CRI_RUNNING = _gauge("cri_calls_in_flight", "CRI calls in progress.", "method")
 
 PODS = _gauge("pods", "Pod sandboxes by lifecycle phase.", "phase")
 PODS_BY_USER_NAMESPACE = _gauge(
     "pods_by_user_namespace", "Pod sandboxes by kind of user namespace and reason.", "kind", "reason"
 )
 CONTAINERS = _gauge("containers", "Containers by state.", "state")
-OOM_KILLS = _counter("container_oom_kills", "Containers that ended because memory ran out.")
+OOM_KILLS = _counter("container_oom_kills", "Containers that exited after an OOM kill.")
 SUBSCRIBERS_DROPPED = _counter("event_listeners_dropped", "Slow subscribers to events that were dropped.")
 BACKGROUND_FAILURES = _counter(
     "background_failures", "Failures of background work and of steps of clean-ups, by kind of work.", "work"

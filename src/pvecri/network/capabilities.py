@@ -57,7 +57,7 @@ def capability_arguments(sandbox: SandboxConfig) -> PluginOptions:
 
 
 def checked_arguments(sandbox: SandboxConfig) -> PluginOptions:
-    """Those of the capability arguments that are values already, and none that is written in an annotation."""
+    """The capability arguments that are not parsed from annotations."""
     arguments: PluginOptions = {
         "portMappings": [_port(port) for port in sandbox.port_mappings if port.host_port > 0],
         "dns": _dns(sandbox),
@@ -72,7 +72,7 @@ def runtime_config(plugin: Plugin, arguments: PluginOptions) -> PluginOptions:
 
 
 def check_names(metadata: SandboxMetadata) -> None:
-    """InvalidArgument when a name holds CNI_ARGS' separators: plugins would read arguments into it."""
+    """InvalidArgument if a name contains a separator of CNI_ARGS, by which it could add arguments."""
     for field in ("namespace", "name", "uid"):
         value = getattr(metadata, field)
         if not _is_plain(value):
@@ -80,9 +80,9 @@ def check_names(metadata: SandboxMetadata) -> None:
 
 
 def cni_args(sandbox_id: str, metadata: SandboxMetadata) -> str:
-    """CNI_ARGS: who the pod is, by the names that Kubernetes' runtimes use.
+    """CNI_ARGS, with the names that CRI-O and containerd use.
 
-    A name that `check_names` would refuse is left out.
+    A value that `check_names` would refuse is left out.
     """
     names = {
         "K8S_POD_NAMESPACE": metadata.namespace,
@@ -98,9 +98,9 @@ def _is_plain(name: str) -> bool:
 
 
 def parse_quantity(text: str) -> Decimal:
-    """A Kubernetes quantity such as `10M`, `1.5Gi` or `1e6`, exactly; ValueError when it is none.
+    """Parse a Kubernetes quantity such as `10M`, `1.5Gi` or `1e6`, exactly; ValueError.
 
-    It may be of any size: compare before it becomes an int.
+    It may be of any size: compare it before converting it to int.
     """
     match = _QUANTITY.fullmatch(text.strip())
     if match is None:

@@ -27,7 +27,7 @@ ADDRESS_KEYS = frozenset({"ip", "gw", "ip6", "gw6", "hwaddr"})
 
 
 RATE_MAX = 1e6
-"""Megabytes a second: more than any interface has, and far from infinity, which Proxmox would be asked for."""
+"""Megabytes per second: more than any interface has; a finite bound, because TOML and floats have infinity."""
 
 
 class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -40,9 +40,9 @@ class NetworkStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a pod asks of the network, read from its request once (`NetworkManager.request_of`).
+    """A pod's network configuration, parsed once from its request (`NetworkManager.request_of`).
 
-    `interface` is one that Proxmox makes, if any; `arguments` and `metadata` are for the CNI plugins.
+    `interface` is the Proxmox interface, if any; `arguments` and `metadata` are for the CNI plugins.
     """
 
     interface: ProxmoxInterface | None
@@ -75,7 +75,7 @@ class NetworkManager:
         self._earlier_plugins = self._supervisor.once("wait for earlier CNI plugins", wait)
 
     async def close(self) -> None:
-        """Stop asking plugins for their status. Idempotent."""
+        """Stop the background tasks. Idempotent."""
         await self._supervisor.close()
 
     async def status(self) -> NetworkStatus:
@@ -99,10 +99,10 @@ class NetworkManager:
         )
 
     def request_of(self, sandbox: SandboxConfig) -> NetworkRequest:
-        """Read all that a pod asks of the network: to be called before anything of the pod is made.
+        """Parse a pod's network configuration, before anything of the pod is created.
 
-        InvalidArgument names an annotation that cannot be read, asks for what there is not, or is not allowed,
-        and a name that CNI cannot take. `attach` and `detach` raise none.
+        InvalidArgument names an annotation that is invalid or not allowed, or a name that CNI does not accept;
+        `attach` and `detach` do not raise it.
         """
         interface = interfaces.interface_of(sandbox, self._config)
         arguments: PluginOptions = {}
@@ -119,7 +119,7 @@ class NetworkManager:
         await addresses.move(netns, interface, pid)
 
     async def attach(self, sandbox_id: SandboxId, netns: Path, request: NetworkRequest) -> PodNetwork:
-        """Set the pod's network up: lo, the interface that Proxmox has made if it asks for one, and CNI.
+        """Set the pod's network up: lo, the Proxmox interface that it requests, and CNI.
 
         Returns CNI's addresses, or those of a Proxmox interface that replaces CNI.
         """
@@ -142,11 +142,11 @@ class NetworkManager:
         )
 
     async def _add(self, sandbox_id: SandboxId, netns: Path, request: NetworkRequest) -> PodNetwork:
-        """ADD a namespace to the CNI network.
+        """CNI ADD.
 
-        When it fails or is cancelled, DEL has run through the whole chain: no address and no rule is left behind.
-        Raises NetworkNotReady without a network, NotFound when the namespace is gone, and PluginError with the
-        plugin's own words.
+        If it fails or is cancelled, DEL is run through the whole chain before the error is raised. NetworkNotReady
+        without a CNI configuration, NotFound if the namespace does not exist, PluginError with the plugin's
+        message.
         """
         attachment = Attachment(
             sandbox_id=sandbox_id,
@@ -167,10 +167,10 @@ class NetworkManager:
     async def detach(self, sandbox_id: SandboxId, netns: Path | None, sandbox: SandboxConfig) -> None:
         """CNI DEL, from the network that the pod was added to. Idempotent.
 
-        `netns` is None, or a path that is gone, when the namespace is no more: plugins then free what they hold
-        outside it. Idempotent. PluginError stops at the first plugin that fails; call again. The plugins get what
-        ADD got, from the record. Without one, they get what needs no reading of annotations: an earlier pvecri
-        stored pods before it had read them.
+        `netns` may be None or not exist any more: plugins then free only what is outside of the namespace, such as
+        addresses. PluginError for the first plugin that fails, after which the record stays: call again. The
+        plugins get ADD's arguments, from the record; without one, those that are not parsed from annotations,
+        which an earlier pvecri did not validate before it stored a pod.
         """
         await self._earlier_plugins_ended()
         path = str(netns) if netns is not None and netns.exists() else ""

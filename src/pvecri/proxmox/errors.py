@@ -78,17 +78,17 @@ class CtAlreadyRunning(ProxmoxError):
 
 
 class CtLocked(ProxmoxError):
-    """A lock is held on the CT, such as `backup`; worth trying again.
+    """The CT has a lock, such as `backup`; worth a retry.
 
-    `create` and `destroyed` stay if the task's worker is killed, or the node goes down, before its end. Nothing in
-    the API takes a lock away, so the message says what does.
+    `create` and `destroyed` stay if the task's worker is killed or the node goes down before its end. The API
+    cannot remove a lock, so the message names the commands.
     """
 
-    def __init__(self, doing: str, words: str, http_status: int = 0) -> None:
-        if "is locked (create)" in words or "is locked (destroyed)" in words:
-            words += ": if no task of it runs, one was cut off: on its node, `pct unlock VMID` and then "
-            words += "`pct destroy VMID` remove what is left"
-        super().__init__(doing, words, http_status)
+    def __init__(self, action: str, message: str, http_status: int = 0) -> None:
+        if "is locked (create)" in message or "is locked (destroyed)" in message:
+            message += ": if no task of it runs, one was cut off: on its node, `pct unlock VMID` and then "
+            message += "`pct destroy VMID` remove what is left"
+        super().__init__(action, message, http_status)
 
 
 class ProxmoxTaskError(ProxmoxError):

@@ -34,11 +34,11 @@ class CtSize(msgspec.Struct, frozen=True, kw_only=True):
 def ct_size(
     resources: Resources, overhead: Resources, *, node_memory: int, overhead_mib: int, swap: int | None = None
 ) -> CtSize:
-    """The size of the CT of a pod.
+    """The size of a pod's CT.
 
-    `resources` is the sum over the pod's containers and `overhead` the runtime class's (CRI
-    LinuxPodSandboxConfig); `node_memory` is in bytes and stands for "no limit"; `overhead_mib` is
-    proxmox.memory_overhead_mib. `swap` is in bytes, None for what `resources` say.
+    `resources` is the sum of the pod's containers and `overhead` the RuntimeClass's (CRI LinuxPodSandboxConfig);
+    `node_memory` is bytes, used for "no limit"; `overhead_mib` is proxmox.memory_overhead_mib; `swap` is bytes,
+    by default computed from `resources`.
     """
     return CtSize(
         memory_mib=memory_mib(resources, overhead, node_memory=node_memory, overhead_mib=overhead_mib),
@@ -49,15 +49,15 @@ def ct_size(
 
 
 def memory_mib(resources: Resources, overhead: Resources, *, node_memory: int, overhead_mib: int) -> int:
-    """The CT's memory: the pod's limit, room for what runs beside its containers, and the gap below the top."""
-    if not 0 < resources.memory_limit < UNLIMITED:
+    """The CT's memory: the pod's limit, the overhead of init and conmon, and the gap above memory.high."""
+    if not 0 < resources.memory_limit < UNLIMITED:  # Proxmox has no "unlimited": unset means 512 MiB
         return max(MEMORY_MIN_MIB, node_memory // MIB)
     wanted = resources.memory_limit + max(0, overhead.memory_limit)
     return max(MEMORY_MIN_MIB, _with_gap(_ceil_div(wanted, MIB) + overhead_mib))
 
 
 def swap_mib(resources: Resources) -> int:
-    """The CT's swap: what the pod may have beyond its memory, none when it does not say."""
+    """The CT's swap: the pod's memory_swap_limit minus its memory_limit; 0 if unset."""
     if not 0 < resources.memory_limit < min(resources.memory_swap_limit, UNLIMITED):
         return 0
     return _ceil_div(resources.memory_swap_limit - resources.memory_limit, MIB)

@@ -94,9 +94,9 @@ class ContainerStarter:
 
     @contextmanager
     def _pids_limit_named(self, pod: PodEntry) -> Iterator[None]:
-        """ResourceExhausted if conmon or the OCI runtime fails in a pod that has few processes left.
+        """ResourceExhausted if conmon or the OCI runtime fails in a pod that is near its PID limit.
 
-        Both run under the pod's limit, and what they say of a failed fork differs, if they can say anything.
+        Both run under the pod's limit, and their messages about a failed fork differ or are missing.
         """
         try:
             yield

@@ -52,7 +52,7 @@ class KubeletCgroups:
     def swap(self, config: SandboxConfig, total: int) -> int | None:
         """The swap that a kubelet's pod may use out of `total`, in bytes; None if the client is no kubelet.
 
-        A kubelet limits the swap of each container; LinuxPodSandboxConfig.resources says nothing of it.
+        A kubelet limits the swap of each container; LinuxPodSandboxConfig.resources does not have it.
         """
         found = self.pod_limits(config)
         if found is None:
@@ -124,17 +124,17 @@ def expand_slice(name: str) -> str:
     return "".join(f"/{'-'.join(parts[: number + 1])}.slice" for number in range(len(parts)))
 
 
-def pod_resources(asked: Resources, pod: Limits | None) -> Resources:
-    """What a pod as a whole may use: as `asked` by RunPodSandbox, without the limits that its cgroup has not.
+def pod_resources(requested: Resources, pod: Limits | None) -> Resources:
+    """The limits of a pod as a whole: those `requested` by RunPodSandbox that its cgroup has too.
 
     A kubelet's LinuxPodSandboxConfig.resources has the sum of the limits of those containers that have one. Its
     pod cgroup has a limit only if all have one: for the pod of a limited container and an unlimited one, the sum
     is no limit. `pod` is None if there is no pod cgroup.
     """
     if pod is None:
-        return asked
+        return requested
     return replace(
-        asked,
-        memory_limit=0 if pod.memory is None else asked.memory_limit,
-        cpu_quota=0 if pod.cpu_quota is None else asked.cpu_quota,
+        requested,
+        memory_limit=0 if pod.memory is None else requested.memory_limit,
+        cpu_quota=0 if pod.cpu_quota is None else requested.cpu_quota,
     )

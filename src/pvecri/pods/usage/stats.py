@@ -195,7 +195,7 @@ class Statistics:
     # -- sampling ---------------------------------------------------------------------------------------------
 
     async def sample(self) -> None:
-        """Take one sample of everyone's CPU time, and forget what is gone; every INTERVAL seconds."""
+        """Sample the CPU time of all pods and containers, and drop the samples of removed ones."""
         groups: dict[str, str] = {pod.id: pod.cgroup for pod in self._ready()}
         groups |= {each.id: self._registry.pod_of(each).group(each.id) for each in self._running()}
         self._rates.keep(groups.keys())

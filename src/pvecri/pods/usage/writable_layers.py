@@ -56,7 +56,7 @@ class WritableLayers:
         return self._known[container_id][1] if container_id in self._known else None
 
     async def _refresh(self, container_id: str) -> None:
-        """Count; when that fails there is no count until the next one."""
+        """Count; if that fails the size is unknown until the next count."""
         usage = None
         try:
             async with self._slots:
