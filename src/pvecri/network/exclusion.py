@@ -19,7 +19,7 @@ class Exclusion:
 
     @asynccontextmanager
     async def shared(self) -> AsyncIterator[None]:
-        """Hold it together with other shared holders."""
+        """Acquire it together with other shared holders."""
         async with self._entry:
             self._sharing += 1
             self._empty.clear()
@@ -32,7 +32,7 @@ class Exclusion:
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
-        """Hold it alone."""
+        """Acquire it alone."""
         async with self._entry:
             await self._empty.wait()
             yield

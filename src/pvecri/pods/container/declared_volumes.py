@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes that an image declares (Dockerfile's VOLUME; `Volumes` of the OCI image config).
 
-Each is a directory of the container's own root filesystem, with the image's content and owner. It is made if the
-image lacks it, and stays writable if the root is read-only. It counts as the container's writable layer and goes
-with the container.
+Each is a directory of the container's own root filesystem, with the image's content and owner. It is created if
+the image lacks it, and stays writable if the root is read-only. It counts as the container's writable layer and
+goes with the container.
 """
 
 from __future__ import annotations
