@@ -14,7 +14,7 @@ from pvecri.errors import PvecriError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status is 0, 1 for an error that was explained, 2 for wrong usage."""
+    """Run one command. Exit status: 0, 1 after a reported error, 2 for wrong usage."""
     options = _parser().parse_args(arguments)
     try:
         settings = config.load(options.config)
@@ -30,12 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check(path: Path, settings: config.Config, *, offline: bool) -> int:
-    """Say what is wrong with a configuration that can be read, one line each."""
+    """Print the problems of a valid configuration, one a line; returns the exit status."""
     problems = [] if offline else asyncio.run(daemon.check(settings))
     for problem in problems:
         print(f"{path}: {problem}", file=sys.stderr)
     if not problems:
-        print(f"{path}: fine{'; Proxmox was not asked' if offline else ''}")
+        print(f"{path}: OK{'; Proxmox and this machine were not checked' if offline else ''}")
     return 1 if problems else 0
 
 
@@ -49,9 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("serve", help="run the daemon: serve the CRI until SIGTERM")
     checking = commands.add_parser(
         "check-config",
-        help="say whether pods can run with the configuration: read it, and ask Proxmox and the machine",
+        help="check whether pods can run: read the configuration, and check Proxmox and this machine",
     )
-    checking.add_argument("--offline", action="store_true", help="only read it")
+    checking.add_argument("--offline", action="store_true", help="only read the configuration")
     image_cli.add_commands(commands)
     return parser
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The daemon's configuration: one TOML file, each section the settings of one component.
 
-docs/configuration.md describes every setting. An unknown key, a value of a wrong type or one that contradicts
-another is refused with its path (`proxmox.vmid_range`) before anything is started.
+docs/configuration.md describes every setting. An unknown key, a value of a wrong type or contradictory settings
+are an error with the setting's path (`proxmox.vmid_range`), before anything is started.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DEFAULT_PATH = Path("/etc/pvecri/config.toml")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 ID_RANGE = 65_536
-"""How many IDs a pod has of its own, as Proxmox and the kubelet have it."""
+"""IDs in a pod's user namespace, as Proxmox and the kubelet map them."""
 
 DEFAULT_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
 """Any user of a pod may bind ports below 1024 and ping, as in containerd 2."""
@@ -32,27 +32,26 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class ConfigError(PvecriError):
-    """The configuration cannot be used; the message names the file and the setting."""
+    """The configuration is invalid; the message names the file and the setting."""
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The base of every section: a key that is not declared is an error."""
+    """The base of every section: an undeclared key is an error."""
 
 
 class VmidRange(Section, frozen=True):
-    """The VMIDs that pvecri may give to pods, both ends included."""
+    """The VMIDs for pods, both ends included."""
 
     first: Annotated[int, msgspec.Meta(ge=100)] = 900_000
     last: Annotated[int, msgspec.Meta(le=999_999_999)] = 999_999
 
 
 class ProxmoxConfig(Section, frozen=True):
-    """How to reach the Proxmox VE API, and what the pods' containers look like there.
+    """How to reach the Proxmox VE API, and options of the pods' CTs.
 
     Either an API token (`token_id`, `token_secret_file`) or a user's password (`username`, `password_file`).
-    `storage` is images.storage when only that is set.
-    The server's certificate is verified by `fingerprint` (SHA-256 of the certificate, hex with or without
-    colons) when set, else by `ca_file`, else by the system's authorities.
+    `storage` defaults to images.storage if that is set. The server's certificate is verified by `fingerprint`
+    (SHA-256 of the certificate, hex with or without colons) if set, else by `ca_file`, else by the system's CAs.
     """
 
     url: str = "https://127.0.0.1:8006"
@@ -76,12 +75,12 @@ class ProxmoxConfig(Section, frozen=True):
 
     @property
     def node_name(self) -> str:
-        """The node's name in Proxmox: as configured, else this host's short name, as Proxmox itself has it."""
+        """The node's name in Proxmox; default: this host's short name, which Proxmox uses too."""
         return self.node or socket.gethostname().split(".")[0]
 
 
 class HostIds(Section, frozen=True):
-    """The IDs of the node that pods get ranges of, both ends included; the default is systemd's unused block."""
+    """The host IDs for pods, both ends included; systemd's UID documentation leaves the default range unused."""
 
     first: Annotated[int, msgspec.Meta(ge=65_536)] = 0x7000_0000
     last: Annotated[int, msgspec.Meta(le=0xFFFF_FFFD)] = 0x7FFF_FFFF
@@ -90,10 +89,10 @@ class HostIds(Section, frozen=True):
 class UserNamespacesConfig(Section, frozen=True):
     """Which user namespace pods get; docs/user-namespaces.md describes the policy.
 
-    `mode` is `shared` (the ID range that Proxmox gives to all unprivileged CTs), `per-pod` (64 Ki IDs of its own
-    for each pod, out of `host_ids`) or `cri` (what the CRI request says, to the letter). `allow_node` lets pods
-    ask for the node's user namespace by annotation or runtime handler, and get it for volumes that cannot be
-    idmapped.
+    `mode` is `shared` (the ID range that Proxmox maps all unprivileged CTs to), `per-pod` (64 Ki host IDs of its
+    own for each pod, from `host_ids`) or `cri` (`userns_options` of the CRI request literally). `allow_node` lets
+    pods request the node's user namespace by annotation or runtime handler, and gives it to pods with volumes that
+    cannot be idmapped.
     """
 
     mode: Literal["shared", "per-pod", "cri"] = "shared"
@@ -102,10 +101,10 @@ class UserNamespacesConfig(Section, frozen=True):
 
 
 class RuntimeConfig(Section, frozen=True):
-    """The daemon's own paths and the OCI programs.
+    """The daemon's own paths, and the programs that run containers.
 
-    `default_sysctls` are set in every pod that has the namespace they belong to, unless the pod sets them itself.
-    `oci_runtime` is `auto` (crun on a pure cgroup v2 host that has it, else runc) or a program's path.
+    `default_sysctls` are set in every pod with a network namespace of its own, unless the pod sets them itself.
+    `oci_runtime` is `auto` (crun if it is installed on a pure cgroup v2 host, else runc) or a program's path.
     """
 
     socket: Path = Path("/run/pvecri/pvecri.sock")
@@ -125,13 +124,13 @@ class RuntimeConfig(Section, frozen=True):
 
 
 class ImagesConfig(Section, frozen=True):
-    """The Image Manager: where images live and how they are fetched.
+    """The Image Manager: where images are stored and how they are pulled.
 
-    `root` empty means `images` below runtime.state_dir. `auth_file`, `registries_conf` and `policy` are the
-    containers-auth.json(5), containers-registries.conf(5) and containers-policy.json(5) files for skopeo.
-    `driver` may be `auto`, which fits the type of the Proxmox storage `storage`, on which images live then.
-    `dataset` is the driver zfs's; `writable_layer_size` is in bytes, 0 for no limit. With `template_storage`, a
-    storage of Proxmox, too, Proxmox pulls images there as CT templates, and their layers are taken from those.
+    `root` defaults to `images` below runtime.state_dir. `auth_file`, `registries_conf` and `policy` are the
+    containers-auth.json(5), containers-registries.conf(5) and containers-policy.json(5) files for skopeo. With
+    `storage`, a Proxmox storage, images are stored there, and the driver `auto` is chosen by its type. `dataset`
+    is for the driver zfs; `writable_layer_size` is bytes, 0 for no limit. With `template_storage`, another Proxmox
+    storage, Proxmox pulls images as CT templates to it, and pvecri reads the layers from those.
     """
 
     root: Path | None = None
@@ -153,10 +152,10 @@ class ImagesConfig(Section, frozen=True):
 
 
 class NetworkClass(Section, frozen=True):
-    """An interface of Proxmox's own that pods get by naming the class; docs/networking.md describes it.
+    """A Proxmox interface that pods get by naming the class; docs/networking.md describes it.
 
-    `tag` 0 is no VLAN, `rate` is in megabytes a second and 0 no limit, `mtu` 0 the bridge's. `ip` is empty or
-    `dhcp`, `ip6` empty or `auto`. `cni` keeps the CNI network beside it. The last two let pods choose.
+    `tag` is the VLAN, 0 for none; `rate` is megabytes per second, 0 for no limit; `mtu` 0 is the bridge's. With
+    `cni` the pod is attached to the CNI network too. The last two let pods choose addresses and firewall rules.
     """
 
     bridge: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,15}$")]
@@ -174,7 +173,7 @@ class NetworkClass(Section, frozen=True):
 
 
 class NetworkConfig(Section, frozen=True):
-    """The Network Manager: CNI's directories (CNI specification, section 2 and 5), and Proxmox's interfaces."""
+    """The Network Manager: CNI's directories, and the Proxmox interfaces that pods may have."""
 
     conf_dir: Path = Path("/etc/cni/net.d")
     bin_dirs: tuple[Path, ...] = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
@@ -185,10 +184,10 @@ class NetworkConfig(Section, frozen=True):
 
 
 class NriConfig(Section, frozen=True):
-    """NRI, the Node Resource Interface: plugins that watch and adjust pods and containers.
+    """NRI, the Node Resource Interface: plugins that observe and adjust pods and containers.
 
-    They connect to `socket`, or lie in `plugin_dir` as NN-name and are started with the daemon; what
-    `plugin_config_dir` has for those, NN-name.conf or name.conf, is handed to them.
+    Plugins connect to `socket`, or are executables NN-name in `plugin_dir` that are started with the daemon and
+    configured by NN-name.conf or name.conf in `plugin_config_dir`.
     """
 
     enabled: bool = True
@@ -200,10 +199,10 @@ class NriConfig(Section, frozen=True):
 
 
 class StreamingConfig(Section, frozen=True):
-    """The server that exec, attach and port-forward clients are sent to.
+    """The server for the connections of exec, attach and port-forward.
 
-    `port` 0 takes a free one. With `tls_cert` and `tls_key` (PEM files) it speaks HTTPS. `url_lifetime` is how
-    many seconds a URL may wait for its one use, `idle_timeout` after how many a silent connection is closed.
+    `port` 0 chooses a free one. With `tls_cert` and `tls_key` (PEM files) it serves HTTPS. Seconds: a URL, which
+    can be used once, expires after `url_lifetime`; an idle connection is closed after `idle_timeout`.
     """
 
     address: str = "127.0.0.1"
@@ -216,9 +215,9 @@ class StreamingConfig(Section, frozen=True):
 
 
 class MetricsConfig(Section, frozen=True):
-    """The daemon's own figures for Prometheus, at `/metrics` of `listen`, an IP address and a port; empty is off.
+    """The daemon's metrics for Prometheus, at `/metrics` of `listen`, an IP address and a port; off by default.
 
-    With `tls_cert` and `tls_key` (PEM files) it speaks HTTPS.
+    With `tls_cert` and `tls_key` (PEM files) it serves HTTPS.
     """
 
     listen: str = ""
@@ -227,7 +226,7 @@ class MetricsConfig(Section, frozen=True):
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port of `listen`; ValueError when it is not an IP address and a port."""
+        """Host and port of `listen`; ValueError."""
         host, colon, port = self.listen.rpartition(":")
         host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         if not colon or not port.isdecimal() or int(port) > 65535:
@@ -242,7 +241,7 @@ class LogConfig(Section, frozen=True):
 
 
 class Config(Section, frozen=True):
-    """The whole file."""
+    """The configuration file."""
 
     proxmox: ProxmoxConfig = ProxmoxConfig()
     runtime: RuntimeConfig = RuntimeConfig()
@@ -256,21 +255,19 @@ class Config(Section, frozen=True):
 
     @property
     def images_root(self) -> Path:
-        """Where the image store lives."""
+        """The directory of the image store."""
         return self.images.root or self.runtime.state_dir / "images"
 
 
 def parse(text: str, origin: str = "configuration") -> Config:
-    """Read a configuration from TOML text; `origin` names it in errors.
-
-    Raises ConfigError, whose message names the setting.
-    """
+    """Parse TOML text; `origin` names it in errors. ConfigError names the setting."""
     try:
         given = tomllib.loads(text)
         config = msgspec.convert(given, Config, strict=True, dec_hook=_path)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(f"{origin}: {str(error).replace('`$.', '`')}") from error
     _check(config, origin)
+    # Only the file tells an unset proxmox.storage from one that is set to the default.
     if config.images.storage and "storage" not in given.get("proxmox", {}):
         proxmox = msgspec.structs.replace(config.proxmox, storage=config.images.storage)
         config = msgspec.structs.replace(config, proxmox=proxmox)
@@ -278,12 +275,12 @@ def parse(text: str, origin: str = "configuration") -> Config:
 
 
 def load(path: Path) -> Config:
-    """Read the configuration file; ConfigError when it is missing, unreadable or wrong."""
+    """Read the configuration file; ConfigError if it is missing, unreadable or invalid."""
     return parse(_text(path, str(path)), str(path))
 
 
 def read_secret(path: Path, setting: str) -> str:
-    """The secret that a file holds, without the line's end; `setting` names it in the ConfigError."""
+    """The content of a secret file, stripped; `setting` names it in the ConfigError."""
     secret = _text(path, f"{setting}: {path}").strip()
     if not secret:
         raise ConfigError(f"{setting}: {path} is empty")
@@ -300,14 +297,14 @@ def _text(path: Path, origin: str) -> str:
 
 
 def _path(kind: type, value: object) -> object:
-    """Msgspec's hook for the one type here that TOML does not have; to a TypeError it adds the setting's path."""
+    """msgspec's `dec_hook` for Path, which TOML lacks. msgspec adds the setting's path to a TypeError."""
     if kind is not Path or not isinstance(value, str):
         raise TypeError(f"Expected `{kind.__name__}`, got `{type(value).__name__}`")
     return Path(value)
 
 
 def _check(config: Config, origin: str) -> None:
-    """What the types cannot say."""
+    """Checks beyond the types of single settings."""
     proxmox = config.proxmox
     if proxmox.vmid_range.first > proxmox.vmid_range.last:
         raise ConfigError(f"{origin}: proxmox.vmid_range: first is larger than last")
@@ -319,7 +316,7 @@ def _check(config: Config, origin: str) -> None:
         raise ConfigError(f"{origin}: set proxmox.token_id or proxmox.username, not both")
     ids = config.user_namespaces.host_ids
     if ids.last - ids.first + 1 < ID_RANGE:
-        raise ConfigError(f"{origin}: user_namespaces.host_ids: holds fewer than {ID_RANGE} IDs, one pod's range")
+        raise ConfigError(f"{origin}: user_namespaces.host_ids: fewer than {ID_RANGE} IDs, the range of one pod")
     _check_default_sysctls(config.runtime.default_sysctls, origin)
     _check_streaming(config.streaming, origin)
     _check_metrics(config.metrics, origin)

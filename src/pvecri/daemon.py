@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon: makes every component, in order, and takes them down in reverse."""
+"""The daemon: starts every component, in order, and stops them in reverse."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT; pods and containers go on afterwards."""
+    """Serve until SIGTERM or SIGINT; pods and containers keep running afterwards."""
     logging.basicConfig(
         level=config.log.level.upper(),
         stream=sys.stderr,
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
     )
     if sys.version_info < (3, 12):
-        # Later versions choose this one themselves; the old default starts a thread for every process.
+        # The default of Python 3.12 and later; the older default starts a thread for every process.
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
     asyncio.run(serve(config))
 
 
 async def check(config: Config) -> list[str]:
-    """What is wrong with the configuration, asked of Proxmox and of this machine; empty when pods can run.
+    """Check the configuration against Proxmox and this machine; returns the problems. Changes nothing.
 
-    ConfigError when credentials cannot be read or a program is missing. Changes nothing.
+    ConfigError if credentials cannot be read or a program is missing.
     """
     await abilities.discover(config)
     proxmox = ProxmoxApi(config.proxmox, image_storage=config.images.template_storage)
     await proxmox.start()
     try:
         health = ProxmoxHealth(config.proxmox, proxmox)
-        await health.look()
+        await health.poll()
         placed = await _place_images(config, proxmox) if health.condition.met else config
     finally:
         await proxmox.close()
@@ -67,8 +67,8 @@ async def check(config: Config) -> list[str]:
 
 
 async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
-    """As `run`, in a loop that runs already; `ready` is set once calls are answered."""
-    asked = _asked_to_stop()
+    """As `run`, in the running event loop; `ready` is set once the CRI is served."""
+    stop = _stop_event()
     async with AsyncExitStack() as stack:
         await lock(config, stack)
         found = await abilities.discover(config)
@@ -93,7 +93,7 @@ async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
         streaming = StreamingServer(config.streaming)
         await streaming.start()
         stack.push_async_callback(streaming.close)
-        await _show_metrics(config, pods, stack)
+        await _serve_metrics(config, pods, stack)
         runtime = RuntimeService(config, pods, images, streaming)
         server = CriServer(config.runtime.socket, runtime, ImageService(images))
         await server.start()
@@ -102,14 +102,15 @@ async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
         log.info("serving the CRI on unix://%s", config.runtime.socket)
         if ready is not None:
             ready.set()
-        await asked.wait()
-        log.info("stopping; pods and their containers go on")
+        await stop.wait()
+        log.info("stopping; pods and their containers keep running")
 
 
-async def _show_metrics(config: Config, pods: PodManager, stack: AsyncExitStack) -> None:
-    """Serve the daemon's own metrics while `stack` lasts, where metrics.listen asks for them."""
+async def _serve_metrics(config: Config, pods: PodManager, stack: AsyncExitStack) -> None:
+    """Serve the daemon's metrics until `stack` closes, if metrics.listen is set."""
     if not config.metrics.listen:
         return
+    # aiohttp's server takes more than a megabyte of memory.
     from pvecri.metrics_server import MetricsServer
 
     metrics.BUILD_INFO.labels(pvecri.__version__).set(1)
@@ -119,7 +120,7 @@ async def _show_metrics(config: Config, pods: PodManager, stack: AsyncExitStack)
 
 
 async def _place_images(config: Config, proxmox: ProxmoxApi) -> Config:
-    """The configuration with the place of images settled. Proxmox that cannot be asked is taken as it was."""
+    """The configuration with images.root set by images.storage; the last known place if Proxmox is unavailable."""
     storage = config.images.storage
     if not storage:
         return placement.placed(config, None)
@@ -137,7 +138,7 @@ async def _place_images(config: Config, proxmox: ProxmoxApi) -> Config:
 
 
 async def lock(config: Config, stack: AsyncExitStack) -> None:
-    """Be the one daemon of the state directory while `stack` lasts; ConfigError when there is another."""
+    """Hold the state directory's exclusive lock until `stack` closes; ConfigError if another daemon holds it."""
     directory = config.runtime.state_dir
     directory.mkdir(mode=0o711, parents=True, exist_ok=True)
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -146,10 +147,10 @@ async def lock(config: Config, stack: AsyncExitStack) -> None:
         raise ConfigError(f"runtime.state_dir: another pvecri uses {directory}")
 
 
-def _asked_to_stop() -> asyncio.Event:
-    """Set on SIGTERM or SIGINT from now on: one that comes while we start is not lost."""
-    asked = asyncio.Event()
+def _stop_event() -> asyncio.Event:
+    """An event that SIGTERM or SIGINT sets, also during the start."""
+    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked.set)
-    return asked
+        loop.add_signal_handler(number, stop.set)
+    return stop

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every error that crosses a component's border, as one tree.
+"""The errors that components raise to each other, as one tree.
 
     PvecriError
-    ├── InvalidArgument      the request itself is wrong; names the field
+    ├── InvalidArgument      the request is invalid; names the field
     ├── NotFound             the pod, container or image does not exist
-    ├── AlreadyExists        the name is taken
-    ├── FailedPrecondition   right request, wrong moment (a container that is not running, …)
-    ├── ResourceExhausted    a limit that the configuration sets is reached
+    ├── AlreadyExists        the name is in use
+    ├── FailedPrecondition   the object's state does not allow the request (a container is not running, …)
+    ├── ResourceExhausted    a configured limit is reached
     ├── DeadlineExceeded     a part did not answer in time
-    ├── PermissionDenied     a part refused our rights or credentials
-    ├── Unavailable          a part that pvecri needs cannot be reached; worth trying again
-    ├── Unimplemented        the CRI has it, pvecri does not
-    └── InternalError        a part failed; the message carries its own words
-        └── CommandError     a helper program failed
+    ├── PermissionDenied     a part refused our credentials or privileges
+    ├── Unavailable          a part that pvecri needs cannot be reached; worth a retry
+    ├── Unimplemented        pvecri does not support this part of the CRI
+    └── InternalError        a part failed; the message has the part's own
+        └── CommandError     a program that pvecri ran failed
 
-A message names the thing, the cause and, where there is one, the setting that changes it. `status` is the
-name of the gRPC status code that a CRI client sees.
+A message names the object, the cause and, if there is one, the setting that changes it. `status` is the name of
+the gRPC status code that a CRI client gets.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from typing import ClassVar
 
 
 class PvecriError(Exception):
-    """The root: anything that pvecri raises on purpose."""
+    """The base of all errors that pvecri raises deliberately; other exceptions are bugs."""
 
     status: ClassVar[str] = "INTERNAL"
 
 
 class InvalidArgument(PvecriError):
-    """A field of the request cannot be accepted.
+    """A field of the request is invalid.
 
     `field` is the field's path in the CRI message, such as `config.linux.sysctls[kernel.foo]`; the message
     begins with it.
@@ -45,13 +45,13 @@ class InvalidArgument(PvecriError):
 
 
 class NotFound(PvecriError):
-    """What the request names does not exist."""
+    """The object that the request names does not exist."""
 
     status = "NOT_FOUND"
 
 
 class AlreadyExists(PvecriError):
-    """What the request would make exists already."""
+    """The object that the request would create exists."""
 
     status = "ALREADY_EXISTS"
 
@@ -63,43 +63,43 @@ class FailedPrecondition(PvecriError):
 
 
 class ResourceExhausted(PvecriError):
-    """A configured limit, such as the VMID range, is used up."""
+    """A configured limit, such as the VMID range, is exhausted."""
 
     status = "RESOURCE_EXHAUSTED"
 
 
 class DeadlineExceeded(PvecriError):
-    """A part did not finish in its time."""
+    """A part did not finish within its timeout."""
 
     status = "DEADLINE_EXCEEDED"
 
 
 class PermissionDenied(PvecriError):
-    """A part refused our rights or credentials."""
+    """A part refused our credentials or privileges."""
 
     status = "PERMISSION_DENIED"
 
 
 class Unavailable(PvecriError):
-    """A part that is needed cannot be reached now."""
+    """A part that pvecri needs cannot be reached now."""
 
     status = "UNAVAILABLE"
 
 
 class Unimplemented(PvecriError):
-    """The interface has this, pvecri does not."""
+    """pvecri does not support this part of the CRI."""
 
     status = "UNIMPLEMENTED"
 
 
 class InternalError(PvecriError):
-    """A part failed in a way that the client can do nothing about."""
+    """A part failed, and the client cannot change that."""
 
 
 class CommandError(InternalError):
-    """A helper program ended with a status other than 0.
+    """A program exited with a status other than 0.
 
-    `returncode` is negative for a death by signal, as in subprocess; `output` is what the program said.
+    `returncode` is negative for death by a signal, as in subprocess; `output` is the program's.
     """
 
     def __init__(self, command: str, returncode: int, output: str) -> None:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the daemon counts and times of its own work, in Prometheus' terms.
+"""The daemon's Prometheus metrics.
 
-Every instrument is made here, so that names, labels and units are of one kind; the components count with them
-where the work is done. Label values are few and known: no ids, VMIDs or images. `code` says how something ended:
-the name of the gRPC status that stands for it, or what an HTTP server answered. metrics_server.py shows them;
-docs/monitoring.md describes them.
+All are defined here, for consistent names, labels and units, and updated by the components. Labels have few
+values: no ids, VMIDs or images. `code` is how an operation ended: the name of a gRPC status, or an HTTP status.
+metrics_server.py serves them; docs/monitoring.md describes them.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ SECONDS_OF_PULLS: Final = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 
 REGISTRY: Final = CollectorRegistry()
 
-# Else every series has another one for the time of its birth.
+# Otherwise each counter has a second series `_created`.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)
@@ -54,62 +53,64 @@ def _seconds(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> 
     return Histogram(f"{name}_seconds", text, labels, namespace="pvecri", registry=REGISTRY, buckets=buckets)
 
 
-BUILD_INFO = _gauge("build_info", "1, for the version that runs.", "version")
-CONDITION = _gauge("condition", "Whether a condition of the runtime's status is met.", "type")
+BUILD_INFO = _gauge("build_info", "Constant 1, labelled with the running version.", "version")
+CONDITION = _gauge("condition", "1 if a condition of the runtime's status is met, else 0.", "type")
 
-CRI_CALLS = _counter("cri_calls", "Calls of the CRI that have ended.", "method", "code")
-CRI_SECONDS = _seconds("cri_call_duration", "How long calls of the CRI took.", SECONDS_OF_CALLS, "method")
+CRI_CALLS = _counter("cri_calls", "Completed CRI calls.", "method", "code")
+CRI_SECONDS = _seconds("cri_call_duration", "Duration of CRI calls.", SECONDS_OF_CALLS, "method")
 CRI_FAULTS = _counter(
     "cri_faults",
-    "Calls of the CRI that ended with an exception nobody foresaw; the log has its traceback.",
+    "CRI calls that failed with an unexpected exception; the log has its traceback.",
     "method",
 )
-CRI_RUNNING = _gauge("cri_calls_in_flight", "Calls of the CRI under way.", "method")
+CRI_RUNNING = _gauge("cri_calls_in_flight", "CRI calls in progress.", "method")
 
-PODS = _gauge("pods", "Pod sandboxes by the phase of their life.", "phase")
+PODS = _gauge("pods", "Pod sandboxes by lifecycle phase.", "phase")
 PODS_BY_USER_NAMESPACE = _gauge(
-    "pods_by_user_namespace", "Pod sandboxes by whose user namespace they run in, and why.", "kind", "reason"
+    "pods_by_user_namespace", "Pod sandboxes by kind of user namespace and reason.", "kind", "reason"
 )
 CONTAINERS = _gauge("containers", "Containers by state.", "state")
-OOM_KILLS = _counter("container_oom_kills", "Containers that ended because memory ran out.")
-LISTENERS_DROPPED = _counter("event_listeners_dropped", "Listeners to events that did not keep up.")
+OOM_KILLS = _counter("container_oom_kills", "Containers that exited after an OOM kill.")
+SUBSCRIBERS_DROPPED = _counter("event_listeners_dropped", "Slow subscribers to events that were dropped.")
 BACKGROUND_FAILURES = _counter(
     "background_failures", "Failures of background work and of steps of clean-ups, by kind of work.", "work"
 )
-CLEANUP_PENDING = _gauge("cleanup_pending", "Cleaning steps that failed and are tried again.")
-CLEANUP_FAILURES = _counter("cleanup_failures", "Tries of cleaning steps that failed.")
+CLEANUP_PENDING = _gauge("cleanup_pending", "Failed cleanup steps that will be retried.")
+CLEANUP_FAILURES = _counter("cleanup_failures", "Failed attempts of cleanup steps.")
 
-PULLS = _counter("image_pulls", "Pulls of images that have ended.", "code")
-PULL_SECONDS = _seconds("image_pull_duration", "How long pulls took.", SECONDS_OF_PULLS)
-PULLS_RUNNING = _gauge("image_pulls_in_flight", "Pulls of images under way.")
-LAYERS = _counter("image_layers", "Layers that pulls needed, by where they came from.", "source")
-FETCHED_BYTES = _counter("image_fetched_bytes", "Bytes of compressed layers that came in.")
-UNPACKED_BYTES = _counter("image_unpacked_bytes", "Bytes that came out of compressed layers.")
+PULLS = _counter("image_pulls", "Completed image pulls.", "code")
+PULL_SECONDS = _seconds("image_pull_duration", "Duration of image pulls.", SECONDS_OF_PULLS)
+PULLS_RUNNING = _gauge("image_pulls_in_flight", "Image pulls in progress.")
+LAYERS = _counter("image_layers", "Layers of pulled images, by source.", "source")
+FETCHED_BYTES = _counter("image_fetched_bytes", "Bytes of compressed layers fetched.")
+UNPACKED_BYTES = _counter("image_unpacked_bytes", "Bytes of layers after decompression.")
 
 PROXMOX_REQUESTS = _counter(
-    "proxmox_requests", "Requests to the Proxmox API, repeats included.", "method", "path", "code"
+    "proxmox_requests", "Requests to the Proxmox API, including retries.", "method", "path", "code"
 )
 PROXMOX_SECONDS = _seconds(
-    "proxmox_request_duration", "How long Proxmox took to answer.", SECONDS_OF_CALLS, "method", "path"
+    "proxmox_request_duration", "Duration of requests to the Proxmox API.", SECONDS_OF_CALLS, "method", "path"
 )
-PROXMOX_RETRIES = _counter("proxmox_retries", "Requests to the Proxmox API that were sent again.", "method")
-TASKS = _counter("proxmox_tasks", "Tasks of Proxmox that were waited for.", "type", "code")
-TASK_SECONDS = _seconds("proxmox_task_duration", "How long tasks took.", SECONDS_OF_TASKS, "type")
+PROXMOX_RETRIES = _counter("proxmox_retries", "Retries of requests to the Proxmox API.", "method")
+TASKS = _counter("proxmox_tasks", "Completed Proxmox tasks.", "type", "code")
+TASK_SECONDS = _seconds("proxmox_task_duration", "Duration of Proxmox tasks.", SECONDS_OF_TASKS, "type")
 
-CNI_CALLS = _counter("cni_calls", "Runs of CNI plugins.", "plugin", "command", "code")
-CNI_SECONDS = _seconds("cni_call_duration", "How long CNI plugins took.", SECONDS_OF_TASKS, "plugin", "command")
+CNI_CALLS = _counter("cni_calls", "Executions of CNI plugins.", "plugin", "command", "code")
+CNI_SECONDS = _seconds(
+    "cni_call_duration", "Duration of CNI plugin executions.", SECONDS_OF_TASKS, "plugin", "command"
+)
 
 
 @dataclass(slots=True)
 class Measure:
-    """How what is measured has ended: OK unless said otherwise, or unless it ends with an error."""
+    """The outcome of a measured operation: OK unless the body sets another code or raises."""
 
     code: str = OK
 
 
 @contextmanager
 def measured(ended: Counter, seconds: Histogram, *labels: str) -> Iterator[Measure]:
-    """Count and time what happens meanwhile. `labels` are those of both, for `ended` the code comes behind them.
+    """Count and time the context's body. `labels` are those of both metrics; `ended` has the code after them.
 
     Costs some five microseconds.
     """
@@ -130,7 +131,7 @@ def _child(histogram: Histogram, labels: tuple[str, ...]) -> Histogram:
 
 
 def code_of(error: BaseException) -> str:
-    """The name of the gRPC status that stands for an error: its own `status`, when it is one of errors.py."""
+    """The name of the gRPC status for an exception: its own `status` if it is one of errors.py."""
     status = getattr(error, "status", None)
     if isinstance(status, str):
         return status

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows the daemon's metrics to Prometheus: `GET /metrics`, and nothing else.
+"""Serves the daemon's metrics to Prometheus, at `GET /metrics`.
 
 Imported only when metrics.listen is set: aiohttp's server takes more than a megabyte.
 """
@@ -18,23 +18,23 @@ from pvecri.config import ConfigError, MetricsConfig
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 1.0
-"""Seconds that answers under way get when the daemon ends."""
+SHUTDOWN_TIMEOUT = 1.0
+"""Seconds for running requests when the daemon stops."""
 
 
 class MetricsServer:
     """Serves between `start` and `close`."""
 
     def __init__(self, config: MetricsConfig, observe: Callable[[], Awaitable[None]]) -> None:
-        """`observe` sets, before each answer, what is not counted where it happens."""
+        """`observe` is called before each scrape, to set gauges that are not kept up to date."""
         self._config = config
         self._observe = observe
         app = web.Application()
         app.router.add_get("/metrics", self._show)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=PATIENCE)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
 
     async def start(self) -> None:
-        """Listen; ConfigError when the address or the certificate cannot be used."""
+        """Listen; ConfigError for an invalid certificate or an address that cannot be bound."""
         config = self._config
         context = tls.server_context(config.tls_cert, config.tls_key, "metrics")
         host, port = config.address
@@ -44,17 +44,17 @@ class MetricsServer:
         except OSError as error:
             await self._runner.cleanup()
             raise ConfigError(f"metrics.listen: {config.listen}: {error.strerror}") from error
-        log.info("metrics on %s", self.url)
+        log.info("serving metrics on %s", self.url)
 
     @property
     def url(self) -> str:
-        """Where the metrics are."""
+        """The URL of the metrics."""
         host, port = self._runner.addresses[0][:2]
         name = f"[{host}]" if ":" in host else host
         return f"{'https' if self._config.tls_cert else 'http'}://{name}:{port}/metrics"
 
     async def close(self) -> None:
-        """Take no more requests, and end those under way."""
+        """Refuse new requests and stop."""
         await self._runner.cleanup()
 
     async def _show(self, request: web.Request) -> web.Response:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Certificates for the servers that speak TLS when they are given one."""
+"""TLS contexts of the daemon's HTTPS servers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pvecri.config import ConfigError
 
 
 def server_context(certificate: Path | None, key: Path | None, section: str) -> ssl.SSLContext | None:
-    """For a server with this certificate and key (PEM files); None without them.
+    """The context of a server with this certificate and key (PEM files); None without them.
 
-    ConfigError, with `section` of the configuration, when they cannot be used.
+    ConfigError names the settings, in `section`, if the files are invalid.
     """
     if certificate is None or key is None:
         return None

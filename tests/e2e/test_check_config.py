@@ -33,7 +33,7 @@ def changed(machine: Machine, setting: str, value: str) -> Path:
 
 def test_a_configuration_that_works_is_fine(machine: Machine) -> None:
     done = check(machine)
-    assert (done.returncode, done.stdout) == (0, f"{machine.directory}/config.toml: fine\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, f"{machine.directory}/config.toml: OK\n"), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -62,4 +62,4 @@ def test_a_wrong_secret_is_named(machine: Machine) -> None:
 def test_offline_asks_nobody(machine: Machine) -> None:
     done = check(machine, "--offline", config=changed(machine, "storage", "nowhere"))
     assert done.returncode == 0
-    assert "Proxmox was not asked" in done.stdout
+    assert "Proxmox and this machine were not checked" in done.stdout

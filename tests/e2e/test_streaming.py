@@ -234,7 +234,7 @@ def test_many_commands_run_at_once(cri: CriClient, container: str, transport: Tr
     [
         ({"cmd": []}, "cmd: must not be empty"),
         ({"stdout": False}, "stdin, stdout, stderr: one of them"),
-        ({"tty": True, "stderr": True}, "stderr: cannot be asked for with tty"),
+        ({"tty": True, "stderr": True}, "stderr: must be false with tty"),
         ({"container_id": ""}, "container_id: must not be empty"),
     ],
 )

@@ -116,7 +116,7 @@ def two_vmids(machine: Machine) -> Iterator[CriClient]:
 
 def test_a_full_range_of_vmids_is_resource_exhausted(machine: Machine, two_vmids: CriClient) -> None:
     pods = [two_vmids.run_pod(), two_vmids.run_pod()]
-    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, r"all 2 VMIDs .* are taken \(proxmox\.vmid_range"):
+    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, r"all 2 VMIDs .* are in use \(proxmox\.vmid_range"):
         two_vmids.run_pod()
     assert [pod.id for pod in two_vmids.pods()] == pods
     two_vmids.remove_pod(pods[0])
@@ -201,7 +201,7 @@ def test_tags_that_fail_do_not_fail_the_pod_and_are_tried_again(
 ) -> None:
     embedded.fault(request="PUT /nodes/[^/]+/lxc/[0-9]+/config", status=500, text="no tags today", times=None)
     pod = cri.run_pod()
-    eventually(lambda: "gets no tags (proxmox.tags): " in machine.daemon.log.read_text(), "the failure is logged")
+    eventually(lambda: "setting proxmox.tags of CT " in machine.daemon.log.read_text(), "the failure is logged")
     assert "tags" not in machine.node.ct(cri.vmid(pod), "config")
     embedded.clear_faults()
     if restart:

@@ -158,12 +158,14 @@ def test_a_vlan_is_asked_of_proxmox(machine: Machine, bridged: CriClient) -> Non
 
 
 def test_what_is_not_allowed_is_refused_and_nothing_is_made(machine: Machine, bridged: CriClient) -> None:
-    with refused(grpc.StatusCode.INVALID_ARGUMENT, r"network\.pvecri\.io/interface\]: bridge 'vmbr0' is none"):
+    with refused(
+        grpc.StatusCode.INVALID_ARGUMENT, r"network\.pvecri\.io/interface\]: pods may not choose bridge 'vmbr0'"
+    ):
         bridged.run_pod(asking(bridged, "bridge=vmbr0,ip=10.20.0.5/24"))
 
     config = asking(bridged, ON_BRIDGE)
     config.linux.CopyFrom(pod_security(namespace_options=pb.NamespaceOption(network=pb.NODE)))
-    with refused(grpc.StatusCode.INVALID_ARGUMENT, "cannot go with the node's network"):
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "cannot be combined with the node's network"):
         bridged.run_pod(config)
 
     machine.assert_nothing_left()

@@ -99,7 +99,7 @@ async def test_an_old_answer_is_given_while_a_new_one_is_asked_for(
     program = install(config)
     assert (await manager.status()).ready
     program.with_name("agent.broken").touch()
-    monkeypatch.setattr(probe, "RENEW_AFTER", 0.0)
+    monkeypatch.setattr(probe, "MAX_AGE", 0.0)
 
     assert (await manager.status()).ready
     async with asyncio.timeout(30):
@@ -127,7 +127,7 @@ async def test_a_plugin_that_does_not_speak_the_networks_version_is_named(
 
     assert not status.ready
     assert "agent" in status.message
-    assert "does not speak the network's cniVersion 1.1.0, but 1.0.0" in status.message
+    assert "does not support the network's cniVersion 1.1.0; it supports 1.0.0" in status.message
 
 
 async def test_older_networks_are_asked_nothing(manager: NetworkManager, config: NetworkConfig) -> None:

@@ -134,10 +134,6 @@ async def test_a_stopped_ct_starts_again_and_starting_it_twice_is_fine(api: Prox
     await api.start_ct(VMID)
     await api.start_ct(VMID)
     assert (await api.ct_status(VMID)).status is RunState.RUNNING
-    await api.shutdown_ct(VMID, timeout=1)
-    await api.shutdown_ct(VMID, timeout=1)
-
-    assert (await api.ct_status(VMID)).status is RunState.STOPPED
 
 
 async def test_options_change_and_go(api: ProxmoxApi, spec: CtSpec) -> None:
@@ -223,7 +219,7 @@ async def test_a_wrong_secret_is_refused_by_the_name_of_its_setting(node: Embedd
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"fingerprint": "00" * 32}, "proxmox.fingerprint says otherwise"), ({"fingerprint": ""}, "proxmox.ca_file")],
+    [({"fingerprint": "00" * 32}, "which is not proxmox.fingerprint"), ({"fingerprint": ""}, "proxmox.ca_file")],
 )
 async def test_an_untrusted_server_is_not_talked_to(
     node: EmbeddedNode, change: dict[str, str], message: str

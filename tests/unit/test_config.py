@@ -37,9 +37,7 @@ def wrong_value(kind: inspect.Type) -> str:
 @pytest.mark.parametrize(
     ("section", "key", "kind"), SETTINGS, ids=lambda value: value if type(value) is str else ""
 )
-def test_a_value_of_a_wrong_type_is_refused_by_the_settings_name(
-    section: str, key: str, kind: inspect.Type
-) -> None:
+def test_error_for_a_wrong_type_names_the_setting(section: str, key: str, kind: inspect.Type) -> None:
     with pytest.raises(ConfigError, match=rf"^/etc/p\.toml: Expected .* - at `{section}\.{key}`$"):
         config.parse(f"[{section}]\n{key} = {wrong_value(kind)}", "/etc/p.toml")
 
@@ -65,7 +63,7 @@ def test_a_value_of_a_wrong_type_is_refused_by_the_settings_name(
         ("streaming.max_sessions", "0"),
     ],
 )
-def test_a_number_out_of_range_is_refused_by_the_settings_name(setting: str, value: str) -> None:
+def test_error_for_a_number_out_of_range_names_the_setting(setting: str, value: str) -> None:
     with pytest.raises(ConfigError, match=rf"at `{setting}`$"):
         config.parse(f"{setting} = {value}")
 
@@ -97,7 +95,7 @@ def test_a_number_out_of_range_is_refused_by_the_settings_name(setting: str, val
         ("proxmox =", "Invalid value (at end of document)"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_in_these_words(text: str, message: str) -> None:
+def test_invalid_configuration_is_refused_with_message(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config.parse(text, "/etc/p.toml")
     assert str(caught.value).startswith(f"/etc/p.toml: {message}")
@@ -120,7 +118,7 @@ def test_what_cannot_be_meant_is_refused_in_these_words(text: str, message: str)
         "log.level = 'WARNING'",
     ],
 )
-def test_what_can_be_meant_is_accepted(text: str) -> None:
+def test_valid_configuration_is_accepted(text: str) -> None:
     config.parse(text)
 
 
@@ -128,7 +126,7 @@ def test_an_empty_file_means_the_defaults() -> None:
     assert config.parse("") == Config()
 
 
-def test_settings_are_read_into_their_places() -> None:
+def test_all_settings_are_read() -> None:
     read = config.parse("proxmox.storage = 'zfs'\n[runtime]\nconmon = '/opt/conmon'\n[images]\nroot = '/images'")
     assert (read.proxmox.storage, read.runtime.conmon) == ("zfs", "/opt/conmon")
     assert read.images_root == Path("/images")
@@ -138,11 +136,11 @@ def test_settings_are_read_into_their_places() -> None:
     )
 
 
-def test_images_live_below_the_state_directory_unless_told_otherwise() -> None:
+def test_images_root_defaults_to_the_state_directory() -> None:
     assert config.parse("runtime.state_dir = '/srv/pvecri'").images_root == Path("/srv/pvecri/images")
 
 
-def test_the_node_is_known_by_the_short_name_of_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_node_name_defaults_to_the_short_hostname(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "pve1.example.org")
     assert config.parse("").proxmox.node_name == "pve1"
     assert config.parse("proxmox.node = 'pve2'").proxmox.node_name == "pve2"
@@ -160,21 +158,21 @@ def test_a_file_is_read_and_named_in_errors(tmp_path: Path) -> None:
         config.load(path)
 
 
-def test_a_file_that_cannot_be_read_is_told_with_the_reason(tmp_path: Path) -> None:
+def test_error_for_an_unreadable_file_has_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.toml: No such file or directory$"):
         config.load(tmp_path / "nothing.toml")
     with pytest.raises(ConfigError, match=r"Is a directory$"):
         config.load(tmp_path)
 
 
-def test_a_file_that_is_not_text_is_told_as_such(tmp_path: Path) -> None:
+def test_error_for_a_non_utf8_file_says_so(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_bytes(b"log.level = '\xff'")
     with pytest.raises(ConfigError, match=rf"^{path}: "):
         config.load(path)
 
 
-def test_a_secret_is_the_files_text_without_the_lines_end(tmp_path: Path) -> None:
+def test_secret_is_stripped(tmp_path: Path) -> None:
     path = tmp_path / "secret"
     path.write_text("0a1b \n")
     assert config.read_secret(path, "proxmox.token_secret_file") == "0a1b"
@@ -184,9 +182,7 @@ def test_a_secret_is_the_files_text_without_the_lines_end(tmp_path: Path) -> Non
     ("text", "problem"),
     [(None, "No such file or directory"), (b" \n", "is empty"), (b"\xff", "is not UTF-8 text: .*")],
 )
-def test_a_secret_that_is_not_there_is_told_by_its_setting(
-    tmp_path: Path, text: bytes | None, problem: str
-) -> None:
+def test_error_for_a_missing_secret_names_the_setting(tmp_path: Path, text: bytes | None, problem: str) -> None:
     path = tmp_path / "secret"
     if text is not None:
         path.write_bytes(text)
@@ -203,5 +199,5 @@ def test_a_secret_that_is_not_there_is_told_by_its_setting(
         ('[proxmox]\nstorage = "local"\n[images]\nstorage = "tank"', "local"),
     ],
 )
-def test_root_disks_go_where_the_images_are_unless_told_otherwise(text: str, storage: str) -> None:
+def test_proxmox_storage_defaults_to_images_storage(text: str, storage: str) -> None:
     assert config.parse(text).proxmox.storage == storage

@@ -21,16 +21,16 @@ def kinds(root: type[PvecriError] = PvecriError) -> Iterator[type[PvecriError]]:
 
 
 @pytest.mark.parametrize("kind", list(dict.fromkeys(kinds())))
-def test_the_status_of_every_error_is_one_of_grpcs(kind: type[PvecriError]) -> None:
+def test_error_statuses_are_grpc_status_names(kind: type[PvecriError]) -> None:
     assert kind.status in grpc.StatusCode.__members__
 
 
 @pytest.mark.parametrize("kind", [kind for kind in vars(errors).values() if isinstance(kind, type)])
-def test_every_error_is_in_the_one_tree(kind: type[BaseException]) -> None:
+def test_all_errors_derive_from_pvecri_error(kind: type[BaseException]) -> None:
     assert issubclass(kind, PvecriError)
 
 
-def test_no_two_errors_of_the_ground_stand_for_one_status_but_those_that_refine_another() -> None:
+def test_each_status_has_one_base_error() -> None:
     statuses = [kind.status for kind in PvecriError.__subclasses__() if kind.__module__ == errors.__name__]
     assert len(set(statuses)) == len(statuses)
 
@@ -52,9 +52,7 @@ def test_an_invalid_argument_begins_with_the_field() -> None:
         (1, " \n", "skopeo ended with status 1: no output"),
     ],
 )
-def test_a_failed_program_is_told_by_its_name_its_end_and_its_words(
-    returncode: int, output: str, message: str
-) -> None:
+def test_command_error_has_program_status_and_output(returncode: int, output: str, message: str) -> None:
     error = CommandError("skopeo", returncode, output)
     assert str(error) == message
     assert (error.command, error.returncode, error.output) == ("skopeo", returncode, output)

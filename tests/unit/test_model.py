@@ -43,13 +43,13 @@ def sandbox(phase: SandboxPhase = SandboxPhase.READY, *mappings: IdMapping) -> S
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_value_with_every_field_said_comes_back_from_json(kind: type[Value]) -> None:
+def test_value_with_all_fields_set_round_trips_through_json(kind: type[Value]) -> None:
     value = filled(kind)
     assert msgspec.json.decode(msgspec.json.encode(value), type=kind) == value
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_field_that_is_said_is_written(kind: type[Value]) -> None:
+def test_set_fields_are_encoded(kind: type[Value]) -> None:
     written = msgspec.json.decode(msgspec.json.encode(filled(kind)))
     assert set(written) == set(kind.__struct_fields__)
 
@@ -88,7 +88,7 @@ OF_DECISION = {"kind": UserNamespaceKind.CT, "reason": UserNamespaceReason.DEFAU
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_not_said_is_nothing_or_what_everybody_expects(kind: type[Value]) -> None:
+def test_defaults_are_those_of_the_cri(kind: type[Value]) -> None:
     defaults = {
         field.name: field.default
         for field in msgspec.structs.fields(kind)
@@ -103,14 +103,14 @@ def test_what_is_not_said_is_nothing_or_what_everybody_expects(kind: type[Value]
 
 
 @pytest.mark.parametrize("field", Resources.__struct_fields__)
-def test_a_limit_that_a_change_says_takes_the_place_of_the_old_one(field: str) -> None:
+def test_set_limit_replaces_the_old_one(field: str) -> None:
     before, wanted = filled(Resources), getattr(filled(Resources), field)
     change = msgspec.structs.replace(Resources(), **{field: wanted})
     assert getattr(Resources().updated(change), field) == wanted
     assert before.updated(change) == before
 
 
-def test_what_a_change_does_not_say_stays() -> None:
+def test_unset_limit_keeps_the_old_one() -> None:
     before = Resources(
         memory_limit=1 << 30, cpu_shares=512, hugepage_limits=(HugepageLimit(page_size="2MB", limit=1),)
     )
@@ -130,15 +130,15 @@ def test_what_a_change_does_not_say_stays() -> None:
         (SandboxPhase.REMOVING, SandboxState.NOTREADY),
     ],
 )
-def test_only_a_ready_sandbox_is_shown_as_ready(phase: SandboxPhase, state: SandboxState) -> None:
+def test_only_a_ready_sandbox_has_state_ready(phase: SandboxPhase, state: SandboxState) -> None:
     assert sandbox(phase).state is state
 
 
-def test_a_sandboxs_name_has_all_that_makes_it_unique() -> None:
+def test_sandbox_name_has_all_metadata() -> None:
     assert sandbox().name == "web_shop_a1_3"
 
 
-def test_root_of_a_pod_is_who_the_mapping_of_id_0_says() -> None:
+def test_root_uid_is_the_host_id_of_id_0() -> None:
     user = IdMapping(container_id=1000, host_id=1000, length=1)
     root = IdMapping(container_id=0, host_id=100_000, length=1000)
     assert sandbox(SandboxPhase.READY, user, root).root_uid == 100_000
@@ -146,12 +146,12 @@ def test_root_of_a_pod_is_who_the_mapping_of_id_0_says() -> None:
 
 
 @pytest.mark.parametrize("field", ["network", "pid", "ipc"])
-def test_one_namespace_of_the_node_is_enough_to_use_the_host(field: str) -> None:
+def test_uses_host_if_any_namespace_is_the_nodes(field: str) -> None:
     assert not NamespaceOptions().uses_host
     assert msgspec.structs.replace(NamespaceOptions(), **{field: NamespaceMode.NODE}).uses_host
 
 
-def test_credentials_do_not_show_in_logs() -> None:
+def test_repr_hides_credentials() -> None:
     secrets = filled(RegistryAuth)
     shown = repr(secrets)
     for field in ("password", "auth", "identity_token", "registry_token"):

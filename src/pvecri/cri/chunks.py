@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CRI's streamed lists: one list in several messages, each well below gRPC's limit."""
+"""The CRI's streamed lists: one list in several messages, each below gRPC's size limit."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 CHUNK = 1 << 20
-"""Bytes: the kubelet takes messages of 16 MiB; one entry, with a pod's annotations, is far below 1 MiB."""
+"""Bytes: the kubelet accepts messages of 16 MiB; an entry, with a pod's annotations, is below 1 MiB."""
 
 M = TypeVar("M", bound=Message)
 
 
 def chunks(entries: Iterable[M], size: int = CHUNK) -> Iterator[list[M]]:
-    """Every entry once, in their order, in lists of about `size` bytes; no list is empty."""
+    """Split `entries`, in order, into non-empty lists of about `size` bytes."""
     chunk: list[M] = []
     room = size
     for entry in entries:

@@ -16,14 +16,14 @@ from pvecri.model import Image, ImageId
 
 
 class ImageClient:
-    """Connected to a daemon; `connected` makes one. Errors are PvecriError with the daemon's words."""
+    """A client connected to a daemon; see `connected`. Errors are PvecriError with the daemon's message."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = cri_pb2_grpc.ImageServiceStub(channel)  # type: ignore[no-untyped-call]
 
     async def list(self) -> tuple[Image, ...]:
-        """All images, without what only the daemon knows of them."""
-        with _words():
+        """All images, with the fields that the CRI has."""
+        with _errors():
             response = await self._stub.ListImages(pb.ListImagesRequest())
         return tuple(
             Image(
@@ -37,14 +37,14 @@ class ImageClient:
         )
 
     async def pull(self, reference: str) -> ImageId:
-        """Fetch an image; its id."""
-        with _words():
+        """Pull an image; returns its id."""
+        with _errors():
             response = await self._stub.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=reference)))
         return ImageId(response.image_ref)
 
     async def remove(self, reference: str) -> None:
         """Remove an image. Idempotent."""
-        with _words():
+        with _errors():
             await self._stub.RemoveImage(pb.RemoveImageRequest(image=pb.ImageSpec(image=reference)))
 
 
@@ -56,7 +56,7 @@ async def connected(path: Path) -> AsyncIterator[ImageClient]:
 
 
 @contextmanager
-def _words() -> Iterator[None]:
+def _errors() -> Iterator[None]:
     try:
         yield
     except grpc.aio.AioRpcError as error:

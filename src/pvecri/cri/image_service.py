@@ -8,19 +8,19 @@ from collections.abc import AsyncIterator
 
 from pvecri.cri import requests, responses
 from pvecri.cri.chunks import chunks
+from pvecri.cri.filters import given
 from pvecri.cri.proto import cri_pb2 as pb
-from pvecri.errors import InvalidArgument
 from pvecri.images.manager import ImageManager
 
 
 class ImageService:
-    """Hands everything to the Image Manager."""
+    """Passes every call to the Image Manager."""
 
     def __init__(self, images: ImageManager) -> None:
         self._images = images
 
     async def list_images(self, request: pb.ListImagesRequest) -> pb.ListImagesResponse:
-        """ListImages; a filter that names an image answers with that one or none."""
+        """ListImages; a filter with an image returns that image or none."""
         return pb.ListImagesResponse(images=self._listed(request.filter))
 
     async def stream_images(self, request: pb.StreamImagesRequest) -> AsyncIterator[pb.StreamImagesResponse]:
@@ -35,8 +35,8 @@ class ImageService:
         return [responses.image(image) for image in self._images.list()]
 
     async def image_status(self, request: pb.ImageStatusRequest) -> pb.ImageStatusResponse:
-        """ImageStatus; an image that is not there is an empty answer, not an error."""
-        image = self._images.find(_given(request.image))
+        """ImageStatus; for an image that is not in the store the response is empty, as the CRI requires."""
+        image = self._images.find(_reference(request.image))
         if image is None:
             return pb.ImageStatusResponse()
         response = pb.ImageStatusResponse(image=responses.image(image))
@@ -47,16 +47,16 @@ class ImageService:
     async def pull_image(self, request: pb.PullImageRequest) -> pb.PullImageResponse:
         """PullImage."""
         auth = requests.registry_auth(request.auth) if request.HasField("auth") else None
-        image = await self._images.pull(_given(request.image), auth)
+        image = await self._images.pull(_reference(request.image), auth)
         return pb.PullImageResponse(image_ref=image.id)
 
     async def remove_image(self, request: pb.RemoveImageRequest) -> pb.RemoveImageResponse:
         """RemoveImage."""
-        await self._images.remove(_given(request.image))
+        await self._images.remove(_reference(request.image))
         return pb.RemoveImageResponse()
 
     async def image_fs_info(self, _: pb.ImageFsInfoRequest) -> pb.ImageFsInfoResponse:
-        """ImageFsInfo: the images, and apart from them the containers' writable layers."""
+        """ImageFsInfo: images, and separately the writable layers of containers."""
         usage = await self._images.usage()
         return pb.ImageFsInfoResponse(
             image_filesystems=[responses.filesystem(usage.images)],
@@ -64,7 +64,5 @@ class ImageService:
         )
 
 
-def _given(spec: pb.ImageSpec) -> str:
-    if not spec.image:
-        raise InvalidArgument("image.image", "must not be empty")
-    return spec.image
+def _reference(spec: pb.ImageSpec) -> str:
+    return given("image.image", spec.image)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lists of pods and containers, in one message or streamed. Answered from memory."""
+"""The list calls of pods and containers, unary and streamed. Answered from memory."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics, metrics and events. docs/monitoring.md tells what is measured."""
+"""The calls for statistics, metrics and events (docs/monitoring.md)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MonitoringCalls:
     # -- containers -------------------------------------------------------------------------------------------
 
     async def container_stats(self, request: pb.ContainerStatsRequest) -> pb.ContainerStatsResponse:
-        """ContainerStats; of a container that does not run, what it has written."""
+        """ContainerStats; a container that does not run has only its writable layer."""
         usage = await self._statistics.container(given("container_id", request.container_id))
         return pb.ContainerStatsResponse(stats=responses_stats.container_stats(usage))
 
@@ -47,7 +47,7 @@ class MonitoringCalls:
     # -- pods -------------------------------------------------------------------------------------------------
 
     async def pod_sandbox_stats(self, request: pb.PodSandboxStatsRequest) -> pb.PodSandboxStatsResponse:
-        """PodSandboxStats; of a pod that does not run, its attributes."""
+        """PodSandboxStats; a pod that does not run has only its attributes."""
         usage = await self._statistics.pod(given("pod_sandbox_id", request.pod_sandbox_id))
         return pb.PodSandboxStatsResponse(stats=responses_stats.pod_stats(usage))
 
@@ -73,7 +73,7 @@ class MonitoringCalls:
     async def list_metric_descriptors(
         self, _: pb.ListMetricDescriptorsRequest
     ) -> pb.ListMetricDescriptorsResponse:
-        """ListMetricDescriptors: always the same."""
+        """ListMetricDescriptors: a constant list."""
         described = [responses_stats.metric_descriptor(each) for each in DESCRIPTORS]
         return pb.ListMetricDescriptorsResponse(descriptors=described)
 
@@ -96,7 +96,7 @@ class MonitoringCalls:
     # -- events -----------------------------------------------------------------------------------------------
 
     def get_container_events(self, _: pb.GetEventsRequest) -> AsyncIterator[pb.ContainerEventResponse]:
-        """GetContainerEvents: all from this very moment on, until the client goes or the daemon ends."""
+        """GetContainerEvents: all events from now on, until the client cancels or the daemon stops."""
         return _messages(self._events.subscribe())
 
 

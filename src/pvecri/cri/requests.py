@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the CRI's messages to the model's values: a translation, field by field, that decides nothing.
+"""Translates CRI messages into the model's values, field by field.
 
-A field that is missing altogether where something is needed is an InvalidArgument; whether values make sense is
-for pods/validation.py.
+A missing required message and an unknown enum value are InvalidArgument; pods/validation.py checks the values.
 """
 
 from __future__ import annotations
@@ -243,6 +242,7 @@ def _container_security(message: pb.LinuxContainerSecurityContext) -> ContainerS
         no_new_privs=message.no_new_privs,
         masked_paths=tuple(message.masked_paths),
         readonly_paths=tuple(message.readonly_paths),
+        # The deprecated fields are for clients that do not set the new ones.
         seccomp=_profile(message.seccomp, "seccomp")
         if message.HasField("seccomp")
         else _named_profile(message.seccomp_profile_path),
@@ -254,23 +254,23 @@ def _container_security(message: pb.LinuxContainerSecurityContext) -> ContainerS
 
 
 def _selinux_label(message: pb.SELinuxOption) -> str:
-    """`user:role:type:level`; empty when nothing is said."""
+    """`user:role:type:level`; empty if all four are."""
     parts = (message.user, message.role, message.type, message.level)
     return ":".join(parts) if any(parts) else ""
 
 
 _LOCALHOST = "localhost/"
-"""What the older way puts before a reference; some clients put it into the newer field, too."""
+"""Prefix of a reference in the deprecated field; some clients put it into the new field too."""
 
 
 def _profile(message: pb.SecurityProfile, module: str) -> SecurityProfile:
-    """`module` is the field that has it: seccomp or apparmor."""
+    """`module` is the name of the field: seccomp or apparmor."""
     kind = _known(_PROFILES, message.profile_type, f"config.linux.security_context.{module}.profile_type")
     return SecurityProfile(kind=kind, localhost_ref=message.localhost_ref.removeprefix(_LOCALHOST))
 
 
 def _named_profile(name: str) -> SecurityProfile | None:
-    """The older way to say it: `runtime/default`, `unconfined` or `localhost/REF`."""
+    """The deprecated field: `runtime/default`, `unconfined` or `localhost/REF`."""
     if not name:
         return None
     if name in ("runtime/default", "docker/default"):
@@ -285,7 +285,7 @@ def _policy(number: int) -> GroupsPolicy:
 
 
 def _known(table: Mapping[Any, V], number: int, field: str) -> V:
-    """An enum's value; proto3 lets through numbers that a newer client may know."""
+    """An enum's value. proto3 parses numbers that only a newer cri.proto defines."""
     try:
         return table[number]
     except KeyError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the model's values to the CRI's messages."""
+"""Translates the model's values into CRI messages."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def sandbox(value: Sandbox) -> pb.PodSandbox:
 
 
 def sandbox_status(value: Sandbox) -> pb.PodSandboxStatus:
-    """What PodSandboxStatus says."""
+    """PodSandboxStatusResponse.status."""
     return pb.PodSandboxStatus(
         id=value.id,
         metadata=sandbox_metadata(value.config.metadata),
@@ -85,7 +85,7 @@ def sandbox_status(value: Sandbox) -> pb.PodSandboxStatus:
 
 
 def user_namespace(value: Sandbox) -> dict[str, object]:
-    """What verbose PodSandboxStatus says of the pod's user namespace: whose it is, why, and its IDs."""
+    """The pod's user namespace in PodSandboxStatus' verbose info."""
     decision = value.user_namespace
     return {
         "kind": decision.kind.value,
@@ -99,7 +99,7 @@ def user_namespace(value: Sandbox) -> dict[str, object]:
 
 
 def sandbox_metadata(value: SandboxMetadata) -> pb.PodSandboxMetadata:
-    """The four together are unique."""
+    """PodSandboxMetadata."""
     return pb.PodSandboxMetadata(name=value.name, uid=value.uid, namespace=value.namespace, attempt=value.attempt)
 
 
@@ -147,7 +147,7 @@ def container(value: Container) -> pb.Container:
 
 
 def container_status(value: Container) -> pb.ContainerStatus:
-    """What ContainerStatus says."""
+    """ContainerStatusResponse.status."""
     return pb.ContainerStatus(
         id=value.id,
         metadata=container_metadata(value),
@@ -176,7 +176,7 @@ def container_status(value: Container) -> pb.ContainerStatus:
 
 
 def signal_of(name: str) -> str:
-    """A signal's name as the CRI's enum has it; the default where the CRI has no such name."""
+    """A signal's name in the CRI's enum; RUNTIME_DEFAULT if the enum lacks it."""
     upper = name.upper()
     text = upper if upper.startswith("SIG") else f"SIG{upper}"
     wanted = text.replace("+", "PLUS").replace("-", "MINUS")
@@ -184,7 +184,7 @@ def signal_of(name: str) -> str:
 
 
 def container_metadata(value: Container) -> pb.ContainerMetadata:
-    """Unique within the pod."""
+    """ContainerMetadata."""
     return pb.ContainerMetadata(name=value.config.metadata.name, attempt=value.config.metadata.attempt)
 
 
@@ -227,7 +227,7 @@ def _resources(value: Resources) -> pb.LinuxContainerResources:
 
 
 def exec_result(value: ExecResult) -> pb.ExecSyncResponse:
-    """What ExecSync says."""
+    """ExecSyncResponse."""
     return pb.ExecSyncResponse(stdout=value.stdout, stderr=value.stderr, exit_code=value.exit_code)
 
 
@@ -240,7 +240,7 @@ def _count(value: int) -> pb.UInt64Value:
 
 def image(value: Image) -> pb.Image:
     """An entry of ListImages."""
-    user = value.config.user.partition(":")[0]
+    user = value.config.user.partition(":")[0]  # USER[:GROUP]; the kubelet checks runAsNonRoot by it
     described = pb.Image(
         id=value.id,
         repo_tags=value.tags,
@@ -256,7 +256,7 @@ def image(value: Image) -> pb.Image:
 
 
 def filesystem(value: FilesystemUsage) -> pb.FilesystemUsage:
-    """A store's use of its filesystem."""
+    """FilesystemUsage."""
     return pb.FilesystemUsage(
         timestamp=value.timestamp,
         fs_id=pb.FilesystemIdentifier(mountpoint=value.mountpoint),
@@ -266,5 +266,5 @@ def filesystem(value: FilesystemUsage) -> pb.FilesystemUsage:
 
 
 def condition(value: Condition) -> pb.RuntimeCondition:
-    """One of the runtime's conditions."""
+    """RuntimeCondition."""
     return pb.RuntimeCondition(type=value.type, status=value.met, reason=value.reason, message=value.message)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From statistics, metrics and events to the CRI's messages. What is not known is left out, not sent as 0."""
+"""Translates statistics, metrics and events into CRI messages. Unknown values are unset, not 0."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def container_stats(value: ContainerUsage) -> pb.ContainerStats:
 
 
 def pod_stats(value: PodUsage) -> pb.PodSandboxStats:
-    """An entry of ListPodSandboxStats; a pod that does not run has only its attributes."""
+    """An entry of ListPodSandboxStats; without usage it has only the pod's attributes."""
     sandbox, usage = value.sandbox, value.usage
     attributes = pb.PodSandboxAttributes(
         id=sandbox.id,

@@ -18,7 +18,6 @@ from pvecri.cri.monitoring_calls import MonitoringCalls
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.cri.streaming_calls import StreamingCalls
 from pvecri.images.manager import ImageManager
-from pvecri.model import Sandbox
 from pvecri.pods import user_namespaces
 from pvecri.pods.manager import PodManager
 from pvecri.streaming.server import StreamingServer
@@ -28,11 +27,11 @@ log = logging.getLogger(__name__)
 RUNTIME_NAME = "pvecri"
 CRI_VERSION = "v1"
 KUBELET_VERSION = "0.1.0"
-"""What VersionResponse.version has carried in every runtime since the CRI began."""
+"""VersionResponse.version: the kubelet runtime API version, constant in CRI-O and containerd too."""
 
 
-class RuntimeService(ListCalls, MonitoringCalls):
-    """Answers reads from memory; hands everything else to the Pod Manager."""
+class RuntimeService(ListCalls, MonitoringCalls, StreamingCalls):
+    """Answers queries from memory; the Pod Manager carries out everything else."""
 
     def __init__(
         self,
@@ -43,9 +42,9 @@ class RuntimeService(ListCalls, MonitoringCalls):
     ) -> None:
         ListCalls.__init__(self, pods)
         MonitoringCalls.__init__(self, pods)
+        StreamingCalls.__init__(self, pods, streaming)
         self._config = config
         self._images = images
-        self._streaming = StreamingCalls(pods, streaming)
 
     # -- the runtime ------------------------------------------------------------------------------------------
 
@@ -59,7 +58,7 @@ class RuntimeService(ListCalls, MonitoringCalls):
         )
 
     async def status(self, request: pb.StatusRequest) -> pb.StatusResponse:
-        """Status: RuntimeReady needs Proxmox and the image store; each part has a condition of its own too."""
+        """Status: RuntimeReady depends on Proxmox and the image store, which have conditions of their own too."""
         conditions = [responses.condition(each) for each in await self._pods.conditions()]
         response = pb.StatusResponse(
             status=pb.RuntimeStatus(conditions=conditions),
@@ -94,15 +93,15 @@ class RuntimeService(ListCalls, MonitoringCalls):
         }
 
     async def runtime_config(self, _: pb.RuntimeConfigRequest) -> pb.RuntimeConfigResponse:
-        """RuntimeConfig: cgroups are made by Proxmox and pvecri, never through systemd's slices."""
+        """RuntimeConfig: Proxmox and pvecri create cgroups themselves, not as systemd slices."""
         return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=pb.CGROUPFS))
 
     async def update_runtime_config(
         self, request: pb.UpdateRuntimeConfigRequest
     ) -> pb.UpdateRuntimeConfigResponse:
-        """UpdateRuntimeConfig: addresses are the CNI configuration's affair, so the pod CIDR is only logged."""
+        """UpdateRuntimeConfig: the CNI configuration determines pod addresses, so the pod CIDR is only logged."""
         if cidr := request.runtime_config.network_config.pod_cidr:
-            log.info("the kubelet's pod CIDR is %s; pods get what the CNI configuration says", cidr)
+            log.info("the kubelet's pod CIDR is %s; pods get addresses by the CNI configuration", cidr)
         return pb.UpdateRuntimeConfigResponse()
 
     # -- pod sandboxes ----------------------------------------------------------------------------------------
@@ -110,7 +109,7 @@ class RuntimeService(ListCalls, MonitoringCalls):
     async def run_pod_sandbox(self, request: pb.RunPodSandboxRequest) -> pb.RunPodSandboxResponse:
         """RunPodSandbox."""
         config = requests.sandbox_config(request.config)
-        if self._ignores(config.security.selinux_label, config.metadata.name):
+        if self._ignores_selinux(config.security.selinux_label, config.metadata.name):
             config = replace(config, security=replace(config.security, selinux_label=""))
         return pb.RunPodSandboxResponse(
             pod_sandbox_id=await self._pods.sandbox_runner.run(config, request.runtime_handler)
@@ -127,8 +126,8 @@ class RuntimeService(ListCalls, MonitoringCalls):
         return pb.RemovePodSandboxResponse()
 
     async def pod_sandbox_status(self, request: pb.PodSandboxStatusRequest) -> pb.PodSandboxStatusResponse:
-        """PodSandboxStatus; verbose adds the VMID by which Proxmox knows the pod, and the CT's config."""
-        sandbox = self._pods.sandbox(given("pod_sandbox_id", request.pod_sandbox_id))
+        """PodSandboxStatus; verbose adds the CT's VMID and its config in Proxmox."""
+        sandbox = self._pods.registry.pod(given("pod_sandbox_id", request.pod_sandbox_id)).value
         response = pb.PodSandboxStatusResponse(status=responses.sandbox_status(sandbox))
         if request.verbose:
             response.info["info"] = json.dumps(
@@ -160,15 +159,15 @@ class RuntimeService(ListCalls, MonitoringCalls):
         """CreateContainer."""
         pod = self._pods.registry.ready_pod(given("pod_sandbox_id", request.pod_sandbox_id))
         config = requests.container_config(request.config)
-        if self._ignores(config.security.selinux_label, config.metadata.name):
+        if self._ignores_selinux(config.security.selinux_label, config.metadata.name):
             config = replace(config, security=replace(config.security, selinux_label=""))
         return pb.CreateContainerResponse(container_id=await self._pods.container_creator.create(pod, config))
 
-    def _ignores(self, selinux_label: str, name: str) -> bool:
-        """Whether to drop a label that cannot be applied; the log tells of it."""
+    def _ignores_selinux(self, selinux_label: str, name: str) -> bool:
+        """Whether to drop an SELinux label, with a log message (decision 0054)."""
         if not selinux_label or not self._config.runtime.ignore_selinux_options:
             return False
-        log.info("%s: the SELinux options %s are ignored: Proxmox VE has AppArmor", name, selinux_label)
+        log.info("%s: ignoring the SELinux options %s: Proxmox VE has AppArmor", name, selinux_label)
         return True
 
     async def start_container(self, request: pb.StartContainerRequest) -> pb.StartContainerResponse:
@@ -188,10 +187,10 @@ class RuntimeService(ListCalls, MonitoringCalls):
 
     async def container_status(self, request: pb.ContainerStatusRequest) -> pb.ContainerStatusResponse:
         """ContainerStatus; verbose adds the pod, its VMID and the OCI spec."""
-        container = self._pods.container(given("container_id", request.container_id))
+        container = self._pods.registry.container(given("container_id", request.container_id)).value
         response = pb.ContainerStatusResponse(status=responses.container_status(container))
         if request.verbose:
-            sandbox: Sandbox = self._pods.sandbox_of(container)
+            sandbox = self._pods.registry.pod(container.sandbox_id).value
             response.info["info"] = json.dumps(
                 {
                     "sandboxID": sandbox.id,
@@ -226,17 +225,3 @@ class RuntimeService(ListCalls, MonitoringCalls):
         """ReopenContainerLog."""
         await self._pods.container_exec.reopen_log(given("container_id", request.container_id))
         return pb.ReopenContainerLogResponse()
-
-    # -- streaming --------------------------------------------------------------------------------------------
-
-    async def exec(self, request: pb.ExecRequest) -> pb.ExecResponse:
-        """Exec."""
-        return self._streaming.exec(request)
-
-    async def attach(self, request: pb.AttachRequest) -> pb.AttachResponse:
-        """Attach."""
-        return self._streaming.attach(request)
-
-    async def port_forward(self, request: pb.PortForwardRequest) -> pb.PortForwardResponse:
-        """PortForward."""
-        return self._streaming.port_forward(request)

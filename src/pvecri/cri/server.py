@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gRPC server: the CRI's two services on a unix socket.
 
-The calls are read off the interface's own description (cri.proto), so that each one is answered: by the service's
-method of its name, or with UNIMPLEMENTED and its name.
+Handlers are generated from the descriptors of cri.proto (decision 0005): each call is dispatched to the service's
+method of that name, or answered with UNIMPLEMENTED.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MESSAGE_MAX = 64 << 20
-"""Bytes: two full streams of ExecSync fit."""
+"""Bytes; room for both output streams of ExecSync, 16 MiB each."""
 
 _OPTIONS = (
     ("grpc.max_send_message_length", MESSAGE_MAX),
@@ -46,7 +46,7 @@ class CriServer:
     """Serves between `start` and `close`."""
 
     def __init__(self, path: Path, runtime_service: object, image_service: object) -> None:
-        """`path` is the socket's; it is made with mode 0600."""
+        """`path` is the socket, which is created with mode 0600."""
         self._path = path
         self._server = grpc.aio.server(options=_OPTIONS)
         services = cri_pb2.DESCRIPTOR.services_by_name
@@ -58,21 +58,21 @@ class CriServer:
         )
 
     async def start(self) -> None:
-        """Listen. ConfigError when another process listens there already."""
+        """Listen. ConfigError if another process listens on the socket."""
         self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         if not await takeover.remove_socket(self._path):
             raise ConfigError(f"runtime.socket: another process listens on {self._path}")
         self._server.add_insecure_port(f"unix:{self._path}")
         await self._server.start()
-        self._path.chmod(0o600)
+        self._path.chmod(0o600)  # gRPC creates it by the umask
 
     async def close(self, grace: float = 5.0) -> None:
-        """Take no new calls, give those under way `grace` seconds, and remove the socket."""
+        """Refuse new calls, wait `grace` seconds for running ones, and remove the socket."""
         await self._server.stop(grace)
         self._path.unlink(missing_ok=True)
 
     async def wait(self) -> None:
-        """Until closed."""
+        """Wait until closed."""
         await self._server.wait_for_termination()
 
 
@@ -120,7 +120,8 @@ def _streaming(name: str, call: Any) -> Callable[[Message, Context], AsyncIterat
         try:
             with _measured(name):
                 async with aclosing(_known(name, call)(request)) as messages:
-                    await context.send_initial_metadata(())  # tells the client that, say, its subscription began
+                    # Without it a client of GetContainerEvents cannot know when its subscription has begun.
+                    await context.send_initial_metadata(())
                     async for message in messages:
                         yield message
         except BaseException as error:

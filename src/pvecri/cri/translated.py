@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages that are asked for again and again, made once for each value.
-
-The kubelet lists all pods and containers every second or so, and few of them have changed.
-"""
+"""A cache of protobuf messages: the kubelet lists all pods and containers every second, and few have changed."""
 
 from __future__ import annotations
 
@@ -11,11 +8,11 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Identified(Protocol):
-    """A value that stands for a thing with an id; a change of the thing makes a new value."""
+    """An immutable value of an object with an id; a change of the object makes a new value."""
 
     @property
     def id(self) -> str:
-        """The thing's id."""
+        """The object's id."""
         ...
 
 
@@ -23,18 +20,18 @@ V = TypeVar("V", bound=Identified)
 M = TypeVar("M")
 
 SLACK = 256
-"""How many messages of things that are gone may be kept before they are looked for."""
+"""Messages of removed objects that may stay in the cache before it is cleared."""
 
 
 class Translated(Generic[V, M]):
-    """Keeps the message that `make` made of a value for as long as the thing has that value."""
+    """Caches the message that `make` builds from a value for as long as the object has that value."""
 
     def __init__(self, make: Callable[[V], M]) -> None:
         self._make = make
         self._made: dict[str, tuple[V, M]] = {}
 
     def messages(self, values: Iterable[V], *, alive: int) -> list[M]:
-        """The values' messages, not to be changed; `alive` is how many things there are."""
+        """The values' messages, which callers must not change; `alive` is the number of objects that exist."""
         if len(self._made) > alive + SLACK:
             self._made.clear()
         return [self._message(value) for value in values]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods, containers and images as plain values: what the components say to each other.
+"""Pods, containers and images as immutable values, which all components use.
 
-The vocabulary is the CRI's, without protobuf: `cri/` translates at the border. All values are frozen; a change
-makes a new value (`msgspec.structs.replace`). Sizes are bytes and times nanoseconds since the epoch unless the
-name says otherwise. The store writes them as JSON, so a field that is added needs a default.
+The names are the CRI's; `cri/` translates from and to protobuf. A change makes a new value
+(`msgspec.structs.replace`, decision 0004). Sizes are bytes and times nanoseconds since the epoch unless the name
+has another unit. The store writes values as JSON, so a new field needs a default.
 """
 
 from pvecri.model.base import ContainerId, ImageId, SandboxId, Value, Vmid

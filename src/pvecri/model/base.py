@@ -12,10 +12,10 @@ SandboxId = NewType("SandboxId", str)
 ContainerId = NewType("ContainerId", str)
 """64 lower-case hex digits."""
 ImageId = NewType("ImageId", str)
-"""`sha256:` and 64 hex digits: the digest of the image's config, as CRI clients know image ids."""
+"""`sha256:` and 64 hex digits: the digest of the image's config, the image id of CRI clients."""
 Vmid = NewType("Vmid", int)
-"""A Proxmox guest's number, unique in the cluster: 100 to 999999999."""
+"""The id of a Proxmox guest, unique in the cluster: 100 to 999999999."""
 
 
 class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The base of every value here."""
+    """The base of all values."""

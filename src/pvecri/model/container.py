@@ -12,14 +12,14 @@ from pvecri.model.security import ContainerSecurity
 
 
 class ContainerMetadata(Value, frozen=True):
-    """The container's name within its pod, and which try this is."""
+    """CRI ContainerMetadata; both together are unique in the pod."""
 
     name: str
     attempt: int = 0
 
 
 class Propagation(Enum):
-    """Mount propagation, by the names that mount(8) and the OCI spec give it."""
+    """CRI MountPropagation, by the names of mount(8) and the OCI spec."""
 
     PRIVATE = "rprivate"
     HOST_TO_CONTAINER = "rslave"
@@ -27,9 +27,9 @@ class Propagation(Enum):
 
 
 class Mount(Value, frozen=True):
-    """A directory or file of the node, or an image's content, at `container_path`.
+    """CRI Mount: a directory or file of the node, or an image's content, at `container_path`.
 
-    `image_ref` is the id of the image that `image` meant when the container was made.
+    `image_ref` is the id that `image` resolved to when the container was created.
     """
 
     container_path: str
@@ -46,7 +46,7 @@ class Mount(Value, frozen=True):
 
 
 class Device(Value, frozen=True):
-    """A device node of the node; `permissions` of the letters r, w and m."""
+    """CRI Device; `permissions` has the letters r, w and m."""
 
     container_path: str
     host_path: str
@@ -87,7 +87,7 @@ class ContainerState(Enum):
 
 
 class ContainerUser(Value, frozen=True):
-    """Who the container's first process runs as, inside the container."""
+    """The user of the container's first process, by IDs inside its user namespace."""
 
     uid: int = 0
     gid: int = 0
@@ -95,10 +95,10 @@ class ContainerUser(Value, frozen=True):
 
 
 class Container(Value, frozen=True):
-    """A container in the store. Times are 0 until they are; `log_path` is absolute, or empty for no log.
+    """A container in the store. Times are 0 if unset; `log_path` is absolute, or empty for no log.
 
-    `image_reference` is the tag or digest that the image is known by; `user_specified_image` stands in `config`.
-    `added_sources` are what the bind mounts show that NRI plugins added to a container in a user namespace.
+    `image_reference` is a digest or tag of the image. `added_sources` are the sources of bind mounts that NRI
+    plugins added to a container in a user namespace.
     """
 
     id: ContainerId
@@ -120,5 +120,5 @@ class Container(Value, frozen=True):
 
     @property
     def name(self) -> str:
-        """The name that no two containers of one sandbox share."""
+        """NAME_ATTEMPT, unique in the sandbox."""
         return f"{self.config.metadata.name}_{self.config.metadata.attempt}"

@@ -7,7 +7,7 @@ from pvecri.model.base import ImageId, Value
 
 
 class ImageConfig(Value, frozen=True):
-    """What an image says of how to run it (OCI image-spec, config.md, the `config` object)."""
+    """The `config` object of an image's config (OCI image-spec, config.md)."""
 
     user: str = ""
     env: tuple[str, ...] = ()
@@ -24,7 +24,7 @@ class Image(Value, frozen=True):
 
     `tags` and `digests` are full references (`docker.io/library/busybox:1.36`,
     `docker.io/library/busybox@sha256:…`); `diff_ids` are its layers' content digests, lowest first;
-    `size` is the bytes of the compressed layers and the config, as CRI clients expect it.
+    `size` is the bytes of the compressed layers and the config, the CRI's definition.
     """
 
     id: ImageId
@@ -37,7 +37,7 @@ class Image(Value, frozen=True):
 
 
 class RegistryAuth(Value, frozen=True):
-    """Credentials for one pull (CRI AuthConfig); `repr` shows none of them."""
+    """Credentials for one pull (CRI AuthConfig); `repr` hides them."""
 
     username: str = ""
     password: str = ""
@@ -51,7 +51,7 @@ class RegistryAuth(Value, frozen=True):
 
 
 class FilesystemUsage(Value, frozen=True):
-    """What a store uses of the filesystem that `mountpoint` lies on."""
+    """CRI FilesystemUsage: usage of the filesystem that contains `mountpoint`."""
 
     mountpoint: str
     used_bytes: int

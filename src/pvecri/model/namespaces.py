@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose namespaces a pod or container uses."""
+"""The namespaces of pods and containers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pvecri.model.base import Value
 
 
 class NamespaceMode(Enum):
-    """Whose namespace a container uses (CRI NamespaceMode)."""
+    """The owner of a container's namespace (CRI NamespaceMode)."""
 
     POD = "pod"
     CONTAINER = "container"
@@ -18,21 +18,21 @@ class NamespaceMode(Enum):
 
 
 class IdMapping(Value, frozen=True):
-    """`length` ids from `container_id` inside the user namespace are `host_id`… outside."""
+    """CRI IDMapping: `length` IDs from `container_id` inside the user namespace are `host_id`… outside."""
 
     container_id: int
     host_id: int
     length: int
 
     def has(self, inside: int) -> bool:
-        """Whether it maps this ID of the user namespace."""
+        """Whether it maps the ID `inside` the user namespace."""
         return self.container_id <= inside < self.container_id + self.length
 
 
 class UserNamespace(Value, frozen=True):
-    """CRI UserNamespace as a client sends it. What a pod gets is UserNamespaceDecision.
+    """CRI UserNamespace of a request; the pod's user namespace is a UserNamespaceDecision.
 
-    A kubelet sends POD with mappings for `hostUsers: false`, and NODE without for every other pod.
+    A kubelet sends POD with mappings for `hostUsers: false`, and NODE without mappings for every other pod.
     """
 
     mode: NamespaceMode = NamespaceMode.NODE
@@ -41,7 +41,7 @@ class UserNamespace(Value, frozen=True):
 
 
 class NamespaceOptions(Value, frozen=True):
-    """CRI NamespaceOption. `target_id` is a container id when `pid` is TARGET."""
+    """CRI NamespaceOption. `target_id` is a container id if `pid` is TARGET."""
 
     network: NamespaceMode = NamespaceMode.POD
     pid: NamespaceMode = NamespaceMode.POD
@@ -56,10 +56,10 @@ class NamespaceOptions(Value, frozen=True):
 
 
 class UserNamespaceKind(Enum):
-    """Whose user namespace the containers of a pod run in.
+    """The owner of the user namespace in which a pod's containers run.
 
-    CT: the one of an unprivileged CT, whose ID range Proxmox gives to all of them. POD: one made for the pod
-    alone, in a privileged CT that holds nothing but its init. NODE: the node's, root is root.
+    CT: an unprivileged CT; Proxmox maps all of them to the same host IDs. POD: a pause container in a privileged
+    CT, with host IDs of the pod's own. NODE: the node; root is root.
     """
 
     CT = "ct"
@@ -68,7 +68,7 @@ class UserNamespaceKind(Enum):
 
 
 class UserNamespaceReason(Enum):
-    """Why a pod is in the user namespace that it is in."""
+    """The rule that decided on a pod's user namespace."""
 
     DEFAULT = "default"
     PER_POD = "per-pod"
@@ -86,10 +86,10 @@ class UserNamespaceReason(Enum):
 
 
 class UserNamespaceDecision(Value, frozen=True):
-    """Which user namespace a pod gets, and why (pods/user_namespaces.py).
+    """A pod's user namespace, and why (pods/user_namespaces.py).
 
-    `detail` is for people: what in the request, the node or the configuration led to it. `mappings` are those of
-    the kubelet's choice; of kind POD without them pvecri chooses, with an extent for each of `extra_ids`.
+    `detail` is for people: the field, volume or setting that decided. `mappings` are those of the request; for
+    kind POD without them pvecri allocates host IDs, with extents for `extra_ids`.
     """
 
     kind: UserNamespaceKind = UserNamespaceKind.CT

@@ -9,7 +9,7 @@ from pvecri.model.base import Value
 
 
 class HugepageLimit(Value, frozen=True):
-    """`page_size` as the kernel names it, such as `2MB`; `limit` in bytes."""
+    """CRI HugepageLimit: `page_size` is the kernel's name, such as `2MB`; `limit` is bytes."""
 
     page_size: str
     limit: int
@@ -19,7 +19,7 @@ class Resources(Value, frozen=True):
     """CRI LinuxContainerResources; 0 or empty is unset.
 
     `cpu_period` and `cpu_quota` are microseconds; `cpu_shares` are cgroup v1 shares (2 to 262144). The last four
-    are not the CRI's: NRI plugins ask for them. A `pids_limit` of -1 is none.
+    are not the CRI's; NRI plugins set them. A `pids_limit` of -1 is unlimited.
     """
 
     cpu_period: int = 0
@@ -38,10 +38,10 @@ class Resources(Value, frozen=True):
     pids_limit: int = 0
 
     def updated(self, changes: Resources) -> Resources:
-        """These, with what `changes` says in their place; what it does not say stays."""
-        said = {
+        """These, with the values that are set in `changes`."""
+        values = {
             name: value
             for name in self.__struct_fields__
             if (value := getattr(changes, name)) != getattr(Resources(), name)
         }
-        return msgspec.structs.replace(self, **said)
+        return msgspec.structs.replace(self, **values)

@@ -12,7 +12,7 @@ from pvecri.model.security import SandboxSecurity
 
 
 class SandboxMetadata(Value, frozen=True):
-    """What the kubelet calls the pod; the four together are unique among the sandboxes."""
+    """CRI PodSandboxMetadata; the four together are unique."""
 
     name: str
     namespace: str
@@ -21,7 +21,7 @@ class SandboxMetadata(Value, frozen=True):
 
 
 class Protocol(Enum):
-    """The transport protocol of a port mapping."""
+    """CRI Protocol."""
 
     TCP = "tcp"
     UDP = "udp"
@@ -29,7 +29,7 @@ class Protocol(Enum):
 
 
 class PortMapping(Value, frozen=True):
-    """Traffic to `host_ip`:`host_port` of the node goes to `container_port` of the pod."""
+    """CRI PortMapping: `host_ip`:`host_port` of the node is forwarded to `container_port` of the pod."""
 
     protocol: Protocol
     container_port: int
@@ -38,7 +38,7 @@ class PortMapping(Value, frozen=True):
 
 
 class DnsConfig(Value, frozen=True):
-    """What the pod's resolv.conf says."""
+    """CRI DNSConfig, for the pod's resolv.conf."""
 
     servers: tuple[str, ...] = ()
     searches: tuple[str, ...] = ()
@@ -46,7 +46,7 @@ class DnsConfig(Value, frozen=True):
 
 
 class FirewallRule(Value, frozen=True):
-    """A rule of Proxmox's firewall: `direction` in, out or group; `options` by the names of Proxmox's API."""
+    """A Proxmox firewall rule: `direction` is in, out or group; `options` have the names of Proxmox's API."""
 
     direction: str
     action: str
@@ -54,18 +54,18 @@ class FirewallRule(Value, frozen=True):
 
 
 class Firewall(Value, frozen=True):
-    """Proxmox's firewall for a pod: options by the names of its API, and rules, of which the first match holds."""
+    """A pod's Proxmox firewall: options by the names of Proxmox's API, and rules; the first match decides."""
 
     options: dict[str, str] = {}
     rules: tuple[FirewallRule, ...] = ()
 
 
 class ProxmoxInterface(Value, frozen=True):
-    """A network interface that Proxmox makes for the pod's CT (`netN`).
+    """A network interface that Proxmox creates for the pod's CT (`netN`).
 
-    `tag` 0 is no VLAN; `rate` is megabytes a second, 0 for no limit; `mtu` 0 is the bridge's. `ip` is empty,
-    `dhcp` or an address with prefix length; `ip6` empty, `auto` or one. `beside_cni` says that the pod is on the
-    CNI network too. A `firewall` of None leaves Proxmox's off.
+    `tag` is the VLAN, 0 for none; `rate` is megabytes per second, 0 for no limit; `mtu` 0 is the bridge's. `ip` is
+    empty, `dhcp` or an address with prefix length; `ip6` is empty, `auto` or an address. With `beside_cni` the pod
+    is attached to the CNI network too. Without `firewall` Proxmox's is off.
     """
 
     bridge: str
@@ -82,7 +82,7 @@ class ProxmoxInterface(Value, frozen=True):
 
     @property
     def name(self) -> str:
-        """Its name inside the pod: the first interface's, or the second's beside CNI's."""
+        """Its name inside the pod; CNI's interface is eth0."""
         return "eth1" if self.beside_cni else "eth0"
 
 
@@ -104,16 +104,16 @@ class SandboxConfig(Value, frozen=True):
 
 
 class SandboxState(Enum):
-    """What clients see; a sandbox being made or removed is not seen at all."""
+    """CRI PodSandboxState."""
 
     READY = "ready"
     NOTREADY = "notready"
 
 
 class SandboxPhase(Enum):
-    """Where a sandbox is in its life. Only READY and STOPPED ones are shown to clients.
+    """The lifecycle phase of a sandbox. Clients do not see one that is CREATING.
 
-    CREATING and REMOVING are intents: a daemon that finds one at its start finishes the undoing.
+    After a restart of the daemon, sandboxes in CREATING and REMOVING are removed.
     """
 
     CREATING = "creating"
@@ -123,11 +123,12 @@ class SandboxPhase(Enum):
 
 
 class Sandbox(Value, frozen=True):
-    """A pod sandbox in the store. `vmid` is 0 until one is allocated; `ct_made` is whether its CT's
-    init has been seen to run, `tagged` whether it has its tags.
+    """A pod sandbox in the store.
 
-    `mappings` are those of the pod's user namespace, empty when that is the node's. `missing_ids` are IDs that a
-    container needed and the user namespace lacks: the pod's next sandbox gets one that has them.
+    `vmid` is 0 without a CT. `ct_made` is set once the CT's init runs, `tagged` once its tags are set, `networked`
+    before CNI ADD until after DEL. `mappings` are those of the pod's user namespace, empty for the node's.
+    `missing_ids` are IDs that a container needed and the user namespace lacks: that of the pod's next sandbox has
+    them.
     """
 
     id: SandboxId
@@ -147,16 +148,17 @@ class Sandbox(Value, frozen=True):
 
     @property
     def name(self) -> str:
-        """The name that no two sandboxes share."""
+        """NAME_NAMESPACE_UID_ATTEMPT, unique among the sandboxes."""
         metadata = self.config.metadata
         return f"{metadata.name}_{metadata.namespace}_{metadata.uid}_{metadata.attempt}"
 
     @property
     def state(self) -> SandboxState:
-        """What clients see."""
+        """The state for CRI clients."""
         return SandboxState.READY if self.phase is SandboxPhase.READY else SandboxState.NOTREADY
 
     @property
     def root_uid(self) -> int:
-        """The host's uid of root inside the CT."""
+        """The host ID of root of the pod's user namespace."""
+        # 0 without mappings: in the node's user namespace root is root.
         return next((entry.host_id for entry in self.mappings if entry.container_id == 0), 0)

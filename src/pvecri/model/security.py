@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What confines a pod or container (CRI LinuxSandboxSecurityContext, LinuxContainerSecurityContext)."""
+"""Security contexts (CRI LinuxSandboxSecurityContext, LinuxContainerSecurityContext)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pvecri.model.namespaces import NamespaceOptions
 
 
 class ProfileKind(Enum):
-    """Where a seccomp or AppArmor profile comes from (CRI SecurityProfile.ProfileType)."""
+    """CRI SecurityProfile.ProfileType."""
 
     RUNTIME_DEFAULT = "runtime/default"
     UNCONFINED = "unconfined"
@@ -18,14 +18,14 @@ class ProfileKind(Enum):
 
 
 class SecurityProfile(Value, frozen=True):
-    """A seccomp or AppArmor profile; `localhost_ref` is its path or name when the kind is LOCALHOST."""
+    """CRI SecurityProfile, for seccomp or AppArmor; `localhost_ref` is its path or name if LOCALHOST."""
 
     kind: ProfileKind = ProfileKind.RUNTIME_DEFAULT
     localhost_ref: str = ""
 
 
 class GroupsPolicy(Enum):
-    """Whether the image's /etc/group adds supplemental groups (MERGE) or not (STRICT)."""
+    """CRI SupplementalGroupsPolicy: the image's /etc/group adds groups (MERGE) or not (STRICT)."""
 
     MERGE = "merge"
     STRICT = "strict"
@@ -47,7 +47,7 @@ class SandboxSecurity(Value, frozen=True):
 
 
 class Capabilities(Value, frozen=True):
-    """Capability names without `CAP_`, upper case; `ALL` stands for every one."""
+    """CRI Capability: names in upper case without `CAP_`; `ALL` means all."""
 
     add: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The addresses of an interface that Proxmox has made: its CT is `unmanaged`, so Proxmox sets none itself."""
+"""Addresses of a Proxmox interface: in a CT of ostype `unmanaged` Proxmox configures none itself."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ SIOCGIFADDR = 0x8915
 DHCP = "dhcp"
 AUTOMATIC = "auto"
 PAUSE = 0.1
-"""Seconds between looks for an address; the kernel tells only netlink's listeners, and this is seldom long."""
+"""Seconds between polls for an address: a netlink socket is not worth it for a wait this short."""
 
 
 def static_addresses(interface: ProxmoxInterface) -> tuple[str, ...]:
-    """The addresses that are known beforehand, with prefix length; IPv4 first. Pure."""
+    """The configured addresses, with prefix length; IPv4 first. Pure."""
     return tuple(each for each in (interface.ip, interface.ip6) if each and each not in (DHCP, AUTOMATIC))
 
 
 def commands(interface: ProxmoxInterface) -> list[str]:
-    """What ip(8) is to do, a line each, all of it repeatable. Pure.
+    """Input of `ip -batch`, idempotent. Pure.
 
-    `nodad`: a pod starts at once, and an address that waits for duplicate detection cannot be bound.
+    `nodad`: an address cannot be bound while duplicate address detection runs, and the pod starts at once.
     """
     lines = [f"link set dev {interface.name} up"]
     for address in static_addresses(interface):
@@ -43,15 +43,15 @@ def commands(interface: ProxmoxInterface) -> list[str]:
 
 
 async def configure(netns: Path, interface: ProxmoxInterface) -> None:
-    """Set an interface up with its fixed addresses and default routes. Idempotent.
+    """Set an interface up with its static addresses and default routes. Idempotent.
 
-    CommandError with ip(8)'s own words: an interface that is not there, a route that the kernel refuses.
+    CommandError with ip(8)'s message.
     """
     await _run(netns, interface, commands(interface))
 
 
 async def move(netns: Path, interface: ProxmoxInterface, pid: int) -> None:
-    """Move an interface from a network namespace to that of process `pid`. CommandError with ip(8)'s own words."""
+    """Move an interface from a network namespace to that of process `pid`. CommandError with ip(8)'s message."""
     await _run(netns, interface, [f"link set dev {interface.name} netns {pid}"])
 
 
@@ -62,15 +62,15 @@ async def _run(netns: Path, interface: ProxmoxInterface, lines: list[str]) -> No
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    said, _ = await process.communicate("".join(f"{line}\n" for line in lines).encode())
+    output, _ = await process.communicate("".join(f"{line}\n" for line in lines).encode())
     if process.returncode:
-        raise CommandError(f"ip for {interface.name} on {interface.bridge}", process.returncode, said.decode())
+        raise CommandError(f"ip for {interface.name} on {interface.bridge}", process.returncode, output.decode())
 
 
 async def wait_for_dhcp(netns: Path, interface: ProxmoxInterface, timeout: float) -> str:
-    """The IPv4 address that the node's DHCP client has given the interface, without its prefix length.
+    """The IPv4 address that the node's DHCP client sets on the interface, without its prefix length.
 
-    DeadlineExceeded after `timeout` seconds, NotFound when the namespace is gone.
+    DeadlineExceeded after `timeout` seconds, NotFound if the namespace does not exist.
     """
     try:
         control = await asyncio.to_thread(namespaces.run_inside, [netns], _socket)
@@ -84,13 +84,13 @@ async def wait_for_dhcp(netns: Path, interface: ProxmoxInterface, timeout: float
         except TimeoutError as error:
             raise DeadlineExceeded(
                 f"DHCP on bridge {interface.bridge} gave {interface.name} no address within {timeout:g} s "
-                "(network.plugin_timeout); Proxmox VE runs the client from version 9.1 on"
+                "(network.plugin_timeout); Proxmox VE runs the client since version 9.1"
             ) from error
     return address
 
 
 def _socket() -> socket.socket:
-    """A socket stays in the namespace that it was made in."""
+    # A socket stays in the network namespace that it was created in.
     return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
 
@@ -102,4 +102,5 @@ def _address(control: socket.socket, name: str) -> str | None:
         if error.errno != errno.EADDRNOTAVAIL:
             raise
         return None
+    # struct ifreq: 16 bytes of name, then struct sockaddr_in with the address at offset 4.
     return str(ipaddress.IPv4Address(answer[20:24]))

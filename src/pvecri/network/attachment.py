@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pod's attachment to the network, and its record on disk.
+"""A pod's attachment to the CNI network, and its record on disk (decision 0023).
 
-The record is written before the first plugin runs and completed after the last. So DEL uses the configuration
-that ADD used, whatever has become of the file since, and an ADD that a crash cut short can be undone.
+The record is written before the first plugin runs and completed after the last. So DEL uses the configuration that
+ADD used, although the file may have changed, and an ADD that a crash interrupted can be undone.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pvecri.network.conflist import Network, PluginOptions
 log = logging.getLogger(__name__)
 
 INTERFACE = "eth0"
-"""The pod's interface, by the name that kubelet and its users expect."""
+"""CNI_IFNAME: the name that the kubelet expects of a pod's default interface."""
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):
-    """What every plugin of the chain is told (CNI specification, section 2, Parameters).
+    """The parameters for every plugin of the chain (CNI specification, section 2, Parameters).
 
-    `netns` is empty when the namespace is gone; `result` is empty until ADD has succeeded.
+    `netns` is empty if the namespace does not exist any more; `result` is empty until ADD has succeeded.
     """
 
     sandbox_id: SandboxId
@@ -52,17 +52,17 @@ class _Record(msgspec.Struct, rename="camel"):
 
 
 class AttachmentStore:
-    """network.cache_dir: a file for each sandbox that is attached, or was being attached."""
+    """network.cache_dir: one file for each sandbox that is attached or being attached."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def prepare(self) -> None:
-        """Make the directory."""
+        """Create the directory. Idempotent."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def write(self, attachment: Attachment) -> None:
-        """Record an attachment, in one step."""
+        """Write the record, atomically."""
         record = _Record(
             sandbox_id=attachment.sandbox_id,
             netns=attachment.netns,
@@ -79,7 +79,7 @@ class AttachmentStore:
         draft.replace(path)
 
     def read(self, sandbox_id: SandboxId) -> Attachment | None:
-        """The record of a sandbox; None when there is none, or none that can be read."""
+        """The record of a sandbox; None if it does not exist or is not valid."""
         try:
             record = msgspec.json.decode(self._path(sandbox_id).read_bytes(), type=_Record)
             network = conflist.parse(bytes(record.config), record.config_path)
@@ -99,11 +99,11 @@ class AttachmentStore:
         )
 
     def remove(self, sandbox_id: SandboxId) -> None:
-        """Forget a sandbox. Idempotent."""
+        """Delete the record. Idempotent."""
         self._path(sandbox_id).unlink(missing_ok=True)
 
     def sandboxes(self) -> list[SandboxId]:
-        """The sandboxes that there are records of."""
+        """The sandboxes with a record."""
         return sorted(SandboxId(path.stem) for path in self._directory.glob("*.json"))
 
     def _path(self, sandbox_id: SandboxId) -> Path:

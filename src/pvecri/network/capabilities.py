@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a pod's sandbox says that CNI plugins want to know: capability arguments and CNI_ARGS.
+"""Capability arguments and CNI_ARGS, from a pod's sandbox configuration.
 
-A plugin gets only the arguments of the capabilities that its configuration names (CNI conventions,
+A plugin gets only the arguments of the capabilities that its configuration enables (CNI conventions,
 "Dynamic Plugin specific fields").
 """
 
@@ -23,7 +23,7 @@ MAC_ANNOTATION = "network.pvecri.io/mac"
 ALIASES_ANNOTATION = "network.pvecri.io/aliases"
 
 BURST_BITS = 0xFFFF_FFFF
-"""As large as the bandwidth plugin takes: kubelet's annotations name a rate and no burst."""
+"""The bandwidth plugin's maximum: Kubernetes' annotations have a rate and no burst."""
 
 RATE_MIN, RATE_MAX = 1000, 10**15
 """Bits a second that are taken, 1k to 1P: Kubernetes' own limits (pkg/util/bandwidth)."""
@@ -43,7 +43,7 @@ _MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}", re.ASCII)
 
 
 def capability_arguments(sandbox: SandboxConfig) -> PluginOptions:
-    """All capability arguments of the pod, by capability; those that say nothing are left out.
+    """The pod's capability arguments, by capability; empty ones are left out.
 
     InvalidArgument names the annotation that cannot be read. So this is for a pod of which nothing has been made.
     """
@@ -57,7 +57,7 @@ def capability_arguments(sandbox: SandboxConfig) -> PluginOptions:
 
 
 def checked_arguments(sandbox: SandboxConfig) -> PluginOptions:
-    """Those of the capability arguments that are values already, and none that is written in an annotation."""
+    """The capability arguments that are not parsed from annotations."""
     arguments: PluginOptions = {
         "portMappings": [_port(port) for port in sandbox.port_mappings if port.host_port > 0],
         "dns": _dns(sandbox),
@@ -67,12 +67,12 @@ def checked_arguments(sandbox: SandboxConfig) -> PluginOptions:
 
 
 def runtime_config(plugin: Plugin, arguments: PluginOptions) -> PluginOptions:
-    """The part of the arguments that this plugin takes."""
+    """The arguments that this plugin accepts."""
     return {name: value for name, value in arguments.items() if plugin.can(name)}
 
 
 def check_names(metadata: SandboxMetadata) -> None:
-    """InvalidArgument when a name holds CNI_ARGS' separators: plugins would read arguments into it."""
+    """InvalidArgument if a name contains a separator of CNI_ARGS, by which it could add arguments."""
     for field in ("namespace", "name", "uid"):
         value = getattr(metadata, field)
         if not _is_plain(value):
@@ -80,9 +80,9 @@ def check_names(metadata: SandboxMetadata) -> None:
 
 
 def cni_args(sandbox_id: str, metadata: SandboxMetadata) -> str:
-    """CNI_ARGS: who the pod is, by the names that Kubernetes' runtimes use.
+    """CNI_ARGS, with the names that CRI-O and containerd use.
 
-    A name that `check_names` would refuse is left out.
+    A value that `check_names` would refuse is left out.
     """
     names = {
         "K8S_POD_NAMESPACE": metadata.namespace,
@@ -98,9 +98,9 @@ def _is_plain(name: str) -> bool:
 
 
 def parse_quantity(text: str) -> Decimal:
-    """A Kubernetes quantity such as `10M`, `1.5Gi` or `1e6`, exactly; ValueError when it is none.
+    """Parse a Kubernetes quantity such as `10M`, `1.5Gi` or `1e6`, exactly; ValueError.
 
-    It may be of any size: compare before it becomes an int.
+    It may be of any size: compare it before converting it to int.
     """
     match = _QUANTITY.fullmatch(text.strip())
     if match is None:
@@ -125,7 +125,7 @@ def _port(port: PortMapping) -> dict[str, object]:
 
 
 def _bandwidth(annotations: dict[str, str]) -> dict[str, int]:
-    """Bits a second, as the annotations and the plugin have them."""
+    """Rates and bursts in bits per second, the unit of both the annotations and the plugin."""
     limits: dict[str, int] = {}
     for direction, annotation in (("ingress", INGRESS_ANNOTATION), ("egress", EGRESS_ANNOTATION)):
         if text := annotations.get(annotation):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CNI network configurations: which one is the pods' network (CNI specification, section 1).
+"""CNI network configurations (CNI specification, section 1).
 
-The first valid file of the directory, by name, is the network, as with CRI-O and containerd. A file is a list of
-plugins (`.conflist`) or a single plugin (`.conf`, `.json`), which is the same as a list of one. The `.conf` files
-of a folder beside it that has the network's name add plugins to a list, unless it says `loadOnlyInlinedPlugins`.
+The first valid file of the directory, by name, is the pods' network, as in CRI-O and containerd. A file is a list
+of plugins (`.conflist`) or a single plugin (`.conf`, `.json`). The `.conf` files of a subdirectory with the
+network's name add plugins to a list, unless `loadOnlyInlinedPlugins` is set.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from pvecri.network.errors import NetworkNotReady
 
 SUFFIXES = (".conf", ".conflist", ".json")
 VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
-"""The versions of the specification that are spoken; older results have another shape."""
+"""The supported versions of the specification; results before 0.3.0 have a different structure."""
 
 PluginOptions = dict[str, object]
-"""A plugin's configuration as it stands in the file: its keys are the plugin's own affair."""
+"""A plugin's configuration; each plugin defines keys of its own."""
 
 
 class Plugin(msgspec.Struct, frozen=True, kw_only=True):
-    """One plugin of a network; `options` holds everything that the file says for it."""
+    """One plugin of a network; `options` is its whole object in the file."""
 
     type: str
     capabilities: dict[str, bool] = {}
     options: PluginOptions = {}
 
     def can(self, capability: str) -> bool:
-        """Whether the plugin takes this capability's arguments."""
+        """Whether the plugin accepts this capability's arguments."""
         return self.capabilities.get(capability, False)
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):
-    """A network configuration; `path` is the file that it came from."""
+    """A network configuration; `path` is its file."""
 
     name: str
     version: str
@@ -45,7 +45,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     path: str = ""
 
     def has_version(self, wanted: str) -> bool:
-        """Whether its version of the specification is `wanted` or later."""
+        """Whether its cniVersion is `wanted` or later."""
         return VERSIONS.index(self.version) >= VERSIONS.index(wanted)
 
 
@@ -68,12 +68,12 @@ class _Plugin(msgspec.Struct):
 
 
 def parse(text: bytes, path: str, folder: Path | None = None) -> Network:
-    """Read a configuration; ValueError says what is wrong with it, OSError that a part cannot be read.
+    """Parse a configuration; ValueError if it is invalid, OSError if a part cannot be read.
 
-    `folder` is where the folders of networks lie that add plugins to a list; None for a text that is complete.
+    `folder` contains the subdirectories that add plugins to lists; None if the text is complete.
     """
     try:
-        file = msgspec.json.decode(text, type=_File, strict=False)
+        file = msgspec.json.decode(text, type=_File, strict=False)  # libcni accepts strings for booleans too
         plugins = _plugin_options(file, text, folder)
         return Network(
             name=_checked_name(file.name),
@@ -88,7 +88,7 @@ def parse(text: bytes, path: str, folder: Path | None = None) -> Network:
 
 
 def to_json(network: Network) -> bytes:
-    """The network as a configuration file that `parse` reads, for the cache."""
+    """The network as a configuration that `parse` reads, for the cache."""
     file = {
         "cniVersion": network.version,
         "name": network.name,
@@ -100,7 +100,7 @@ def to_json(network: Network) -> bytes:
 
 
 class ConfigDirectory:
-    """network.conf_dir, read again when it has changed."""
+    """network.conf_dir, read again after a change."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -109,7 +109,7 @@ class ConfigDirectory:
         self._problem = ""
 
     def network(self) -> Network:
-        """The pods' network now. NetworkNotReady when there is none, with the reason for each file."""
+        """The pods' network. NetworkNotReady if no file is valid, with the error in each."""
         seen = self._fingerprint()
         if seen != self._seen:
             self._read([name for name, *_ in seen if "/" not in name])
@@ -119,7 +119,7 @@ class ConfigDirectory:
         return self._network
 
     def _fingerprint(self) -> tuple[tuple[str, int, int, int], ...]:
-        """What tells an edited, added or removed file; a stat each."""
+        """Changes with every edited, added or removed file; costs one stat a file."""
         try:
             paths = sorted(path for path in self._path.iterdir() if path.suffix in SUFFIXES)
             folded = sorted(self._path.glob("*/*.conf"))
@@ -144,7 +144,7 @@ class ConfigDirectory:
 
 
 def _plugin_options(file: _File, text: bytes, folder: Path | None) -> list[PluginOptions]:
-    """The plugins of a file, in order: the single one that it is, or those that it lists and then its folder's."""
+    """The plugins of a file, in order: its single one, or its list and then those of its subdirectory."""
     if file.plugins is None and file.type:
         return [msgspec.json.decode(text, type=PluginOptions)]
     plugins = list(file.plugins or [])
@@ -152,19 +152,19 @@ def _plugin_options(file: _File, text: bytes, folder: Path | None) -> list[Plugi
         paths = sorted((folder / _checked_name(file.name)).glob("*.conf"))
         plugins += [msgspec.json.decode(path.read_bytes(), type=PluginOptions) for path in paths]
     if not plugins:
-        raise msgspec.ValidationError("there is no plugin in it")
+        raise msgspec.ValidationError("it contains no plugin")
     return plugins
 
 
 def _plugin(options: PluginOptions) -> Plugin:
     known = msgspec.convert(options, _Plugin, strict=False)
     if not known.type or "/" in known.type:
-        raise msgspec.ValidationError(f"{known.type!r} is no plugin's name")
+        raise msgspec.ValidationError(f"{known.type!r} is not a valid plugin name")
     return Plugin(type=known.type, capabilities=known.capabilities, options=options)
 
 
 def _version(file: _File) -> str:
-    """The latest version that the file offers and we speak."""
+    """The latest version that the file offers and pvecri supports."""
     offered = [version for version in (file.cni_version, *file.cni_versions) if version in VERSIONS]
     if not offered:
         raise msgspec.ValidationError(f"cniVersion {file.cni_version} is not one of {', '.join(VERSIONS)}")
@@ -173,5 +173,5 @@ def _version(file: _File) -> str:
 
 def _checked_name(name: str) -> str:
     if not name or "/" in name or name in (".", ".."):
-        raise msgspec.ValidationError(f"{name!r} is no network's name")
+        raise msgspec.ValidationError(f"{name!r} is not a valid network name")
     return name

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong with CNI.
+"""Errors of the Network Manager.
 
 FailedPrecondition
-└── NetworkNotReady    there is no network to attach pods to
+└── NetworkNotReady    no valid CNI configuration
 InternalError
-└── PluginError        a plugin failed; carries its name, the command and its own code
+└── PluginError        a plugin failed; carries its name, the command and the error code
 """
 
 from __future__ import annotations
@@ -13,14 +13,11 @@ from pvecri.errors import FailedPrecondition, InternalError
 
 
 class NetworkNotReady(FailedPrecondition):
-    """No usable CNI configuration; the message says where it was looked for and what was wrong."""
+    """No valid CNI configuration; the message names the directory and the error in each file."""
 
 
 class PluginError(InternalError):
-    """A CNI plugin did not do as it was told.
-
-    `code` is the plugin's own (CNI specification, section 5, Error): 0 when it gave none.
-    """
+    """A CNI plugin failed; `code` is its error code (CNI specification, section 5, Error), 0 if it gave none."""
 
     def __init__(self, plugin: str, command: str, origin: str, problem: str, code: int = 0) -> None:
         super().__init__(f"CNI plugin {plugin} ({origin}): {command}: {problem}")

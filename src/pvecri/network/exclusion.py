@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ADD and DEL run side by side, GC alone (CNI specification, section 2, GC)."""
+"""A readers-writer lock: ADD and DEL share it, GC excludes them (CNI specification, section 2, GC)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 
 class Exclusion:
-    """Many may share, or one have it alone. Who wants it alone waits for those that share it, and no more come."""
+    """Any number of shared holders, or one exclusive one. A waiting exclusive one blocks new shared ones."""
 
     def __init__(self) -> None:
         self._entry = asyncio.Lock()
@@ -19,7 +19,7 @@ class Exclusion:
 
     @asynccontextmanager
     async def shared(self) -> AsyncIterator[None]:
-        """Enter beside others."""
+        """Acquire it together with other shared holders."""
         async with self._entry:
             self._sharing += 1
             self._empty.clear()
@@ -31,8 +31,8 @@ class Exclusion:
                 self._empty.set()
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        """Enter when nobody else is in."""
+    async def exclusive(self) -> AsyncIterator[None]:
+        """Acquire it alone."""
         async with self._entry:
             await self._empty.wait()
             yield

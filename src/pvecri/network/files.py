@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The content of the network files that every container of a pod sees. Pure."""
+"""Contents of a pod's /etc/hosts, /etc/hostname and /etc/resolv.conf. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ff02::2\tip6-allrouters
 
 
 def resolv_conf(dns: DnsConfig | None, host: str) -> str:
-    """/etc/resolv.conf of a pod; `host` is the node's, which a pod without a DNS configuration gets as it is."""
+    """/etc/resolv.conf of a pod; `host` is the node's, used if the pod has no DNS configuration."""
     if dns is None or not (dns.servers or dns.searches or dns.options):
         return host
     lines = [f"nameserver {server}" for server in dns.servers]
@@ -30,7 +30,7 @@ def resolv_conf(dns: DnsConfig | None, host: str) -> str:
 
 
 def hosts(ips: Sequence[str], hostname: str) -> str:
-    """/etc/hosts of a pod; kubelet brings its own for containers, so this is what its other clients see."""
+    """/etc/hosts of a pod. The kubelet mounts its own over it; this one is for other CRI clients."""
     return LOCALHOST + "".join(f"{ip}\t{hostname}\n" for ip in ips if hostname)
 
 

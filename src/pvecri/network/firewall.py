@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proxmox's firewall as annotations and settings write it. Pure.
+"""Syntax of Proxmox firewall options and rules in annotations and settings. Pure.
 
-Options are `policy_in=DROP log_level_in=info`, a rule is `in ACCEPT proto=tcp dport=80,443`: what Proxmox's API
-calls them, separated by blanks.
+Options are `policy_in=DROP log_level_in=info`, a rule is `in ACCEPT proto=tcp dport=80,443`: the names of
+Proxmox's API, separated by blanks.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pvecri.model import FirewallRule
 OPTIONS = frozenset(
     {"policy_in", "policy_out", "log_level_in", "log_level_out", "dhcp", "ipfilter", "macfilter", "ndp", "radv"}
 )
-"""Options of PUT /nodes/{node}/lxc/{vmid}/firewall/options; `enable` is pvecri's."""
+"""Options of PUT /nodes/{node}/lxc/{vmid}/firewall/options; pvecri itself sets `enable`."""
 RULE_OPTIONS = frozenset({"proto", "dport", "sport", "source", "dest", "macro", "icmp-type", "log"})
 """Options of POST …/firewall/rules."""
 DIRECTIONS = ("in", "out", "group")
 POLICIES = ("ACCEPT", "REJECT", "DROP")
 
-_ACTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]{1,19}", re.ASCII)
+_ACTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]{1,19}", re.ASCII)  # security groups of PVE::Firewall
 
 
 def parse_options(text: str) -> dict[str, str]:
-    """Read firewall options; ValueError says what is wrong."""
+    """Parse firewall options; ValueError."""
     options = _pairs(text.split(), OPTIONS)
     for name in ("policy_in", "policy_out"):
         if name in options and options[name] not in POLICIES:
@@ -34,7 +34,7 @@ def parse_options(text: str) -> dict[str, str]:
 
 
 def parse_rules(lines: Sequence[str]) -> tuple[FirewallRule, ...]:
-    """Read rules, one a line; blank lines are skipped. ValueError names the line."""
+    """Parse rules, one a line; blank lines are skipped. ValueError names the line."""
     return tuple(_rule(line) for line in lines if line.strip())
 
 
@@ -43,7 +43,7 @@ def _rule(line: str) -> FirewallRule:
     if direction not in DIRECTIONS:
         raise ValueError(f"{line.strip()!r}: does not begin with one of {', '.join(DIRECTIONS)}")
     if direction == "group" and not _ACTION.fullmatch(action):
-        raise ValueError(f"{line.strip()!r}: {action!r} is no security group's name")
+        raise ValueError(f"{line.strip()!r}: {action!r} is not a name of a security group")
     if direction != "group" and action not in POLICIES:
         raise ValueError(f"{line.strip()!r}: {action!r} is not one of {', '.join(POLICIES)}")
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which host ports of two pods are in each other's way. Pure."""
+"""Conflicts between the host ports of two pods. Pure."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pvecri.model import PortMapping
 
 
 def conflict(wanted: Sequence[PortMapping], taken: Sequence[PortMapping]) -> PortMapping | None:
-    """The first of `wanted` that cannot be had beside those that are `taken`; None when all can.
+    """The first of `wanted` that conflicts with one that is `taken`; None if there is none.
 
-    Ports are in each other's way when protocol and number are the same and their addresses overlap: no address
-    means every one of both families, 0.0.0.0 and :: every one of theirs. A mapping without a host port takes none.
+    Mappings conflict if protocol and host port are equal and the addresses overlap: an unset address means all of
+    both families, 0.0.0.0 and :: all of theirs. A mapping without a host port conflicts with none.
     """
     opened = [each for each in wanted if each.host_port]
-    return next((each for each in opened if any(_meet(each, other) for other in taken)), None)
+    return next((each for each in opened if any(_overlap(each, other) for other in taken)), None)
 
 
 def describe(mapping: PortMapping) -> str:
-    """A host port as messages name it: `tcp 192.0.2.1:80`, `tcp port 80` for every address."""
+    """A host port for messages: `tcp 192.0.2.1:80`, or `tcp port 80` for all addresses."""
     protocol = mapping.protocol.value
     if not mapping.host_ip:
         return f"{protocol} port {mapping.host_port}"
@@ -28,12 +28,12 @@ def describe(mapping: PortMapping) -> str:
     return f"{protocol} {host}:{mapping.host_port}"
 
 
-def _meet(one: PortMapping, other: PortMapping) -> bool:
+def _overlap(one: PortMapping, other: PortMapping) -> bool:
     if (one.protocol, one.host_port) != (other.protocol, other.host_port):
         return False
     if not one.host_ip or not other.host_ip:
         return True
     first, second = ipaddress.ip_address(one.host_ip), ipaddress.ip_address(other.host_ip)
-    if first.version != second.version:
+    if first.version != second.version:  # portmap writes rules for each family by itself
         return False
     return first == second or first.is_unspecified or second.is_unspecified

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which interface of Proxmox's own a pod asks for, by its annotations and the configured classes. Pure.
+"""The Proxmox interface that a pod requests by its annotations and the configured classes. Pure.
 
-The keys are those of Proxmox's `netN`. What a pod may choose is for the node's administrator to say: a class
-(network.classes), or a bridge that is free to all pods (network.pod_bridges).
+The keys are those of Proxmox's `netN`. The node's administrator decides what pods may choose (decision 0061): a
+class (network.classes), or a bridge that is open to all pods (network.pod_bridges).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ ADDRESS_KEYS = frozenset({"ip", "gw", "ip6", "gw6", "hwaddr"})
 
 
 RATE_MAX = 1e6
-"""Megabytes a second: more than any interface has, and far from infinity, which Proxmox would be asked for."""
+"""Megabytes per second: more than any interface has; a finite bound, because TOML and floats have infinity."""
 
 
 class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What INTERFACE_ANNOTATION may say; see model.ProxmoxInterface for the units."""
+    """The keys of INTERFACE_ANNOTATION; see model.ProxmoxInterface for the units."""
 
     bridge: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,15}$")] = ""
     tag: Annotated[int, msgspec.Meta(ge=0, le=4094)] = 0
@@ -47,27 +47,25 @@ class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def asks_for_interface(sandbox: SandboxConfig) -> bool:
-    """Whether a pod is to have an interface of Proxmox's, whatever the configuration says of it now."""
+    """Whether a pod requests a Proxmox interface, valid or not in the current configuration."""
     return CLASS_ANNOTATION in sandbox.annotations or INTERFACE_ANNOTATION in sandbox.annotations
 
 
 def interface_of(sandbox: SandboxConfig, config: NetworkConfig) -> ProxmoxInterface | None:
-    """The interface that Proxmox is to make for a pod; None when it asks for none.
+    """The interface that Proxmox creates for a pod; None if the pod requests none.
 
     InvalidArgument names the annotation, and the setting that would allow it.
     """
     if not asks_for_interface(sandbox):
         for name in (FIREWALL_ANNOTATION, RULES_ANNOTATION):
             if name in sandbox.annotations:
-                raise _wrong(
-                    name, f"needs an interface of Proxmox's: {CLASS_ANNOTATION} or {INTERFACE_ANNOTATION}"
-                )
+                raise _invalid(name, f"needs a Proxmox interface: {CLASS_ANNOTATION} or {INTERFACE_ANNOTATION}")
         return None
     network_class = _class(sandbox, config)
     options = _options(sandbox, config, network_class)
-    blamed = INTERFACE_ANNOTATION if INTERFACE_ANNOTATION in sandbox.annotations else CLASS_ANNOTATION
-    _check_pod(sandbox, options, blamed)
-    _check_addresses(options, blamed)
+    annotation = INTERFACE_ANNOTATION if INTERFACE_ANNOTATION in sandbox.annotations else CLASS_ANNOTATION
+    _check_pod(sandbox, options, annotation)
+    _check_addresses(options, annotation)
     return ProxmoxInterface(
         bridge=options.bridge,
         tag=options.tag,
@@ -84,7 +82,7 @@ def interface_of(sandbox: SandboxConfig, config: NetworkConfig) -> ProxmoxInterf
 
 
 def check_classes(config: NetworkConfig) -> None:
-    """ConfigError for firewall options or rules of a class that cannot be read."""
+    """ConfigError for invalid firewall options or rules of a class."""
     for name, each in config.classes.items():
         try:
             firewall.parse_options(each.firewall_options)
@@ -93,7 +91,7 @@ def check_classes(config: NetworkConfig) -> None:
             raise ConfigError(f"network.classes.{name}: {error}") from error
 
 
-def _wrong(annotation: str, problem: str) -> InvalidArgument:
+def _invalid(annotation: str, problem: str) -> InvalidArgument:
     return InvalidArgument(f"config.annotations[{annotation}]", problem)
 
 
@@ -103,30 +101,30 @@ def _class(sandbox: SandboxConfig, config: NetworkConfig) -> NetworkClass | None
         return None
     if name not in config.classes:
         known = ", ".join(sorted(config.classes)) or "none"
-        raise _wrong(CLASS_ANNOTATION, f"there is no class {name!r}; configured (network.classes): {known}")
+        raise _invalid(CLASS_ANNOTATION, f"there is no class {name!r}; configured (network.classes): {known}")
     return config.classes[name]
 
 
 def _options(sandbox: SandboxConfig, config: NetworkConfig, network_class: NetworkClass | None) -> _Options:
-    """What the class says, and the pod adds, where the administrator lets it."""
+    """The class's options, with those that the pod adds and the administrator allows."""
     given = _pairs(sandbox.annotations.get(INTERFACE_ANNOTATION, ""))
     try:
-        asked = msgspec.convert(given, _Options, strict=False)
+        wanted = msgspec.convert(given, _Options, strict=False)
     except msgspec.ValidationError as error:
-        raise _wrong(INTERFACE_ANNOTATION, str(error).replace("`$.", "`").replace("Object", "it")) from error
+        raise _invalid(INTERFACE_ANNOTATION, str(error).replace("`$.", "`").replace("Object", "it")) from error
     if network_class is None:
-        if asked.bridge not in config.pod_bridges:
-            free = ", ".join(config.pod_bridges) or "none"
-            problem = f"bridge {asked.bridge!r} is none that pods may choose (network.pod_bridges): {free}"
-            raise _wrong(INTERFACE_ANNOTATION, problem)
-        return asked
+        if wanted.bridge not in config.pod_bridges:
+            allowed = ", ".join(config.pod_bridges) or "none"
+            problem = f"pods may not choose bridge {wanted.bridge!r}; allowed (network.pod_bridges): {allowed}"
+            raise _invalid(INTERFACE_ANNOTATION, problem)
+        return wanted
     if fixed := sorted(set(given) - ADDRESS_KEYS):
-        raise _wrong(INTERFACE_ANNOTATION, f"{', '.join(fixed)} cannot be changed in a network class")
+        raise _invalid(INTERFACE_ANNOTATION, f"{', '.join(fixed)} cannot be changed in a network class")
     if given and not network_class.pod_addresses:
         name = sandbox.annotations[CLASS_ANNOTATION]
-        problem = f"pods may choose no address in this class (network.classes.{name}.pod_addresses)"
-        raise _wrong(INTERFACE_ANNOTATION, problem)
-    chosen = {key: getattr(asked, key) for key in given}
+        problem = f"pods may not choose addresses in this class (network.classes.{name}.pod_addresses)"
+        raise _invalid(INTERFACE_ANNOTATION, problem)
+    chosen = {key: getattr(wanted, key) for key in given}
     return msgspec.structs.replace(_class_options(network_class), **chosen)
 
 
@@ -136,41 +134,44 @@ def _class_options(network_class: NetworkClass) -> _Options:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """`key=value` by commas, as Proxmox writes `netN`."""
+    """Parse `key=value,…`, Proxmox's syntax of `netN`."""
     pairs: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, equals, value = part.partition("=")
         if not equals or key in pairs:
-            problem = f"{key} is there twice" if equals else f"{part!r} is not key=value"
-            raise _wrong(INTERFACE_ANNOTATION, problem)
+            problem = f"{key} is set twice" if equals else f"{part!r} is not key=value"
+            raise _invalid(INTERFACE_ANNOTATION, problem)
         pairs[key] = value
     return pairs
 
 
-def _check_pod(sandbox: SandboxConfig, options: _Options, blamed: str) -> None:
-    """What kind of pod can have such an interface."""
+def _check_pod(sandbox: SandboxConfig, options: _Options, annotation: str) -> None:
+    """InvalidArgument if such a pod cannot have the interface."""
     namespaces = sandbox.security.namespaces
     if namespaces.network is NamespaceMode.NODE:
-        raise _wrong(blamed, "cannot go with the node's network")
+        raise _invalid(annotation, "cannot be combined with the node's network")
     if options.ip == "dhcp" and namespaces.user is not None and namespaces.user.mode is NamespaceMode.POD:
-        # Proxmox's client looks for the interface in the CT's network namespace, which is not the pod's.
-        raise _wrong(blamed, "ip=dhcp cannot go with a user namespace of the kubelet's choice (hostUsers: false)")
+        # Proxmox's DHCP client runs in the CT's network namespace, which is not the pod's.
+        raise _invalid(annotation, "ip=dhcp cannot be combined with hostUsers: false")
     for index, mapping in enumerate(sandbox.port_mappings):
         if mapping.host_port and not options.cni:
-            problem = f"host ports are CNI's, and {blamed} takes its place; the pod is reached at its own address"
+            problem = f"CNI implements host ports, and {annotation} replaces it; use the pod's own address"
             raise InvalidArgument(f"config.port_mappings[{index}].host_port", problem)
 
 
-def _check_addresses(options: _Options, blamed: str) -> None:
+def _check_addresses(options: _Options, annotation: str) -> None:
     try:
         _check_family("ip", options.ip, options.gw, ipaddress.IPv4Interface, "dhcp")
         _check_family("ip6", options.ip6, options.gw6, ipaddress.IPv6Interface, "auto")
     except ValueError as error:
-        raise _wrong(blamed, str(error)) from error
+        raise _invalid(annotation, str(error)) from error
     if options.cni and (options.gw or options.gw6):
-        raise _wrong(blamed, "gw and gw6 cannot go with cni: the default route is the CNI network's")
+        raise _invalid(annotation, "gw and gw6 cannot be combined with cni: CNI sets the default route")
     if not options.cni and not options.ip and options.ip6 in ("", "auto"):
-        raise _wrong(blamed, "in place of CNI an interface needs an address: ip=ADDRESS/PREFIX, ip=dhcp or ip6=…")
+        # PodSandboxStatus needs an address, and pvecri does not wait for one by router advertisement.
+        raise _invalid(
+            annotation, "without CNI an interface needs an address: ip=ADDRESS/PREFIX, ip=dhcp or ip6=…"
+        )
 
 
 def _check_family(
@@ -183,7 +184,7 @@ def _check_family(
     """ValueError for an address or a gateway that cannot be set."""
     if address in ("", automatic):
         if gateway:
-            raise ValueError(f"a gateway needs a fixed {key}")
+            raise ValueError(f"a gateway needs a static {key}")
         return
     if "/" not in address:
         raise ValueError(f"{key}: {address!r} has no prefix length")
@@ -197,13 +198,13 @@ def _check_family(
 
 
 def _firewall(sandbox: SandboxConfig, options: _Options, network_class: NetworkClass | None) -> Firewall | None:
-    """The class's rules come first and its options hold, so that a pod only decides what the class leaves open."""
+    """The class's rules come first (the first match decides) and its options take precedence over the pod's."""
     given = [name for name in (FIREWALL_ANNOTATION, RULES_ANNOTATION) if name in sandbox.annotations]
     if given and not options.firewall:
-        raise _wrong(given[0], "the interface has no firewall (firewall=1)")
+        raise _invalid(given[0], "the interface has no firewall (firewall=1)")
     if given and network_class is not None and not network_class.pod_firewall:
         name = sandbox.annotations[CLASS_ANNOTATION]
-        raise _wrong(given[0], f"pods may set no rules in this class (network.classes.{name}.pod_firewall)")
+        raise _invalid(given[0], f"pods may not set rules in this class (network.classes.{name}.pod_firewall)")
     if not options.firewall:
         return None
     chosen = _read_firewall(sandbox)
@@ -216,11 +217,11 @@ def _firewall(sandbox: SandboxConfig, options: _Options, network_class: NetworkC
 
 
 def _read_firewall(sandbox: SandboxConfig) -> Firewall:
-    blamed = FIREWALL_ANNOTATION
+    annotation = FIREWALL_ANNOTATION
     try:
         options = firewall.parse_options(sandbox.annotations.get(FIREWALL_ANNOTATION, ""))
-        blamed = RULES_ANNOTATION
+        annotation = RULES_ANNOTATION
         rules = firewall.parse_rules(sandbox.annotations.get(RULES_ANNOTATION, "").splitlines())
     except ValueError as error:
-        raise _wrong(blamed, str(error)) from error
+        raise _invalid(annotation, str(error)) from error
     return Firewall(options=options, rules=rules)

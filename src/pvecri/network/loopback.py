@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loopback interface of a pod. CNI's own plugin for it would cost a process for two system calls."""
+"""The loopback interface of a pod. CNI's plugin `loopback` would be a process for two ioctls."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _IFREQ = struct.Struct("16sH22x")
 
 
 def bring_up(netns: Path) -> None:
-    """Set lo up in a network namespace; the kernel gives it 127.0.0.1 and ::1. Idempotent.
+    """Set lo up in a network namespace; the kernel adds 127.0.0.1 and ::1. Idempotent.
 
-    Blocks: call it in a thread. NotFound when the namespace is gone.
+    Blocks: call it in a thread. NotFound if the namespace does not exist.
     """
     try:
         control = namespaces.run_inside([netns], _socket)
@@ -34,5 +34,5 @@ def bring_up(netns: Path) -> None:
 
 
 def _socket() -> socket.socket:
-    """A socket stays in the namespace that it was made in."""
+    # A socket stays in the network namespace that it was created in.
     return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -14,7 +14,7 @@ import msgspec
 from pvecri.concurrency import finish
 from pvecri.config import NetworkConfig
 from pvecri.model import NamespaceMode, ProxmoxInterface, SandboxConfig, SandboxId, SandboxMetadata
-from pvecri.network import addresses, interfaces, leftovers, loopback
+from pvecri.network import addresses, earlier_plugins, interfaces, loopback
 from pvecri.network.attachment import Attachment, AttachmentStore
 from pvecri.network.capabilities import capability_arguments, check_names, checked_arguments, cni_args
 from pvecri.network.conflist import ConfigDirectory, Network, PluginOptions
@@ -26,11 +26,11 @@ from pvecri.network.result import PodInterface, PodNetwork, pod_network
 from pvecri.supervision import Supervisor, attempt
 
 NOT_READY = "NetworkPluginNotReady"
-"""The reason that CRI clients know (CRI RuntimeCondition of NetworkReady)."""
+"""RuntimeCondition.reason of NetworkReady, as CRI-O and containerd have it."""
 
 
 class NetworkStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether pods can be attached; `reason` and `message` say why not, `network` and `path` name what is used."""
+    """Whether pods can be attached; else `reason` and `message`. `network` and `path` name the configuration."""
 
     ready: bool
     reason: str = ""
@@ -40,9 +40,9 @@ class NetworkStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a pod asks of the network, read from its request once (`NetworkManager.request_of`).
+    """A pod's network configuration, parsed once from its request (`NetworkManager.request_of`).
 
-    `interface` is one that Proxmox makes, if any; `arguments` and `metadata` are for the CNI plugins.
+    `interface` is the Proxmox interface, if any; `arguments` and `metadata` are for the CNI plugins.
     """
 
     interface: ProxmoxInterface | None
@@ -51,7 +51,7 @@ class NetworkRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NetworkManager:
-    """Attaches and detaches pods. One call at a time for a sandbox; any number of sandboxes at once."""
+    """Attaches and detaches pods. Callers serialize calls for one sandbox; any number of sandboxes at once."""
 
     def __init__(self, config: NetworkConfig) -> None:
         self._config = config
@@ -61,32 +61,32 @@ class NetworkManager:
         self._probe = ReadinessProbe(self._runner, self._supervisor)
         self._store = AttachmentStore(config.cache_dir)
         self._exclusion = Exclusion()
-        self._settled: asyncio.Task[None] | None = None
+        self._earlier_plugins: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Make network.cache_dir. A network need not be there yet: installers often come after the runtime.
+        """Create network.cache_dir. A CNI configuration need not exist yet: DaemonSets install it later.
 
-        ConfigError names a network class that cannot be used.
+        ConfigError names an invalid network class.
         """
         interfaces.check_classes(self._config)
         self._store.prepare()
-        settle = partial(leftovers.settle, set(self._store.sandboxes()), self._config.plugin_timeout)
-        # Once: a DEL waits for it, and must not for ever.
-        self._settled = self._supervisor.once("wait for earlier CNI plugins", settle)
+        wait = partial(earlier_plugins.wait_for_exit, set(self._store.sandboxes()), self._config.plugin_timeout)
+        # Once: a DEL waits for it, and must not wait forever.
+        self._earlier_plugins = self._supervisor.once("wait for earlier CNI plugins", wait)
 
     async def close(self) -> None:
-        """Stop asking plugins for their status. Idempotent."""
+        """Stop the background tasks. Idempotent."""
         await self._supervisor.close()
 
     async def status(self) -> NetworkStatus:
-        """Whether a pod could be attached now: some stats, and what the plugins of a 1.1 network said of late."""
+        """Whether a pod can be attached now; checks the files, and caches STATUS of a 1.1 network's plugins."""
         try:
             network = self._directory.network()
         except NetworkNotReady as error:
             return NetworkStatus(ready=False, reason=NOT_READY, message=str(error))
         if missing := self._runner.missing(network):
             problem = (
-                f"needs the CNI plugins {', '.join(missing)}: not found in {self._runner.searched()} "
+                f"needs the CNI plugins {', '.join(missing)}: not found in {self._runner.search_path()} "
                 "(network.bin_dirs)"
             )
         else:
@@ -99,10 +99,10 @@ class NetworkManager:
         )
 
     def request_of(self, sandbox: SandboxConfig) -> NetworkRequest:
-        """Read all that a pod asks of the network: to be called before anything of the pod is made.
+        """Parse a pod's network configuration, before anything of the pod is created.
 
-        InvalidArgument names an annotation that cannot be read, asks for what there is not, or is not allowed,
-        and a name that CNI cannot take. `attach` and `detach` raise none.
+        InvalidArgument names an annotation that is invalid or not allowed, or a name that CNI does not accept;
+        `attach` and `detach` do not raise it.
         """
         interface = interfaces.interface_of(sandbox, self._config)
         arguments: PluginOptions = {}
@@ -112,16 +112,16 @@ class NetworkManager:
         return NetworkRequest(interface=interface, arguments=arguments, metadata=sandbox.metadata)
 
     async def move_interface(self, interface: ProxmoxInterface, netns: Path, pid: int) -> None:
-        """Take the interface that Proxmox has made from the CT's namespace to process `pid`'s, the pod's own.
+        """Move the Proxmox interface from the CT's network namespace `netns` to that of process `pid`.
 
-        Its other end stays on the bridge. CommandError when the kernel refuses.
+        The veth peer stays on the bridge. CommandError if the kernel refuses.
         """
         await addresses.move(netns, interface, pid)
 
     async def attach(self, sandbox_id: SandboxId, netns: Path, request: NetworkRequest) -> PodNetwork:
-        """Set the pod's network up: lo, the interface that Proxmox has made if it asks for one, and CNI.
+        """Set the pod's network up: lo, the Proxmox interface that it requests, and CNI.
 
-        The pod's addresses are CNI's, or those of an interface in its place.
+        Returns CNI's addresses, or those of a Proxmox interface that replaces CNI.
         """
         interface = request.interface
         await asyncio.to_thread(loopback.bring_up, netns)
@@ -142,11 +142,11 @@ class NetworkManager:
         )
 
     async def _add(self, sandbox_id: SandboxId, netns: Path, request: NetworkRequest) -> PodNetwork:
-        """ADD a namespace to the CNI network.
+        """CNI ADD.
 
-        When it fails or is cancelled, DEL has run through the whole chain: no address and no rule is left behind.
-        Raises NetworkNotReady without a network, NotFound when the namespace is gone, and PluginError with the
-        plugin's own words.
+        If it fails or is cancelled, DEL is run through the whole chain before the error is raised. NetworkNotReady
+        without a CNI configuration, NotFound if the namespace does not exist, PluginError with the plugin's
+        message.
         """
         attachment = Attachment(
             sandbox_id=sandbox_id,
@@ -157,7 +157,7 @@ class NetworkManager:
         )
         async with self._exclusion.shared(), AsyncExitStack() as undo:
             undo.push_async_callback(self._undo_add, attachment)
-            self._store.write(attachment)
+            self._store.write(attachment)  # before ADD: after a crash, recovery must run DEL (decision 0023)
             result = await self._runner.add(attachment)
             network = _read_result(result, attachment.network)
             self._store.write(msgspec.structs.replace(attachment, result=result))
@@ -165,12 +165,12 @@ class NetworkManager:
         return network
 
     async def detach(self, sandbox_id: SandboxId, netns: Path | None, sandbox: SandboxConfig) -> None:
-        """DEL a pod from the network that it was added to; of one that is not attached, nothing is left either.
+        """CNI DEL, from the network that the pod was added to. Idempotent.
 
-        `netns` is None, or a path that is gone, when the namespace is no more: plugins then free what they hold
-        outside it. Idempotent. PluginError stops at the first plugin that fails; call again. The plugins get what
-        ADD got, from the record. Without one, they get what needs no reading of annotations: an earlier pvecri
-        stored pods before it had read them.
+        `netns` may be None or not exist any more: plugins then free only what is outside of the namespace, such as
+        addresses. PluginError for the first plugin that fails, after which the record stays: call again. The
+        plugins get ADD's arguments, from the record; without one, those that are not parsed from annotations,
+        which an earlier pvecri did not validate before it stored a pod.
         """
         await self._earlier_plugins_ended()
         path = str(netns) if netns is not None and netns.exists() else ""
@@ -194,47 +194,49 @@ class NetworkManager:
             self._store.remove(sandbox_id)
 
     async def release(self, sandbox_id: SandboxId) -> None:
-        """DEL the recorded attachment of a sandbox that is no more, and with it its namespace. Idempotent."""
+        """CNI DEL for the recorded attachment of a sandbox that does not exist any more. Idempotent."""
         await self._earlier_plugins_ended()
         attachment = self._store.read(sandbox_id)
         async with self._exclusion.shared():
             if attachment is not None:
+                # CNI allows DEL without a namespace: plugins free addresses and rules outside of it.
                 await self._runner.delete(msgspec.structs.replace(attachment, netns=""))
             self._store.remove(sandbox_id)
 
     async def _earlier_plugins_ended(self) -> None:
-        if self._settled is not None:
-            await asyncio.shield(self._settled)
+        if self._earlier_plugins is not None:
+            await asyncio.shield(self._earlier_plugins)
 
     async def collect_garbage(self, known: Collection[SandboxId]) -> None:
-        """Have the plugins free what none of the pods holds that are `known`, or attached meanwhile. Idempotent.
+        """Free what plugins have allocated to pods other than those that are `known` or recorded. Idempotent.
 
-        Attachments that are recorded and whose pod is not known are DELeted first, so that nothing is lost with
-        networks that have no GC (before 1.1) or disable it. PluginError with the plugin's own words.
+        Runs DEL for recorded attachments of unknown pods first: networks before 1.1 have no GC, others may disable
+        it. PluginError with the plugin's message.
         """
         for sandbox_id in set(self._store.sandboxes()).difference(known):
             await self.release(sandbox_id)
-        async with self._exclusion.alone():
+        async with self._exclusion.exclusive():
             try:
                 network = self._directory.network()
             except NetworkNotReady:
                 return
             recorded = (self._store.read(sandbox_id) for sandbox_id in self._store.sandboxes())
+            # GC is per network: attachments of an earlier configuration are none of this one's.
             valid = [each for each in recorded if each is not None and each.network.name == network.name]
             await self._runner.collect(network, valid)
 
     async def check(self, sandbox_id: SandboxId) -> None:
-        """CHECK that a pod is still attached as it was. PluginError says what is wrong."""
+        """CNI CHECK; PluginError if the attachment is not as ADD left it."""
         attachment = self._store.read(sandbox_id)
         if attachment is not None and attachment.result:
             await self._runner.check(attachment)
 
     def attached(self) -> list[SandboxId]:
-        """The sandboxes that are attached or were being attached: one that nobody knows is to be detached."""
+        """The sandboxes with a record: attached, or being attached when the daemon ended."""
         return self._store.sandboxes()
 
     def network_of(self, sandbox_id: SandboxId) -> PodNetwork | None:
-        """How a sandbox is attached, from the record; None when it is not."""
+        """The recorded result of a sandbox's ADD; None if it is not attached."""
         attachment = self._store.read(sandbox_id)
         return pod_network(attachment.result) if attachment is not None and attachment.result else None
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running CNI plugins: one, and a network's chain of them (CNI specification, sections 2 to 4)."""
+"""Executes CNI plugins, singly and as a network's chain (CNI specification, sections 2 to 4)."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ from pvecri.network.conflist import Network, Plugin
 from pvecri.network.errors import PluginError
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""For the programs that plugins run, such as iptables, when the daemon has no PATH."""
-
+"""For programs that plugins execute, such as iptables, if the daemon has no PATH."""
 
 ATTACHMENTS_KEY = "cni.dev/valid-attachments"
 
 
 class _VersionResult(msgspec.Struct, rename="camel"):
-    """What VERSION answers."""
+    """The result of VERSION."""
 
     supported_versions: list[str] = []
 
 
 class _ErrorResult(msgspec.Struct):
-    """What a plugin writes when it fails."""
+    """The error result (CNI specification, section 5, Error)."""
 
     code: int = 0
     msg: str = ""
@@ -49,18 +48,19 @@ class PluginRunner:
         self._timeout = config.plugin_timeout
 
     async def add(self, attachment: Attachment) -> bytes:
-        """ADD through the chain; the last plugin's result. PluginError at the first that fails."""
+        """ADD through the chain; returns the last plugin's result. PluginError for the first that fails."""
         result = b""
         for plugin in attachment.network.plugins:
             result = await self._run("ADD", plugin, attachment, result)
         return result
 
     async def delete(self, attachment: Attachment, *, best_effort: bool = False) -> None:
-        """DEL through the chain, last plugin first. PluginError at the first that fails.
+        """DEL through the chain, last plugin first. PluginError for the first that fails.
 
-        `best_effort` goes on after a failure and raises it in the end.
+        With `best_effort` the others run all the same before the error is raised.
         """
         failure: PluginError | None = None
+        # Before 0.4.0 DEL has no prevResult.
         previous = attachment.result if attachment.network.has_version("0.4.0") else b""
         for plugin in reversed(attachment.network.plugins):
             try:
@@ -73,16 +73,16 @@ class PluginRunner:
             raise failure
 
     async def check(self, attachment: Attachment) -> None:
-        """CHECK through the chain, where the network's version has it. PluginError at the first that fails."""
+        """CHECK through the chain, if the network's version has it. PluginError for the first that fails."""
         if attachment.network.disable_check or not attachment.network.has_version("0.4.0"):
             return
         for plugin in attachment.network.plugins:
             await self._run("CHECK", plugin, attachment, attachment.result)
 
     async def status(self, network: Network) -> None:
-        """Ask every plugin whether it is ready for an ADD, where the network's version has STATUS (1.1).
+        """STATUS of every plugin, if the network's version has it (1.1).
 
-        PluginError for the first that is not, or that does not speak the network's version.
+        PluginError for the first that is not ready for an ADD or does not support the network's version.
         """
         if not network.has_version("1.1.0"):
             return
@@ -92,9 +92,9 @@ class PluginRunner:
             await self._execute("STATUS", plugin, network, {}, _base_config(plugin, network))
 
     async def collect(self, network: Network, valid: Iterable[Attachment]) -> None:
-        """Have every plugin free what belongs to none of these attachments (GC), where the network has it (1.1).
+        """GC of every plugin, if the network's version has it (1.1): frees what belongs to no `valid` attachment.
 
-        No ADD and no DEL may run meanwhile. All plugins are asked; the first PluginError is raised in the end.
+        No ADD and no DEL may run meanwhile. All plugins run before the first PluginError is raised.
         """
         if network.disable_gc or not network.has_version("1.1.0"):
             return
@@ -112,13 +112,14 @@ class PluginRunner:
     async def _check_version(self, plugin: Plugin, network: Network) -> None:
         answer = await self._execute("VERSION", plugin, network, {}, {"cniVersion": network.version})
         try:
-            spoken = msgspec.json.decode(answer, type=_VersionResult).supported_versions
+            supported = msgspec.json.decode(answer, type=_VersionResult).supported_versions
         except msgspec.DecodeError as error:
             problem = f"not a version result: {error}"
             raise PluginError(plugin.type, "VERSION", network.path, problem) from error
-        if network.version not in spoken:
+        if network.version not in supported:
             problem = (
-                f"does not speak the network's cniVersion {network.version}, but {', '.join(spoken) or 'none'}"
+                f"does not support the network's cniVersion {network.version}; it supports "
+                f"{', '.join(supported) or 'none'}"
             )
             raise PluginError(plugin.type, "VERSION", network.path, problem)
 
@@ -126,12 +127,12 @@ class PluginRunner:
         """The plugins of a network that are not installed."""
         return [plugin.type for plugin in network.plugins if self._find(plugin.type) is None]
 
-    def searched(self) -> str:
-        """Where plugins are looked for, for messages."""
+    def search_path(self) -> str:
+        """The directories that are searched for plugins, for messages."""
         return ", ".join(map(str, self._bin_dirs))
 
     async def _run(self, command: str, plugin: Plugin, attachment: Attachment, previous: bytes) -> bytes:
-        """A command that is about an attachment."""
+        """Execute a command with the parameters of an attachment."""
         variables = {
             "CNI_CONTAINERID": attachment.sandbox_id,
             "CNI_NETNS": attachment.netns,
@@ -152,17 +153,17 @@ class PluginRunner:
         origin = network.path
         program = self._find(plugin.type)
         if program is None:
-            problem = f"not found in {self.searched()} (network.bin_dirs)"
+            problem = f"not found in {self.search_path()} (network.bin_dirs)"
             raise PluginError(plugin.type, command, origin, problem)
         path = ":".join(map(str, self._bin_dirs))
         environment = {"PATH": DEFAULT_PATH, **os.environ, "CNI_COMMAND": command, "CNI_PATH": path, **variables}
         try:
             with metrics.measured(metrics.CNI_CALLS, metrics.CNI_SECONDS, plugin.type, command):
-                status, output, words = await _execute(
+                status, output, stderr = await _execute(
                     program, environment, msgspec.json.encode(config), self._timeout
                 )
                 if status != 0:
-                    code, problem = read_failure(status, output, words)
+                    code, problem = read_failure(status, output, stderr)
                     raise PluginError(plugin.type, command, origin, problem, code)
         except TimeoutError as error:
             problem = f"killed after {self._timeout:g} s (network.plugin_timeout)"
@@ -177,11 +178,12 @@ class PluginRunner:
 
 
 def execution_config(plugin: Plugin, attachment: Attachment, previous: bytes) -> bytes:
-    """What a plugin reads: its configuration with what the runtime adds and takes out (section 3). Pure."""
+    """The execution configuration that a plugin reads from stdin (section 3, Deriving requests). Pure."""
     return msgspec.json.encode(_attachment_config(plugin, attachment, previous))
 
 
 def _base_config(plugin: Plugin, network: Network) -> dict[str, object]:
+    # `capabilities` is for the runtime; plugins get runtimeConfig instead (section 3).
     config: dict[str, object] = {key: value for key, value in plugin.options.items() if key != "capabilities"}
     return config | {"name": network.name, "cniVersion": network.version}
 
@@ -195,25 +197,25 @@ def _attachment_config(plugin: Plugin, attachment: Attachment, previous: bytes) 
     return config
 
 
-def read_failure(status: int, output: bytes, words: bytes) -> tuple[int, str]:
-    """The code and the reason of a plugin that failed: its error result, else what it wrote to stderr. Pure."""
+def read_failure(status: int, output: bytes, stderr: bytes) -> tuple[int, str]:
+    """Code and message of a failed plugin: from its error result, else from stderr. Pure."""
     ending = f"signal {-status}" if status < 0 else f"status {status}"
     try:
         error = msgspec.json.decode(output, type=_ErrorResult)
     except msgspec.DecodeError:
         error = _ErrorResult()
     if not error.msg:
-        said = (words or output).decode(errors="replace").strip()
-        return error.code, f"ended with {ending}: {said[-1000:] or 'no output'}"
+        text = (stderr or output).decode(errors="replace").strip()
+        return error.code, f"ended with {ending}: {text[-1000:] or 'no output'}"
     return error.code, "; ".join(part for part in (error.msg, error.details) if part)
 
 
 async def _execute(
     program: Path, environment: dict[str, str], config: bytes, timeout: float
 ) -> tuple[int, bytes, bytes]:
-    """Run a plugin: its status, output and error output.
+    """Execute a plugin; returns exit status, stdout and stderr.
 
-    It gets a process group of its own, which is killed when the time is over or the caller is cancelled.
+    It runs in a process group of its own, which is killed after `timeout` seconds or if the caller is cancelled.
     """
     starting = asyncio.create_task(
         asyncio.create_subprocess_exec(
@@ -225,18 +227,18 @@ async def _execute(
             start_new_session=True,
         )
     )
-    # Cut short, asyncio would kill the plugin alone, and leave the programs that it has started.
+    # A cancelled create_subprocess_exec kills the plugin only, not the programs that it has started.
     cancelled = await ended(starting)
     process = starting.result()
     try:
         if cancelled is not None:
             raise cancelled
         async with asyncio.timeout(timeout):
-            output, words = await process.communicate(config)
+            output, stderr = await process.communicate(config)
     finally:
         if process.returncode is None:
-            with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):  # the plugin is the leader of its session and process group
                 os.killpg(process.pid, signal.SIGKILL)
             await ended(asyncio.create_task(process.wait()))
     assert process.returncode is not None
-    return process.returncode, output, words
+    return process.returncode, output, stderr

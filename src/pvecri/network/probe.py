@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a network's plugins are ready (CNI specification, section 2, STATUS), asked seldom.
+"""Readiness of a network's plugins (CNI specification, section 2, STATUS), cached (decision 0060).
 
-Clients ask for the runtime's status every few seconds, and each STATUS is a process a plugin. So an answer holds
-for a while, and is renewed beside the call that finds it old.
+The kubelet calls Status every few seconds, and STATUS is a process a plugin. An expired result is refreshed in the
+background of the call that finds it expired.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from pvecri.network.errors import PluginError
 from pvecri.network.plugins import PluginRunner
 from pvecri.supervision import Supervisor
 
-RENEW_AFTER = 10.0
-"""Seconds that an answer holds."""
-FIRST_ANSWER = 5.0
-"""Seconds that a caller waits when nothing is known yet of a network."""
+MAX_AGE = 10.0
+"""Seconds for which a result is valid."""
+FIRST_RESULT_TIMEOUT = 5.0
+"""Seconds that a caller waits for the first result of a network."""
 
 
 class ReadinessProbe:
-    """What the plugins of one network said last. Networks without STATUS are ready, and none of it is run."""
+    """The last STATUS of one network. A network whose version has no STATUS is ready."""
 
     def __init__(self, runner: PluginRunner, supervisor: Supervisor) -> None:
         self._runner = runner
         self._supervisor = supervisor
         self._network: Network | None = None
-        self._asked_at = 0.0
+        self._started_at = 0.0
         self._problem: str | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def problem(self, network: Network) -> str:
-        """Why no pod can be attached to the network now; empty when one can."""
+        """Why no pod can be attached to the network now; empty if one can."""
         if not network.has_version("1.1.0"):
             return ""
         now = asyncio.get_running_loop().time()
@@ -41,25 +41,25 @@ class ReadinessProbe:
             if self._task is not None:
                 self._task.cancel()
             self._network, self._problem = network, None
-            self._ask(network, now)
-        elif (self._task is None or self._task.done()) and now - self._asked_at > RENEW_AFTER:
-            self._ask(network, now)
+            self._start(network, now)
+        elif (self._task is None or self._task.done()) and now - self._started_at > MAX_AGE:
+            self._start(network, now)
         if self._problem is None and self._task is not None:
-            await asyncio.wait([self._task], timeout=FIRST_ANSWER)
+            await asyncio.wait([self._task], timeout=FIRST_RESULT_TIMEOUT)
         return "its plugins have not answered STATUS yet" if self._problem is None else self._problem
 
-    def _ask(self, network: Network, now: float) -> None:
-        self._asked_at = now
-        # Once: the next request for the status brings about the next try.
-        self._task = self._supervisor.once("STATUS of the network", partial(self._renew, network))
+    def _start(self, network: Network, now: float) -> None:
+        self._started_at = now
+        # Once: the next call of `problem` retries.
+        self._task = self._supervisor.once("STATUS of the network", partial(self._refresh, network))
 
-    async def _renew(self, network: Network) -> None:
-        problem = "its plugins could not be asked for their STATUS; the log says why"  # a fault
+    async def _refresh(self, network: Network) -> None:
+        problem = "STATUS of its plugins failed; the log has the error"  # a fault
         try:
             await self._runner.status(network)
             problem = ""
         except PluginError as error:
             problem = str(error)
         finally:
-            if network is self._network:  # it may have been changed meanwhile
+            if network is self._network:  # the configuration may have changed meanwhile
                 self._problem = problem

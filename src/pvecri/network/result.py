@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a CNI ADD answers (CNI specification, section 5), as values.
-
-Versions 0.3.0 to 1.1 agree in all that is read here.
-"""
+"""Results of CNI ADD (CNI specification, section 5). Versions 0.3.0 to 1.1 agree in all fields used here."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ class CniInterface(msgspec.Struct, frozen=True):
 
 
 class CniResult(msgspec.Struct, frozen=True):
-    """A success result; routes and dns are the plugins' own affair."""
+    """A success result, without `routes` and `dns`: plugins apply those themselves."""
 
     interfaces: list[CniInterface] = []
     ips: list[CniIp] = []
@@ -43,7 +40,7 @@ class PodInterface(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PodNetwork(msgspec.Struct, frozen=True, kw_only=True):
-    """How a pod is attached. `ips` come without prefix, the primary one first; `result_json` is CNI's own."""
+    """A pod's attachment. `ips` have no prefix length, the primary one is first; `result_json` is CNI's result."""
 
     ips: tuple[str, ...] = ()
     interfaces: tuple[PodInterface, ...] = ()
@@ -51,10 +48,9 @@ class PodNetwork(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def pod_network(result_json: bytes) -> PodNetwork:
-    """Read a result. ValueError when it is none.
+    """Parse a result; ValueError.
 
-    An address counts as the pod's when it is on an interface inside the pod, or on none in particular (as ptp-like
-    plugins say).
+    An address is the pod's if its interface is inside the pod or unset, as some plugins leave it.
     """
     try:
         result = msgspec.json.decode(result_json, type=CniResult)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to pods and containers, told to whoever listens (CRI GetContainerEvents).
+"""Lifecycle events of pods and containers for subscribers (CRI GetContainerEvents).
 
-Nobody waits for a listener. One that does not keep up is dropped, with an error that tells it to look at the lists
-and listen anew: so the kubelet's evented PLEG does after every error of the stream.
+Publishing never blocks. A subscriber that does not keep up is dropped with an error; the kubelet's evented PLEG
+relists and subscribes again after any error of the stream (decision 0056).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pvecri.errors import ResourceExhausted
 from pvecri.model import Container, ContainerState, Sandbox, SandboxPhase
 
 BACKLOG = 1000
-"""Events that may wait for one listener: more than the 110 pods of a full node make when they all start."""
+"""Events that may be queued for one subscriber: more than the 110 pods of a full node cause when all start."""
 
 
 class EventKind(Enum):
@@ -33,9 +33,9 @@ class EventKind(Enum):
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened to the container or the pod sandbox `id`; `time` is nanoseconds since the epoch.
+    """An event of the container or pod sandbox `id`; `time` is nanoseconds since the epoch.
 
-    `sandbox` and `containers` say how the pod stood right after it: what is deleted is not among `containers`.
+    `sandbox` and `containers` are the state right after it: `containers` lacks a deleted container.
     """
 
     id: str
@@ -51,19 +51,19 @@ OF_CONTAINER: dict[tuple[ContainerState | None, ContainerState], EventKind] = {
     (ContainerState.CREATED, ContainerState.EXITED): EventKind.STOPPED,
     (ContainerState.RUNNING, ContainerState.EXITED): EventKind.STOPPED,
 }
-"""The event of a change of a container's state; None stands for a container that was not there."""
+"""The event of a change of a container's state; None is the state before its creation."""
 
 OF_SANDBOX: dict[tuple[SandboxPhase, SandboxPhase], tuple[EventKind, ...]] = {
     (SandboxPhase.CREATING, SandboxPhase.READY): (EventKind.CREATED, EventKind.STARTED),
     (SandboxPhase.READY, SandboxPhase.STOPPED): (EventKind.STOPPED,),
 }
-"""The events of a change of a sandbox's phase, in their order."""
+"""The events of a change of a sandbox's phase, in order."""
 
 
 class Subscription(AsyncIterator[Event]):
-    """The events since the subscription began, in their order.
+    """The events since the subscription began, in order.
 
-    Iterating ends when the daemon does, and with ResourceExhausted when more than the backlog waits.
+    Iteration ends when the daemon stops, and with ResourceExhausted after more than `backlog` unread events.
     """
 
     def __init__(self, backlog: int) -> None:
@@ -77,7 +77,7 @@ class Subscription(AsyncIterator[Event]):
             if self._overrun:
                 raise ResourceExhausted(
                     f"events: the client left more than {self._backlog} unread; list pods and containers, then "
-                    "ask for events again"
+                    "subscribe again"
                 )
             if self._closed:
                 raise StopAsyncIteration
@@ -86,10 +86,10 @@ class Subscription(AsyncIterator[Event]):
         return self._waiting.popleft()
 
     def put(self, event: Event) -> None:
-        """Add an event; what waits is thrown away when it is too much."""
+        """Queue an event. Beyond the backlog all queued events are dropped and iteration fails."""
         if len(self._waiting) >= self._backlog and not self._overrun:
             self._overrun = True
-            metrics.LISTENERS_DROPPED.inc()
+            metrics.SUBSCRIBERS_DROPPED.inc()
         if self._overrun:
             self._waiting.clear()
         else:
@@ -97,27 +97,27 @@ class Subscription(AsyncIterator[Event]):
         self._changed.set()
 
     def close(self) -> None:
-        """No more events come. Idempotent."""
+        """End the iteration after the queued events. Idempotent."""
         self._closed = True
         self._changed.set()
 
 
 class Events:
-    """Tells every subscription of every event. One object, in one event loop."""
+    """Publishes every event to every subscription. Not thread-safe."""
 
     def __init__(self, backlog: int = BACKLOG) -> None:
         self._backlog = backlog
-        # A subscription lasts as long as somebody holds it: the call that serves it, however that ends.
+        # Weak: a subscription ends with the gRPC call that iterates over it, however that call ends.
         self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
 
     def subscribe(self) -> Subscription:
-        """Every event from now on."""
+        """Subscribe to all events from now on."""
         subscription = Subscription(self._backlog)
         self._subscriptions.add(subscription)
         return subscription
 
     def publish(self, event: Event) -> None:
-        """Tell everyone. Never blocks."""
+        """Queue an event for every subscription. Never blocks."""
         for subscription in self._subscriptions:
             subscription.put(event)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the containers of a pod share: /etc/hosts, /etc/hostname, /etc/resolv.conf, /dev/shm, pinned namespaces."""
+"""Files, pinned namespaces and sysctls that the containers of a pod share."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from pvecri.network import files as contents
 from pvecri.oci.spec_linux import SHARED_PID
 from pvecri.pods.registry import PodEntry
 
-SHM_SIZE = 64 << 20
+SHM_SIZE = 64 << 20  # as in CRI-O and containerd
 PING_GROUP_RANGE = "net.ipv4.ping_group_range"
 GID_MAX = 0x7FFF_FFFF
-"""The largest that net.ipv4.ping_group_range takes."""
+"""The largest value that net.ipv4.ping_group_range accepts."""
 OF_POD = ("net", "ipc", "uts", "user")
 PINNED = ("pid", *OF_POD, SHARED_PID)
-"""The namespaces that are given a path: they stay reachable, and cannot come to mean another process's.
+"""The namespaces that are pinned by bind mounts: a path of /proc/PID/ns would follow a reuse of the PID.
 
-`pid` is the CT's, for conmon and the OCI runtime; the containers share the next four, and some the last.
+`pid` is the CT's, for conmon and the OCI runtime. The containers share those of OF_POD, and some SHARED_PID.
 """
 
 
 def hostname(sandbox: Sandbox) -> str:
-    """The pod's hostname: the node's when it uses the node's network, else as asked, else from the id."""
+    """The pod's hostname: the node's in the node's network, else the request's, else the start of the id."""
     if sandbox.config.security.namespaces.network is NamespaceMode.NODE:
         return socket.gethostname()
     return sandbox.config.hostname or sandbox.id[:12]
 
 
 def make_private_directory(directory: Path, root_gid: int) -> None:
-    """A directory that only root and the root of a pod, by its group, may pass through.
+    """Make a directory that only root and, by its group, the root user of a pod can search (decision 0053).
 
-    What lies below (secrets in a spec, clones of the node's volumes) is not for the node's other users.
+    Below are secrets (an OCI spec's environment) and clones of volumes, which the node's users must not reach.
     """
     directory.mkdir(mode=0o700)
     os.chown(directory, 0, root_gid)
@@ -45,13 +45,13 @@ def make_private_directory(directory: Path, root_gid: int) -> None:
 
 
 def make_directory(pod: PodEntry) -> None:
-    """Make the pod's directory, and in it the one for its namespaces."""
+    """Make the pod's directory and its subdirectory for namespaces."""
     make_private_directory(pod.directory, pod.value.root_uid)
     pod.namespace("net").parent.mkdir()
 
 
 def pin_namespaces(pod: PodEntry, pid: int, kinds: Sequence[str]) -> None:
-    """Give namespaces of process `pid` paths below the pod's directory."""
+    """Pin namespaces of process `pid` below the pod's directory."""
     for kind in kinds:
         namespaces.pin(Path(f"/proc/{pid}/ns/{kind}"), pod.namespace(kind))
 
@@ -63,17 +63,18 @@ def unpin_namespaces(pod: PodEntry) -> None:
 
 
 def set_hostname(pod: PodEntry) -> None:
-    """Give the pod its hostname where Proxmox could not: it takes fewer names than Kubernetes has."""
+    """Set the hostname in the pod's UTS namespace: Proxmox's option accepts fewer names than Kubernetes."""
     if pod.value.config.security.namespaces.network is NamespaceMode.NODE:
         return
     name = hostname(pod.value)
+    # A thread may join a UTS namespace; user namespaces need a process (sysctl_command).
     namespaces.run_inside([pod.namespace("uts")], lambda: socket.sethostname(name))
 
 
 def set_default_sysctls(pod: PodEntry, sysctls: Mapping[str, str]) -> list[str]:
-    """Set the default sysctls of the network namespace; what could not be set, a sentence each.
+    """Set the default sysctls of the network namespace that the pod does not set itself; returns the failures.
 
-    Unlike `sysctl_command` this starts no program: every pod pays for it.
+    Unlike `sysctl_command` it starts no process, because it runs for every pod.
     """
     if pod.value.config.security.namespaces.network is NamespaceMode.NODE:
         return []
@@ -94,10 +95,10 @@ def _write_sysctls(values: Mapping[str, str]) -> list[str]:
 
 
 def host_ping_groups(wanted: str, mappings: Sequence[IdMapping]) -> str:
-    """`net.ipv4.ping_group_range` as the node writes it, for the groups that a pod knows by the range `wanted`.
+    """`net.ipv4.ping_group_range` in host IDs, for the range `wanted` of group IDs inside the pod.
 
-    The kernel reads the two numbers in the writer's user namespace, so they become the pod's groups of the node.
-    It takes none above 2147483647: pods with groups beyond keep the kernel's default, which lets nobody.
+    The kernel interprets the two numbers in the writer's user namespace, here the node's. It accepts none above
+    2147483647: pods whose host IDs are larger get `1 0`, the kernel's default, which allows no group.
     """
     if not mappings:
         return wanted
@@ -109,20 +110,21 @@ def host_ping_groups(wanted: str, mappings: Sequence[IdMapping]) -> str:
 
 
 def sysctl_file(key: str) -> Path:
-    """Where a sysctl is in /proc/sys: the components of its name are parted by dots or by slashes.
+    """The file of a sysctl in /proc/sys; components are separated by dots or by slashes.
 
-    If the first separator is a slash, dots belong to the components (`net/ipv4/conf/eth0.100/forwarding`), as
-    sysctl(8) has it.
+    If the first separator is a slash, dots are part of the components (`net/ipv4/conf/eth0.100/forwarding`), as in
+    sysctl(8).
     """
     separator = "/" if re.match(r"[^./]*/", key) else "."
     return Path("/proc/sys", *key.split(separator))
 
 
 def sysctl_command(pod: PodEntry) -> list[str]:
-    """A command that writes the pod's sysctls inside its namespaces, as the root that owns them there.
+    """A command that writes the pod's sysctls inside its namespaces, as root of its user namespace.
 
-    The kernel resolves net, ipc and uts sysctls by the namespaces of the process that opens them, and lets only
-    their user namespace's root write. So it is a process of its own: a thread cannot enter a user namespace.
+    The kernel resolves net, ipc and uts sysctls by the namespaces of the opening process, and allows writing only
+    to root of the owning user namespace. It is a process because a thread cannot enter a user namespace
+    (setns(2)).
     """
     kinds = [*_own_namespaces(pod.value), *(["user"] if pod.value.mappings else [])]
     command = ["nsenter", *(f"--{kind}={pod.namespace(kind)}" for kind in kinds), "--"]
@@ -133,14 +135,14 @@ def sysctl_command(pod: PodEntry) -> list[str]:
 
 
 def _own_namespaces(sandbox: Sandbox) -> list[str]:
-    """The namespaces that sysctls can be set in, by nsenter's names for them."""
+    """The pod's own namespaces that have sysctls, by nsenter's names."""
     options = sandbox.config.security.namespaces
     own = ["ipc"] if options.ipc is not NamespaceMode.NODE else []
     return own + (["net", "uts"] if options.network is not NamespaceMode.NODE else [])
 
 
 def write_files(pod: PodEntry) -> None:
-    """Write the pod's files and mount its /dev/shm, owned by root as the pod knows it."""
+    """Write the pod's files and mount its /dev/shm, owned by root of the pod's user namespace."""
     sandbox = pod.value
     owner = sandbox.root_uid
     pod.files.mkdir()
@@ -154,7 +156,7 @@ def write_files(pod: PodEntry) -> None:
     for file, text in texts.items():
         path = pod.files / file
         path.write_text(text)
-        path.chmod(0o644)
+        path.chmod(0o644)  # regardless of the daemon's umask
         os.chown(path, owner, owner)
     shm = pod.files / "shm"
     shm.mkdir(exist_ok=True)
@@ -163,7 +165,7 @@ def write_files(pod: PodEntry) -> None:
 
 
 def _read(path: Path) -> str:
-    """A file of the node that a pod takes over as it is; empty when the node has none."""
+    """A file of the node; empty if it does not exist."""
     return path.read_text() if path.exists() else ""
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is everything there that a pod needs? Asked of Proxmox now and then, answered from memory."""
+"""Health of Proxmox and of the image store, for the conditions of CRI Status. Polled; answered from memory."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from pvecri.supervision import Failing
 log = logging.getLogger(__name__)
 
 INTERVAL = 15.0
-INTERVAL_WHEN_ILL = 2.0
-"""Seconds between two looks at Proxmox."""
+INTERVAL_UNHEALTHY = 2.0
+"""Seconds between two polls of Proxmox."""
 
 MOST_SHOWN = 5
-"""Pieces of failing background work that a message names."""
+"""Failing background tasks that a message names."""
 
 _WITHOUT_DIRECTORIES = frozenset({"lvm", "lvmthin", "rbd"})
-"""Types of storage whose volumes all have a size."""
+"""Storage types without directories or subvolumes: a rootfs of size 0 cannot be created on them."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One line of the runtime's status (CRI RuntimeCondition); reason and message say why it is not met.
+    """CRI RuntimeCondition; `reason` (CamelCase) and `message` are set if it is not met.
 
-    A condition that is met may have a message: a warning.
+    A condition that is met may have a message, as a warning.
     """
 
     type: str
@@ -44,19 +44,19 @@ class Condition:
 
 
 def image_store_condition(config: Config) -> Condition:
-    """Whether images can be fetched and written."""
+    """Whether images can be fetched and stored."""
     name = "ImageStoreReady"
     if shutil.which(config.images.skopeo) is None:
         message = f"the program {config.images.skopeo!r} is not installed (images.skopeo)"
         return Condition(name, False, "ImageFetcherMissing", message)
     if not os.access(config.images_root, os.W_OK):
-        message = f"{config.images_root} cannot be written to (images.root)"
+        message = f"{config.images_root} is not writable (images.root)"
         return Condition(name, False, "ImageStoreNotWritable", message)
     return Condition(name, True)
 
 
 def background_condition(failing: Sequence[Failing]) -> Condition:
-    """Whether no background work keeps failing. The message has the first MOST_SHOWN."""
+    """Not met while background work keeps failing; the message has the first MOST_SHOWN."""
     name = "BackgroundWorkHealthy"
     if not failing:
         return Condition(name, True)
@@ -67,10 +67,10 @@ def background_condition(failing: Sequence[Failing]) -> Condition:
 
 
 def conditions(*parts: Condition, network: NetworkStatus, background: Condition) -> list[Condition]:
-    """All of the runtime's status. It is ready when all of `parts` are.
+    """The conditions of CRI Status: RuntimeReady is met if all of `parts` are. Pure.
 
-    `background` does not make it unready: the node's pods would be moved away for statistics that fail. Its
-    message is RuntimeReady's too, where people look first.
+    `background` does not affect it: the node's pods would be evicted for statistics that fail. Its message is
+    repeated in RuntimeReady's, which clients show.
     """
     failed = next((part for part in parts if not part.met), None)
     shown = (failed.reason, failed.message) if failed else ("", background.message)
@@ -83,35 +83,33 @@ def conditions(*parts: Condition, network: NetworkStatus, background: Condition)
 
 
 def _unsuitable(storage: StorageStatus, name: str, setting: str, content: str) -> Condition | None:
-    """Why a storage cannot be what proxmox.`setting` says it is; `content` is Proxmox's name of what it must
-    hold.
-    """
+    """Why proxmox.`setting` cannot be this storage, which needs the content type `content`; None if it can."""
     if not storage.active:
         message = f"storage {name} is not active (proxmox.{setting})"
         return Condition("ProxmoxReady", False, "ProxmoxStorageInactive", message)
     if content not in storage.contents:
-        message = f"storage {name} does not hold content {content} (proxmox.{setting})"
+        message = f"storage {name} does not allow content {content} (proxmox.{setting})"
         return Condition("ProxmoxReady", False, "ProxmoxStorageUnsuitable", message)
     return None
 
 
 class ProxmoxHealth:
-    """Watches whether Proxmox answers, accepts our token, grants what we need and has the storage."""
+    """Polls whether Proxmox answers, accepts our credentials, grants the privileges and has the storages."""
 
     def __init__(self, config: ProxmoxConfig, proxmox: ProxmoxApi) -> None:
         self._config = config
         self._proxmox = proxmox
         self.version = ""
-        self.condition = Condition("ProxmoxReady", False, "ProxmoxNotAsked", "Proxmox has not answered yet")
+        self.condition = Condition("ProxmoxReady", False, "ProxmoxUnknown", "Proxmox has not answered yet")
 
     async def pause(self) -> None:
-        """Until it is time for the next look."""
-        await asyncio.sleep(INTERVAL if self.condition.met else INTERVAL_WHEN_ILL)
+        """Sleep until the next poll is due."""
+        await asyncio.sleep(INTERVAL if self.condition.met else INTERVAL_UNHEALTHY)
 
-    async def look(self) -> None:
-        """Look once and remember the answer."""
+    async def poll(self) -> None:
+        """Query Proxmox once and update `condition` and `version`."""
         try:
-            condition = await self._look()
+            condition = await self._check()
         except PvecriError as error:
             condition = Condition("ProxmoxReady", False, f"Proxmox{type(error).__name__}", str(error))
         if condition != self.condition:
@@ -123,7 +121,7 @@ class ProxmoxHealth:
             )
         self.condition = condition
 
-    async def _look(self) -> Condition:
+    async def _check(self) -> Condition:
         self.version = (await self._proxmox.version()).version
         name = "ProxmoxReady"
         templates = await self._proxmox.storage_status(self._config.template_storage)

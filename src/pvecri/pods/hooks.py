@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where others may watch and change what happens to pods and containers; NRI's plugins do (nri/).
+"""Hooks of the pod and container lifecycle; nri/ implements them with NRI plugins.
 
-The Pod Manager calls a hook at each turn of a pod's or container's life. Those that may refuse say so; no other
-raises. A hook sets `told` of what it is called for, and is called again safely: what was told is not told twice.
+A hook may raise PvecriError only where its docstring says that it may refuse. Hooks are idempotent: they set
+`notified` of the pod or container and send no event twice.
 """
 
 from __future__ import annotations
@@ -13,48 +13,48 @@ from pvecri.pods.registry import ContainerEntry, PodEntry
 
 
 class Hooks:
-    """See the module. PvecriError is how a hook refuses. These here do nothing: nobody watches."""
+    """The hooks without NRI: they do nothing."""
 
     async def run_pod(self, pod: PodEntry) -> None:
-        """The pod is complete and will be READY next. May refuse; then `remove_pod` follows."""
+        """Before the pod becomes READY; its CT and network exist. May refuse: `remove_pod` follows then."""
 
     async def update_pod(self, pod: PodEntry, resources: Resources, overhead: Resources) -> None:
-        """The pod's CT will be resized: what is not said stays. May refuse."""
+        """Before the pod's CT is resized; unset fields keep their values. May refuse."""
 
     async def updated_pod(self, pod: PodEntry) -> None:
-        """The pod's CT was resized."""
+        """After the pod's CT was resized."""
 
     async def stop_pod(self, pod: PodEntry) -> None:
-        """The pod's containers have ended; its network and its CT go next."""
+        """After the pod's containers have exited, before its network and its CT are stopped."""
 
     async def remove_pod(self, pod: PodEntry) -> None:
-        """The pod is gone, or will not come to be."""
+        """After the pod was removed, or its creation failed."""
 
     async def create_container(self, pod: PodEntry, container: ContainerEntry) -> Adjustment | None:
-        """The container's root and OCI spec are there. May refuse; then `remove_container` follows.
+        """Before the container becomes CREATED; returns the changes to it. May refuse: `remove_container` follows.
 
-        The answer is what to change in it.
+        The root filesystem and the OCI spec exist.
         """
         return None
 
     async def created_container(self, pod: PodEntry, container: ContainerEntry) -> None:
-        """The container is CREATED."""
+        """After the container became CREATED."""
 
     async def start_container(self, pod: PodEntry, container: ContainerEntry) -> None:
-        """The container will be started. May refuse."""
+        """Before the container is started. May refuse."""
 
     async def started_container(self, pod: PodEntry, container: ContainerEntry) -> None:
-        """The container is RUNNING."""
+        """After the container became RUNNING."""
 
     async def update_container(self, pod: PodEntry, container: ContainerEntry, changes: Resources) -> Resources:
-        """The container's limits will change: what is not said stays. May refuse, and change the changes."""
+        """Before the container's limits change; returns the changes to make. May refuse."""
         return changes
 
     async def updated_container(self, pod: PodEntry, container: ContainerEntry) -> None:
-        """The container's limits have changed."""
+        """After the container's limits changed."""
 
     async def stop_container(self, pod: PodEntry, container: ContainerEntry) -> None:
-        """The container has ended, by itself or not, or will never run."""
+        """After the container exited or failed to start."""
 
     async def remove_container(self, pod: PodEntry, container: ContainerEntry) -> None:
-        """The container goes, or will not come to be."""
+        """Before the container is removed, or after its creation failed."""

@@ -107,24 +107,24 @@ class PodManager:
         self._recovery = Recovery(registry, teardown, exits, cts, proxmox, network, images)
 
     async def start(self) -> None:
-        """Adopt what runs and begin to watch. Proxmox need not be reachable."""
+        """Adopt running pods and start the background tasks. Proxmox need not be reachable."""
         await self._recovery.adopt()
         repeat = self._supervisor.repeat
-        repeat("Proxmox health", self.health.look, self.health.pause)
+        repeat("Proxmox health", self.health.poll, self.health.pause)
         repeat("pod store", self.registry.write_unsaved, self.registry.unsaved.wait)
         repeat("recovery", self._recovery.clean_up, self.sandbox_teardown.removal_pending.wait)
         repeat("statistics", self.statistics.sample, partial(asyncio.sleep, SAMPLE_INTERVAL))
         repeat("CT tags", self._tags.tag_all, self._tags.wanted.wait)
 
     async def close(self) -> None:
-        """Stop watching; pods and containers go on."""
+        """Stop the background tasks; pods and containers keep running."""
         await self._supervisor.close()
         self.registry.close()
         self._volumes.close()
         self._store.close()
 
     async def conditions(self) -> list[Condition]:
-        """What Status says of the runtime, the network, and each part of the runtime."""
+        """The conditions of CRI Status: RuntimeReady, NetworkReady and those of the runtime's parts."""
         parts = (self.health.condition, image_store_condition(self._config))
         background = background_condition(self._supervisor.failing)
         return conditions(*parts, network=await self._network.status(), background=background)
@@ -135,7 +135,7 @@ class PodManager:
         return self._supervisor.failing
 
     async def observe(self) -> None:
-        """Tell the metrics how many pods and containers there are, and whether all is ready."""
+        """Set the gauges of conditions, pods and containers; called before each scrape."""
         for condition in await self.conditions():
             metrics.CONDITION.labels(condition.type).set(condition.met)
         phases = Counter(pod.value.phase for pod in self.registry.pods())
@@ -145,7 +145,7 @@ class PodManager:
             (pod.value.user_namespace.kind.value, pod.value.user_namespace.reason.value)
             for pod in self.registry.pods()
         )
-        metrics.PODS_BY_USER_NAMESPACE.clear()
+        metrics.PODS_BY_USER_NAMESPACE.clear()  # label values without pods would keep their last number
         for (kind, reason), count in decisions.items():
             metrics.PODS_BY_USER_NAMESPACE.labels(kind, reason).set(count)
         states = Counter(container.value.state for container in self.registry.containers() if container.created)
@@ -154,22 +154,18 @@ class PodManager:
 
     @property
     def recursive_readonly_mounts(self) -> bool:
-        """Whether containers can have them (CRI RuntimeHandlerFeatures)."""
+        """CRI RuntimeHandlerFeatures.recursive_read_only_mounts."""
         return self._abilities.oci_runtime.recursive_readonly
 
-    # -- what clients see -------------------------------------------------------------------------------------
+    # -- queries ----------------------------------------------------------------------------------------------
 
     def list_sandboxes(self) -> list[Sandbox]:
-        """The sandboxes, oldest first; not those that are being made."""
+        """The sandboxes, oldest first, except those that are being created."""
         shown = [pod.value for pod in self.registry.pods() if pod.value.phase is not SandboxPhase.CREATING]
         return sorted(shown, key=lambda sandbox: sandbox.created_at)
 
-    def sandbox(self, sandbox_id: str) -> Sandbox:
-        """One sandbox; NotFound."""
-        return self.registry.pod(sandbox_id).value
-
     async def ct_config(self, sandbox_id: str) -> dict[str, str]:
-        """The config of a sandbox's CT, asked of Proxmox; its one entry `error` says why there is none."""
+        """The config of a sandbox's CT, read from Proxmox; if that fails, the one entry `error` says why."""
         pod = self.registry.pod(sandbox_id)
         try:
             return await self._cts.config(pod)
@@ -177,22 +173,14 @@ class PodManager:
             return {"error": str(error)}
 
     def oci_spec(self, container_id: str) -> bytes:
-        """A container's OCI spec as JSON; empty when it is gone."""
+        """A container's OCI spec as JSON; `{}` if it does not exist any more."""
         path = self.registry.container(container_id).bundle.spec
         return path.read_bytes() if path.exists() else b"{}"
 
     def list_containers(self) -> list[Container]:
-        """The containers, oldest first; not those that are being made."""
+        """The containers, oldest first, except those that are being created."""
         shown = [container.value for container in self.registry.containers() if container.created]
         return sorted(shown, key=lambda container: container.created_at)
-
-    def container(self, container_id: str) -> Container:
-        """One container; NotFound."""
-        return self.registry.container(container_id).value
-
-    def sandbox_of(self, container: Container) -> Sandbox:
-        """The sandbox that a container is in."""
-        return self.sandbox(container.sandbox_id)
 
 
 def _make_directories(runtime: RuntimeConfig) -> tuple[Path, Path]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""After a start: bring the store, the kernel and Proxmox to one truth.
+"""Reconciles the store with the kernel and with Proxmox after a start of the daemon.
 
-The kernel knows which processes run, Proxmox which CTs exist, the store what was meant. What runs is adopted
-(conmon and the CT outlive the daemon), what ended meanwhile is recorded, what was half made or half removed is
-removed. The part that needs Proxmox waits until it can be reached and does not hold up the rest.
+The kernel knows which processes run, Proxmox which CTs exist, the store what was intended. What runs is adopted
+(conmon and the CT outlive the daemon), what exited meanwhile is recorded, what was half created or half removed is
+removed. What needs Proxmox runs in the background and is retried until Proxmox answers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WORK = "recovery"
 
 
 class Recovery:
-    """`adopt` once at the start, then `clean_up` beside the daemon to remove what could not be removed at once."""
+    """Call `adopt` once at the start; `clean_up` then runs in the background until nothing is left to remove."""
 
     def __init__(
         self,
@@ -57,28 +57,28 @@ class Recovery:
         """Steps of `adopt` that have not succeeded yet, by what they do."""
 
     async def adopt(self) -> None:
-        """Take over what the store says runs. Needs no Proxmox.
+        """Adopt what runs according to the store. Does not need Proxmox.
 
-        A pod or a stray that makes trouble does not keep the daemon from the others: `clean_up` tries again.
+        A step that fails does not stop the others; `clean_up` retries it.
         """
         self._registry.load()
         self._of_start = {
             f"adopting pod {pod.value.name} ({pod.id})": partial(self._adopt_pod, pod)
             for pod in self._registry.pods()
         }
-        self._of_start |= self._strays()
-        for doing, step in self._steps_of_start():
-            await attempt(step, WORK, doing)
+        self._of_start |= self._unrecorded()
+        for action, step in self._steps_of_start():
+            await attempt(step, WORK, action)
 
     def _steps_of_start(self) -> list[tuple[str, Step]]:
-        return [(doing, partial(self._at_start, doing)) for doing in self._of_start]
+        return [(action, partial(self._at_start, action)) for action in self._of_start]
 
-    async def _at_start(self, doing: str) -> None:
-        await self._of_start[doing]()
-        del self._of_start[doing]
+    async def _at_start(self, action: str) -> None:
+        await self._of_start[action]()
+        del self._of_start[action]
 
     async def _adopt_pod(self, pod: PodEntry) -> None:
-        """Take over a pod. Idempotent."""
+        """Adopt a pod. Idempotent."""
         if pod.init is None and pod.value.vmid:
             pod.init = self._cts.find_init(pod)
         for container in pod.containers.values():
@@ -86,8 +86,10 @@ class Recovery:
                 continue
             if container.value.state is ContainerState.RUNNING:
                 self._exits.adopt(pod, container)
+            # The bundle is in /run, a tmpfs: it is lost with a reboot of the node.
             elif container.value.state is ContainerState.CREATED and not container.bundle.spec.exists():
                 self._exits.record_lost(container)
+            # conmon was started, but StartContainer did not succeed.
             elif container.value.state is ContainerState.CREATED and container.bundle.conmon_log.exists():
                 self._exits.abort_start(pod, container)
             elif container.value.state is ContainerState.EXITED:
@@ -99,34 +101,34 @@ class Recovery:
             if pod.watcher is None:
                 self._teardown.watch(pod)
         elif pod.value.phase is SandboxPhase.READY:
-            log.warning("CT %d of pod %s does not run any more", pod.value.vmid, pod.value.name)
+            log.warning("CT %d of pod %s has ended", pod.value.vmid, pod.value.name)
             self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.STOPPED), ending=True)
 
-    def _strays(self) -> dict[str, Step]:
-        """The removal of each directory and root filesystem that no row tells of: a crash came between the two.
+    def _unrecorded(self) -> dict[str, Step]:
+        """The removal of each directory and root filesystem without a row: a crash of the node can lose rows.
 
-        Looked for only at the start: what is made later may be there before its row is.
+        Searched only at the start: what is created later may exist before its row.
         """
-        strays: dict[str, Step] = {}
+        removals: dict[str, Step] = {}
         pods = {str(pod.id) for pod in self._registry.pods()}
         containers = {str(container.id) for container in self._registry.containers()}
         runtime = containers | {pause_id(pod.id) for pod in self._registry.pods()}
         for kind, known in (("pods", pods), ("containers", containers), ("oci", runtime)):
             for directory in (self._registry.directory / kind).iterdir():
                 if directory.name not in known:
-                    strays[f"removing {directory}"] = partial(_remove_directory, directory)
+                    removals[f"removing {directory}"] = partial(_remove_directory, directory)
         for exit_file in (self._registry.directory / "exits").iterdir():
             if exit_file.name not in containers:
-                strays[f"removing {exit_file}"] = partial(_remove_file, exit_file)
+                removals[f"removing {exit_file}"] = partial(_remove_file, exit_file)
         for name in self._images.rootfs_ids():
-            if name.partition(".")[0] not in containers:  # an image volume's has the mount's index behind the id
-                strays[f"removing root filesystem {name}"] = partial(self._images.remove_rootfs, name)
-        return strays
+            if name.partition(".")[0] not in containers:  # image volumes: bundle.image_volume_name
+                removals[f"removing root filesystem {name}"] = partial(self._images.remove_rootfs, name)
+        return removals
 
     async def clean_up(self) -> None:
-        """Do what `adopt` could not, finish removals, then see to CTs and attachments without a pod.
+        """Retry what `adopt` could not do, finish removals, and remove CTs and CNI attachments without a pod.
 
-        What fails does not keep the rest from its turn. Incomplete when something is left: run it again.
+        A step that fails does not stop the others. Incomplete if one failed: call again.
         """
         self._teardown.removal_pending.clear()
         removals: list[tuple[str, Step]] = [
@@ -138,8 +140,8 @@ class Recovery:
             *self._steps_of_start(),
             ("preparing the sandbox template", self._cts.prepare),
             *removals,
-            ("destroying CTs that no pod has", self._destroy_orphans),
-            ("releasing networks that no pod has", self._release_attachments),
+            ("destroying CTs that belong to no pod", self._destroy_orphans),
+            ("releasing CNI attachments that belong to no pod", self._release_attachments),
         ]
         failures = 0
         try:
@@ -153,7 +155,7 @@ class Recovery:
 
     async def _destroy_orphans(self) -> None:
         async for vmid in self._cts.orphans():
-            log.warning("CT %d was made here and no pod has it: destroying it", vmid)
+            log.warning("CT %d was created by this installation and belongs to no pod: destroying it", vmid)
             await self._proxmox.stop_ct(Vmid(vmid))
             await self._proxmox.destroy_ct(Vmid(vmid))
 

@@ -20,7 +20,6 @@ from pvecri.model import (
     Container,
     ContainerId,
     ContainerState,
-    Image,
     NamespaceMode,
     Sandbox,
     SandboxId,
@@ -96,16 +95,16 @@ class PodEntry:
 
     @property
     def files(self) -> Path:
-        """Where the files that all containers of the pod share lie."""
+        """The directory of the files that all containers of the pod share."""
         return self.directory / "files"
 
     def namespace(self, kind: str) -> Path:
-        """The path by which one of the pod's namespaces (`net`, `pid`, …) is pinned."""
+        """The path at which one of the pod's namespaces (`net`, `pid`, …) is pinned."""
         return self.directory / "ns" / kind
 
     @property
     def cgroup(self) -> str:
-        """The CT's cgroup, as Proxmox lays it out."""
+        """The CT's cgroup (`lxc.cgroup.dir.container` of PVE::LXC)."""
         return f"/lxc/{self.value.vmid}"
 
     def group(self, container: ContainerId) -> str:
@@ -114,10 +113,11 @@ class PodEntry:
 
     @property
     def namespaces(self) -> PodNamespaces:
-        """How the OCI runtime reaches the pod."""
+        """The PID namespace and the cgroup in which conmon and the OCI runtime run."""
         options = self.value.config.security.namespaces
         cgroup = f"{self.cgroup}/conmon"
         uses_nodes = options.pid is NamespaceMode.NODE
+        # hostPID: the OCI runtime can create a container in the node's PID namespace only from inside it.
         return PodNamespaces(pid=None if uses_nodes else self.namespace("pid"), cgroup=cgroup)
 
     @property
@@ -136,7 +136,7 @@ _NOTIFIED = {
 
 
 class Registry:
-    """All pods and containers, by id, with the store behind them."""
+    """All pods and containers by id, written through to the store."""
 
     def __init__(self, store: Store, directory: Path) -> None:
         """`directory` holds one directory a pod and one a container."""
@@ -149,14 +149,14 @@ class Registry:
         """Published to by every method that stores a change, so that no change goes without its event."""
 
     def close(self) -> None:
-        """Write what is not written yet; what cannot be is found out again at the next start."""
+        """Write the unsaved changes; what they recorded is detected again at the next start if that fails."""
         with suppress(StoreUnavailable):
             self.unsaved.flush()
         if self.unsaved:
             log.warning("%d changes of pods and containers could not be stored", len(self.unsaved))
 
     def load(self) -> None:
-        """Read the store; nothing is live yet."""
+        """Read the store; no process is opened yet."""
         for sandbox in self._store.sandboxes():
             pod = PodEntry(sandbox, self.directory / "pods" / sandbox.id, notified=_NOTIFIED[sandbox.phase])
             self._pods[sandbox.id] = pod
@@ -176,7 +176,7 @@ class Registry:
     # -- sandboxes --------------------------------------------------------------------------------------------
 
     def add_pod(self, sandbox: Sandbox) -> PodEntry:
-        """Store a new sandbox; AlreadyExists when the name is taken."""
+        """Store a new sandbox; AlreadyExists if another one has its name."""
         taken = next((pod for pod in self._pods.values() if pod.value.name == sandbox.name), None)
         if taken is not None:
             raise AlreadyExists(
@@ -188,10 +188,10 @@ class Registry:
         return pod
 
     def save_pod(self, pod: PodEntry, value: Sandbox, *, ending: bool = False) -> None:
-        """Change a sandbox.
+        """Store a new value of a sandbox and publish its event.
 
-        StoreUnavailable, and nothing is changed, unless the change is `ending` something: then it counts at once
-        and is written when it can be. A sandbox that was dropped stays so.
+        StoreUnavailable, and nothing is changed, if the store cannot be written. A change that is `ending`
+        something takes effect all the same and is written later. A sandbox that was dropped is not stored again.
         """
         if pod.id in self._pods:
             save = self.unsaved.save_when_possible if ending else self.unsaved.save
@@ -202,7 +202,7 @@ class Registry:
             self._publish(pod, pod.id, kind)
 
     def drop_pod(self, pod: PodEntry) -> None:
-        """Forget a sandbox and its containers. Idempotent; the row goes when the store can be written."""
+        """Delete a sandbox and its containers. Idempotent; the row is deleted once the store can be written."""
         self.unsaved.forget(pod.containers)
         self.unsaved.save_when_possible(pod.id, partial(self._store.delete_sandbox, pod.id))
         known = self._pods.pop(pod.id, None)
@@ -216,7 +216,7 @@ class Registry:
         return list(self._pods.values())
 
     def pod(self, sandbox_id: str) -> PodEntry:
-        """The sandbox with an id, or the one whose id begins so; NotFound."""
+        """The sandbox with an id or a unique prefix of one, unless it is being created; NotFound."""
         return _lookup(
             self._pods, sandbox_id, "pod sandbox", lambda pod: pod.value.phase is not SandboxPhase.CREATING
         )
@@ -231,7 +231,7 @@ class Registry:
     # -- containers -------------------------------------------------------------------------------------------
 
     def add_container(self, container: Container) -> ContainerEntry:
-        """Store a new container; AlreadyExists when its sandbox has one of that name and attempt."""
+        """Store a new container; AlreadyExists if its sandbox has one of that name and attempt."""
         for other in self._pods[container.sandbox_id].containers.values():
             if other.value.name == container.name:
                 raise AlreadyExists(
@@ -242,7 +242,10 @@ class Registry:
         return self._attach(container)
 
     def save_container(self, container: ContainerEntry, value: Container, *, ending: bool = False) -> None:
-        """Change a container. The first time, its creation is complete. `ending` as for `save_pod`."""
+        """Store a new value of a container and publish its event; `ending` as in `save_pod`.
+
+        The first call completes the container's creation.
+        """
         if container.id in self._containers:
             save = self.unsaved.save_when_possible if ending else self.unsaved.save
             save(container.id, partial(self._store.save_container, value))
@@ -253,7 +256,7 @@ class Registry:
             self._publish(self.pod_of(container), container.id, kind)
 
     def drop_container(self, container: ContainerEntry) -> None:
-        """Forget a container. Idempotent; the row goes when the store can be written."""
+        """Delete a container. Idempotent; the row is deleted once the store can be written."""
         self.unsaved.save_when_possible(container.id, partial(self._store.delete_container, container.id))
         known = self._containers.pop(container.id, None)
         pod = self._pods.get(container.value.sandbox_id)
@@ -264,11 +267,11 @@ class Registry:
             self._publish(pod, container.id, EventKind.DELETED)
 
     def containers(self) -> list[ContainerEntry]:
-        """Every container."""
+        """Every container, also those that are being created."""
         return list(self._containers.values())
 
     def container(self, container_id: str) -> ContainerEntry:
-        """The container with an id, or the one whose id begins so; NotFound."""
+        """The container with an id or a unique prefix of one, unless it is being created; NotFound."""
         return _lookup(self._containers, container_id, "container", lambda container: container.created)
 
     def running_container(self, container_id: str) -> ContainerEntry:
@@ -283,12 +286,8 @@ class Registry:
         return self._pods[container.value.sandbox_id]
 
     async def write_unsaved(self) -> None:
-        """Write what could not be written when it was changed; StoreUnavailable when it still cannot be."""
+        """Write the changes that could not be written before; StoreUnavailable if they still cannot."""
         self.unsaved.flush()
-
-    def uses_image(self, image: Image) -> bool:
-        """Whether a container was made from an image."""
-        return any(container.value.image_id == image.id for container in self._containers.values())
 
     def _publish(self, pod: PodEntry, subject: str, kind: EventKind) -> None:
         containers = tuple(each.value for each in pod.containers.values() if each.created)
@@ -300,7 +299,7 @@ V = TypeVar("V")
 
 
 def _lookup(table: Mapping[K, V], wanted: str, kind: str, visible: Callable[[V], bool]) -> V:
-    """By whole id, else by a prefix that only one has (as crictl abbreviates them)."""
+    """By full id, else by a unique prefix, as crictl abbreviates ids."""
     candidates = [key for key in table if key == wanted] or [
         key for key in table if wanted and len(wanted) < ID_LENGTH and key.startswith(wanted)
     ]

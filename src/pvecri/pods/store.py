@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Pod Manager's memory over restarts: sandboxes and containers in SQLite.
+"""Persistent state of sandboxes and containers, in SQLite.
 
-One row an object, its value as JSON beside the columns that must be unique. Writes happen before the act they
-announce (a sandbox is stored as CREATING before its CT is asked for), so after a crash the rows say what may
-exist. The database is in WAL mode and syncs at checkpoints: a crash of the daemon loses nothing; a crash of the
-machine can lose the last rows, whose CTs are then found by their description (recovery.py).
+One row an object: its value as JSON, and the columns that must be unique. A row is written before what it
+describes is created (a sandbox is stored as CREATING before its CT is), so after a crash the rows name all that
+may exist. The database is in WAL mode and syncs at checkpoints: a crash of the daemon loses nothing; a crash of
+the node can lose the last rows, whose CTs are then found by their description (recovery.py).
 
 Calls are synchronous: each writes one small row into a local file, some tens of microseconds. Writes raise
-StoreUnavailable when the file cannot be written: the disk is full, fails or is read-only, or another program has
+StoreUnavailable if the file cannot be written: the disk is full, fails or is read-only, or another program has
 locked the database.
 """
 
@@ -44,10 +44,10 @@ class StoreUnavailable(Unavailable):
 
 
 class Store:
-    """One open database. The names of live sandboxes are unique, and so are their VMIDs."""
+    """One open database. The names of sandboxes are unique, and so are their VMIDs."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the database; InternalError when a newer pvecri wrote it, or when it is none."""
+        """Open or create the database; InternalError if a newer pvecri wrote it or it is no database."""
         self._path = path
         self._closed = False
         self._db = sqlite3.connect(path, isolation_level=None)
@@ -60,7 +60,7 @@ class Store:
             raise
 
     def _prepare(self, path: Path) -> None:
-        path.chmod(0o600)
+        path.chmod(0o600)  # containers' environments may contain secrets
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise InternalError(
@@ -74,7 +74,7 @@ class Store:
         self._db.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_MS}")
 
     def installation_id(self) -> str:
-        """Names this installation in the CTs it makes, so that it never touches another's. Made once."""
+        """Random id of this installation, in the notes of its CTs: CTs without it are never touched."""
         row = self._db.execute("SELECT id FROM installation").fetchone()
         if row is None:
             row = (os.urandom(8).hex(),)
@@ -82,7 +82,8 @@ class Store:
         return str(row[0])
 
     def save_sandbox(self, sandbox: Sandbox) -> None:
-        """Insert or replace; AlreadyExists when another sandbox has the name or the VMID."""
+        """Insert or replace; AlreadyExists if another sandbox has the name or the VMID."""
+        # NULL, not 0: UNIQUE allows any number of NULLs.
         row = (sandbox.id, sandbox.name, sandbox.vmid or None, msgspec.json.encode(sandbox))
         try:
             self._write(
@@ -94,7 +95,7 @@ class Store:
             raise AlreadyExists(f"pod sandbox {sandbox.name} (CT {sandbox.vmid}): {error}") from error
 
     def save_container(self, container: Container) -> None:
-        """Insert or replace; AlreadyExists when the sandbox has another container of that name."""
+        """Insert or replace; AlreadyExists if the sandbox has another container of that name."""
         row = (container.id, container.sandbox_id, container.name, msgspec.json.encode(container))
         try:
             self._write(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes that end something, while the store cannot be written: kept in memory, and written when it can be.
+"""A write-behind queue for changes that end something, for times when the store cannot be written.
 
-A full disk must not keep a container from being recorded as ended, nor a pod from being removed: that is how space
-comes back. What begins something is refused meanwhile (store.py). After a crash the rows are older than the truth,
-which is found out again as after every crash (recovery.py).
+A full disk must not prevent that a container's exit is recorded or a pod removed, which frees space. What begins
+something is refused meanwhile (store.py). After a crash the rows are outdated, and recovery.py reconciles them as
+after every crash.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Write = Callable[[], None]
 
 
 class Unsaved:
-    """Writes by row, of which the last one counts. Rows are written in the order in which they were last changed.
+    """Pending writes by row; a later one replaces an earlier one. Rows are written in the order of their changes.
 
-    So a row that needs another one gone, for its name or its VMID, comes after it.
+    So a row that reuses the name or the VMID of a deleted one is written after the deletion.
     """
 
     def __init__(self) -> None:
@@ -36,12 +36,12 @@ class Unsaved:
         return len(self._writes)
 
     def save(self, row: str, write: Write) -> None:
-        """Write now, after what waits; StoreUnavailable when that cannot be."""
+        """Write now, after the pending writes; StoreUnavailable if that fails."""
         self.flush()
         write()
 
     def save_when_possible(self, row: str, write: Write) -> None:
-        """Write now if that can be, else later."""
+        """Write now if possible, else queue the write."""
         try:
             self.save(row, write)
         except StoreUnavailable as error:
@@ -52,12 +52,12 @@ class Unsaved:
             self._any.set()
 
     def forget(self, rows: Iterable[str]) -> None:
-        """Drop what waits for these rows: they go with another one."""
+        """Drop the pending writes of these rows: they are deleted with another one."""
         for row in rows:
             self._writes.pop(row, None)
 
     def flush(self) -> None:
-        """Write all that waits; StoreUnavailable at the first that cannot be."""
+        """Write all pending rows; StoreUnavailable for the first that fails."""
         while self._writes:
             row = next(iter(self._writes))
             self._writes[row]()
@@ -65,5 +65,5 @@ class Unsaved:
         self._any.clear()
 
     async def wait(self) -> None:
-        """Until something waits."""
+        """Wait until a write is pending."""
         await self._any.wait()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which user namespace a pod gets: one policy, a pure function of request, node and configuration.
+"""The policy that decides which user namespace a pod gets: a pure function of request, node and configuration.
 
-docs/user-namespaces.md is this module in prose. A kubelet from 1.33 on sends `userns_options { mode: NODE }` for
-every pod whose `spec.hostUsers` is unset or true, so that mode says nothing about what the pod wants: a pod that
-does want the node's user namespace asks for it by annotation or runtime handler.
+docs/user-namespaces.md describes it. A kubelet since 1.33 sends `userns_options { mode: NODE }` for every pod
+whose `spec.hostUsers` is unset or true, so that mode does not mean that the pod needs the node's user namespace: a
+pod requests that by annotation or runtime handler (decision 0065).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NODE_HANDLER = "pvecri-node-users"
 POD_HANDLER = "pvecri-pod-users"
 
 EXTRA_IDS_MAX = 100
-"""Extents beside the pod's range: the kernel takes 340, but no more text than a page (user_namespaces(7))."""
+"""Extents besides the pod's range: uid_map accepts 340, but at most a page of text (user_namespaces(7))."""
 
 ID_MAX = 0xFFFF_FFFE
 """The largest ID; 2^32 - 1 means "no ID" to the kernel."""
@@ -42,7 +42,7 @@ _HANDLERS = {NODE_HANDLER: "node", POD_HANDLER: "pod"}
 
 
 def handlers(settings: UserNamespacesConfig) -> tuple[str, ...]:
-    """The runtime handlers (RuntimeClass) that a pod may name; the empty one is the default."""
+    """The runtime handlers (RuntimeClass) that exist; the empty one is the default."""
     return (*DEFAULT_HANDLERS, POD_HANDLER, *((NODE_HANDLER,) if settings.allow_node else ()))
 
 
@@ -63,40 +63,42 @@ class Policy:
     ) -> UserNamespaceDecision:
         """The pod's user namespace; the first rule that applies decides.
 
-        `missing_ids` are IDs that containers of the pod's earlier sandboxes needed and did not have,
-        `unmappable` says of each volume of the pod that is known to need the node's IDs which it is.
-        InvalidArgument names the annotation or handler if the pod asks for what it cannot have.
+        `missing_ids` are IDs that containers of the pod's earlier sandboxes needed and lacked, `unmappable`
+        descriptions of the pod's volumes that cannot be idmapped. InvalidArgument names the annotation or handler
+        if the pod requests a user namespace that it cannot have.
         """
-        wish = self._wish(config, runtime_handler)
+        request = self._request(config, runtime_handler)
         return (
-            self._forced(config)
-            or self._of_client(config, wish)
-            or self._of_wish(config, wish, missing_ids)
+            self._required(config)
+            or self._of_client(config, request)
+            or self._of_request(config, request, missing_ids)
             or self._of_volumes(unmappable)
-            or self._usual(config, missing_ids)
+            or self._default(config, missing_ids)
         )
 
-    def _wish(self, config: SandboxConfig, runtime_handler: str) -> _Wish | None:
-        """What the pod asks for outright. Its annotation takes precedence over its RuntimeClass."""
+    def _request(self, config: SandboxConfig, runtime_handler: str) -> _Request | None:
+        """What the pod requests explicitly. Its annotation takes precedence over its RuntimeClass."""
         annotation = config.annotations.get(ANNOTATION)
         if annotation is None:
             name = _HANDLERS.get(runtime_handler)
             if name is None:
                 return None
-            wish = _Wish(_KINDS[name], "runtime_handler", runtime_handler, UserNamespaceReason.RUNTIME_HANDLER)
+            reason = UserNamespaceReason.RUNTIME_HANDLER
+            request = _Request(_KINDS[name], "runtime_handler", runtime_handler, reason)
         else:
             field = f"config.annotations[{ANNOTATION}]"
             if annotation not in _KINDS:
                 raise InvalidArgument(field, f"{annotation!r} is none of {', '.join(_KINDS)}")
-            wish = _Wish(_KINDS[annotation], field, annotation, UserNamespaceReason.ANNOTATION)
-        if wish.kind is UserNamespaceKind.NODE and not self.settings.allow_node:
-            raise wish.refused("the node's user namespace is not for pods to choose (user_namespaces.allow_node)")
-        return wish
+            request = _Request(_KINDS[annotation], field, annotation, UserNamespaceReason.ANNOTATION)
+        if request.kind is UserNamespaceKind.NODE and not self.settings.allow_node:
+            raise request.refused("pods may not choose the node's user namespace (user_namespaces.allow_node)")
+        return request
 
-    def _forced(self, config: SandboxConfig) -> UserNamespaceDecision | None:
-        """Pods that cannot run in a user namespace of their own: what they ask of the node is its root's alone."""
+    def _required(self, config: SandboxConfig) -> UserNamespaceDecision | None:
+        """Pods that need the node's: the kernel allows what they do to the node only in its user namespace."""
         options = config.security.namespaces
         chosen = options.user is not None and options.user.mode is NamespaceMode.POD
+        # With hostUsers: false a privileged container is privileged in its user namespace only.
         if config.security.privileged and not chosen:
             return _node(UserNamespaceReason.PRIVILEGED, "the pod is privileged")
         for mode, reason, name in (
@@ -108,12 +110,12 @@ class Policy:
                 return _node(reason, f"the pod uses the node's {name} namespace")
         return None
 
-    def _of_client(self, config: SandboxConfig, wish: _Wish | None) -> UserNamespaceDecision | None:
-        """What the CRI request says, where it means something."""
+    def _of_client(self, config: SandboxConfig, request: _Request | None) -> UserNamespaceDecision | None:
+        """By `userns_options` of the CRI request: mode POD always, mode NODE only if the configuration says so."""
         user = config.security.namespaces.user
         if user is not None and user.mode is NamespaceMode.POD:
-            if wish is not None and wish.kind is not UserNamespaceKind.POD:
-                raise wish.refused("contradicts userns_options.mode POD (hostUsers: false)")
+            if request is not None and request.kind is not UserNamespaceKind.POD:
+                raise request.refused("contradicts userns_options.mode POD (hostUsers: false)")
             return UserNamespaceDecision(
                 kind=UserNamespaceKind.POD,
                 reason=UserNamespaceReason.KUBELET_MAPPING,
@@ -126,16 +128,19 @@ class Policy:
             return _node(UserNamespaceReason.CRI_NODE, "userns_options.mode is NODE, user_namespaces.mode is cri")
         return None
 
-    def _of_wish(
-        self, config: SandboxConfig, wish: _Wish | None, missing_ids: Iterable[int]
+    def _of_request(
+        self, config: SandboxConfig, request: _Request | None, missing_ids: Iterable[int]
     ) -> UserNamespaceDecision | None:
-        if wish is None:
+        if request is None:
             return None
-        extra = () if wish.kind is UserNamespaceKind.NODE else extra_ids(config, missing_ids)
-        if wish.kind is UserNamespaceKind.CT and extra:
-            return None  # the shared range cannot have them: see _usual
+        extra = () if request.kind is UserNamespaceKind.NODE else extra_ids(config, missing_ids)
+        if request.kind is UserNamespaceKind.CT and extra:
+            return None  # Proxmox's range ends at 65535: see _default
         return UserNamespaceDecision(
-            kind=wish.kind, reason=wish.reason, detail=f"{wish.field} is {wish.value}", extra_ids=extra
+            kind=request.kind,
+            reason=request.reason,
+            detail=f"{request.field} is {request.value}",
+            extra_ids=extra,
         )
 
     def _of_volumes(self, unmappable: Sequence[str]) -> UserNamespaceDecision | None:
@@ -143,7 +148,7 @@ class Policy:
             return None
         return _node(UserNamespaceReason.VOLUME, f"cannot be idmapped: {'; '.join(unmappable)}")
 
-    def _usual(self, config: SandboxConfig, missing_ids: Iterable[int]) -> UserNamespaceDecision:
+    def _default(self, config: SandboxConfig, missing_ids: Iterable[int]) -> UserNamespaceDecision:
         extra = extra_ids(config, missing_ids)
         if extra:
             return UserNamespaceDecision(
@@ -161,8 +166,8 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class _Wish:
-    """What a pod asks for outright, and by which field."""
+class _Request:
+    """What a pod requests explicitly, and by which field."""
 
     kind: UserNamespaceKind
     field: str
@@ -185,8 +190,8 @@ def check_interface(decision: UserNamespaceDecision, interface: ProxmoxInterface
     if interface is not None and interface.ip == "dhcp" and decision.kind is UserNamespaceKind.POD:
         raise InvalidArgument(
             f"config.annotations[{ANNOTATION}]",
-            f"an interface with ip=dhcp cannot go with a user namespace of the pod's own ({decision.detail}); "
-            "`shared` and `node` can",
+            f"a user namespace of the pod's own ({decision.detail}) cannot be combined with an interface with "
+            "ip=dhcp; `shared` and `node` can",
         )
 
 
@@ -194,10 +199,10 @@ def check_interface(decision: UserNamespaceDecision, interface: ProxmoxInterface
 
 
 def extra_ids(config: SandboxConfig, missing_ids: Iterable[int] = ()) -> tuple[int, ...]:
-    """The IDs outside the usual range that a pod is known to need, ascending.
+    """The IDs above the default range that a pod is known to need, ascending.
 
-    A kubelet repeats `securityContext.runAsUser`, `runAsGroup`, `fsGroup` and `supplementalGroups` of the pod in
-    its sandbox. InvalidArgument if they are more than a user namespace can have extents for.
+    The kubelet copies the pod's `securityContext.runAsUser`, `runAsGroup`, `fsGroup` and `supplementalGroups` into
+    the sandbox's. InvalidArgument if there are more than EXTRA_IDS_MAX.
     """
     security = config.security
     named = (security.run_as_user, security.run_as_group, *security.supplemental_groups, *missing_ids)
@@ -212,14 +217,12 @@ def extra_ids(config: SandboxConfig, missing_ids: Iterable[int] = ()) -> tuple[i
 
 
 def missing(user: ContainerUser, mappings: Sequence[IdMapping]) -> tuple[int, ...]:
-    """Which of a container's uid, gid and groups a user namespace does not have; none for the node's."""
+    """The IDs of a container's user that a user namespace does not map; none for the node's."""
     return unmapped({user.uid, user.gid, *user.groups}, mappings)
 
 
 def unmapped(ids: Iterable[int], mappings: Sequence[IdMapping]) -> tuple[int, ...]:
-    """Which IDs a user namespace with these mappings lacks, ascending; none for no mappings: the node's has
-    all.
-    """
+    """The IDs that a user namespace does not map, ascending; none without mappings, which is the node's."""
     if not mappings:
         return ()
     return tuple(sorted(each for each in set(ids) if not any(row.has(each) for row in mappings)))
@@ -228,19 +231,19 @@ def unmapped(ids: Iterable[int], mappings: Sequence[IdMapping]) -> tuple[int, ..
 def own_mappings(
     decision: UserNamespaceDecision, settings: UserNamespacesConfig, used: Iterable[IdMapping]
 ) -> tuple[IdMapping, ...]:
-    """The mappings of a user namespace that pvecri makes: 64 Ki IDs from 0 on, and an extent for each extra ID.
+    """The mappings of a user namespace that pvecri creates: 64 Ki IDs from 0, and extents for the extra IDs.
 
-    They are taken from user_namespaces.host_ids so that they meet none that is `used`; ResourceExhausted if all
-    are.
+    The host IDs are from user_namespaces.host_ids and disjoint from those `used`; ResourceExhausted if there are
+    none left.
     """
-    length = ID_RANGE * (2 if decision.extra_ids else 1)
+    length = ID_RANGE * (2 if decision.extra_ids else 1)  # the second block is for the extra IDs
     start = _free(length, settings, used)
     extents = _extents(decision.extra_ids, start + ID_RANGE)
     return (IdMapping(container_id=0, host_id=start, length=ID_RANGE), *extents)
 
 
 def _free(length: int, settings: UserNamespacesConfig, used: Iterable[IdMapping]) -> int:
-    """The lowest free block of IDs, at a multiple of 64 Ki from the first."""
+    """The lowest free block of host IDs, at a multiple of 64 Ki from the first."""
     pool = settings.host_ids
     taken = {
         (each.host_id + offset - pool.first) // ID_RANGE
@@ -251,7 +254,9 @@ def _free(length: int, settings: UserNamespacesConfig, used: Iterable[IdMapping]
     for first in range((pool.last - pool.first + 1) // ID_RANGE - blocks + 1):
         if not taken.intersection(range(first, first + blocks)):
             return pool.first + first * ID_RANGE
-    raise ResourceExhausted(f"all IDs from {pool.first} to {pool.last} belong to pods (user_namespaces.host_ids)")
+    raise ResourceExhausted(
+        f"all host IDs from {pool.first} to {pool.last} are in use by pods (user_namespaces.host_ids)"
+    )
 
 
 def _extents(ids: Iterable[int], host_id: int) -> Iterator[IdMapping]:

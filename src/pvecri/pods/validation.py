@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is a request one that can be carried out? Each check names the field, as the CRI's messages call it."""
+"""Validation of CRI requests. Errors name the field by its path in the CRI message."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_sandbox(config: SandboxConfig, runtime_handler: str, handlers: Sequenc
     """InvalidArgument for the first field of a PodSandboxConfig that cannot be accepted."""
     if runtime_handler not in handlers:
         known = ", ".join(repr(name) for name in handlers if name)
-        raise InvalidArgument("runtime_handler", f"{runtime_handler!r} is unknown; known are {known}")
+        raise InvalidArgument("runtime_handler", f"{runtime_handler!r} is unknown; known handlers: {known}")
     _check_sandbox_metadata(config)
     _check_hostname(config.hostname)
     if config.log_directory:
@@ -87,7 +87,7 @@ def _name(field: str, value: str) -> None:
     if len(value) > NAME_MAX:
         raise InvalidArgument(field, f"is longer than {NAME_MAX} characters")
     if not value.isprintable() or "/" in value:
-        raise InvalidArgument(field, f"{value!r} has a character that a name cannot have")
+        raise InvalidArgument(field, f"{value!r} contains a character that is not allowed in a name")
 
 
 def _check_hostname(hostname: str) -> None:
@@ -106,9 +106,9 @@ def _absolute(field: str, path: str) -> None:
 
 
 def _no_nul(field: str, text: str) -> None:
-    """No argument, variable or path of the kernel's can have one."""
+    # Arguments, environment variables and paths are C strings to the kernel.
     if "\0" in text:
-        raise InvalidArgument(field, "has a NUL character")
+        raise InvalidArgument(field, "contains a NUL character")
 
 
 def _check_dns(dns: DnsConfig) -> None:
@@ -166,11 +166,13 @@ def _check_user_namespace(field: str, user: UserNamespace, options: NamespaceOpt
     if user.mode is not NamespaceMode.POD:
         raise InvalidArgument(f"{field}.mode", f"{user.mode.name} is not a mode for a user namespace")
     if options.uses_host:
-        raise InvalidArgument(f"{field}.mode", "POD cannot go with a network, pid or ipc namespace of the node")
+        raise InvalidArgument(
+            f"{field}.mode", "POD cannot be combined with a network, pid or ipc namespace of the node"
+        )
     for name in ("uids", "gids"):
         mappings = getattr(user, name)
         if len(mappings) != 1:
-            raise InvalidArgument(f"{field}.{name}", f"must hold one mapping, not {len(mappings)}")
+            raise InvalidArgument(f"{field}.{name}", f"must be one mapping, not {len(mappings)}")
         if mappings[0].container_id != 0 or mappings[0].length == 0:
             raise InvalidArgument(f"{field}.{name}[0]", "must map container_id 0 and have a length")
     if user.uids != user.gids:
@@ -189,18 +191,18 @@ def _check_sysctl(name: str, options: NamespaceOptions) -> None:
         if options.ipc is NamespaceMode.NODE:
             raise InvalidArgument(field, "is not allowed in a pod that uses the node's IPC namespace")
     elif dotted not in _UTS_SYSCTLS:
-        raise InvalidArgument(field, "is not a sysctl that a pod has of its own")
+        raise InvalidArgument(field, "is not a namespaced sysctl that a pod may set")
     elif options.network is NamespaceMode.NODE:
-        # A pod with the node's network has its UTS namespace too: the write would go to the node.
+        # A pod in the node's network namespace is in its UTS namespace too: the write would change the node.
         raise InvalidArgument(field, "is not allowed in a pod that uses the node's network")
 
 
 def check_selinux(label: str) -> None:
-    """A label that cannot be applied must not be taken for applied."""
+    """InvalidArgument for any label: a client must not believe that it is enforced."""
     if label:
         raise InvalidArgument(
             "config.linux.security_context.selinux_options",
-            f"{label!r} cannot be had: Proxmox VE has AppArmor, not SELinux "
+            f"{label!r} is not supported: Proxmox VE has AppArmor, not SELinux "
             "(runtime.ignore_selinux_options is false)",
         )
 
@@ -221,7 +223,7 @@ def check_resources(field: str, resources: Resources) -> None:
 
 def _check_env(field: str, name: str, value: str) -> None:
     if not name or "=" in name or "\0" in name:
-        raise InvalidArgument(f"{field}.key", f"{name!r} is not the name of a variable")
+        raise InvalidArgument(f"{field}.key", f"{name!r} is not a name of an environment variable")
     _no_nul(f"{field}.value", value)
 
 
@@ -229,7 +231,7 @@ def _check_mount(field: str, mount: Mount) -> None:
     if not mount.container_path:
         raise InvalidArgument(f"{field}.container_path", "must not be empty")
     if ".." in PurePosixPath(mount.container_path).parts:
-        raise InvalidArgument(f"{field}.container_path", f"{mount.container_path!r} has a '..' in it")
+        raise InvalidArgument(f"{field}.container_path", f"{mount.container_path!r} contains '..'")
     _no_nul(f"{field}.container_path", mount.container_path)
     if mount.image:
         _check_image_volume(field, mount)
@@ -242,7 +244,7 @@ def _check_mount(field: str, mount: Mount) -> None:
 
 
 def _check_mount_mappings(field: str, mount: Mount, user: UserNamespace | None) -> None:
-    """A mount's ids are mapped as the pod's are; the kubelet repeats the pod's mappings for each mount."""
+    """A mount's mappings must be the pod's, which the kubelet repeats for each mount; others are not supported."""
     for name, wanted, pod in (
         ("uidMappings", mount.uid_mappings, user.uids if user else ()),
         ("gidMappings", mount.gid_mappings, user.gids if user else ()),
@@ -253,11 +255,11 @@ def _check_mount_mappings(field: str, mount: Mount, user: UserNamespace | None) 
 
 def _check_image_volume(field: str, mount: Mount) -> None:
     if mount.host_path:
-        raise InvalidArgument(f"{field}.host_path", "must be empty when image is set")
+        raise InvalidArgument(f"{field}.host_path", "must be empty if image is set")
     if not mount.readonly:
-        raise InvalidArgument(f"{field}.readonly", "must be set: an image volume cannot be written to")
+        raise InvalidArgument(f"{field}.readonly", "must be set: image volumes are read-only")
     if ".." in PurePosixPath(mount.image_sub_path).parts or mount.image_sub_path.startswith("/"):
-        raise InvalidArgument(f"{field}.image_sub_path", f"{mount.image_sub_path!r} leads out of the image")
+        raise InvalidArgument(f"{field}.image_sub_path", f"{mount.image_sub_path!r} is outside of the image")
     _no_nul(f"{field}.image_sub_path", mount.image_sub_path)
 
 
@@ -266,16 +268,16 @@ def _check_device(field: str, device: Device) -> None:
     if device.container_path:
         _absolute(f"{field}.container_path", device.container_path)
     if not device.permissions or set(device.permissions) - set("rwm"):
-        raise InvalidArgument(f"{field}.permissions", f"{device.permissions!r} is not made of r, w and m")
+        raise InvalidArgument(f"{field}.permissions", f"{device.permissions!r} has letters other than r, w and m")
 
 
 def _check_log_path(log_path: str, log_directory: str) -> None:
     if not log_path:
         return
     if not log_directory:
-        raise InvalidArgument("config.log_path", "is given, but the pod has no log_directory")
+        raise InvalidArgument("config.log_path", "is set, but the pod has no log_directory")
     if log_path.startswith("/") or ".." in PurePosixPath(log_path).parts:
-        raise InvalidArgument("config.log_path", f"{log_path!r} leads out of the pod's log_directory")
+        raise InvalidArgument("config.log_path", f"{log_path!r} is outside of the pod's log_directory")
     _no_nul("config.log_path", log_path)
 
 
@@ -291,7 +293,7 @@ def _check_container_security(config: ContainerConfig, sandbox: SandboxConfig) -
     check_selinux(security.selinux_label)
     options, pod = security.namespaces, sandbox.security.namespaces
     if options.pid is NamespaceMode.TARGET and not options.target_id:
-        raise InvalidArgument(f"{field}.namespace_options.target_id", "must name a container when pid is TARGET")
+        raise InvalidArgument(f"{field}.namespace_options.target_id", "must name a container if pid is TARGET")
     for kind in ("pid", "network", "ipc"):
         if getattr(options, kind) is NamespaceMode.NODE and getattr(pod, kind) is not NamespaceMode.NODE:
             raise InvalidArgument(f"{field}.namespace_options.{kind}", "is NODE, but the pod's is not")

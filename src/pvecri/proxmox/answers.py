@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Proxmox API answers, as values; fields that pvecri does not use are left out.
+"""Responses of the Proxmox API, with the fields that pvecri uses.
 
-Perl is free with types: a number may come as a string and a truth as 0, 1, "" or "1", so everything here is
+Perl does not distinguish types: a number may be sent as a string, and a boolean as 0, 1, "" or "1". So they are
 decoded with msgspec's `strict=False`.
 """
 
@@ -15,7 +15,7 @@ from pvecri.model import Vmid
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """The base of every answer; unknown fields are ignored."""
+    """The base of all responses; unknown fields are ignored."""
 
 
 class Version(Answer, frozen=True):
@@ -62,12 +62,12 @@ class StorageStatus(Answer, frozen=True):
 
     @property
     def contents(self) -> frozenset[str]:
-        """What the storage may hold, such as `rootdir` and `vztmpl`."""
+        """The content types that the storage allows, such as `rootdir` and `vztmpl`."""
         return frozenset(self.content.split(","))
 
 
 class StorageConfig(Answer, frozen=True):
-    """One of GET /storage: a storage as storage.cfg has it, with `path` or `pool` by its type, or neither.
+    """One of GET /storage: a storage of storage.cfg; `path` and `pool` depend on its type.
 
     Only storages on which the account has Datastore.AllocateSpace or Datastore.Audit are listed.
     """
@@ -86,7 +86,7 @@ class StorageItem(Answer, frozen=True):
 
 
 class VolumeInfo(Answer, frozen=True):
-    """GET /nodes/{node}/storage/{storage}/content/{volume}; `path` is where the node itself has it."""
+    """GET /nodes/{node}/storage/{storage}/content/{volume}; `path` is the file on the node."""
 
     path: str
 
@@ -109,7 +109,7 @@ class Guest(Answer, frozen=True):
 
     @property
     def tag_set(self) -> frozenset[str]:
-        """The tags, which Proxmox writes as one string."""
+        """The tags; Proxmox sends them as one string."""
         return frozenset(tag for tag in self.tags.split(";") if tag)
 
 
@@ -121,7 +121,7 @@ class RunState(Enum):
 
 
 class CtStatus(Answer, frozen=True):
-    """GET /nodes/{node}/lxc/{vmid}/status/current; `pid` is the init's, as the node sees it, 0 when stopped."""
+    """GET /nodes/{node}/lxc/{vmid}/status/current; `pid` is the init's PID on the node, 0 if stopped."""
 
     vmid: Vmid
     status: RunState
@@ -137,7 +137,7 @@ class CtStatus(Answer, frozen=True):
 class CtConfig(Answer, frozen=True):
     """GET /nodes/{node}/lxc/{vmid}/config.
 
-    `memory` and `swap` are MiB; `raw` has every option as text, as `pct config` would show it.
+    `memory` and `swap` are MiB; `raw` has every option as text, as `pct config` shows it.
     """
 
     hostname: str = ""
@@ -158,7 +158,7 @@ class CtConfig(Answer, frozen=True):
 
     @property
     def tag_set(self) -> frozenset[str]:
-        """The tags, which Proxmox writes as one string."""
+        """The tags; Proxmox sends them as one string."""
         return frozenset(tag for tag in self.tags.split(";") if tag)
 
 
@@ -177,12 +177,12 @@ class TaskStatus(Answer, frozen=True):
 
     @property
     def succeeded(self) -> bool:
-        """Whether it ended well; `WARNINGS: n` counts, for the work was done."""
+        """Whether it succeeded; a task with warnings (`WARNINGS: n`) did."""
         return self.exitstatus == "OK" or self.exitstatus.startswith("WARNINGS:")
 
 
 class TaskEntry(Answer, frozen=True):
-    """One of GET /nodes/{node}/tasks; `status` is empty while it runs, `pstart` is in ticks since the boot."""
+    """One of GET /nodes/{node}/tasks; `status` is empty while it runs, `pstart` is clock ticks since boot."""
 
     upid: str
     type: str
@@ -201,7 +201,7 @@ class LogLine(Answer, frozen=True):
 
 
 def ct_config(options: dict[str, object]) -> CtConfig:
-    """The config of a CT from the decoded answer; raw `lxc.*` lines become one text, a line each."""
+    """The config of a CT from the decoded response; `lxc.*` lines are joined to one text."""
     raw = {name: _text(value) for name, value in options.items()}
     return msgspec.structs.replace(msgspec.convert(options, CtConfig, strict=False), raw=raw)
 

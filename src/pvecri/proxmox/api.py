@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Proxmox VE API, as much of it as a pod's life needs.
+"""The Proxmox VE API calls that pods need (decision 0020).
 
-Every call that changes a CT waits for its task, so when it returns the thing is done. Calls that find things as
-they want them (stop a stopped CT, destroy one that is gone) succeed. A CT whose lock is held by another task is
-tried again until proxmox.task_timeout.
+Every call that changes a CT waits for its task. Stopping and destroying are idempotent. Calls on a CT that another
+task has locked are retried until proxmox.task_timeout.
 """
 
 from __future__ import annotations
@@ -54,25 +53,25 @@ from pvecri.proxmox.upload import multipart
 T = TypeVar("T")
 
 CREATE_LOCK = "create"
-"""The lock of a CT that is being created; until that is done its config says nothing else."""
+"""The lock of a CT that is being created; until the end of the create its config has nothing else."""
 
 TRANSIENT_LOCKS = frozenset((CREATE_LOCK, "destroyed"))
-"""Locks of configs that name no owner: at the end of a destroy only ``lock: destroyed`` is left of a config."""
+"""Locks of configs without a description: near the end of a destroy only `lock: destroyed` is left."""
 
 LOCKED = Backoff(first=0.25, maximum=4.0)
 """Seconds between tries of a CT that is locked."""
 
 
 class ProxmoxApi:
-    """One node of a Proxmox VE cluster, seen through its API. Use between `start` and `close`.
+    """The API of one node of a Proxmox VE cluster. Use between `start` and `close`.
 
-    All calls raise Unavailable when Proxmox cannot be reached, PermissionDenied when it refuses our account,
-    DeadlineExceeded when a task outlasts proxmox.task_timeout, and ProxmoxError or one of its kinds when it says
-    no.
+    All calls raise Unavailable if Proxmox cannot be reached, PermissionDenied if our account lacks a privilege,
+    DeadlineExceeded if a task takes longer than proxmox.task_timeout, and ProxmoxError or one of its kinds if
+    Proxmox refuses.
     """
 
     def __init__(self, config: ProxmoxConfig, *, image_storage: str = "") -> None:
-        """`image_storage` is where `image_templates` will work, if at all: that takes privileges of its own."""
+        """`image_storage` is the storage of `image_templates`, which needs more privileges; empty for none."""
         self._config = config
         self._image_storage = image_storage
         self._node = config.node_name
@@ -80,7 +79,7 @@ class ProxmoxApi:
         self._tasks = Tasks(self._transport, config.task_timeout)
 
     async def start(self) -> None:
-        """Open the session; nothing is sent yet. ConfigError when the settings cannot be used."""
+        """Open the session; nothing is sent yet. ConfigError for invalid credentials or certificates."""
         await self._transport.start()
 
     async def close(self) -> None:
@@ -90,25 +89,25 @@ class ProxmoxApi:
     # -- the node and its storages ---------------------------------------------------------------------------
 
     async def version(self) -> Version:
-        """GET /version: needs no privilege, only valid credentials."""
-        return await self._get("/version", "ask for the version", Version)
+        """GET /version: needs valid credentials, and no privilege."""
+        return await self._get("/version", "get the version", Version)
 
     async def node_status(self) -> NodeStatus:
         """GET /nodes/{node}/status: memory in bytes and the number of CPUs."""
-        return await self._get(f"/nodes/{self._node}/status", f"ask for node {self._node}", NodeStatus)
+        return await self._get(f"/nodes/{self._node}/status", f"get the status of node {self._node}", NodeStatus)
 
     async def storage_status(self, storage: str) -> StorageStatus:
         """GET /nodes/{node}/storage/{storage}/status."""
         path = f"/nodes/{self._node}/storage/{storage}/status"
-        return await self._get(path, f"ask for storage {storage}", StorageStatus)
+        return await self._get(path, f"get the status of storage {storage}", StorageStatus)
 
     async def storage_config(self, storage: str) -> StorageConfig:
-        """What storage.cfg says of a storage (GET /storage). NotFound when our account sees none of that name."""
-        for entry in await self._get("/storage", f"ask what storage {storage} is", list[StorageConfig]):
+        """A storage's entry in storage.cfg (GET /storage). NotFound if our account sees none of that name."""
+        for entry in await self._get("/storage", f"get the config of storage {storage}", list[StorageConfig]):
             if entry.storage == storage:
                 return entry
         raise NotFound(
-            f"storage {storage}: Proxmox has none of that name, or our account lacks Datastore.AllocateSpace on it"
+            f"storage {storage} does not exist in Proxmox, or our account lacks Datastore.AllocateSpace on it"
         )
 
     async def permissions(self, path: str) -> frozenset[str]:
@@ -116,13 +115,13 @@ class ProxmoxApi:
         call = Call(
             method="GET",
             path="/access/permissions",
-            doing=f"ask for the privileges on {path}",
+            action=f"get the privileges on {path}",
             parameters={"path": path},
         )
         return privileges.effective(path, await self._transport.call(call, dict[str, dict[str, bool]]))
 
     async def missing_privileges(self) -> list[str]:
-        """What our account lacks of privileges.needed, as `path: privilege, …`; empty when all is well."""
+        """The privileges of privileges.needed that our account lacks, as `path: privilege, …`."""
         wanted = privileges.needed(self._config, self._node, self._image_storage)
         granted = {path: await self.permissions(path) for path in wanted}
         return privileges.missing(wanted, granted)
@@ -130,16 +129,16 @@ class ProxmoxApi:
     # -- guests ----------------------------------------------------------------------------------------------
 
     async def guests(self) -> list[Guest]:
-        """GET /cluster/resources?type=vm: the guests of the whole cluster that our account may see."""
+        """GET /cluster/resources?type=vm: the guests of the whole cluster that our account sees."""
         return await self._get("/cluster/resources", "list the guests", list[Guest], type="vm")
 
     async def vmid_taken(self, vmid: Vmid) -> bool:
-        """Whether a guest of the cluster has the VMID, whether our account sees it or not.
+        """Whether a guest of the cluster has the VMID, also one that our account does not see.
 
-        GET /cluster/nextid with `vmid` asks for no privilege.
+        GET /cluster/nextid with `vmid` needs no privilege.
         """
         try:
-            await self._get("/cluster/nextid", f"ask whether VMID {vmid} is taken", str, vmid=vmid)
+            await self._get("/cluster/nextid", f"check VMID {vmid}", str, vmid=vmid)
         except ParameterError as error:
             if "already exists" not in error.errors.get("vmid", ""):
                 raise
@@ -147,25 +146,23 @@ class ProxmoxApi:
         return False
 
     async def ct_status(self, vmid: Vmid) -> CtStatus:
-        """GET …/status/current, current to the moment. CtNotFound when there is no such CT."""
-        doing = f"ask for CT {vmid}"
-        async with self._told_apart(vmid, doing):
-            return await self._get(f"{self._ct(vmid)}/status/current", doing, CtStatus)
+        """GET …/status/current: not cached by pvestatd. CtNotFound."""
+        action = f"get the status of CT {vmid}"
+        async with self._forbidden_explained(vmid, action):
+            return await self._get(f"{self._ct(vmid)}/status/current", action, CtStatus)
 
     async def ct_config(self, vmid: Vmid) -> CtConfig:
-        """GET …/config, with pending changes applied. CtNotFound when there is no such CT, CtHidden when
-        unseen.
-        """
-        path, doing = f"{self._ct(vmid)}/config", f"read the config of CT {vmid}"
-        async with self._told_apart(vmid, doing):
-            return ct_config(await self._get(path, doing, dict[str, object]))
+        """GET …/config, with pending changes applied. CtNotFound; CtHidden if our account does not see the CT."""
+        path, action = f"{self._ct(vmid)}/config", f"read the config of CT {vmid}"
+        async with self._forbidden_explained(vmid, action):
+            return ct_config(await self._get(path, action, dict[str, object]))
 
     async def idle_ct_config(self, vmid: Vmid, timeout: float | None = None) -> CtConfig:
-        """As `ct_config`, once the CT is neither being created nor being destroyed, by whomever.
+        """As `ct_config`, after waiting for a create or a destroy of the CT by any client.
 
-        A CT joins its pool at the end of its create and leaves it before the end of its destroy, so a pool's
-        account does not see it then. CtNotFound when there is none; CtHidden or CtLocked when that lasts longer
-        than `timeout` seconds (default: proxmox.task_timeout).
+        A CT joins its pool at the end of its create and leaves it before the end of its destroy, so an account
+        with rights on the pool does not see it meanwhile. CtHidden or CtLocked after `timeout` seconds (default:
+        proxmox.task_timeout).
         """
 
         async def attempt() -> CtConfig:
@@ -174,64 +171,49 @@ class ProxmoxApi:
                 raise CtLocked(f"read the config of CT {vmid}", f"CT is locked ({config.lock})")
             return config
 
-        return await self._unlocked(attempt, timeout)
+        return await self._retry_locked(attempt, timeout)
 
     async def create_ct(self, spec: CtSpec) -> Upid:
-        """Make a CT (POST /nodes/{node}/lxc) and wait until it is made.
+        """Create a CT (POST /nodes/{node}/lxc) and wait for the task.
 
-        The tags are left out: Proxmox checks them on /vms/VMID itself, and the CT is in no pool yet; set them
-        later (`configure_ct`). With `spec.start` Proxmox then starts it in a second task whose name it does not
-        tell: wait for the CT's init, and when it does not come ask `failed_start` with the returned UPID's
-        `start_time`. Raises CtExists when the VMID is taken, at once and without a task: take the next. A failed
-        task leaves no CT behind; a cancelled call may.
+        Tags are set later (pods/sandbox/ct_tags.py). With `spec.start` Proxmox then starts the CT in a second
+        task, whose UPID it does not return: wait for the CT's init, and if it is late call `failed_start` with the
+        returned UPID's `start_time`. CtExists if the VMID is in use. A failed task leaves no CT; a cancelled call
+        may leave one.
         """
-        doing = f"create CT {spec.vmid}"
+        action = f"create CT {spec.vmid}"
         call = Call(
             method="POST",
             path=f"/nodes/{self._node}/lxc",
-            doing=doing,
+            action=action,
             parameters=create_parameters(spec),
         )
         try:
-            upid = parse_upid(await self._transport.call(call, str), doing)
-        except ConnectionLost:
-            upid = await self._create_again(call, spec)
-        await self._tasks.wait(upid, doing)
+            upid = parse_upid(await self._transport.call(call, str), action)
+        except ConnectionLost:  # a create is not idempotent (decision 0021)
+            upid = await self._retry_create(call, spec)
+        await self._tasks.wait(upid, action)
         return upid
 
     async def start_ct(self, vmid: Vmid) -> None:
-        """Start a CT; one that runs is left alone. CtNotFound when there is none."""
+        """Start a CT. Idempotent. CtNotFound."""
         try:
             await self._task("POST", vmid, "/status/start", f"start CT {vmid}")
         except CtAlreadyRunning:
             return
 
     async def stop_ct(self, vmid: Vmid) -> None:
-        """Kill what runs in a CT; one that is stopped, or not there, is left alone."""
+        """Stop a CT at once, by killing its processes. Idempotent: a stopped or missing CT is no error."""
         try:
             await self._task("POST", vmid, "/status/stop", f"stop CT {vmid}")
         except (CtNotRunning, CtNotFound):
             return
 
-    async def shutdown_ct(self, vmid: Vmid, timeout: int) -> None:
-        """Ask a CT's init to end, and kill it after `timeout` seconds; idempotent as `stop_ct` is."""
-        try:
-            await self._task(
-                "POST",
-                vmid,
-                "/status/shutdown",
-                f"shut CT {vmid} down",
-                timeout=timeout,
-                forceStop=True,
-            )
-        except (CtNotRunning, CtNotFound):
-            return
-
     async def destroy_ct(self, vmid: Vmid, *, force: bool = True, purge: bool = True) -> None:
-        """Remove a CT with its disks; one that is gone is no error.
+        """Destroy a CT with its disks. Idempotent.
 
-        `force` kills it when it runs (slower than `stop_ct` first); `purge` takes it out of backup jobs,
-        replication and HA. Proxmox takes its firewall rules and ACLs away either way.
+        `force` stops a running one (slower than `stop_ct` first); `purge` removes it from backup jobs, replication
+        and HA. Proxmox removes its firewall rules and ACLs in any case.
         """
         try:
             await self._task("DELETE", vmid, "", f"destroy CT {vmid}", force=force, purge=purge)
@@ -239,10 +221,10 @@ class ProxmoxApi:
             return
 
     async def configure_ct(self, vmid: Vmid, **changes: ParameterValue | None) -> None:
-        """Change options (PUT …/config); None takes one out.
+        """Change options (PUT …/config); None removes one.
 
         On a running CT memory, swap, cpulimit, cpuunits, tags and description take effect at once; a new hostname
-        shows in Proxmox at once and inside the CT from its next start.
+        is shown in Proxmox at once and set inside the CT at its next start.
         """
         parameters: dict[str, ParameterValue] = {
             name: value for name, value in changes.items() if value is not None
@@ -255,42 +237,42 @@ class ProxmoxApi:
         call = Call(
             method="PUT",
             path=f"{self._ct(vmid)}/config",
-            doing=f"configure CT {vmid}",
+            action=f"configure CT {vmid}",
             parameters=parameters,
             repeatable=True,
         )
-        async with self._told_apart(vmid, call.doing):
-            await self._unlocked(lambda: self._transport.call(call, object))
+        async with self._forbidden_explained(vmid, call.action):
+            await self._retry_locked(lambda: self._transport.call(call, object))
 
     async def protect_ct(self, vmid: Vmid, firewall: Firewall) -> None:
-        """Give a new CT these firewall rules and switch its firewall on.
+        """Set a new CT's firewall rules and enable its firewall (…/firewall/rules, …/firewall/options).
 
-        The options are PUT …/firewall/options. A rule (POST …/firewall/rules) goes before those that are there, so
-        they are sent last first; Proxmox removes them with the CT.
+        Proxmox removes both with the CT.
         """
-        path, doing = f"{self._ct(vmid)}/firewall", f"set the firewall of CT {vmid}"
+        path, action = f"{self._ct(vmid)}/firewall", f"set the firewall of CT {vmid}"
         parameters: dict[str, ParameterValue]
-        for rule in reversed(firewall.rules):
+        for rule in reversed(firewall.rules):  # Proxmox inserts each new rule at the top
             parameters = {"type": rule.direction, "action": rule.action, "enable": 1, **rule.options}
-            call = Call(method="POST", path=f"{path}/rules", doing=doing, parameters=parameters)
+            call = Call(method="POST", path=f"{path}/rules", action=action, parameters=parameters)
             await self._transport.call(call, object)
         parameters = {**firewall.options, "enable": 1}
-        call = Call(method="PUT", path=f"{path}/options", doing=doing, parameters=parameters, repeatable=True)
+        call = Call(method="PUT", path=f"{path}/options", action=action, parameters=parameters, repeatable=True)
         await self._transport.call(call, object)
 
     async def failed_start(self, vmid: Vmid, since: int = 0) -> str | None:
-        """Why the last start of a CT failed, or None when it did not (it succeeded, runs, or never was).
+        """Why the last start of a CT failed; None if it succeeded, is still running or does not exist.
 
-        Only starts at `since` (epoch seconds, the node's clock) or later count: a VMID may have had another life.
+        Considers starts at `since` (epoch seconds, the node's clock) or later: the VMID may have been another
+        CT's.
         """
-        doing = f"start CT {vmid}"
+        action = f"start CT {vmid}"
         entry = await self._tasks.last(vmid, "vzstart", self._node, since)
         if entry is None:
             return None
-        # The list says RUNNING of an active task, and for some time after its end: nobody reaps the worker that
-        # the create's worker left behind. What the task itself says is exact.
-        upid = parse_upid(entry.upid, doing)
-        status = await self._tasks.status(upid, doing)
+        # The list of tasks shows RUNNING for some time after the end of this task: its worker is a child of the
+        # create's worker, which has exited, so nobody reaps it. The task's own status is current.
+        upid = parse_upid(entry.upid, action)
+        status = await self._tasks.status(upid, action)
         if status.status is not TaskState.STOPPED or status.succeeded:
             return None
         log = await self._tasks.log_end(upid)
@@ -299,7 +281,7 @@ class ProxmoxApi:
     # -- templates -------------------------------------------------------------------------------------------
 
     async def find_template(self, name: str) -> str | None:
-        """The volume id of a CT template on proxmox.template_storage, or None when it has none of that name."""
+        """The volume id of a CT template on proxmox.template_storage; None if there is none of that name."""
         storage = self._config.template_storage
         path = f"/nodes/{self._node}/storage/{storage}/content"
         items = await self._get(path, f"list the templates of {storage}", list[StorageItem], content="vztmpl")
@@ -307,10 +289,10 @@ class ProxmoxApi:
         return volid if any(item.volid == volid for item in items) else None
 
     async def ensure_template(self, content: bytes | Path, name: str) -> str:
-        """Put a CT template on proxmox.template_storage unless it has one of that name; returns its volume id.
+        """Upload a CT template to proxmox.template_storage unless it exists there; returns its volume id.
 
-        A name must stand for one content for ever, so carry a hash in it. Templates of other names are left alone:
-        another node that shares the storage may use them.
+        The name must identify the content, so it should contain a hash. Templates of other names are kept: another
+        node that shares the storage may use them.
         """
         if found := await self.find_template(name):
             return found
@@ -323,10 +305,9 @@ class ProxmoxApi:
         return ImageTemplates(self._transport, Tasks(self._transport, timeout), self._node, self._image_storage)
 
     async def ensure_sandbox_template(self) -> tuple[str, SandboxTemplate]:
-        """Build the sandbox template from this machine's programs and have it on the storage.
+        """Build the sandbox template from this node's programs and upload it unless the storage has it.
 
-        Returns its volume id, and the template (for its architecture). FailedPrecondition names a package that is
-        missing here.
+        Returns its volume id and the template. FailedPrecondition names a package that is not installed.
         """
         template = await asyncio.to_thread(sandbox_template)
         found = await self.find_template(template.name)
@@ -345,58 +326,55 @@ class ProxmoxApi:
         call = Call(
             method="POST",
             path=f"/nodes/{self._node}/storage/{storage}/upload",
-            doing=f"upload {name} to storage {storage}",
+            action=f"upload {name} to storage {storage}",
             body=body,
             content_type=content_type,
             repeatable=True,
         )
-        upid = parse_upid(await self._transport.call(call, str), call.doing)
-        await self._tasks.wait(upid, call.doing)
+        upid = parse_upid(await self._transport.call(call, str), call.action)
+        await self._tasks.wait(upid, call.action)
 
-    # -- the ways of a call ----------------------------------------------------------------------------------
+    # -- calls -----------------------------------------------------------------------------------------------
 
     def _ct(self, vmid: Vmid) -> str:
         return f"/nodes/{self._node}/lxc/{vmid}"
 
-    async def _get(self, path: str, doing: str, into: type[T], **parameters: ParameterValue) -> T:
-        return await self._transport.call(Call(method="GET", path=path, doing=doing, parameters=parameters), into)
+    async def _get(self, path: str, action: str, into: type[T], **parameters: ParameterValue) -> T:
+        return await self._transport.call(
+            Call(method="GET", path=path, action=action, parameters=parameters), into
+        )
 
-    async def _task(self, method: str, vmid: Vmid, path: str, doing: str, **parameters: ParameterValue) -> None:
-        """A call on a CT, at `path` below it, that starts a task, waited for.
-
-        All of these may be repeated: see the class's errors.
-        """
+    async def _task(self, method: str, vmid: Vmid, path: str, action: str, **parameters: ParameterValue) -> None:
+        """Make a call on a CT, at `path` below it, and wait for its task. All of these are idempotent."""
         path = f"{self._ct(vmid)}{path}"
-        call = Call(method=method, path=path, doing=doing, parameters=parameters, repeatable=True)
+        call = Call(method=method, path=path, action=action, parameters=parameters, repeatable=True)
 
         async def attempt() -> None:
-            async with self._told_apart(vmid, doing):
-                await self._tasks.wait(parse_upid(await self._transport.call(call, str), doing), doing)
+            async with self._forbidden_explained(vmid, action):
+                await self._tasks.wait(parse_upid(await self._transport.call(call, str), action), action)
 
-        await self._unlocked(attempt)
+        await self._retry_locked(attempt)
 
     @asynccontextmanager
-    async def _told_apart(self, vmid: Vmid, doing: str) -> AsyncIterator[None]:
-        """Find out what a 403 means in what is done with a CT meanwhile.
+    async def _forbidden_explained(self, vmid: Vmid, action: str) -> AsyncIterator[None]:
+        """Replace a 403 for a CT: CtNotFound if it does not exist, CtHidden if our account does not see it.
 
-        CtNotFound for a CT that does not exist, CtHidden for one that our account does not see, else Forbidden.
+        Proxmox checks privileges before it looks for the CT, and a CT that does not exist is in no pool.
         """
         try:
             yield
         except Forbidden as refused:
             if not await self.vmid_taken(vmid):
-                raise CtNotFound(doing, f"CT {vmid} does not exist") from refused
+                raise CtNotFound(action, f"CT {vmid} does not exist") from refused
             if any(guest.vmid == vmid for guest in await self.guests()):
-                raise
+                raise  # the account sees the CT and lacks a privilege on it
             raise CtHidden(
-                f"Proxmox: {doing}: CT {vmid} exists, but our account does not see it: it is being created, or is "
-                f"not in the pool {self._config.pool!r} (proxmox.pool)"
+                f"Proxmox: {action}: CT {vmid} exists, but our account does not see it: it is being created, "
+                f"or is not in the pool {self._config.pool!r} (proxmox.pool)"
             ) from refused
 
-    async def _unlocked(self, attempt: Callable[[], Awaitable[T]], timeout: float | None = None) -> T:
-        """Try until the CT's lock is free, and it is seen; CtLocked or CtHidden after `timeout` seconds
-        (default: proxmox.task_timeout).
-        """
+    async def _retry_locked(self, attempt: Callable[[], Awaitable[T]], timeout: float | None = None) -> T:
+        """Retry on CtLocked and CtHidden, for `timeout` seconds (default: proxmox.task_timeout)."""
         clock = asyncio.get_running_loop().time
         seconds = self._config.task_timeout if timeout is None else timeout
         deadline = clock() + seconds
@@ -409,25 +387,24 @@ class ProxmoxApi:
             await asyncio.sleep(delay)
         raise AssertionError("delays never end")
 
-    async def _create_again(self, call: Call, spec: CtSpec) -> Upid:
-        """After a create that got no answer: find what became of it, or send it once more.
+    async def _retry_create(self, call: Call, spec: CtSpec) -> Upid:
+        """After a create without a response: find its task, or send it again if there is no CT.
 
-        The description is unlike any other CT's, so a CT of our VMID that carries it is the one we asked for.
-        CtExists when the VMID is another's.
+        A CT with our VMID and our description, which is unique, is ours. CtExists if the VMID is another's.
         """
         try:
             existing = await self._config_with_description(spec.vmid)
         except CtNotFound:
-            return parse_upid(await self._transport.call(call, str), call.doing)
+            return parse_upid(await self._transport.call(call, str), call.action)
         if existing.description.strip() != spec.description.strip():
-            raise CtExists(call.doing, f"the answer was lost, and VMID {spec.vmid} is taken by another CT now")
+            raise CtExists(call.action, f"the response was lost, and VMID {spec.vmid} belongs to another CT now")
         entry = await self._tasks.last(spec.vmid, "vzcreate", self._node, since=0)
         if entry is None:
-            raise ProxmoxError(call.doing, "the answer was lost, and its task cannot be found")
-        return parse_upid(entry.upid, call.doing)
+            raise ProxmoxError(call.action, "the response was lost, and its task cannot be found")
+        return parse_upid(entry.upid, call.action)
 
     async def _config_with_description(self, vmid: Vmid) -> CtConfig:
-        """The CT's config, once it says whose it is: while it is being created it may not, or not be seen."""
+        """The CT's config once it has a description; during the create it may have none, or be hidden."""
         try:
             config = await self.ct_config(vmid)
         except CtHidden:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who we are to Proxmox: an API token, or a user's ticket.
+"""Authentication: an API token, or a ticket of a user.
 
-A token is stateless and needs no CSRF header, so it is what docs/proxmox-setup.md sets up. A ticket lives for two
-hours and is asked for with the user's password; writes must carry its CSRF prevention token.
+A token is stateless and needs no CSRF header; docs/proxmox-setup.md sets one up. A ticket is valid for two hours
+and is requested with the user's password; writes need its CSRF prevention token.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pvecri.config import ConfigError, ProxmoxConfig, read_secret
 from pvecri.errors import PermissionDenied
 
 TICKET_RENEWAL_AGE = 90 * 60.0
-"""Seconds; Proxmox takes a ticket for two hours."""
+"""Seconds; a ticket is valid for two hours."""
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
-    """POST /access/ticket. Of a user with a second factor `needs_tfa` is set, and the ticket opens nothing."""
+    """POST /access/ticket. If `needs_tfa` is set, the ticket is valid only for the second factor's request."""
 
     ticket: str
     csrf: str = msgspec.field(name="CSRFPreventionToken", default="")
@@ -32,25 +32,25 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Login = Callable[[str, str], Awaitable[Ticket]]
-"""Ask for a ticket by user name and password; raises as any call to Proxmox."""
+"""Requests a ticket by user name and password; raises the errors of Transport.call."""
 
 
 class Auth(Protocol):
-    """What the transport needs to know of either."""
+    """What the transport uses of either kind."""
 
     @property
     def account(self) -> str:
-        """The name for messages, never a secret."""
+        """The account's name, for messages; not a secret."""
 
     async def headers(self) -> dict[str, str]:
-        """The headers that say who we are, for a request to be sent now."""
+        """The authentication headers for a request that is sent now."""
 
     def refused(self) -> bool:
-        """Take note of a 401; whether another try, with new headers, can do better."""
+        """Called after a 401; returns whether a retry with new headers may succeed."""
 
 
 class TokenAuth:
-    """An API token (`user@realm!name`); its secret is read again when it was refused, for it may be new."""
+    """An API token (`user@realm!name`). Its secret is read again after a 401: it may have been replaced."""
 
     def __init__(self, token_id: str, secret_file: Path) -> None:
         self.account = f"token {token_id}"
@@ -70,7 +70,7 @@ class TokenAuth:
 
 
 class TicketAuth:
-    """A user's ticket, asked for on first use, in time before it ends, and after a refusal."""
+    """A user's ticket, requested on first use, before it expires, and after a 401."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class TicketAuth:
         self._born = 0.0
 
     async def headers(self) -> dict[str, str]:
-        async with self._lock:
+        async with self._lock:  # one login for all calls that find the ticket expired
             if not self._headers or self._clock() - self._born > TICKET_RENEWAL_AGE:
                 await self._renew()
             return self._headers
@@ -104,7 +104,7 @@ class TicketAuth:
         ticket = await self._login(self._username, password)
         if ticket.needs_tfa:
             raise PermissionDenied(
-                f"Proxmox: {self.account} has a second factor, which a daemon cannot answer: set proxmox.token_id "
+                f"Proxmox: {self.account} has a second factor, which a daemon cannot enter: set proxmox.token_id "
                 f"and proxmox.token_secret_file"
             )
         cookie = f"PVEAuthCookie={quote(ticket.ticket, safe='')}"
@@ -113,7 +113,7 @@ class TicketAuth:
 
 
 def auth_from(config: ProxmoxConfig, login: Login) -> Auth:
-    """The one that the configuration asks for; ConfigError when it names none or a secret cannot be read."""
+    """The configured kind; ConfigError if none is configured or a secret cannot be read."""
     if config.token_id and config.token_secret_file:
         return TokenAuth(config.token_id, config.token_secret_file)
     if config.username and config.password_file:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a pod's CT is to be, and how Proxmox wants to be told (POST /nodes/{node}/lxc)."""
+"""The specification of a pod's CT, and its parameters for the API (POST /nodes/{node}/lxc)."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ ARCHITECTURES = {
     "i686": "i386",
     "riscv64": "riscv64",
 }
-"""Proxmox's names for what uname(2) says."""
+"""Proxmox's names of uname(2)'s machines."""
 
 DESCRIPTION_MAX = 8192
-"""Characters that Proxmox accepts as a description."""
+"""Maximum characters of a description (PVE::LXC::Config)."""
 
 ParameterValue = str | int | float | bool
-"""A parameter before it is written for the wire."""
+"""A parameter before it is encoded."""
 
 
 class CtSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A CT to be made.
+    """A CT to be created.
 
     `template` is a volume id (`local:vztmpl/pvecri-sandbox_….tar.gz`); `rootfs_size_gib` 0 means a plain directory
-    (or subvolume) on the storage, without a quota; `arch` is Proxmox's name of the architecture. An unprivileged
-    CT is the default; a privileged one needs Sys.Modify on /.
+    (or subvolume) on the storage, without a quota; `arch` is Proxmox's name of the architecture. A privileged CT
+    needs the privilege Sys.Modify on /.
     """
 
     vmid: Vmid
@@ -53,9 +53,7 @@ class CtSpec(msgspec.Struct, frozen=True, kw_only=True):
 def create_parameters(spec: CtSpec) -> dict[str, ParameterValue]:
     """The parameters of the create call.
 
-    `ostype=unmanaged` keeps Proxmox from editing files in the CT. No console and no tty: nobody logs in to a pod,
-    and each would cost a pty. Without `netN` the CT comes up with a network namespace of its own that holds only
-    lo, for CNI to fill.
+    Without `netN` LXC still creates a network namespace, with lo only, for CNI to configure.
     """
     parameters: dict[str, ParameterValue] = {
         "vmid": spec.vmid,
@@ -63,9 +61,9 @@ def create_parameters(spec: CtSpec) -> dict[str, ParameterValue]:
         "hostname": ct_name(spec.hostname),
         "rootfs": f"{spec.storage}:{spec.rootfs_size_gib}",
         "unprivileged": spec.unprivileged,
-        "ostype": "unmanaged",
+        "ostype": "unmanaged",  # any other value makes Proxmox edit /etc in the CT
         "arch": spec.arch,
-        "console": False,
+        "console": False,  # each console and tty would cost a pty
         "tty": 0,
         **size_parameters(spec.size),
         "start": spec.start,
@@ -87,9 +85,9 @@ def tags_parameter(tags: Iterable[str]) -> str:
 def interface_parameter(interface: ProxmoxInterface) -> str:
     """The value of `netN`.
 
-    The addresses of an unmanaged CT are for the record, and for the firewall's `ipfilter`. Only with
-    `host-managed`, which Proxmox VE has since 9.1, does it see to them: a DHCP client runs on the node. It refuses
-    to manage `ip6=auto`, which is the kernel's own doing and needs nobody.
+    Proxmox does not configure the addresses of an unmanaged CT; it shows them, and the firewall's `ipfilter` uses
+    them. With `host-managed` (Proxmox VE 9.1 and later) it runs a DHCP client on the node; it refuses to combine
+    that with `ip6=auto`, which the kernel does by itself.
     """
     managed = interface.ip == "dhcp"
     options: dict[str, ParameterValue] = {
@@ -110,7 +108,7 @@ def interface_parameter(interface: ProxmoxInterface) -> str:
 
 
 def size_parameters(size: CtSize) -> dict[str, ParameterValue]:
-    """The parameters that size a CT, on create and on PUT …/config alike; all take effect on a running CT."""
+    """The size parameters, for create and PUT …/config; all take effect on a running CT."""
     return {
         "memory": size.memory_mib,
         "swap": size.swap_mib,
@@ -120,18 +118,18 @@ def size_parameters(size: CtSize) -> dict[str, ParameterValue]:
 
 
 def ct_name(text: str) -> str:
-    """A hostname that Proxmox accepts (format `dns-name`), as near to `text` as that goes."""
+    """`text` reduced to a hostname that Proxmox accepts (format `dns-name`)."""
     labels = (re.sub(r"[^A-Za-z0-9-]+", "-", label).strip("-")[:63].strip("-") for label in text.split("."))
     return ".".join(label for label in labels if label)[:255].strip(".-") or "pod"
 
 
 def ct_tag(text: str) -> str:
-    """A tag that Proxmox accepts (format `pve-tag`), as near to `text` as that goes."""
+    """`text` reduced to a tag that Proxmox accepts (format `pve-tag`)."""
     return re.sub(r"[^a-z0-9_+.-]+", "-", text.lower()).lstrip("-+.") or "_"
 
 
 def wire(value: ParameterValue) -> str:
-    """A value as the API's form encoding has it: truth as 0 or 1, decimals without an exponent."""
+    """A value in the API's form encoding: booleans as 0 or 1, decimals without an exponent."""
     if isinstance(value, bool):
         return "1" if value else "0"
     if isinstance(value, float):

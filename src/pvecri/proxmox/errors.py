@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Proxmox VE answers when it does not do as it was asked, as errors.
+"""Errors of the Proxmox VE API.
 
     InternalError
-    └── ProxmoxError            any refusal; carries the HTTP status and Proxmox's own words
-        ├── ParameterError      400: `errors` says which parameter and why
-        ├── CtExists            the VMID is taken, by a CT or a VM, on whichever node
+    └── ProxmoxError            any failure; carries the HTTP status and Proxmox's message
+        ├── ParameterError      400: `errors` has the message of each parameter
+        ├── CtExists            the VMID belongs to a CT or a VM, on any node
         ├── CtNotFound          no such CT on this node
         ├── CtNotRunning        it is stopped already
         ├── CtAlreadyRunning    it is running already
-        ├── CtLocked            a lock of the CT is held: by a backup, a migration, another task
+        ├── CtLocked            the CT is locked by a backup, a migration, another task
         └── ProxmoxTaskError    the task was accepted and failed; carries its UPID
 
     PermissionDenied
@@ -16,9 +16,8 @@
     Unavailable
     └── CtHidden                the CT exists, but the account does not see it (yet)
 
-Proxmox answers an unknown CT with 500 and words, as any other failure, so the words decide. They are the
-same whether they come in the answer or as a task's exit status. They were read off Proxmox VE 9.2; all are
-older than Proxmox VE 8.
+Proxmox answers most failures with status 500, so the kind is taken from the message; it is the same in a response
+and in a task's exit status. The patterns match Proxmox VE 9.2's messages, all of which are older than version 8.
 """
 
 from __future__ import annotations
@@ -30,35 +29,32 @@ import msgspec
 from pvecri.errors import InternalError, PermissionDenied, PvecriError, Unavailable
 
 NOT_PASSED_ON = 595
-"""pveproxy could not reach pvedaemon, or the other node: the request has arrived nowhere."""
+"""pveproxy could not reach pvedaemon or the other node: the request was not processed."""
 GATEWAY_STATUSES = frozenset({502, 503, 504, NOT_PASSED_ON, 596, 597, 599})
-"""pveproxy, or a proxy before it, got no answer (596 and up are AnyEvent::HTTP's own)."""
+"""pveproxy, or a proxy in front of it, got no response (596 and up are AnyEvent::HTTP's own)."""
 
 
 class ProxmoxError(InternalError):
-    """Proxmox refused or failed.
+    """Proxmox refused or failed; `http_status` is 0 if the message is a task's exit status."""
 
-    `status` in the CRI sense stays INTERNAL; `http_status` is 0 when the words are a task's.
-    """
-
-    def __init__(self, doing: str, words: str, http_status: int = 0) -> None:
-        super().__init__(f"Proxmox: {doing}: {words or 'no reason given'}")
-        self.doing = doing
-        self.words = words
+    def __init__(self, action: str, message: str, http_status: int = 0) -> None:
+        super().__init__(f"Proxmox: {action}: {message or 'no reason given'}")
+        self.action = action
+        self.message = message
         self.http_status = http_status
 
 
 class ParameterError(ProxmoxError):
-    """Parameters were refused; `errors` has Proxmox's text for each."""
+    """Parameters were refused; `errors` has Proxmox's message for each."""
 
-    def __init__(self, doing: str, errors: dict[str, str], http_status: int = 400) -> None:
+    def __init__(self, action: str, errors: dict[str, str], http_status: int = 400) -> None:
         listed = "; ".join(f"{name}: {text.strip()}" for name, text in sorted(errors.items()))
-        super().__init__(doing, listed, http_status)
+        super().__init__(action, listed, http_status)
         self.errors = errors
 
 
 class CtExists(ProxmoxError):
-    """The VMID is taken."""
+    """The VMID belongs to another guest."""
 
 
 class CtNotFound(ProxmoxError):
@@ -66,14 +62,11 @@ class CtNotFound(ProxmoxError):
 
 
 class Forbidden(PermissionDenied):
-    """The account lacks a privilege. To one with rights on a pool only, a CT that does not exist is this, too."""
+    """The account lacks a privilege. An account with rights on a pool only gets this for a missing CT too."""
 
 
 class CtHidden(Unavailable):
-    """The CT exists, but our account does not see it: it is being created, or somebody took it out of our pool.
-
-    A CT joins its pool only when its create task ends.
-    """
+    """The CT exists, but our account does not see it: a CT joins its pool at the create's end."""
 
 
 class CtNotRunning(ProxmoxError):
@@ -85,24 +78,24 @@ class CtAlreadyRunning(ProxmoxError):
 
 
 class CtLocked(ProxmoxError):
-    """A lock is held on the CT, such as `backup`; worth trying again.
+    """The CT has a lock, such as `backup`; worth a retry.
 
-    `create` and `destroyed` stay if the task's worker is killed, or the node goes down, before its end. Nothing in
-    the API takes a lock away, so the message says what does.
+    `create` and `destroyed` stay if the task's worker is killed or the node goes down before its end. The API
+    cannot remove a lock, so the message names the commands.
     """
 
-    def __init__(self, doing: str, words: str, http_status: int = 0) -> None:
-        if "is locked (create)" in words or "is locked (destroyed)" in words:
-            words += ": if no task of it runs, one was cut off: on its node, `pct unlock VMID` and then "
-            words += "`pct destroy VMID` remove what is left"
-        super().__init__(doing, words, http_status)
+    def __init__(self, action: str, message: str, http_status: int = 0) -> None:
+        if "is locked (create)" in message or "is locked (destroyed)" in message:
+            message += ": if no task of it runs, one was cut off: on its node, `pct unlock VMID` and then "
+            message += "`pct destroy VMID` remove what is left"
+        super().__init__(action, message, http_status)
 
 
 class ProxmoxTaskError(ProxmoxError):
-    """A task ended badly; `upid` finds it in Proxmox's task log."""
+    """A task failed; `upid` finds it in Proxmox's task log."""
 
-    def __init__(self, doing: str, words: str, upid: str = "") -> None:
-        super().__init__(doing, words)
+    def __init__(self, action: str, message: str, upid: str = "") -> None:
+        super().__init__(action, message)
         self.upid = upid
 
 
@@ -117,48 +110,48 @@ _KINDS: tuple[tuple[re.Pattern[str], type[ProxmoxError]], ...] = (
 
 
 class _Body(msgspec.Struct):
-    """The body of a refusal; every part of it may be missing."""
+    """The body of an error response; every part of it may be missing."""
 
     message: str | None = None
     errors: dict[str, str] | None = None
 
 
-def kind_of(words: str) -> type[ProxmoxError]:
-    """Which error Proxmox's words stand for; ProxmoxError itself when they are no known ones."""
-    return next((kind for pattern, kind in _KINDS if pattern.search(words)), ProxmoxError)
+def kind_of(message: str) -> type[ProxmoxError]:
+    """The kind of error of a message; ProxmoxError itself for unknown ones."""
+    return next((kind for pattern, kind in _KINDS if pattern.search(message)), ProxmoxError)
 
 
-def from_answer(doing: str, status: int, reason: str, body: bytes, account: str) -> PvecriError:
-    """The error for an answer of 400 or more.
+def from_answer(action: str, status: int, reason: str, body: bytes, account: str) -> PvecriError:
+    """The error for a response with `status` 400 or more.
 
-    `doing` says what was asked (`create CT 900001`), `account` whose rights were used. The words are the body's
-    message where there is one, else the reason phrase (a 401 has no body).
+    `action` is what was requested (`create CT 900001`), `account` whose privileges were used. The message is the
+    body's, else the reason phrase (a 401 has no body).
     """
     answer = _read(body)
-    words = (answer.message or reason or "").strip()
+    message = (answer.message or reason or "").strip()
     if status == 401:
         return PermissionDenied(
-            f"Proxmox: {doing}: the credentials of {account} were refused ({words}): check proxmox.token_id "
+            f"Proxmox: {action}: the credentials of {account} were refused ({message}): check proxmox.token_id "
             f"and proxmox.token_secret_file, or proxmox.username and proxmox.password_file"
         )
     if status == 403:
         return Forbidden(
-            f"Proxmox: {doing}: {words}: {account} lacks the privilege; docs/proxmox-setup.md lists those needed"
+            f"Proxmox: {action}: {message}: {account} lacks the privilege (see docs/proxmox-setup.md)"
         )
     if answer.errors:
-        return ParameterError(doing, answer.errors, status)
-    if status in GATEWAY_STATUSES or "no quorum" in words:
-        return Unavailable(f"Proxmox: {doing}: {status} {words}")
-    return kind_of(words)(doing, words, status)
+        return ParameterError(action, answer.errors, status)
+    if status in GATEWAY_STATUSES or "no quorum" in message:
+        return Unavailable(f"Proxmox: {action}: {status} {message}")
+    return kind_of(message)(action, message, status)
 
 
-def from_task(doing: str, exitstatus: str, log: str, upid: str) -> ProxmoxError:
-    """The error for a task that ended with `exitstatus`; `log` is the end of what it wrote."""
+def from_task(action: str, exitstatus: str, log: str, upid: str) -> ProxmoxError:
+    """The error for a task that ended with `exitstatus`; `log` is the end of its log."""
     kind = kind_of(exitstatus)
     if kind is not ProxmoxError:
-        return kind(doing, exitstatus)
+        return kind(action, exitstatus)
     detail = f"{exitstatus} [{log}]" if log else exitstatus
-    return ProxmoxTaskError(doing, f"{detail} (task {upid})", upid)
+    return ProxmoxTaskError(action, f"{detail} (task {upid})", upid)
 
 
 def _read(body: bytes) -> _Body:

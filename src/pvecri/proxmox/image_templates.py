@@ -35,74 +35,74 @@ class ImageTemplates:
         self._path = f"/nodes/{node}/storage/{storage}"
 
     async def find(self, file: str) -> Path | None:
-        """Where a template lies on this node; None when there is none of that name (GET …/content/{volume})."""
+        """The path of a template on this node; None if there is none of that name (GET …/content/{volume})."""
         if not await self._exists(file):
             return None
-        call = Call(method="GET", path=self._content(file), doing=f"ask where template {file} is")
+        call = Call(method="GET", path=self._content(file), action=f"get the path of template {file}")
         return Path((await self._transport.call(call, VolumeInfo)).path)
 
     async def pull(self, reference: str, file: str) -> None:
-        """Have Proxmox fetch an image and wait for it (POST …/oci-registry-pull).
+        """Have Proxmox pull an image, and wait for it (POST …/oci-registry-pull).
 
-        `reference` needs a tag and can have no digest. Registries, mirrors and credentials are those of the node's
-        own skopeo. Raises AlreadyExists when there is such a file, FailedPrecondition when Proxmox is too old, and
-        CommandError when skopeo fails; `output` is what it said. No file is there then. A cancelled call leaves
-        Proxmox at work: `remove` ends that.
+        `reference` has a tag and no digest. Registries, mirrors and credentials are those of the node's own
+        skopeo. AlreadyExists if the file exists, FailedPrecondition if Proxmox is too old, CommandError with the
+        output of skopeo if that fails; no file is left then. If the call is cancelled, the task goes on: `remove`
+        stops it.
         """
-        doing = f"pull {reference} to storage {self.storage}"
+        action = f"pull {reference} to storage {self.storage}"
         call = Call(
             method="POST",
             path=f"{self._path}/oci-registry-pull",
-            doing=doing,
+            action=action,
             parameters={"reference": reference, "filename": file.removesuffix(_ENDING)},
         )
         try:
-            upid = parse_upid(await self._transport.call(call, str), doing)
-            await self._tasks.wait(upid, doing)
+            upid = parse_upid(await self._transport.call(call, str), action)
+            await self._tasks.wait(upid, action)
         except ProxmoxTaskError as error:
-            if failed := _SKOPEO_FAILED.search(error.words):
-                raise CommandError("skopeo", int(failed[1]), error.words) from error
+            if failed := _SKOPEO_FAILED.search(error.message):
+                raise CommandError("skopeo", int(failed[1]), error.message) from error
             raise
         except ProxmoxError as error:
             if error.http_status == 501:
                 raise FailedPrecondition(
-                    f"Proxmox: {doing}: this version cannot: images.template_storage needs Proxmox VE 9.1 or later"
+                    f"Proxmox: {action}: not implemented: images.template_storage needs Proxmox VE 9.1 or later"
                 ) from error
-            if "refusing to override existing file" in error.words:
-                raise AlreadyExists(f"Proxmox: {doing}: {error.words}") from error
+            if "refusing to override existing file" in error.message:
+                raise AlreadyExists(f"Proxmox: {action}: {error.message}") from error
             raise
 
     async def remove(self, file: str) -> None:
-        """Remove a template, and end what still fetches it. Idempotent."""
+        """Remove a template, and stop the tasks that pull it. Idempotent."""
         for upid in await self._pulls_of(file):
-            call = Call(method="DELETE", path=upid.path, doing=f"stop {upid}", repeatable=True)
+            call = Call(method="DELETE", path=upid.path, action=f"stop {upid}", repeatable=True)
             await self._transport.call(call, object)
-            with suppress(ProxmoxError):  # it was stopped, so it says that it failed
-                await self._tasks.wait(upid, call.doing)
+            with suppress(ProxmoxError):  # a stopped task has failed
+                await self._tasks.wait(upid, call.action)
         if await self._exists(file):
-            doing = f"remove template {file} of storage {self.storage}"
-            call = Call(method="DELETE", path=self._content(file), doing=doing, repeatable=True)
-            answer = await self._transport.call(call, object)  # null when it was done at once
-            if answer is not None:
-                await self._tasks.wait(parse_upid(str(answer), doing), doing)
+            action = f"remove template {file} of storage {self.storage}"
+            call = Call(method="DELETE", path=self._content(file), action=action, repeatable=True)
+            upid_or_none = await self._transport.call(call, object)  # null if no task was needed
+            if upid_or_none is not None:
+                await self._tasks.wait(parse_upid(str(upid_or_none), action), action)
 
     async def _exists(self, file: str) -> bool:
-        doing = f"list the templates of {self.storage}"
-        call = Call(method="GET", path=f"{self._path}/content", doing=doing, parameters={"content": "vztmpl"})
+        action = f"list the templates of {self.storage}"
+        call = Call(method="GET", path=f"{self._path}/content", action=action, parameters={"content": "vztmpl"})
         items = await self._transport.call(call, list[StorageItem])
         return any(item.volid == self._volid(file) for item in items)
 
     async def _pulls_of(self, file: str) -> list[Upid]:
-        """The tasks that fetch this template now."""
+        """The running tasks that pull this template."""
         call = Call(
             method="GET",
             path=f"/nodes/{self._node}/tasks",
-            doing="list the pulls under way",
+            action="list the running pulls",
             parameters={"source": "active", "typefilter": PULL_TASK},
         )
         entries = await self._transport.call(call, list[TaskEntry])
         running = (each for each in entries if each.type == PULL_TASK and each.id == file)
-        return [parse_upid(each.upid, call.doing) for each in running]
+        return [parse_upid(each.upid, call.action) for each in running]
 
     def _volid(self, file: str) -> str:
         return f"{self.storage}:vztmpl/{file}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The privileges that pvecri's account needs; docs/proxmox-setup.md says why each, and how to grant them."""
+"""The privileges that pvecri's account needs; docs/proxmox-setup.md explains each and how to grant it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ POD_PRIVILEGES = frozenset(
 
 
 def needed(config: ProxmoxConfig, node: str, image_storage: str = "") -> dict[str, frozenset[str]]:
-    """The least that the account must have, by ACL path.
+    """The minimum of privileges, by ACL path.
 
-    With proxmox.pool the pods' privileges are asked for on the pool alone, so that the account has no say over
-    other guests. `image_storage` is images.template_storage.
+    With proxmox.pool those for pods are needed on the pool only, so that the account cannot change other guests.
+    `image_storage` is images.template_storage.
     """
     pods = f"/pool/{config.pool}" if config.pool else "/vms"
     wanted: dict[str, frozenset[str]] = {
@@ -44,15 +44,15 @@ def needed(config: ProxmoxConfig, node: str, image_storage: str = "") -> dict[st
             "Datastore.Audit",
         }
     if not config.unprivileged:
-        wanted["/"] = frozenset({"Sys.Modify"})
+        wanted["/"] = frozenset({"Sys.Modify"})  # Proxmox requires it to create a privileged CT
     return wanted
 
 
 def effective(path: str, granted: Mapping[str, Mapping[str, bool]]) -> frozenset[str]:
-    """What is granted on `path` by an answer of GET /access/permissions.
+    """The privileges on `path` in a response of GET /access/permissions. Pure.
 
-    It maps ACL paths to privileges and whether they propagate; a path that it does not name has what propagates
-    from the nearest one above. Pure.
+    The response maps ACL paths to privileges and whether they propagate; a path that it lacks inherits those that
+    propagate from the nearest ancestor.
     """
     if path in granted:
         return frozenset(granted[path])
@@ -64,6 +64,6 @@ def effective(path: str, granted: Mapping[str, Mapping[str, bool]]) -> frozenset
 
 
 def missing(wanted: Mapping[str, frozenset[str]], granted: Mapping[str, frozenset[str]]) -> list[str]:
-    """What is wanted and not granted, as `path: privilege, …`, in order."""
+    """The privileges that are wanted and not granted, as `path: privilege, …`, sorted."""
     lacks = {path: sorted(privileges - granted.get(path, frozenset())) for path, privileges in wanted.items()}
     return [f"{path}: {', '.join(names)}" for path, names in sorted(lacks.items()) if names]

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what a pod asks for to the four numbers that size its CT.
+"""The size of a pod's CT, computed from the pod's resources.
 
-Proxmox sets `memory.max` to the CT's memory and `memory.high` a little below: 1016/1024 of it, from 16 GiB on
-128 MiB less (PVE::LXC::Config). Above `memory.high` the kernel throttles everything in the cgroup, so the CT is
-made large enough that its `memory.high` covers all the limits of its containers: each container is then stopped
-by its own limit, as the pod's specification says, and never slowed down by the CT's.
+Proxmox sets `memory.max` to the CT's memory and `memory.high` to 1016/1024 of it, from 16 GiB on to 128 MiB less
+(PVE::LXC::Config). Above `memory.high` the kernel throttles everything in the cgroup, so the CT gets enough that
+its `memory.high` covers the sum of its containers' limits: a container reaches its own limit first.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ class CtSize(msgspec.Struct, frozen=True, kw_only=True):
 def ct_size(
     resources: Resources, overhead: Resources, *, node_memory: int, overhead_mib: int, swap: int | None = None
 ) -> CtSize:
-    """The size of the CT of a pod.
+    """The size of a pod's CT.
 
-    `resources` is the sum over the pod's containers and `overhead` the runtime class's (CRI
-    LinuxPodSandboxConfig); `node_memory` is in bytes and stands for "no limit"; `overhead_mib` is
-    proxmox.memory_overhead_mib. `swap` is in bytes, None for what `resources` say.
+    `resources` is the sum of the pod's containers and `overhead` the RuntimeClass's (CRI LinuxPodSandboxConfig);
+    `node_memory` is bytes, used for "no limit"; `overhead_mib` is proxmox.memory_overhead_mib; `swap` is bytes,
+    by default computed from `resources`.
     """
     return CtSize(
         memory_mib=memory_mib(resources, overhead, node_memory=node_memory, overhead_mib=overhead_mib),
@@ -50,22 +49,22 @@ def ct_size(
 
 
 def memory_mib(resources: Resources, overhead: Resources, *, node_memory: int, overhead_mib: int) -> int:
-    """The CT's memory: the pod's limit, room for what runs beside its containers, and the gap below the top."""
-    if not 0 < resources.memory_limit < UNLIMITED:
+    """The CT's memory: the pod's limit, the overhead of init and conmon, and the gap above memory.high."""
+    if not 0 < resources.memory_limit < UNLIMITED:  # Proxmox has no "unlimited": unset means 512 MiB
         return max(MEMORY_MIN_MIB, node_memory // MIB)
     wanted = resources.memory_limit + max(0, overhead.memory_limit)
     return max(MEMORY_MIN_MIB, _with_gap(_ceil_div(wanted, MIB) + overhead_mib))
 
 
 def swap_mib(resources: Resources) -> int:
-    """The CT's swap: what the pod may have beyond its memory, none when it does not say."""
+    """The CT's swap: the pod's memory_swap_limit minus its memory_limit; 0 if unset."""
     if not 0 < resources.memory_limit < min(resources.memory_swap_limit, UNLIMITED):
         return 0
     return _ceil_div(resources.memory_swap_limit - resources.memory_limit, MIB)
 
 
 def cpulimit(resources: Resources, overhead: Resources) -> float:
-    """Cores, in hundredths rounded up so that the CT never has less than its containers; 0 for no limit."""
+    """Cores, rounded up to hundredths so that the CT never has less than its containers; 0 for no limit."""
     if resources.cpu_quota <= 0:
         return 0.0
     hundredths = _quota_hundredths(resources) + _quota_hundredths(overhead)
@@ -73,16 +72,17 @@ def cpulimit(resources: Resources, overhead: Resources) -> float:
 
 
 def cpuunits(resources: Resources, overhead: Resources) -> int:
-    """The CT's cgroup v2 weight by the conversion that runc and crun use for cgroup v1 shares."""
+    """The CT's cgroup v2 weight, converted from cgroup v1 shares as runc and crun do."""
     shares = max(0, resources.cpu_shares) + max(0, overhead.cpu_shares)
     if shares == 0:
         return CPUUNITS_DEFAULT
     shares = min(max(shares, SHARES_MIN), SHARES_MAX)
+    # Shares 2 to 262144 are mapped linearly to weights 1 to 10000.
     return 1 + (shares - SHARES_MIN) * 9999 // (SHARES_MAX - SHARES_MIN)
 
 
 def _with_gap(high_mib: int) -> int:
-    """The least memory whose `memory.high` is at least `high_mib`."""
+    """The smallest memory whose `memory.high` is at least `high_mib`."""
     return min(_ceil_div(high_mib * 1024, 1016), high_mib + HIGH_GAP_MAX_MIB)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proxmox's tasks: waiting for one, and what one said when it failed."""
+"""Proxmox's tasks: waiting for one, and the error of a failed one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POLL = Backoff(first=0.005, maximum=1.0, factor=1.5)
 """Seconds. The shortest tasks take some milliseconds on the embedded node, and a second or so on Proxmox."""
 
 LOG_LINES = 5
-"""How much of a failed task's log goes into the error."""
+"""Lines of a failed task's log that the error contains."""
 
 
 class Tasks:
@@ -27,38 +27,38 @@ class Tasks:
         self._transport = transport
         self._timeout = timeout
 
-    async def wait(self, task: Upid, doing: str) -> None:
-        """Wait until the task has ended well.
+    async def wait(self, task: Upid, action: str) -> None:
+        """Wait until the task has succeeded.
 
-        Raises ProxmoxTaskError, or a kind of ProxmoxError when the words are known, when it failed, and
-        DeadlineExceeded after proxmox.task_timeout; the task then goes on without us. An API that is away for a
-        moment (pveproxy is reloaded) does not end the wait.
+        ProxmoxTaskError, or the kind of ProxmoxError of a known message, if it fails; DeadlineExceeded after
+        proxmox.task_timeout, while the task goes on. An API that is unavailable for a moment (pveproxy is
+        reloaded) does not end the wait.
         """
         with metrics.measured(metrics.TASKS, metrics.TASK_SECONDS, task.kind):
-            await self._wait(task, doing)
+            await self._wait(task, action)
 
-    async def _wait(self, task: Upid, doing: str) -> None:
+    async def _wait(self, task: Upid, action: str) -> None:
         try:
             async with asyncio.timeout(self._timeout):
-                ended = await self._ended(task, doing)
+                ended = await self._poll(task, action)
         except TimeoutError as error:
             raise DeadlineExceeded(
-                f"Proxmox: {doing}: task {task} has not ended within {self._timeout:g} s (proxmox.task_timeout)"
+                f"Proxmox: {action}: task {task} has not ended within {self._timeout:g} s (proxmox.task_timeout)"
             ) from error
         if not ended.succeeded:
-            raise errors.from_task(doing, ended.exitstatus, await self.log_end(task), str(task))
+            raise errors.from_task(action, ended.exitstatus, await self.log_end(task), str(task))
 
-    async def status(self, task: Upid, doing: str) -> TaskStatus:
-        """GET /nodes/{node}/tasks/{upid}/status: exact, unlike the list of tasks."""
-        call = Call(method="GET", path=f"{task.path}/status", doing=f"{doing}: ask for task {task}")
+    async def status(self, task: Upid, action: str) -> TaskStatus:
+        """GET /nodes/{node}/tasks/{upid}/status: current, unlike the list of tasks."""
+        call = Call(method="GET", path=f"{task.path}/status", action=f"{action}: get the status of task {task}")
         return await self._transport.call(call, TaskStatus)
 
     async def last(self, vmid: int, kind: str, node: str, since: int) -> TaskEntry | None:
-        """The latest task of a guest of this kind (`vzstart`) that began at `since` (epoch seconds) or later."""
+        """The latest task of a guest of this kind (`vzstart`) that started at `since` (epoch seconds) or later."""
         call = Call(
             method="GET",
             path=f"/nodes/{node}/tasks",
-            doing=f"list the {kind} tasks of CT {vmid}",
+            action=f"list the {kind} tasks of CT {vmid}",
             parameters={"vmid": vmid, "typefilter": kind, "source": "all", "limit": 10, "since": since},
         )
         entries = await self._transport.call(call, list[TaskEntry])
@@ -66,37 +66,37 @@ class Tasks:
         return max(wanted, key=_start, default=None)
 
     async def log_end(self, task: Upid) -> str:
-        """The last lines of the task's log as one, for an error; empty when it cannot be had."""
+        """The last lines of the task's log, joined, for an error; empty if the log cannot be read."""
         call = Call(
-            method="GET", path=f"{task.path}/log", doing=f"read the log of {task}", parameters={"limit": 500}
+            method="GET", path=f"{task.path}/log", action=f"read the log of {task}", parameters={"limit": 500}
         )
         try:
             lines = await self._transport.call(call, list[LogLine])
         except (errors.ProxmoxError, Unavailable):
             return ""
-        words = [line.t.strip() for line in lines if line.t.strip()]
-        return "; ".join(words[-LOG_LINES:])
+        texts = [line.t.strip() for line in lines if line.t.strip()]
+        return "; ".join(texts[-LOG_LINES:])
 
-    async def _ended(self, task: Upid, doing: str) -> TaskStatus:
+    async def _poll(self, task: Upid, action: str) -> TaskStatus:
         for delay in POLL.delays():
             await asyncio.sleep(delay)
             try:
-                status = await self.status(task, doing)
-            except Unavailable:
+                status = await self.status(task, action)
+            except Unavailable:  # a reload of pveproxy; the task goes on
                 continue
             if status.status is TaskState.STOPPED:
                 return status
         raise AssertionError("delays never end")
 
 
-def parse_upid(text: str, doing: str) -> Upid:
-    """The UPID that a call answered; ProxmoxError when it is something else."""
+def parse_upid(text: str, action: str) -> Upid:
+    """The UPID that a call returned; ProxmoxError if it is none."""
     try:
         return upid.parse(text)
     except ValueError as error:
-        raise errors.ProxmoxError(doing, str(error)) from error
+        raise errors.ProxmoxError(action, str(error)) from error
 
 
 def _start(entry: TaskEntry) -> tuple[int, int]:
-    """Tasks of one second are told apart by the ticks at which their workers began."""
+    # Tasks that started in the same second are ordered by their workers' start ticks.
     return entry.starttime, entry.pstart

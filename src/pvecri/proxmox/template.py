@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sandbox template: the root filesystem of every pod's CT, as a Proxmox CT template.
+"""The sandbox template: the root filesystem of every pod's CT, as a Proxmox CT template (decision 0022).
 
-It holds an init that reaps what the pod's containers orphan, and a shell for `pct enter`; the containers bring
-their own root filesystems. Both are static programs of the node's Debian, so there are no libraries in it.
+It contains an init that reaps orphaned processes, and a shell for `pct enter`; containers have root filesystems of
+their own. Both are static programs of the node's Debian, so that it needs no libraries.
 
-The same programs make the same archive, and its name carries a hash of the content: a storage that has a file of
-that name has this template, and a new version never touches one that is in use.
+The archive is reproducible and its name contains a hash of the content: a storage that has a file of that name has
+this template, and a new version never replaces one that is in use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CATATONIT_PACKAGE = "catatonit"
 BUSYBOX_PACKAGE = "busybox-static"
 
 INIT = b"#!/bin/sh\nexec /sbin/catatonit -P\n"
-"""`-P` is catatonit's pause mode: it runs no program of its own. Process 1 ends up with the name `catatonit`."""
+"""`-P` is catatonit's pause mode: it only reaps. /proc/1/comm becomes `catatonit` (pods/sandbox/ct.py)."""
 
 APPLETS = (
     *("ash", "cat", "chmod", "chown", "cp", "cut", "date", "df", "dmesg", "du", "echo", "env", "find", "free"),
@@ -35,7 +35,7 @@ APPLETS = (
     *("nslookup", "ping", "ps", "pwd", "rm", "route", "sed", "sh", "sleep", "sort", "stat", "tail", "tar", "test"),
     *("top", "touch", "tr", "umount", "uname", "uptime", "vi", "wc", "wget", "which", "xargs"),
 )
-"""Links to busybox in /bin."""
+"""Symlinks to busybox in /bin."""
 
 DIRECTORIES = {
     "bin": 0o755,
@@ -62,32 +62,32 @@ _PT_INTERP = 3
 
 
 class SandboxTemplate(msgspec.Struct, frozen=True, kw_only=True):
-    """The template before it is packed; `arch` is Proxmox's name of the architecture."""
+    """The template before it is compressed; `arch` is Proxmox's name of the architecture."""
 
     arch: str
     tar: bytes
 
     @property
     def name(self) -> str:
-        """The file's name on a storage."""
+        """The file name on a storage."""
         return f"pvecri-sandbox_{hashlib.sha256(self.tar).hexdigest()[:12]}_{self.arch}.tar.gz"
 
     def archive(self) -> bytes:
-        """The file's content. Some 60 ms of work: call it in a thread."""
-        return gzip.compress(self.tar, compresslevel=6, mtime=0)
+        """The file's content. Takes some 60 ms: call it in a thread."""
+        return gzip.compress(self.tar, compresslevel=6, mtime=0)  # a timestamp would differ in each build
 
 
 def sandbox_template() -> SandboxTemplate:
-    """The template from this node's programs.
+    """Build the template from this node's programs.
 
-    Reads some 2 MB: call it in a thread. FailedPrecondition names the Debian package when a program is missing or
-    is not static.
+    Reads some 2 MB: call it in a thread. FailedPrecondition names the Debian package if a program is not installed
+    or not static.
     """
     return build(find_static("catatonit", CATATONIT_PACKAGE), find_static("busybox", BUSYBOX_PACKAGE))
 
 
 def find_static(program: str, package: str) -> bytes:
-    """The content of a static program on the PATH; FailedPrecondition names the package that has it."""
+    """The content of a static program; FailedPrecondition names its package."""
     path = shutil.which(program, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
     if path is None:
         raise FailedPrecondition(f"the sandbox template needs {program}: install the package {package}")
@@ -100,16 +100,16 @@ def find_static(program: str, package: str) -> bytes:
 
 
 def build(catatonit: bytes, busybox: bytes) -> SandboxTemplate:
-    """The template of these two programs; the same bytes for the same programs. Pure."""
+    """The template of these two programs. Reproducible and pure."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for entry, content in sorted(_entries(catatonit, busybox), key=_name):
+        for entry, content in sorted(_entries(catatonit, busybox), key=_name):  # a fixed order, directories first
             tar.addfile(entry, io.BytesIO(content))
     return SandboxTemplate(arch=elf_architecture(busybox), tar=buffer.getvalue())
 
 
 def is_static(program: bytes) -> bool:
-    """Whether an ELF program runs without an interpreter (ld.so); False for what is no ELF file."""
+    """Whether an ELF program needs no interpreter (ld.so); False if it is not an ELF file."""
     try:
         return _PT_INTERP not in set(_segment_types(program))
     except (ValueError, struct.error):
@@ -117,7 +117,7 @@ def is_static(program: bytes) -> bool:
 
 
 def elf_architecture(program: bytes) -> str:
-    """Proxmox's name of the architecture that an ELF program is for; FailedPrecondition when it has none."""
+    """Proxmox's name of an ELF program's architecture; FailedPrecondition if it has none."""
     machine = struct.unpack_from("<H", program, 18)[0] if program[:4] == b"\x7fELF" else 0
     if machine not in _ELF_MACHINES:
         raise FailedPrecondition(f"the sandbox template cannot be built for ELF machine {machine}")
@@ -125,7 +125,7 @@ def elf_architecture(program: bytes) -> str:
 
 
 def _segment_types(program: bytes) -> Iterator[int]:
-    """The `p_type` of each program header (elf(5)); all of Proxmox's architectures are little-endian."""
+    """The `p_type` of each program header (elf(5)). All of Proxmox's architectures are little-endian."""
     if program[:4] != b"\x7fELF" or program[5:6] != b"\x01":
         raise ValueError("not a little-endian ELF file")
     wide = program[4] == 2  # ELFCLASS64

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the server is the right one: its certificate's fingerprint, or an authority."""
+"""Verification of the server's certificate: by fingerprint, or by a CA."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pvecri.errors import Unavailable
 
 
 def tls_setting(config: ProxmoxConfig) -> aiohttp.Fingerprint | ssl.SSLContext | bool:
-    """What aiohttp is to verify by; ConfigError when the fingerprint or the file cannot be used.
+    """aiohttp's `ssl` argument; ConfigError if the fingerprint or the CA file is invalid.
 
-    A pinned fingerprint takes the place of authority and host name, as in Proxmox's own clients.
+    A pinned fingerprint replaces the verification of CA and host name, as in Proxmox's own clients.
     """
     if config.fingerprint:
         return aiohttp.Fingerprint(_fingerprint(config.fingerprint))
@@ -22,8 +22,8 @@ def tls_setting(config: ProxmoxConfig) -> aiohttp.Fingerprint | ssl.SSLContext |
         context = ssl.create_default_context(cafile=config.ca_file)
     except OSError as error:
         raise ConfigError(f"proxmox.ca_file: {config.ca_file}: {error}") from error
-    # The authority that a Proxmox cluster makes for itself has no key usage extension, which Python 3.13 and
-    # later ask for by default. What it signs is verified all the same.
+    # A Proxmox cluster's CA certificate has no key usage extension, which Python 3.13 and later require by
+    # default. Its signatures are verified all the same.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
 
@@ -31,9 +31,9 @@ def tls_setting(config: ProxmoxConfig) -> aiohttp.Fingerprint | ssl.SSLContext |
 def untrusted(
     config: ProxmoxConfig, error: aiohttp.ClientSSLError | aiohttp.ServerFingerprintMismatch
 ) -> Unavailable:
-    """The error for a server that is not who it should be, with what to do about it."""
+    """The error for a server whose certificate is not accepted, with the setting that changes it."""
     if isinstance(error, aiohttp.ServerFingerprintMismatch):
-        problem = f"its certificate is {error.got.hex(':').upper()}, proxmox.fingerprint says otherwise"
+        problem = f"its certificate is {error.got.hex(':').upper()}, which is not proxmox.fingerprint"
     else:
         problem = (
             f"{error}: set proxmox.fingerprint (`pvenode cert info` shows it) or proxmox.ca_file "
@@ -48,5 +48,5 @@ def _fingerprint(text: str) -> bytes:
     except ValueError:
         digest = b""
     if len(digest) != 32:
-        raise ConfigError(f"proxmox.fingerprint: {text!r} is no SHA-256 fingerprint (64 hex digits)")
+        raise ConfigError(f"proxmox.fingerprint: {text!r} is not a SHA-256 fingerprint (64 hex digits)")
     return digest

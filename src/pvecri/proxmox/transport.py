@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One call to the Proxmox API over HTTPS: sent, repeated where that is safe, and decoded.
+"""Calls to the Proxmox API over HTTPS: sent, retried if that is safe, and decoded.
 
-A repeat is safe when the call only reads, when it says so itself (`repeatable`), or when it cannot have arrived:
-the connection failed before anything was sent, the answer is 595 (pveproxy did not reach pvedaemon), or 401.
+A retry is safe if the call only reads, if it is idempotent (`repeatable`), or if it cannot have been processed:
+the connection failed before the request was sent, the response is 595 (pveproxy did not reach pvedaemon) or 401.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 from urllib.parse import urlencode
 
@@ -26,29 +28,29 @@ from pvecri.proxmox.tls import tls_setting, untrusted
 T = TypeVar("T")
 
 RETRY_DELAYS = (0.05, 0.2, 0.5, 1.0)
-"""Seconds before each repeat; together longer than a reload of pveproxy takes."""
+"""Seconds before each retry; their sum is longer than a reload of pveproxy takes."""
 KEEPALIVE = 2.5
-"""Seconds an idle connection is kept. pveproxy closes it after five; ours must be gone first."""
+"""Seconds until an idle connection is closed: pveproxy closes it after five, and may do so while we send."""
 CONNECTIONS = 8
 
 _VARIABLES = {"nodes": "{node}", "lxc": "{vmid}", "storage": "{storage}", "tasks": "{upid}", "content": "{volume}"}
-"""What follows which part of an API path."""
+"""Path components that follow a given one, as placeholders for metrics."""
 
 
 class ConnectionLost(Unavailable):
-    """The request was sent and no answer came: nobody knows whether Proxmox has done it."""
+    """The request was sent and no response came: whether Proxmox has processed it is unknown."""
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """One call. `doing` says it in words for errors (`stop CT 900001`).
+    """One call; `action` describes it for errors (`stop CT 900001`).
 
     `parameters` go into the query of GET and DELETE (Proxmox refuses a body there), else into a form body;
-    `body` with its `content_type` takes the form's place.
+    `body` with its `content_type` replaces the form. `repeatable` marks idempotent calls.
     """
 
     method: str
     path: str
-    doing: str
+    action: str
     parameters: dict[str, ParameterValue] = {}
     body: bytes = b""
     content_type: str = "application/x-www-form-urlencoded"
@@ -56,7 +58,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """An answer as it came."""
+    """An HTTP response."""
 
     status: int
     reason: str
@@ -73,14 +75,14 @@ class Transport:
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
-        """Open the session; nothing is sent yet. ConfigError when credentials or certificates cannot be read."""
+        """Open the session; nothing is sent yet. ConfigError if credentials or certificates cannot be read."""
         self._auth = auth_from(self._config, self._login)
         connector = aiohttp.TCPConnector(
             limit=CONNECTIONS, keepalive_timeout=KEEPALIVE, ssl=tls_setting(self._config)
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
+            cookie_jar=aiohttp.DummyCookieJar(),  # auth.py sets the ticket's cookie
             timeout=aiohttp.ClientTimeout(total=self._config.request_timeout),
             headers={"User-Agent": "pvecri", "Accept-Encoding": "identity"},
         )
@@ -92,34 +94,34 @@ class Transport:
             await session.close()
 
     async def call(self, call: Call, into: type[T]) -> T:
-        """Make the call and decode its `data`.
+        """Make the call and decode the response's `data` as type `into`.
 
-        Raises Unavailable when Proxmox cannot be reached, ConnectionLost when a call that is not repeatable got no
-        answer, PermissionDenied, and ProxmoxError or one of its kinds when Proxmox refuses.
+        Unavailable if Proxmox cannot be reached, ConnectionLost if a call that is not repeatable got no response,
+        PermissionDenied, ProxmoxError or one of its kinds if Proxmox refuses.
         """
         assert self._auth is not None, "start() comes first"
         reply = await self._send(call, await self._auth.headers())
         if reply.status == 401 and self._auth.refused():
             reply = await self._send(call, await self._auth.headers())
         if reply.status >= 400:
-            raise errors.from_answer(call.doing, reply.status, reply.reason, reply.body, self._auth.account)
+            raise errors.from_answer(call.action, reply.status, reply.reason, reply.body, self._auth.account)
         return _decode(call, reply.body, into)
 
     async def _login(self, username: str, password: str) -> Ticket:
         call = Call(
             method="POST",
             path="/access/ticket",
-            doing=f"log in as {username}",
+            action=f"log in as {username}",
             parameters={"username": username, "password": password},
             repeatable=True,
         )
         reply = await self._send(call, {})
         if reply.status >= 400:
-            raise errors.from_answer(call.doing, reply.status, reply.reason, reply.body, f"user {username}")
+            raise errors.from_answer(call.action, reply.status, reply.reason, reply.body, f"user {username}")
         return _decode(call, reply.body, Ticket)
 
     async def _send(self, call: Call, headers: dict[str, str]) -> Reply:
-        """The answer, after as many repeats as are safe and RETRY_DELAYS has."""
+        """Send the call, with as many retries as are safe and RETRY_DELAYS has."""
         repeatable = call.repeatable or call.method == "GET"
         for delay in RETRY_DELAYS:
             try:
@@ -144,34 +146,36 @@ class Transport:
             raise failure.error from failure
 
     async def _exchange(self, call: Call, headers: dict[str, str]) -> Reply:
-        """Send once. Raises _NotSent when nothing was sent, ConnectionLost when no answer came."""
-        with metrics.measured(
-            metrics.PROXMOX_REQUESTS, metrics.PROXMOX_SECONDS, call.method, path_template(call.path)
-        ) as measure:
-            reply = await self._exchange_once(call, headers)
-            measure.code = str(reply.status)
-            return reply
-
-    async def _exchange_once(self, call: Call, headers: dict[str, str]) -> Reply:
+        """Send once. _NotSent if nothing was sent, ConnectionLost if no response came."""
         if self._session is None:  # an undo of a call that the end of the daemon has cut off
-            raise Unavailable(f"Proxmox: {call.doing}: the connection is closed: the daemon is ending")
+            raise Unavailable(f"Proxmox: {call.action}: the connection is closed: the daemon is ending")
         url, body, content = self._encode(call)
-        try:
+        measured = metrics.measured(
+            metrics.PROXMOX_REQUESTS, metrics.PROXMOX_SECONDS, call.method, path_template(call.path)
+        )
+        with measured as measure, self._connection_errors(call):
             async with self._session.request(call.method, url, data=body, headers=headers | content) as response:
+                measure.code = str(response.status)
                 return Reply(response.status, response.reason or "", await response.read())
+
+    @contextmanager
+    def _connection_errors(self, call: Call) -> Iterator[None]:
+        """Raise aiohttp's errors as _NotSent and ConnectionLost."""
+        try:
+            yield
         except (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch) as error:
             raise _NotSent(untrusted(self._config, error), worth_repeating=False) from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            problem = f"Proxmox: {call.doing}: cannot connect to {self._config.url}: {error}: check proxmox.url"
+            problem = f"Proxmox: {call.action}: cannot connect to {self._config.url}: {error}: check proxmox.url"
             raise _NotSent(Unavailable(problem), worth_repeating=True) from error
         except TimeoutError as error:
             raise ConnectionLost(
-                f"Proxmox: {call.doing}: {self._config.url} did not answer within "
+                f"Proxmox: {call.action}: {self._config.url} did not answer within "
                 f"{self._config.request_timeout:g} s (proxmox.request_timeout)"
             ) from error
         except aiohttp.ClientError as error:
             raise ConnectionLost(
-                f"Proxmox: {call.doing}: {self._config.url} (proxmox.url) ended the connection: {error!r}"
+                f"Proxmox: {call.action}: {self._config.url} (proxmox.url) ended the connection: {error!r}"
             ) from error
 
     def _encode(self, call: Call) -> tuple[URL, bytes | None, dict[str, str]]:
@@ -179,11 +183,12 @@ class Transport:
         address = self._root + call.path
         if call.method in ("GET", "DELETE"):
             return URL(f"{address}?{form}" if form else address, encoded=True), None, {}
+        # encoded: UPIDs and volume ids in paths are escaped already.
         return URL(address, encoded=True), call.body or form.encode(), {"Content-Type": call.content_type}
 
 
 class _NotSent(Exception):
-    """The request did not leave this machine; `error` is what the caller is told."""
+    """The request was not sent; `error` is what `call` raises if there is no retry."""
 
     def __init__(self, error: PvecriError, *, worth_repeating: bool) -> None:
         super().__init__(str(error))
@@ -193,7 +198,7 @@ class _NotSent(Exception):
 
 
 def path_template(path: str) -> str:
-    """An API path with placeholders for what differs from node to node and from call to call. Pure."""
+    """An API path with placeholders for node, VMID, storage, UPID and volume: a metrics label has few values."""
     parts = iter(path.split("/"))
     shown = []
     for part in parts:
@@ -201,12 +206,12 @@ def path_template(path: str) -> str:
         if part in _VARIABLES and next(parts, ""):
             shown.append(_VARIABLES[part])
         if part == "content":
-            break  # a volume's id may contain a slash
+            break  # a volume id may contain a slash
     return "/".join(shown)
 
 
 class _Envelope(msgspec.Struct):
-    """Every answer has what was asked for in `data`."""
+    """The envelope of every response."""
 
     data: msgspec.Raw = msgspec.Raw(b"null")
 
@@ -216,4 +221,4 @@ def _decode(call: Call, body: bytes, into: type[T]) -> T:
         data = msgspec.json.decode(body, type=_Envelope).data
         return msgspec.json.decode(data, type=into, strict=False)
     except msgspec.DecodeError as error:
-        raise errors.ProxmoxError(call.doing, f"the answer is not understood: {error}") from error
+        raise errors.ProxmoxError(call.action, f"invalid response: {error}") from error

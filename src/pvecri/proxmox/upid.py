@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A UPID, the name that Proxmox gives to a task."""
+"""UPIDs, the unique ids of Proxmox's tasks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import msgspec
 
+# pstart, clock ticks since boot, has nine digits after 497 days of uptime.
 _UPID = re.compile(
     r"UPID:(?P<node>[A-Za-z0-9][A-Za-z0-9-]*):(?P<pid>[0-9A-Fa-f]{8}):(?P<pstart>[0-9A-Fa-f]{8,9}):"
     r"(?P<start>[0-9A-Fa-f]{8}):(?P<kind>[^:\s]+):(?P<id>[^:\s]*):(?P<user>[^:\s]+):"
@@ -39,7 +40,7 @@ class Upid(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse(text: str) -> Upid:
-    """Read a UPID; ValueError when it is none."""
+    """Parse a UPID; ValueError."""
     match = _UPID.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not a UPID")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The multipart body of POST /nodes/{node}/storage/{storage}/upload.
 
-Written by hand because pveproxy's parser is strict: the parameters come first, each with a Content-Disposition
-line alone, and the file last.
+Not aiohttp's, because pveproxy's parser is strict: the parameters come first, each with no header but
+Content-Disposition, and the file last.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 
 
 def multipart(filename: str, content: bytes, fields: dict[str, str]) -> tuple[bytes, str]:
-    """The body and its content type. The boundary is a hash of the content, which cannot hold it."""
+    """The body and its content type. The boundary is a hash of the content, which cannot contain it."""
     boundary = f"pvecri-{hashlib.sha256(content).hexdigest()}"
     parts = [
         f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'

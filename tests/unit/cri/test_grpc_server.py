@@ -99,12 +99,12 @@ def raising(error: BaseException) -> Callable[[Any], Awaitable[Message]]:
         ("UpdatePodSandboxResources", "update_pod_sandbox_resources"),
     ],
 )
-def test_a_calls_name_in_python_has_its_words_apart(name: str, snake: str) -> None:
+def test_call_names_become_snake_case(name: str, snake: str) -> None:
     assert snake_case(name) == snake
 
 
 @EACH_CALL
-async def test_a_call_without_a_method_is_unimplemented_by_its_name(path: Path, service: str, method: Any) -> None:
+async def test_call_without_a_method_is_unimplemented(path: Path, service: str, method: Any) -> None:
     async with serving(path) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(channel, service, method)
@@ -113,7 +113,7 @@ async def test_a_call_without_a_method_is_unimplemented_by_its_name(path: Path, 
 
 
 @EACH_CALL
-async def test_a_call_is_answered_by_the_method_of_its_name(path: Path, service: str, method: Any) -> None:
+async def test_call_is_dispatched_to_the_method_of_its_name(path: Path, service: str, method: Any) -> None:
     asked: list[Message] = []
     answer = GetMessageClass(method.output_type)()
 
@@ -139,7 +139,7 @@ def test_a_service_has_no_public_method_that_no_call_leads_to(service: str) -> N
     assert {name for name in dir(SERVICES[service]) if not name.startswith("_")} - calls == set()
 
 
-async def test_a_service_that_is_not_the_cris_is_not_there(path: Path) -> None:
+async def test_unknown_service_is_unimplemented(path: Path) -> None:
     async with serving(path) as channel:
         older: Unary = channel.unary_unary("/runtime.v1alpha2.RuntimeService/Version")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -159,9 +159,7 @@ def an_error(kind: type[PvecriError]) -> PvecriError:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_an_error_of_ours_is_answered_with_its_status_and_its_words(
-    path: Path, kind: type[PvecriError]
-) -> None:
+async def test_pvecri_error_is_returned_with_status_and_message(path: Path, kind: type[PvecriError]) -> None:
     error = an_error(kind)
     async with serving(path, Answers(version=raising(error))) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -169,7 +167,7 @@ async def test_an_error_of_ours_is_answered_with_its_status_and_its_words(
     assert (caught.value.code().name, caught.value.details()) == (kind.status, str(error))
 
 
-async def test_an_error_that_was_not_foreseen_is_internal_and_logged_whole(
+async def test_unexpected_exception_is_internal_and_logged_with_traceback(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(path, Answers(version=raising(ZeroDivisionError("by 0")))) as channel:
@@ -181,7 +179,7 @@ async def test_an_error_that_was_not_foreseen_is_internal_and_logged_whole(
     assert [(record.levelno, record.exc_info is not None) for record in logged] == [(logging.ERROR, True)]
 
 
-async def test_an_error_in_the_middle_of_a_stream_follows_what_was_sent(path: Path) -> None:
+async def test_stream_error_follows_the_sent_messages(path: Path) -> None:
     async def events(_: object) -> AsyncIterator[Message]:
         yield pb.ContainerEventResponse(container_id="c1")
         raise errors.ResourceExhausted("too slow")
@@ -205,7 +203,7 @@ async def test_an_error_in_the_middle_of_a_stream_follows_what_was_sent(path: Pa
     assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "too slow")
 
 
-async def test_a_client_that_gives_up_cancels_its_call(path: Path) -> None:
+async def test_client_cancellation_cancels_the_call(path: Path) -> None:
     began, ended = asyncio.Event(), asyncio.Event()
 
     async def slow(_: object) -> Message:
@@ -235,7 +233,7 @@ async def test_calls_do_not_wait_for_each_other(path: Path) -> None:
     assert [each.version for each in answers] == ["v"] * 5
 
 
-async def test_two_full_streams_of_exec_sync_fit_into_an_answer(path: Path) -> None:
+async def test_two_full_exec_sync_streams_fit_into_a_message(path: Path) -> None:
     full = pb.ExecSyncResponse(stdout=bytes(16 << 20), stderr=bytes(16 << 20))
 
     async def exec_sync(_: object) -> Message:
@@ -253,14 +251,14 @@ async def test_two_full_streams_of_exec_sync_fit_into_an_answer(path: Path) -> N
 # -- the socket ----------------------------------------------------------------------------------------------
 
 
-async def test_the_socket_is_for_root_alone_and_goes_with_the_server(path: Path) -> None:
+async def test_socket_has_mode_0600_and_is_removed_on_close(path: Path) -> None:
     async with serving(path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert path.stat().st_uid == os.getuid()
     assert not path.exists()
 
 
-async def test_a_socket_that_a_killed_daemon_left_is_taken_over(path: Path) -> None:
+async def test_stale_socket_of_a_killed_daemon_is_replaced(path: Path) -> None:
     path.parent.mkdir()
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
@@ -269,7 +267,7 @@ async def test_a_socket_that_a_killed_daemon_left_is_taken_over(path: Path) -> N
             await version(channel)
 
 
-async def test_a_socket_that_is_in_use_is_left_alone(path: Path) -> None:
+async def test_socket_in_use_is_not_replaced(path: Path) -> None:
     path.parent.mkdir()
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
@@ -279,7 +277,7 @@ async def test_a_socket_that_is_in_use_is_left_alone(path: Path) -> None:
         assert path.is_socket()
 
 
-async def test_a_closed_server_ends_those_who_wait_for_it(path: Path) -> None:
+async def test_close_ends_wait(path: Path) -> None:
     server = CriServer(path, None, None)
     await server.start()
     waiting = asyncio.create_task(server.wait())

@@ -61,7 +61,7 @@ def running(state: pb.ContainerState) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("wanted", "fits"), [*OF_PODS, (ready(pb.SANDBOX_READY), True), (ready(pb.SANDBOX_NOTREADY), False)]
 )
-def test_a_pod_is_listed_when_it_fits_all_of_the_filter(wanted: dict[str, Any], fits: bool) -> None:
+def test_pod_must_match_all_fields_of_the_filter(wanted: dict[str, Any], fits: bool) -> None:
     assert filters.sandboxes(pb.PodSandboxFilter(**wanted))(POD) is fits
 
 
@@ -69,29 +69,27 @@ def test_a_pod_is_listed_when_it_fits_all_of_the_filter(wanted: dict[str, Any], 
     ("wanted", "fits"),
     [*OF_CONTAINERS, (running(pb.CONTAINER_RUNNING), True), (running(pb.CONTAINER_CREATED), False)],
 )
-def test_a_container_is_listed_when_it_fits_all_of_the_filter(wanted: dict[str, Any], fits: bool) -> None:
+def test_container_must_match_all_fields_of_the_filter(wanted: dict[str, Any], fits: bool) -> None:
     assert filters.containers(pb.ContainerFilter(**wanted))(CONTAINER) is fits
 
 
 @pytest.mark.parametrize(("wanted", "fits"), OF_PODS)
-def test_a_pods_statistics_are_listed_when_it_fits_all_of_the_filter(wanted: dict[str, Any], fits: bool) -> None:
+def test_pod_stats_must_match_all_fields_of_the_filter(wanted: dict[str, Any], fits: bool) -> None:
     assert filters.pod_stats(pb.PodSandboxStatsFilter(**wanted))(POD) is fits
 
 
 @pytest.mark.parametrize(("wanted", "fits"), OF_CONTAINERS)
-def test_a_containers_statistics_are_listed_when_it_fits_all_of_the_filter(
-    wanted: dict[str, Any], fits: bool
-) -> None:
+def test_container_stats_must_match_all_fields_of_the_filter(wanted: dict[str, Any], fits: bool) -> None:
     assert filters.container_stats(pb.ContainerStatsFilter(**wanted))(CONTAINER) is fits
 
 
-def test_the_first_value_of_a_state_is_told_from_none() -> None:
+def test_zero_enum_state_differs_from_unset() -> None:
     stopped = replace(POD, phase=SandboxPhase.STOPPED)
     assert filters.sandboxes(pb.PodSandboxFilter())(stopped)
     assert not filters.sandboxes(pb.PodSandboxFilter(**ready(pb.SANDBOX_READY)))(stopped)
 
 
-def test_what_a_request_must_name_is_asked_for_by_its_field() -> None:
+def test_error_for_an_empty_required_field_names_it() -> None:
     assert filters.given("container_id", "c1") == "c1"
     with pytest.raises(InvalidArgument, match=r"^container_id: must not be empty$"):
         filters.given("container_id", "")

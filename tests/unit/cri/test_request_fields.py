@@ -129,7 +129,7 @@ def changed(before: Value, after: Value) -> set[str]:
 
 
 @pytest.mark.parametrize(("make", "translate", "path"), list(cases()))
-def test_a_field_changes_what_the_model_calls_so_and_nothing_else(
+def test_each_request_field_changes_only_its_model_field(
     make: Callable[[], Message],
     translate: Callable[[Message], Value],
     path: Path,
@@ -170,7 +170,7 @@ def enum_paths() -> Iterator[object]:
 
 
 @pytest.mark.parametrize(("translate", "make", "path"), list(enum_paths()))
-def test_a_value_that_a_newer_cri_may_have_is_refused_by_the_fields_name(
+def test_unknown_enum_value_is_refused_with_the_field(
     translate: Callable[[Message], Value], make: Callable[[], Message], path: Path
 ) -> None:
     message = make()
@@ -192,13 +192,13 @@ def test_every_value_of_an_enum_has_one_of_its_own_in_the_model(
     assert len(seen) == len(values)
 
 
-def test_a_signal_is_named_as_the_kernel_names_it() -> None:
+def test_stop_signal_has_the_kernels_name() -> None:
     names = {pb.SIGTERM: "SIGTERM", pb.SIGRTMINPLUS3: "SIGRTMIN+3", pb.SIGRTMAXMINUS1: "SIGRTMAX-1"}
     assert {number: requests.signal_name(number) for number in names} == names
     assert requests.signal_name(pb.RUNTIME_DEFAULT) == ""
 
 
-def test_an_id_of_0_is_told_from_none() -> None:
+def test_id_0_differs_from_unset() -> None:
     message = pb.LinuxContainerSecurityContext(run_as_user=pb.Int64Value(value=0))
     config = requests.container_config(
         pb.ContainerConfig(
@@ -208,7 +208,7 @@ def test_an_id_of_0_is_told_from_none() -> None:
     assert (config.security.run_as_user, config.security.run_as_group) == (0, None)
 
 
-def test_a_variable_that_is_not_text_is_refused_by_its_name() -> None:
+def test_error_for_a_non_utf8_variable_names_it() -> None:
     message = pb.ContainerConfig(metadata=pb.ContainerMetadata(), envs=[pb.KeyValue(key="KEY", value=b"\xff")])
     with pytest.raises(InvalidArgument, match=r"^config\.envs\[KEY\]\.value: is not UTF-8$"):
         requests.container_config(message)
@@ -224,7 +224,7 @@ def test_a_variable_that_is_not_text_is_refused_by_its_name() -> None:
         ("localhost//etc/p.json", SecurityProfile(kind=ProfileKind.LOCALHOST, localhost_ref="/etc/p.json")),
     ],
 )
-def test_profiles_are_understood_in_the_older_words_too(name: str, profile: SecurityProfile | None) -> None:
+def test_deprecated_profile_fields_are_supported(name: str, profile: SecurityProfile | None) -> None:
     message = pb.ContainerConfig(metadata=pb.ContainerMetadata())
     message.linux.security_context.seccomp_profile_path = name
     message.linux.security_context.apparmor_profile = name
@@ -233,7 +233,7 @@ def test_profiles_are_understood_in_the_older_words_too(name: str, profile: Secu
 
 
 @pytest.mark.parametrize("reference", ["mine", "localhost/mine"])
-def test_a_profile_of_the_node_may_have_the_older_words_prefix(reference: str) -> None:
+def test_localhost_profile_may_have_the_deprecated_prefix(reference: str) -> None:
     message = pb.ContainerConfig(metadata=pb.ContainerMetadata())
     wanted = pb.SecurityProfile(profile_type=pb.SecurityProfile.Localhost, localhost_ref=reference)
     message.linux.security_context.apparmor.CopyFrom(wanted)
@@ -241,13 +241,13 @@ def test_a_profile_of_the_node_may_have_the_older_words_prefix(reference: str) -
     assert profile == SecurityProfile(kind=ProfileKind.LOCALHOST, localhost_ref="mine")
 
 
-def test_a_selinux_label_keeps_the_places_of_its_parts() -> None:
+def test_selinux_label_keeps_empty_parts() -> None:
     message = pb.PodSandboxConfig(metadata=pb.PodSandboxMetadata())
     message.linux.security_context.selinux_options.level = "s0"
     assert requests.sandbox_config(message).security.selinux_label == ":::s0"
 
 
-def test_a_user_namespace_that_is_not_said_is_none_at_all() -> None:
+def test_unset_user_namespace_is_none() -> None:
     message = pb.PodSandboxConfig(metadata=pb.PodSandboxMetadata())
     assert requests.sandbox_config(message).security.namespaces.user is None
     options = message.linux.security_context.namespace_options.userns_options
@@ -257,7 +257,7 @@ def test_a_user_namespace_that_is_not_said_is_none_at_all() -> None:
     assert requests.sandbox_config(message).security.namespaces.user == expected
 
 
-def test_what_is_not_said_has_the_models_defaults() -> None:
+def test_unset_fields_have_the_models_defaults() -> None:
     assert requests.resources(pb.LinuxContainerResources()) == Resources()
     assert requests.registry_auth(pb.AuthConfig()) == RegistryAuth()
     empty = requests.container_config(pb.ContainerConfig(metadata=pb.ContainerMetadata()))

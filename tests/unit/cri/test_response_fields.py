@@ -82,12 +82,12 @@ ANSWERS: dict[str, tuple[Callable[[], Message], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_every_field_of_an_answer_is_set_but_those_that_are_left_for_a_reason(name: str) -> None:
+def test_all_response_fields_are_set_except_documented_ones(name: str) -> None:
     make, left = ANSWERS[name]
     assert {".".join(path) for path in unset(make())} == set(left)
 
 
-def test_a_pods_configuration_is_shown_as_it_was_asked_for() -> None:
+def test_pod_response_repeats_the_request() -> None:
     asked = pb.PodSandboxConfig()
     fill(asked)
     shown = responses.sandbox_status(replace(SANDBOX, config=requests.sandbox_config(asked)))
@@ -96,7 +96,7 @@ def test_a_pods_configuration_is_shown_as_it_was_asked_for() -> None:
     assert shown.linux.namespaces.options == asked.linux.security_context.namespace_options
 
 
-def test_a_containers_configuration_is_shown_as_it_was_asked_for() -> None:
+def test_container_response_repeats_the_request() -> None:
     asked = pb.ContainerConfig()
     fill(asked)
     for image in (asked.image, asked.mounts[0].image):
@@ -109,7 +109,7 @@ def test_a_containers_configuration_is_shown_as_it_was_asked_for() -> None:
     assert shown.resources.linux == asked.linux.resources
 
 
-def test_a_mounted_image_is_shown_with_what_it_meant() -> None:
+def test_image_volume_has_the_resolved_image_id() -> None:
     shown = responses.container_status(CONTAINER)
     assert [each.image.image_ref for each in shown.mounts] == [each.image_ref for each in CONTAINER.config.mounts]
 
@@ -135,7 +135,7 @@ def test_a_container_is_told_by_its_own_fields() -> None:
     assert (listed.id, listed.pod_sandbox_id, listed.state) == (CONTAINER.id, CONTAINER.sandbox_id, shown.state)
 
 
-def test_a_pods_first_address_is_the_one_and_the_others_are_additional() -> None:
+def test_first_address_is_primary_and_others_additional() -> None:
     shown = responses.sandbox_status(replace(SANDBOX, ips=("10.0.0.2", "fd00::2", "fd00::3"))).network
     assert (shown.ip, [each.ip for each in shown.additional_ips]) == ("10.0.0.2", ["fd00::2", "fd00::3"])
     assert responses.sandbox_status(replace(SANDBOX, ips=())).network.ip == ""
@@ -148,7 +148,7 @@ def test_a_containers_state_has_the_cris_name(state: ContainerState) -> None:
 
 
 @pytest.mark.parametrize("phase", SandboxPhase)
-def test_a_pod_is_shown_as_ready_in_its_ready_phase_alone(phase: SandboxPhase) -> None:
+def test_only_the_ready_phase_is_sandbox_ready(phase: SandboxPhase) -> None:
     number = responses.sandbox_state(replace(SANDBOX, phase=phase))
     assert number == (pb.SANDBOX_READY if phase is SandboxPhase.READY else pb.SANDBOX_NOTREADY)
 
@@ -172,11 +172,11 @@ def test_an_image_is_told_by_its_own_fields() -> None:
         ("", "RUNTIME_DEFAULT"),
     ],
 )
-def test_a_stop_signal_is_shown_by_the_cris_name_where_it_has_one(name: str, shown: str) -> None:
+def test_stop_signal_has_the_cris_name_if_defined(name: str, shown: str) -> None:
     assert pb.Signal.Name(responses.container_status(replace(CONTAINER, stop_signal=name)).stop_signal) == shown
 
 
 @pytest.mark.parametrize("number", [each.number for each in pb.Signal.DESCRIPTOR.values])
-def test_every_signal_of_the_cri_is_shown_as_it_was_asked_for(number: int) -> None:
+def test_all_cri_signals_round_trip(number: int) -> None:
     name = requests.signal_name(number)
     assert pb.Signal.Value(responses.signal_of(name)) == number

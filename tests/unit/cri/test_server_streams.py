@@ -73,13 +73,13 @@ async def listening(client: Any) -> Any:
     return call
 
 
-async def test_headers_tell_that_events_are_heard_from_now_on(service: Service, client: Any) -> None:
+async def test_initial_metadata_is_sent_when_the_subscription_begins(service: Service, client: Any) -> None:
     call = await listening(client)
     service.events.publish(EVENT)
     assert (await call.read()).container_id == SANDBOX.id
 
 
-async def test_a_client_that_reads_too_slowly_is_dropped_and_learns_why(service: Service, client: Any) -> None:
+async def test_slow_client_is_dropped_with_an_error(service: Service, client: Any) -> None:
     call = await listening(client)
     for _ in range(51):
         service.events.publish(EVENT)
@@ -88,13 +88,13 @@ async def test_a_client_that_reads_too_slowly_is_dropped_and_learns_why(service:
     assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_a_client_that_goes_is_not_served_any_longer(service: Service, client: Any) -> None:
+async def test_cancelled_stream_ends_the_subscription(service: Service, client: Any) -> None:
     call = await listening(client)
     call.cancel()
     await service.ended.wait()
 
 
-async def test_an_error_in_the_middle_comes_after_what_was_sent(client: Any) -> None:
+async def test_error_in_a_stream_follows_the_sent_messages(client: Any) -> None:
     call = client.StreamContainers(pb.StreamContainersRequest())
     assert [each.id for each in (await call.read()).containers] == ["a"]
     with pytest.raises(grpc.aio.AioRpcError) as raised:
@@ -102,7 +102,7 @@ async def test_an_error_in_the_middle_comes_after_what_was_sent(client: Any) -> 
     assert raised.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_a_stream_that_is_not_there_is_unimplemented(client: Any) -> None:
+async def test_stream_without_a_method_is_unimplemented(client: Any) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await client.StreamPodSandboxes(pb.StreamPodSandboxesRequest()).read()
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED

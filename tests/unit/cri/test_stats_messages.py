@@ -74,7 +74,7 @@ def usage(**known: object) -> Usage:
     )
 
 
-def test_a_container_on_a_machine_that_counts_little_has_few_figures() -> None:
+def test_unaccounted_values_are_unset() -> None:
     stats = responses_stats.container_stats(ContainerUsage(MAIN, usage(), LAYER))
     assert (stats.cpu.timestamp, stats.cpu.usage_core_nano_seconds.value) == (7, 3000)
     assert not stats.cpu.HasField("usage_nano_cores")
@@ -85,7 +85,7 @@ def test_a_container_on_a_machine_that_counts_little_has_few_figures() -> None:
     assert not stats.HasField("io")
 
 
-def test_a_container_has_all_that_is_known_of_it() -> None:
+def test_container_stats_have_all_known_values() -> None:
     known = usage(limit=1, swap=1, rate=1, pressure=1)
     stats = responses_stats.container_stats(ContainerUsage(MAIN, known, LAYER))
     assert (stats.attributes.id, stats.attributes.metadata.name, stats.attributes.metadata.attempt) == (
@@ -100,18 +100,18 @@ def test_a_container_has_all_that_is_known_of_it() -> None:
     assert (stats.writable_layer.used_bytes.value, stats.writable_layer.timestamp) == (4096, 9)
 
 
-def test_a_container_that_does_not_run_has_only_what_it_has_written() -> None:
+def test_stopped_container_has_only_its_writable_layer() -> None:
     stats = responses_stats.container_stats(ContainerUsage(MAIN, None, LAYER))
     assert [field.name for field, _ in stats.ListFields()] == ["attributes", "writable_layer"]
 
 
-def test_a_pod_that_does_not_run_has_only_its_attributes() -> None:
+def test_stopped_pod_has_only_its_attributes() -> None:
     stats = responses_stats.pod_stats(PodUsage(SANDBOX))
     assert [field.name for field, _ in stats.ListFields()] == ["attributes"]
     assert (stats.attributes.metadata.name, dict(stats.attributes.labels)) == ("web", {"app": "web"})
 
 
-def test_a_pod_has_its_own_figures_and_its_containers() -> None:
+def test_pod_stats_include_containers() -> None:
     eth0, net1 = (Interface(name, Traffic(1, 2, 3, 4), Traffic(5, 6, 7, 8)) for name in ("eth0", "net1"))
     inside = ContainerUsage(MAIN, usage(), LAYER)
     pod = PodUsage(SANDBOX, usage(), Network(8, eth0, (net1,)), tasks=4, containers=(inside,))
@@ -125,7 +125,7 @@ def test_a_pod_has_its_own_figures_and_its_containers() -> None:
     assert [each.attributes.id for each in linux.containers] == [CONTAINER]
 
 
-def test_a_pod_on_the_nodes_network_has_no_network_figures() -> None:
+def test_host_network_pod_has_no_network_stats() -> None:
     assert not responses_stats.pod_stats(PodUsage(SANDBOX, usage())).linux.HasField("network")
 
 

@@ -14,20 +14,20 @@ class Thing:
     colour: str
 
 
-def test_a_value_that_has_not_changed_gives_the_message_it_gave_before() -> None:
+def test_unchanged_value_returns_the_cached_message() -> None:
     translated = Translated[Thing, list[str]](lambda thing: [thing.colour])
     red = Thing("a", "red")
     first = translated.messages([red], alive=1)
     assert translated.messages([red], alive=1)[0] is first[0]
 
 
-def test_a_changed_value_gives_a_new_message() -> None:
+def test_changed_value_returns_a_new_message() -> None:
     translated = Translated[Thing, list[str]](lambda thing: [thing.colour])
     translated.messages([Thing("a", "red")], alive=1)
     assert translated.messages([Thing("a", "blue")], alive=1) == [["blue"]]
 
 
-def test_messages_of_things_that_are_gone_are_not_kept_for_ever() -> None:
+def test_cache_drops_messages_of_removed_objects() -> None:
     made: list[str] = []
 
     def make(thing: Thing) -> str:

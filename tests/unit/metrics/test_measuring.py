@@ -32,14 +32,14 @@ class Instruments:
         return self._registry.get_sample_value("seconds_count", {"what": "work"})
 
 
-def test_what_ends_well_is_ok() -> None:
+def test_success_has_code_ok() -> None:
     found = Instruments()
     with metrics.measured(found.ended, found.seconds, "work"):
         pass
     assert (found.count("OK"), found.timed) == (1, 1)
 
 
-def test_a_code_of_its_own_stands_for_an_answer() -> None:
+def test_code_can_be_set() -> None:
     found = Instruments()
     with metrics.measured(found.ended, found.seconds, "work") as measure:
         measure.code = "404"

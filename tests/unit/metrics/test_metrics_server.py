@@ -37,7 +37,7 @@ async def serving(
         await server.close()
 
 
-async def test_metrics_are_shown_as_prometheus_reads_them() -> None:
+async def test_metrics_are_served_in_prometheus_format() -> None:
     async with serving() as server:
         found = await asyncio.to_thread(Scrape, server.url)
     assert found.content_type.startswith("text/plain; version=")
@@ -46,7 +46,7 @@ async def test_metrics_are_shown_as_prometheus_reads_them() -> None:
     assert "python_gc_collections_total{" in found.text
 
 
-async def test_a_prometheus_that_knows_openmetrics_gets_it() -> None:
+async def test_openmetrics_is_served_on_request() -> None:
     async with serving() as server:
         request = urllib.request.Request(server.url, headers={"Accept": "application/openmetrics-text"})
         with await asyncio.to_thread(urllib.request.urlopen, request) as response:
@@ -54,7 +54,7 @@ async def test_a_prometheus_that_knows_openmetrics_gets_it() -> None:
             assert response.read().endswith(b"# EOF\n")
 
 
-async def test_what_is_not_counted_where_it_happens_is_looked_at_for_every_answer() -> None:
+async def test_observe_is_called_for_each_scrape() -> None:
     async def observe() -> None:
         metrics.CLEANUP_PENDING.inc()
 
@@ -68,7 +68,7 @@ async def test_what_is_not_counted_where_it_happens_is_looked_at_for_every_answe
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/", 404), ("POST", "/metrics", 405)])
-async def test_nothing_else_is_served(method: str, path: str, status: int) -> None:
+async def test_other_paths_are_not_found(method: str, path: str, status: int) -> None:
     async with serving() as server:
         request = urllib.request.Request(server.url.removesuffix("/metrics") + path, method=method)
         with pytest.raises(urllib.error.HTTPError) as refusal:
@@ -77,7 +77,7 @@ async def test_nothing_else_is_served(method: str, path: str, status: int) -> No
     refusal.value.close()
 
 
-async def test_an_address_that_is_taken_is_named() -> None:
+async def test_error_for_an_address_in_use_names_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ConfigError, match=rf"^metrics\.listen: {address}: .*in use"):
@@ -93,7 +93,7 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
     return cert, key
 
 
-async def test_with_a_certificate_it_speaks_https(certificate: tuple[Path, Path]) -> None:
+async def test_certificate_enables_https(certificate: tuple[Path, Path]) -> None:
     cert, key = certificate
     async with serving(MetricsConfig(listen="127.0.0.1:0", tls_cert=cert, tls_key=key)) as server:
         context = ssl.create_default_context(cafile=str(cert))
@@ -101,7 +101,7 @@ async def test_with_a_certificate_it_speaks_https(certificate: tuple[Path, Path]
     assert "pvecri_cri_calls_total" in found.text
 
 
-async def test_a_certificate_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+async def test_error_for_an_invalid_certificate_names_the_setting(tmp_path: Path) -> None:
     missing = MetricsConfig(listen="127.0.0.1:0", tls_cert=tmp_path / "none", tls_key=tmp_path / "none")
     with pytest.raises(ConfigError, match=r"^metrics\.tls_cert, metrics\.tls_key: "):
         await MetricsServer(missing, nothing_to_observe).start()
@@ -118,7 +118,7 @@ def test_an_address_and_a_port_are_listened_on(text: str, address: tuple[str, in
 @pytest.mark.parametrize(
     "text", ["9537", "localhost:9537", ":9537", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:65536"]
 )
-def test_what_is_no_address_and_port_is_refused_by_the_settings_name(text: str) -> None:
+def test_error_for_an_invalid_listen_address_names_the_setting(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^p: metrics\.listen: "):
         config.parse(f'[metrics]\nlisten = "{text}"', "p")
 

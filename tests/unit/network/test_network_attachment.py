@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> AttachmentStore:
 
 
 @pytest.mark.parametrize("result", [b"", b'{"cniVersion": "1.0.0"}'])
-def test_a_record_reads_back_as_it_was_written(store: AttachmentStore, result: bytes) -> None:
+def test_record_round_trips(store: AttachmentStore, result: bytes) -> None:
     attachment = msgspec.structs.replace(ATTACHMENT, result=result)
 
     store.write(attachment)
@@ -42,7 +42,7 @@ def test_a_record_reads_back_as_it_was_written(store: AttachmentStore, result: b
     assert store.sandboxes() == ["5a"]
 
 
-def test_a_record_that_is_removed_is_gone(store: AttachmentStore) -> None:
+def test_removed_record_is_not_read(store: AttachmentStore) -> None:
     store.write(ATTACHMENT)
 
     store.remove(SandboxId("5a"))
@@ -52,13 +52,13 @@ def test_a_record_that_is_removed_is_gone(store: AttachmentStore) -> None:
     assert store.sandboxes() == []
 
 
-def test_a_record_that_is_damaged_counts_as_none(store: AttachmentStore, tmp_path: Path) -> None:
+def test_invalid_record_is_ignored(store: AttachmentStore, tmp_path: Path) -> None:
     (tmp_path / "cni" / "5a.json").write_text('{"sandboxId"')
 
     assert store.read(SandboxId("5a")) is None
 
 
-def test_a_plugin_reads_runtime_config_in_place_of_capabilities() -> None:
+def test_plugin_gets_runtime_config_instead_of_capabilities() -> None:
     config = msgspec.json.decode(execution_config(NETWORK.plugins[0], ATTACHMENT, b'{"ips": []}'))
 
     assert config == {

@@ -30,7 +30,7 @@ def test_a_plain_pod_has_no_arguments() -> None:
     assert arguments() == {}
 
 
-def test_only_ports_of_the_host_are_mapped() -> None:
+def test_only_mappings_with_a_host_port_are_passed() -> None:
     ports = (
         PortMapping(protocol=Protocol.TCP, container_port=80, host_port=8080),
         PortMapping(protocol=Protocol.UDP, container_port=53, host_port=53, host_ip="10.0.0.1"),
@@ -54,7 +54,7 @@ def test_bandwidth_comes_from_kubelets_annotations_in_bits() -> None:
     }
 
 
-def test_bandwidth_that_is_no_quantity_is_refused_by_its_annotation() -> None:
+def test_error_for_an_invalid_bandwidth_names_the_annotation() -> None:
     with pytest.raises(InvalidArgument, match=r"config\.annotations\[kubernetes\.io/egress-bandwidth\]: 'fast'"):
         arguments(annotations={"kubernetes.io/egress-bandwidth": "fast"})
 
@@ -113,7 +113,7 @@ def test_dns_addresses_and_mac_are_passed_on() -> None:
     assert given["mac"] == "02:00:00:00:00:01"
 
 
-def test_a_plugin_gets_only_what_it_asks_for() -> None:
+def test_plugin_gets_only_enabled_capabilities() -> None:
     plugin = Plugin(type="x", capabilities={"mac": True, "dns": False})
 
     assert runtime_config(plugin, {"mac": "m", "dns": {}, "ips": []}) == {"mac": "m"}
@@ -126,7 +126,7 @@ def test_cni_args_say_who_the_pod_is() -> None:
 
 
 @pytest.mark.parametrize("name", ["a;IP=10.0.0.1", "a=b"])
-def test_a_name_cannot_smuggle_arguments_in(name: str) -> None:
+def test_name_cannot_inject_cni_args(name: str) -> None:
     metadata = SandboxMetadata(name=name, namespace="default", uid="42")
 
     with pytest.raises(InvalidArgument, match=r"config\.metadata\.name"):

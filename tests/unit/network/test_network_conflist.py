@@ -17,7 +17,7 @@ def listed(name: str, **more: object) -> str:
     return json.dumps({"cniVersion": "1.0.0", "name": name, "plugins": [{"type": "bridge", "mtu": 1400}], **more})
 
 
-def test_a_list_keeps_each_plugins_options_as_they_stand() -> None:
+def test_plugin_options_are_kept_unchanged() -> None:
     plugins = [
         {"type": "bridge", "ipam": {"type": "host-local"}},
         {"type": "portmap", "capabilities": {"portMappings": True}},
@@ -39,13 +39,13 @@ def test_a_single_plugin_is_a_list_of_one() -> None:
     assert network.plugins[0].options["mtu"] == 1400
 
 
-def test_a_network_survives_being_written_and_read() -> None:
+def test_network_round_trips() -> None:
     network = conflist.parse(listed("pods", disableCheck=True).encode(), "path")
 
     assert conflist.parse(conflist.to_json(network), "path") == network
 
 
-def test_the_latest_version_that_both_know_is_spoken() -> None:
+def test_latest_common_version_is_chosen() -> None:
     network = conflist.parse(listed("pods", cniVersions=["0.4.0", "1.1.0", "2.0.0"]).encode(), "path")
 
     assert network.version == "1.1.0"
@@ -58,13 +58,13 @@ def test_the_latest_version_that_both_know_is_spoken() -> None:
         ("{", "truncated"),
         ("[]", "Expected `object`"),
         ('{"cniVersion": "1.0.0", "type": "bridge"}', "missing required field `name`"),
-        ('{"cniVersion": "1.0.0", "name": "pods"}', "there is no plugin in it"),
+        ('{"cniVersion": "1.0.0", "name": "pods"}', "it contains no plugin"),
         ('{"cniVersion": "0.2.0", "name": "pods", "type": "bridge"}', "cniVersion 0.2.0 is not one of"),
-        ('{"cniVersion": "1.0.0", "name": "../pods", "type": "bridge"}', "is no network's name"),
-        ('{"cniVersion": "1.0.0", "name": "pods", "type": "../bridge"}', "is no plugin's name"),
+        ('{"cniVersion": "1.0.0", "name": "../pods", "type": "bridge"}', "is not a valid network name"),
+        ('{"cniVersion": "1.0.0", "name": "pods", "type": "../bridge"}', "is not a valid plugin name"),
     ],
 )
-def test_what_cannot_be_used_is_refused_with_the_reason(text: str, problem: str) -> None:
+def test_invalid_configuration_is_refused_with_the_reason(text: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         conflist.parse(text.encode(), "path")
 
@@ -78,7 +78,7 @@ def test_the_first_valid_file_by_name_wins(tmp_path: Path) -> None:
     assert ConfigDirectory(tmp_path).network().name == "first"
 
 
-def test_a_change_in_the_directory_is_seen(tmp_path: Path) -> None:
+def test_directory_is_read_again_after_a_change(tmp_path: Path) -> None:
     directory = ConfigDirectory(tmp_path)
     with pytest.raises(NetworkNotReady, match=r"no \.conflist, \.conf or \.json file"):
         directory.network()
@@ -93,7 +93,7 @@ def test_a_change_in_the_directory_is_seen(tmp_path: Path) -> None:
         directory.network()
 
 
-def test_a_file_that_is_broken_is_named_with_its_problem(tmp_path: Path) -> None:
+def test_error_for_an_invalid_file_names_it(tmp_path: Path) -> None:
     (tmp_path / "10-pods.conflist").write_text("{")
 
     with pytest.raises(

@@ -24,7 +24,7 @@ HOST = "nameserver 192.0.2.1\n"
         ),
     ],
 )
-def test_resolv_conf_is_the_pods_or_else_the_nodes(dns: DnsConfig | None, expected: str) -> None:
+def test_resolv_conf_is_the_pods_or_the_nodes(dns: DnsConfig | None, expected: str) -> None:
     assert resolv_conf(dns, HOST) == expected
 
 

@@ -26,7 +26,7 @@ def port(host_ip: str = "", host_port: int = 80, protocol: Protocol = Protocol.T
         (port(protocol=Protocol.SCTP), port(protocol=Protocol.SCTP)),
     ],
 )
-def test_ports_whose_addresses_overlap_are_in_each_others_way(wanted: PortMapping, taken: PortMapping) -> None:
+def test_same_ports_on_overlapping_addresses_conflict(wanted: PortMapping, taken: PortMapping) -> None:
     assert conflict([port(host_port=81), wanted], [taken]) == wanted
 
 
@@ -41,7 +41,7 @@ def test_ports_whose_addresses_overlap_are_in_each_others_way(wanted: PortMappin
         (port(host_port=0), port(host_port=0)),
     ],
 )
-def test_other_ports_can_be_had_side_by_side(wanted: PortMapping, taken: PortMapping) -> None:
+def test_other_ports_do_not_conflict(wanted: PortMapping, taken: PortMapping) -> None:
     assert conflict([wanted], [taken]) is None
 
 

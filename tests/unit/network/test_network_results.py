@@ -33,7 +33,7 @@ def test_addresses_lose_their_prefix_and_keep_their_order() -> None:
     assert interface.addresses == ("10.1.0.2/24", "fd00::2/64")
 
 
-def test_an_address_of_the_nodes_side_is_not_the_pods() -> None:
+def test_address_of_a_host_side_interface_is_not_the_pods() -> None:
     assert pod_network(result({"address": "10.1.0.1/24", "interface": 0}, {"address": "10.1.0.2/24"})).ips == (
         "10.1.0.2",
     )
@@ -46,7 +46,7 @@ def test_the_older_versions_results_read_the_same() -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"OK", b"[]", b'{"ips": [{"address": "nonsense"}]}'])
-def test_what_is_no_result_is_refused(text: bytes) -> None:
+def test_invalid_result_is_refused(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"not a CNI result|nonsense"):
         pod_network(text)
 
@@ -61,7 +61,7 @@ def test_what_is_no_result_is_refused(text: bytes) -> None:
         (1, b"", b"", (0, "ended with status 1: no output")),
     ],
 )
-def test_a_failure_has_the_plugins_own_words(
+def test_failure_has_the_plugins_message(
     status: int, output: bytes, words: bytes, expected: tuple[int, str]
 ) -> None:
     assert read_failure(status, output, words) == expected

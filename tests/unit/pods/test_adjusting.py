@@ -25,7 +25,7 @@ def bind(source: Path | str, *options: str) -> Adjustment:
     return Adjustment(mounts={"/added": mount})
 
 
-def test_limits_are_changed_where_they_are_said(tmp_path: Path) -> None:
+def test_adjustment_replaces_only_the_limits_that_it_sets(tmp_path: Path) -> None:
     asked = replace(PLAN, config=PLAN.config)
     adjustment = Adjustment(resources=Resources(cpu_shares=7), oom_score_adj=-5)
     limits = adjustments.adjusted(asked, adjustment, None, ()).config.resources
@@ -39,7 +39,7 @@ def test_devices_are_added_and_removed() -> None:
     assert [each.container_path for each in devices] == ["/dev/null2", "/dev/new"]
 
 
-def test_a_cdi_device_comes_with_its_edits(tmp_path: Path) -> None:
+def test_cdi_device_adds_its_container_edits(tmp_path: Path) -> None:
     edits = {"env": ["A=1"], "deviceNodes": [{"path": "/dev/full"}]}
     described = {"cdiVersion": "0.6.0", "kind": "v.com/c", "devices": [{"name": "d", "containerEdits": edits}]}
     (tmp_path / "v.json").write_text(json.dumps(described))
@@ -48,12 +48,12 @@ def test_a_cdi_device_comes_with_its_edits(tmp_path: Path) -> None:
     assert [entry for each in plan.edits for entry in each.env] == ["A=1"]
 
 
-def test_a_cdi_device_that_nobody_describes_is_refused(tmp_path: Path) -> None:
+def test_unknown_cdi_device_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match=r"v\.com/c=d"):
         adjustments.adjusted(PLAN, Adjustment(cdi_devices=("v.com/c=d",)), None, (tmp_path,))
 
 
-def test_a_mount_in_a_user_namespace_is_shown_by_a_clone(tmp_path: Path) -> None:
+def test_mount_in_a_user_namespace_uses_an_idmapped_clone(tmp_path: Path) -> None:
     staging = tmp_path / "staging"
     plan = adjustments.adjusted(replace(PLAN, mappings=MAPPED), bind(tmp_path, "rbind"), staging, ())
     assert plan.adjustment is not None
@@ -63,7 +63,7 @@ def test_a_mount_in_a_user_namespace_is_shown_by_a_clone(tmp_path: Path) -> None
     assert adjustments.sources(bind(tmp_path, "rbind")) == (str(tmp_path),)
 
 
-def test_a_mount_that_is_no_part_of_the_node_stays_as_it_is(tmp_path: Path) -> None:
+def test_mount_that_is_not_a_bind_mount_is_unchanged(tmp_path: Path) -> None:
     mount = AddedMount(destination="/t", type="tmpfs", source="tmpfs")
     plan = adjustments.adjusted(PLAN, Adjustment(mounts={"/t": mount}), tmp_path / "staging", ())
     assert plan.adjustment is not None
@@ -78,6 +78,8 @@ def test_a_mount_that_is_no_part_of_the_node_stays_as_it_is(tmp_path: Path) -> N
         (bind("/proc", "rbind", "rshared"), None, "not shared"),
     ],
 )
-def test_a_mount_that_cannot_be_had_is_named(adjustment: Adjustment, staging: Path | None, words: str) -> None:
+def test_error_for_an_invalid_mount_names_its_destination(
+    adjustment: Adjustment, staging: Path | None, words: str
+) -> None:
     with pytest.raises(FailedPrecondition, match=words):
         adjustments.adjusted(PLAN, adjustment, staging, ())

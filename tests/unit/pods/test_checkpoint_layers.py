@@ -27,7 +27,7 @@ def whiteout(path: Path) -> None:
     os.mknod(path, stat.S_IFCHR, os.makedev(0, 0))
 
 
-def test_what_was_written_is_packed_as_it_is(upper: Path, tmp_path: Path) -> None:
+def test_written_files_are_packed_unchanged(upper: Path, tmp_path: Path) -> None:
     (upper / "etc").mkdir(mode=0o750)
     (upper / "etc/passwd").write_text("root:x:0:0::/:\n")
     (upper / "etc/passwd").chmod(0o604)
@@ -43,7 +43,7 @@ def test_what_was_written_is_packed_as_it_is(upper: Path, tmp_path: Path) -> Non
     }
 
 
-def test_what_was_removed_is_told_by_its_path_and_not_packed(upper: Path, tmp_path: Path) -> None:
+def test_whiteouts_are_returned_as_paths_and_not_packed(upper: Path, tmp_path: Path) -> None:
     whiteout(upper / "etc/motd")
     whiteout(upper / "init")
     assert sorted(pack_layer(upper, tmp_path / "diff.tar")) == ["/etc/motd", "/init"]
@@ -51,7 +51,7 @@ def test_what_was_removed_is_told_by_its_path_and_not_packed(upper: Path, tmp_pa
         assert sorted(tar.getnames()) == [".", "./etc"]
 
 
-def test_a_long_name_of_many_alphabets_survives(upper: Path, tmp_path: Path) -> None:
+def test_long_unicode_names_are_preserved(upper: Path, tmp_path: Path) -> None:
     name = "ü" * 120
     (upper / name).write_text("x")
     pack_layer(upper, tmp_path / "diff.tar")
@@ -59,7 +59,7 @@ def test_a_long_name_of_many_alphabets_survives(upper: Path, tmp_path: Path) -> 
         assert f"./{name}" in tar.getnames()
 
 
-def test_a_container_that_wrote_nothing_has_an_empty_layer(upper: Path, tmp_path: Path) -> None:
+def test_unchanged_container_has_an_empty_layer(upper: Path, tmp_path: Path) -> None:
     assert pack_layer(upper, tmp_path / "diff.tar") == []
     with tarfile.open(tmp_path / "diff.tar") as tar:
         assert tar.getnames() == ["."]

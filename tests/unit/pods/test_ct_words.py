@@ -20,7 +20,7 @@ CONFIG = SandboxConfig(metadata=SandboxMetadata(name="web-0", namespace="shop", 
 IN_CT = UserNamespaceDecision(detail="an unprivileged CT's")
 
 
-def test_a_cts_notes_tell_a_person_which_pod_it_is() -> None:
+def test_notes_name_the_pod_for_people() -> None:
     assert ct_notes.describe(CONFIG, ID, "c0ffee", IN_CT).splitlines()[::2] == [
         "Kubernetes pod shop/web-0",
         "uid: a1b2",
@@ -32,12 +32,12 @@ def test_a_cts_notes_tell_a_person_which_pod_it_is() -> None:
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "  \n"])
-def test_a_cts_notes_tell_us_whose_it_is_as_proxmox_gives_them_back(line_end: str) -> None:
+def test_owner_is_parsed_from_notes_as_proxmox_returns_them(line_end: str) -> None:
     text = ct_notes.describe(CONFIG, ID, "c0ffee", IN_CT).replace("\n", line_end)
     assert ct_notes.owner(text) == ct_notes.Owner(sandbox=ID, installation="c0ffee")
 
 
-def test_what_a_request_says_of_its_user_namespace_names_no_owner() -> None:
+def test_user_namespace_detail_cannot_forge_an_owner() -> None:
     decision = UserNamespaceDecision(detail=f"asked\n\nsandbox: {OTHER}\n")
     assert ct_notes.owner(ct_notes.describe(CONFIG, ID, "c0ffee", decision)).sandbox == ID
 
@@ -45,12 +45,12 @@ def test_what_a_request_says_of_its_user_namespace_names_no_owner() -> None:
 @pytest.mark.parametrize(
     "text", ["", "sandbox: 12", f"my sandbox: {ID}", f"sandbox: {ID} or so", f"Sandbox: {ID}"]
 )
-def test_notes_that_others_wrote_name_no_owner(text: str) -> None:
+def test_foreign_notes_have_no_owner(text: str) -> None:
     assert ct_notes.owner(text) == ct_notes.Owner(sandbox="", installation="")
 
 
 @pytest.mark.parametrize("field", ["name", "namespace", "uid"])
-def test_no_pod_can_pass_for_another_by_its_name(field: str) -> None:
+def test_pod_name_cannot_forge_an_owner(field: str) -> None:
     metadata = replace(CONFIG.metadata, **{field: f"x\n\nsandbox: {OTHER}"})
     with pytest.raises(InvalidArgument):
         check_sandbox(replace(CONFIG, metadata=metadata), "")
@@ -77,11 +77,9 @@ def test_no_pod_can_pass_for_another_by_its_name(field: str) -> None:
         ("         0          0 65536\n", (IdMapping(container_id=0, host_id=0, length=65_536),)),
     ],
 )
-def test_the_kernels_table_of_ids_becomes_mappings_and_the_nodes_own_none(
-    table: str, mappings: tuple[IdMapping, ...]
-) -> None:
+def test_uid_map_is_parsed_and_the_identity_map_is_empty(table: str, mappings: tuple[IdMapping, ...]) -> None:
     assert ct.parse_id_map(table) == mappings
 
 
-def test_the_mappings_of_a_process_are_read_from_the_kernel() -> None:
+def test_id_mappings_of_a_process_are_read_from_proc() -> None:
     assert ct.id_mappings(os.getpid()) == ct.parse_id_map(Path("/proc/self/uid_map").read_text())

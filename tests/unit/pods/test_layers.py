@@ -36,19 +36,19 @@ async def bytes_of(known: WritableLayers) -> int | None:
     return None if usage is None else usage.used_bytes
 
 
-async def test_a_fresh_count_is_given_out_again() -> None:
+async def test_fresh_count_is_reused() -> None:
     counter = Counter()
     known = WritableLayers(counter.count, Supervisor())
     assert [await bytes_of(known) for _ in range(3)] == [1, 1, 1]
 
 
-async def test_requests_at_the_same_time_share_one_count() -> None:
+async def test_concurrent_requests_share_one_count() -> None:
     counter = Counter()
     known = WritableLayers(counter.count, Supervisor())
     assert await asyncio.gather(*(bytes_of(known) for _ in range(5))) == [1] * 5
 
 
-async def test_an_older_count_is_given_out_while_the_next_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_older_count_is_returned_while_a_new_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     counter = Counter()
     known = WritableLayers(counter.count, Supervisor())
     await known.usage("a")
@@ -60,7 +60,7 @@ async def test_an_older_count_is_given_out_while_the_next_is_made(monkeypatch: p
     assert await bytes_of(known) == 2
 
 
-async def test_a_stale_count_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stale_count_is_not_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     counter = Counter()
     known = WritableLayers(counter.count, Supervisor())
     await known.usage("a")
@@ -69,7 +69,7 @@ async def test_a_stale_count_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
     assert await bytes_of(known) == 2
 
 
-async def test_a_count_goes_on_when_one_of_those_who_wait_gives_up() -> None:
+async def test_cancelled_request_does_not_cancel_the_count() -> None:
     counter = Counter()
     counter.may_answer.clear()
     known = WritableLayers(counter.count, Supervisor())
@@ -80,7 +80,7 @@ async def test_a_count_goes_on_when_one_of_those_who_wait_gives_up() -> None:
     assert await second == 1
 
 
-async def test_what_is_gone_is_forgotten() -> None:
+async def test_counts_of_removed_containers_are_dropped() -> None:
     counter = Counter()
     known = WritableLayers(counter.count, Supervisor())
     await known.usage("a")
@@ -88,7 +88,7 @@ async def test_what_is_gone_is_forgotten() -> None:
     assert await bytes_of(known) == 2
 
 
-async def test_closing_ends_the_counts_under_way() -> None:
+async def test_close_cancels_running_counts() -> None:
     counter = Counter()
     counter.may_answer.clear()
     supervisor = Supervisor()
@@ -100,7 +100,7 @@ async def test_closing_ends_the_counts_under_way() -> None:
         await waiting
 
 
-async def test_what_cannot_be_counted_is_not_known_and_fails_nobody(caplog: pytest.LogCaptureFixture) -> None:
+async def test_failed_count_is_none(caplog: pytest.LogCaptureFixture) -> None:
     counter = Counter()
     counter.broken = True
     known = WritableLayers(counter.count, Supervisor())

@@ -40,7 +40,7 @@ def shown(samples: Iterable[Sample]) -> dict[tuple[str, ...], int]:
     return dict(found)
 
 
-def test_every_metric_has_a_name_of_its_own_and_says_what_it_is() -> None:
+def test_metric_names_are_unique_and_have_help() -> None:
     assert len({each.name for each in names.DESCRIPTORS}) == len(names.DESCRIPTORS)
     assert all(each.name.startswith("container_") and each.help for each in names.DESCRIPTORS)
 
@@ -81,7 +81,7 @@ def test_cpu_times_are_whole_seconds() -> None:
     }
 
 
-def test_memory_is_told_without_what_is_not_counted() -> None:
+def test_unaccounted_memory_values_have_no_sample() -> None:
     assert shown(cadvisor.memory_samples(MEMORY)) == {
         ("container_memory_usage_bytes",): 200,
         ("container_memory_working_set_bytes",): 170,
@@ -95,7 +95,7 @@ def test_memory_is_told_without_what_is_not_counted() -> None:
     }
 
 
-def test_waiting_is_some_and_stalled_is_all_tasks() -> None:
+def test_psi_some_is_waiting_and_full_is_stalled() -> None:
     pressure = Pressure(Stall(3 * SECOND, 0, 0, 0), Stall(2 * SECOND, 0, 0, 0))
     assert shown(cadvisor.pressure_samples(pressure, names.IO_WAITING, names.IO_STALLED)) == {
         ("container_pressure_io_waiting_seconds_total",): 3,
@@ -103,7 +103,7 @@ def test_waiting_is_some_and_stalled_is_all_tasks() -> None:
     }
 
 
-def test_block_devices_are_told_apart() -> None:
+def test_block_devices_have_samples_of_their_own() -> None:
     io = DeviceIo(8, 0, read_bytes=4096, written_bytes=8192, reads=1, writes=2)
     assert shown(cadvisor.io_samples(io, "/dev/sda")) == {
         ("container_fs_reads_bytes_total", "/dev/sda"): 4096,
@@ -149,7 +149,7 @@ def test_a_container_without_limits_has_the_memory_limit_0_and_no_cpu_quota() ->
     }
 
 
-def test_the_spec_of_a_container_is_told_as_it_was_asked_for() -> None:
+def test_spec_samples_are_the_requested_limits() -> None:
     resources = Resources(
         cpu_period=100_000,
         cpu_quota=20_000,
@@ -172,7 +172,7 @@ def test_the_spec_of_a_container_is_told_as_it_was_asked_for() -> None:
     ("used", "limit", "total", "available"),
     [(None, None, 100, None), (30, None, 100, 70), (30, 50, 100, 20), (30, 500, 100, 70), (5, 0, 0, 0)],
 )
-def test_available_swap_is_what_the_limit_and_the_machine_leave(
+def test_available_swap_is_bounded_by_limit_and_node(
     used: int | None, limit: int | None, total: int, available: int | None
 ) -> None:
     memory = Memory(

@@ -72,7 +72,7 @@ def event(number: int) -> Event:
     return Event(str(number), CREATED, number, sandbox, ())
 
 
-async def test_the_life_of_a_pod_is_told_in_its_order(registry: Registry, pod: PodEntry) -> None:
+async def test_lifecycle_events_of_a_pod_are_in_order(registry: Registry, pod: PodEntry) -> None:
     subscription = registry.events.subscribe()
     enter_phase(registry, pod, SandboxPhase.READY)
     container = add_container(registry)
@@ -89,7 +89,7 @@ async def test_the_life_of_a_pod_is_told_in_its_order(registry: Registry, pod: P
     ]
 
 
-async def test_an_event_shows_the_pod_as_it_was_right_after_it(registry: Registry, pod: PodEntry) -> None:
+async def test_event_has_the_state_right_after_it(registry: Registry, pod: PodEntry) -> None:
     subscription = registry.events.subscribe()
     container = add_container(registry)
     enter_state(registry, container, ContainerState.CREATED)
@@ -99,14 +99,14 @@ async def test_an_event_shows_the_pod_as_it_was_right_after_it(registry: Registr
     assert shown == [[ContainerState.CREATED], [ContainerState.RUNNING], []]
 
 
-async def test_what_was_never_complete_is_no_event(registry: Registry, pod: PodEntry) -> None:
+async def test_incomplete_pods_and_containers_have_no_events(registry: Registry, pod: PodEntry) -> None:
     subscription = registry.events.subscribe()
     registry.drop_container(add_container(registry))
     registry.drop_pod(pod)
     assert await told(registry, subscription) == []
 
 
-async def test_a_container_that_could_not_be_started_has_stopped(registry: Registry, pod: PodEntry) -> None:
+async def test_failed_start_is_a_stopped_event(registry: Registry, pod: PodEntry) -> None:
     container = add_container(registry)
     enter_state(registry, container, ContainerState.CREATED)
     subscription = registry.events.subscribe()
@@ -114,9 +114,7 @@ async def test_a_container_that_could_not_be_started_has_stopped(registry: Regis
     assert [event.kind for event in await told(registry, subscription)] == [STOPPED]
 
 
-async def test_storing_a_pod_or_container_without_a_change_of_state_is_no_event(
-    registry: Registry, pod: PodEntry
-) -> None:
+async def test_save_without_a_change_of_state_is_no_event(registry: Registry, pod: PodEntry) -> None:
     container = add_container(registry)
     for _ in range(2):
         enter_phase(registry, pod, SandboxPhase.READY)
@@ -127,9 +125,7 @@ async def test_storing_a_pod_or_container_without_a_change_of_state_is_no_event(
     assert await told(registry, subscription) == []
 
 
-async def test_what_an_earlier_daemon_made_is_told_of_when_it_goes(
-    registry: Registry, pod: PodEntry, tmp_path: Path
-) -> None:
+async def test_removal_of_a_loaded_pod_is_an_event(registry: Registry, pod: PodEntry, tmp_path: Path) -> None:
     enter_phase(registry, pod, SandboxPhase.STOPPED)
     add_container(registry)
     store = Store(tmp_path / "pods.db")
@@ -142,7 +138,7 @@ async def test_what_an_earlier_daemon_made_is_told_of_when_it_goes(
     store.close()
 
 
-async def test_every_subscriber_is_told_what_happens_after_it_began() -> None:
+async def test_subscriber_gets_all_events_after_subscribing() -> None:
     events = Events()
     first = events.subscribe()
     events.publish(event(1))
@@ -153,7 +149,7 @@ async def test_every_subscriber_is_told_what_happens_after_it_began() -> None:
     assert [each.time async for each in second] == [2]
 
 
-async def test_who_does_not_read_is_dropped_and_the_others_are_not() -> None:
+async def test_slow_subscriber_is_dropped_and_others_are_not() -> None:
     events = Events(backlog=3)
     slow, quick = events.subscribe(), events.subscribe()
     dropped = figures.value("event_listeners_dropped_total")

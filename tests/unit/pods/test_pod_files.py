@@ -41,15 +41,15 @@ def sandbox(
     return replace(value, id=ID, config=config, mappings=mappings)
 
 
-def test_a_pod_is_called_as_it_asks_to_be() -> None:
+def test_hostname_of_the_request_is_used() -> None:
     assert files.hostname(sandbox("web-0")) == "web-0"
 
 
-def test_a_pod_that_does_not_say_its_name_is_called_by_its_id() -> None:
+def test_unset_hostname_defaults_to_the_id() -> None:
     assert files.hostname(sandbox()) == "0123456789ab"
 
 
-def test_a_pod_on_the_nodes_network_is_called_as_the_node() -> None:
+def test_hostname_in_the_nodes_network_is_the_nodes() -> None:
     assert files.hostname(sandbox("web-0", options=NamespaceOptions(network=NODE))) == socket.gethostname()
 
 
@@ -80,7 +80,7 @@ def test_a_sysctl_is_written_by_its_path_below_proc_sys() -> None:
     ]
 
 
-def test_the_shell_writes_each_value_to_its_file_and_interprets_none(tmp_path: Path) -> None:
+def test_sysctl_values_are_not_interpreted_by_the_shell(tmp_path: Path) -> None:
     pod = PodEntry(sandbox(sysctls={"net.a": "placeholder"}), Path("/run/pod"))
     command = files.sysctl_command(pod)
     shell = command[command.index("--") + 1 : -2]
@@ -99,7 +99,7 @@ def test_the_shell_writes_each_value_to_its_file_and_interprets_none(tmp_path: P
         ("1 0", (IdMapping(container_id=0, host_id=100_000, length=65_536),), "1 0"),
     ],
 )
-def test_the_groups_that_may_ping_are_written_as_the_node_knows_them(
+def test_ping_group_range_is_written_in_host_ids(
     wanted: str, mappings: tuple[IdMapping, ...], written: str
 ) -> None:
     assert files.host_ping_groups(wanted, mappings) == written
@@ -113,5 +113,5 @@ def test_the_groups_that_may_ping_are_written_as_the_node_knows_them(
         ("net/ipv4/conf/eth0.100/forwarding", "net/ipv4/conf/eth0.100/forwarding"),
     ],
 )
-def test_a_sysctls_name_is_parted_by_its_first_separator(name: str, path: str) -> None:
+def test_first_separator_of_a_sysctl_decides(name: str, path: str) -> None:
     assert files.sysctl_file(name) == Path("/proc/sys") / path

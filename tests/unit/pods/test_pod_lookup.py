@@ -16,7 +16,6 @@ from pvecri.model import (
     ContainerId,
     ContainerMetadata,
     IdMapping,
-    Image,
     NamespaceMode,
     NamespaceOptions,
     Sandbox,
@@ -59,7 +58,7 @@ def registry(store: Store, tmp_path: Path) -> Registry:
 
 
 @pytest.mark.parametrize("wanted", [WEB, WEB[:63], "ab1", "ab10"])
-def test_a_pod_is_found_by_any_beginning_that_it_has_alone(registry: Registry, wanted: str) -> None:
+def test_pod_is_found_by_a_unique_prefix(registry: Registry, wanted: str) -> None:
     registry.add_pod(sandbox(WEB, "web"))
     registry.add_pod(sandbox(DB, "db"))
     assert registry.pod(wanted).id == WEB
@@ -77,9 +76,7 @@ def test_a_pod_is_found_by_any_beginning_that_it_has_alone(registry: Registry, w
         ("AB1", "does not exist"),
     ],
 )
-def test_what_no_pod_or_more_than_one_begins_with_is_not_found(
-    registry: Registry, wanted: str, problem: str
-) -> None:
+def test_unknown_or_ambiguous_prefix_is_not_found(registry: Registry, wanted: str, problem: str) -> None:
     registry.add_pod(sandbox(WEB, "web"))
     registry.add_pod(sandbox(DB, "db"))
     with pytest.raises(NotFound) as caught:
@@ -87,13 +84,13 @@ def test_what_no_pod_or_more_than_one_begins_with_is_not_found(
     assert str(caught.value) == f"pod sandbox {wanted!r} {problem}"
 
 
-def test_a_whole_id_is_found_although_another_begins_with_it(registry: Registry) -> None:
+def test_full_id_takes_precedence_over_prefix(registry: Registry) -> None:
     for sandbox_id in ("ab", "abc"):
         registry.add_pod(sandbox(SandboxId(sandbox_id), sandbox_id))
     assert registry.pod("ab").id == "ab"
 
 
-def test_a_pod_that_is_being_made_is_not_found_and_in_nobodys_way(registry: Registry) -> None:
+def test_pod_being_created_is_not_found_and_not_ambiguous(registry: Registry) -> None:
     registry.add_pod(sandbox(WEB, "web", SandboxPhase.CREATING))
     with pytest.raises(NotFound, match="does not exist"):
         registry.pod(WEB)
@@ -102,7 +99,7 @@ def test_a_pod_that_is_being_made_is_not_found_and_in_nobodys_way(registry: Regi
 
 
 @pytest.mark.parametrize("phase", [SandboxPhase.READY, SandboxPhase.STOPPED, SandboxPhase.REMOVING])
-def test_a_pod_is_found_until_it_is_gone(registry: Registry, phase: SandboxPhase) -> None:
+def test_pod_is_found_until_it_is_removed(registry: Registry, phase: SandboxPhase) -> None:
     pod = registry.add_pod(sandbox(phase=phase))
     assert registry.pod(WEB) is pod
     registry.drop_pod(pod)
@@ -110,7 +107,7 @@ def test_a_pod_is_found_until_it_is_gone(registry: Registry, phase: SandboxPhase
         registry.pod(WEB)
 
 
-def test_a_container_is_found_by_its_beginning_and_leads_to_its_pod(registry: Registry) -> None:
+def test_container_is_found_by_prefix_and_has_its_pod(registry: Registry) -> None:
     pod = registry.add_pod(sandbox())
     made = registry.add_container(container())
     with pytest.raises(NotFound, match=r"^container 'cd' does not exist$"):
@@ -120,7 +117,7 @@ def test_a_container_is_found_by_its_beginning_and_leads_to_its_pod(registry: Re
     assert registry.pod_of(made) is pod
 
 
-def test_a_pods_containers_go_with_it(registry: Registry, store: Store) -> None:
+def test_removing_a_pod_removes_its_containers(registry: Registry, store: Store) -> None:
     pod = registry.add_pod(sandbox())
     made = registry.add_container(container())
     registry.save_container(made, made.value)
@@ -130,7 +127,7 @@ def test_a_pods_containers_go_with_it(registry: Registry, store: Store) -> None:
     assert (registry.containers(), store.containers()) == ([], [])
 
 
-def test_forgetting_twice_is_fine(registry: Registry) -> None:
+def test_drop_is_idempotent(registry: Registry) -> None:
     pod = registry.add_pod(sandbox())
     made = registry.add_container(container())
     for _ in range(2):
@@ -139,7 +136,7 @@ def test_forgetting_twice_is_fine(registry: Registry) -> None:
         registry.drop_pod(pod)
 
 
-def test_a_name_that_is_taken_is_told_with_the_id_of_who_has_it(registry: Registry, store: Store) -> None:
+def test_error_for_a_used_name_has_the_owners_id(registry: Registry, store: Store) -> None:
     registry.add_pod(sandbox(WEB))
     with pytest.raises(AlreadyExists) as caught:
         registry.add_pod(sandbox(DB))
@@ -147,7 +144,7 @@ def test_a_name_that_is_taken_is_told_with_the_id_of_who_has_it(registry: Regist
     assert [each.id for each in store.sandboxes()] == [WEB]
 
 
-def test_a_containers_name_is_taken_for_one_attempt(registry: Registry) -> None:
+def test_container_name_is_unique_per_attempt(registry: Registry) -> None:
     registry.add_pod(sandbox())
     registry.add_container(container())
     registry.add_container(container(ContainerId("cd2"), attempt=1))
@@ -157,9 +154,7 @@ def test_a_containers_name_is_taken_for_one_attempt(registry: Registry) -> None:
     assert str(caught.value) == words
 
 
-def test_a_later_daemon_knows_the_pods_and_containers_of_the_earlier_one(
-    registry: Registry, store: Store, tmp_path: Path
-) -> None:
+def test_load_restores_pods_and_containers(registry: Registry, store: Store, tmp_path: Path) -> None:
     registry.add_pod(sandbox())
     registry.add_container(container())
     later = Registry(store, tmp_path)
@@ -169,18 +164,6 @@ def test_a_later_daemon_knows_the_pods_and_containers_of_the_earlier_one(
     assert pod.containers == {MAIN: found}
     assert (pod.directory, found.bundle.directory) == (tmp_path / "pods" / WEB, tmp_path / "containers" / MAIN)
     assert not pod.alive
-
-
-def test_an_image_is_used_while_a_container_was_made_from_it(registry: Registry) -> None:
-    registry.add_pod(sandbox())
-    made = registry.add_container(container())
-    image = Image(id=made.value.image_id)
-    assert registry.uses_image(image)
-    registry.drop_container(made)
-    assert not registry.uses_image(image)
-
-
-# -- where a pod is ------------------------------------------------------------------------------------------
 
 
 def live(options: NamespaceOptions, tmp_path: Path) -> PodEntry:
@@ -212,6 +195,6 @@ def test_the_oci_runtime_reaches_a_pod_by_its_pinned_pid_namespace(
     assert namespaces.container_cgroup(MAIN) == f"/lxc/900007/{MAIN}"
 
 
-def test_a_pod_with_the_nodes_pid_namespace_is_reached_where_the_daemon_is(tmp_path: Path) -> None:
+def test_host_pid_pod_has_no_pid_namespace_to_enter(tmp_path: Path) -> None:
     namespaces = live(NamespaceOptions(pid=NamespaceMode.NODE), tmp_path).namespaces
     assert (namespaces.pid, namespaces.depth) == (None, 0)

@@ -50,7 +50,7 @@ def reopened(store: Store, path: Path) -> Store:
     return Store(path)
 
 
-def test_every_field_of_pods_and_containers_outlives_the_daemon(store: Store, path: Path) -> None:
+def test_all_fields_of_pods_and_containers_are_persistent(store: Store, path: Path) -> None:
     store.save_sandbox(sandbox())
     store.save_container(container())
     later = reopened(store, path)
@@ -59,7 +59,7 @@ def test_every_field_of_pods_and_containers_outlives_the_daemon(store: Store, pa
     later.close()
 
 
-def test_what_is_written_is_there_although_the_daemon_is_killed(store: Store, path: Path) -> None:
+def test_writes_survive_a_killed_daemon(store: Store, path: Path) -> None:
     store.save_sandbox(sandbox())
     other = Store(path)
     assert other.sandboxes() == [sandbox()]
@@ -90,13 +90,13 @@ def test_two_pods_cannot_have_one_vmid(store: Store) -> None:
     assert {each.vmid for each in store.sandboxes()} == {900_001, 900_002}
 
 
-def test_any_number_of_pods_may_wait_for_a_vmid(store: Store) -> None:
+def test_any_number_of_pods_may_have_no_vmid(store: Store) -> None:
     store.save_sandbox(sandbox(WEB, "web", vmid=Vmid(0)))
     store.save_sandbox(sandbox(DB, "db", vmid=Vmid(0)))
     assert len(store.sandboxes()) == 2
 
 
-def test_the_name_and_the_vmid_of_a_forgotten_pod_are_free(store: Store) -> None:
+def test_name_and_vmid_of_a_deleted_pod_are_free(store: Store) -> None:
     store.save_sandbox(sandbox(WEB))
     store.delete_sandbox(WEB)
     store.save_sandbox(sandbox(DB))
@@ -124,7 +124,7 @@ def test_a_container_needs_a_pod(store: Store) -> None:
         store.save_container(container())
 
 
-def test_a_pod_is_forgotten_with_its_containers_and_a_container_alone(store: Store) -> None:
+def test_deleting_a_pod_deletes_its_containers(store: Store) -> None:
     store.save_sandbox(sandbox())
     for name in ("one", "two"):
         store.save_container(container(name, name))
@@ -134,12 +134,12 @@ def test_a_pod_is_forgotten_with_its_containers_and_a_container_alone(store: Sto
     assert (store.sandboxes(), store.containers()) == ([], [])
 
 
-def test_forgetting_what_is_not_there_is_fine(store: Store) -> None:
+def test_delete_is_idempotent(store: Store) -> None:
     store.delete_sandbox(WEB)
     store.delete_container(ContainerId("c1"))
 
 
-def test_an_installation_keeps_the_id_that_its_cts_carry(store: Store, path: Path, tmp_path: Path) -> None:
+def test_installation_id_is_persistent(store: Store, path: Path, tmp_path: Path) -> None:
     first = store.installation_id()
     assert store.installation_id() == first
     assert len(first) == 16
@@ -150,7 +150,7 @@ def test_an_installation_keeps_the_id_that_its_cts_carry(store: Store, path: Pat
     other.close()
 
 
-def test_a_database_that_a_newer_version_wrote_is_left_alone(path: Path) -> None:
+def test_database_of_a_newer_version_is_refused_unchanged(path: Path) -> None:
     newer = sqlite3.connect(path)
     newer.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     newer.close()
@@ -162,7 +162,7 @@ def test_a_database_that_a_newer_version_wrote_is_left_alone(path: Path) -> None
     assert path.read_bytes() == before
 
 
-def test_a_file_that_is_no_database_is_named_and_left_alone(path: Path) -> None:
+def test_invalid_database_is_refused_unchanged(path: Path) -> None:
     path.write_text("not a database, but somebody's notes\n" * 100)
     before = path.read_bytes()
     with pytest.raises(InternalError, match=rf"^{path}: file is not a database$"):
@@ -170,7 +170,7 @@ def test_a_file_that_is_no_database_is_named_and_left_alone(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_nobody_else_reads_the_variables_of_containers(store: Store, path: Path) -> None:
+def test_database_is_readable_by_root_only(store: Store, path: Path) -> None:
     store.save_sandbox(sandbox())
     store.save_container(container())
     for file in path.parent.glob("pods.db*"):

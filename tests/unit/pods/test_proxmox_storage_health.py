@@ -22,7 +22,7 @@ from pvecri.proxmox.api import ProxmoxApi
         ("lvmthin", "rootdir,images", 1, "vztmpl", "ProxmoxPrivilegesMissing"),
     ],
 )
-async def test_a_storage_must_hold_containers_and_have_directories_unless_disks_have_a_size(
+async def test_storage_needs_rootdir_content_and_directories_unless_disks_have_a_size(
     tmp_path: Path, kind: str, content: str, size: int, templates: str, reason: str
 ) -> None:
     async with scripted_pve() as server:
@@ -36,6 +36,6 @@ async def test_a_storage_must_hold_containers_and_have_directories_unless_disks_
         api = ProxmoxApi(config)
         await api.start()
         health = ProxmoxHealth(config, api)
-        await health.look()
+        await health.poll()
         await api.close()
     assert health.condition.reason == reason

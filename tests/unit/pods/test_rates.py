@@ -6,7 +6,7 @@ from __future__ import annotations
 from pvecri.pods.usage.cpu_rate import SECOND, WINDOW, Rates
 
 
-def test_one_sample_makes_no_rate() -> None:
+def test_one_sample_gives_no_rate() -> None:
     assert Rates().observe("a", 10 * SECOND, 500) is None
 
 
@@ -25,14 +25,14 @@ def test_samples_close_together_share_the_rate_of_the_last_window() -> None:
     assert rates.observe("a", 3 * SECOND, SECOND) == 0
 
 
-def test_a_counter_that_begins_anew_begins_a_new_window() -> None:
+def test_reset_counter_starts_a_new_window() -> None:
     rates = Rates()
     rates.observe("a", 0, 5 * SECOND)
     assert rates.observe("a", 2 * SECOND, SECOND) is None
     assert rates.observe("a", 4 * SECOND, 2 * SECOND) == 500_000_000
 
 
-def test_counters_are_apart_and_those_that_are_gone_are_forgotten() -> None:
+def test_counters_are_independent_and_dropped_after_removal() -> None:
     rates = Rates()
     for key in ("a", "b"):
         rates.observe(key, 0, 0)

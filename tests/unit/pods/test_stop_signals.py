@@ -27,7 +27,7 @@ from pvecri.pods.container.stop import signal_number
         ("rtmax", 64),
     ],
 )
-def test_a_signal_is_known_by_its_names_and_its_number(name: str, number: int) -> None:
+def test_signals_are_parsed_by_name_and_number(name: str, number: int) -> None:
     assert signal_number(name) == number
 
 
@@ -50,9 +50,7 @@ def test_a_signal_is_known_by_its_names_and_its_number(name: str, number: int) -
         "SIG+1",
     ],
 )
-def test_what_no_signal_is_called_becomes_sigterm_and_is_logged(
-    name: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unknown_signal_becomes_sigterm_and_is_logged(name: str, caplog: pytest.LogCaptureFixture) -> None:
     assert signal_number(name) == signal.SIGTERM
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 

@@ -115,7 +115,7 @@ def test_a_volume_that_cannot_be_idmapped_moves_a_pod_to_the_nodes_user_namespac
     assert "/mnt/share (nfs4)" in decision.detail
 
 
-def test_no_pod_is_moved_to_the_nodes_user_namespace_where_none_may_be() -> None:
+def test_allow_node_false_keeps_pods_out_of_the_nodes_user_namespace() -> None:
     policy = Policy(UserNamespacesConfig(allow_node=False))
     assert policy.decide(pod(), "", unmappable=["/mnt/share (nfs4)"]).kind is CT
     assert policy.decide(pod(privileged=True), "").kind is NODE
@@ -131,15 +131,13 @@ def test_no_pod_is_moved_to_the_nodes_user_namespace_where_none_may_be() -> None
         (pod("shared", modes=NO_HOST_USERS), "", "contradicts userns_options.mode POD"),
     ],
 )
-def test_what_a_pod_cannot_have_is_refused_by_the_fields_name(
-    config: SandboxConfig, handler: str, field: str
-) -> None:
+def test_error_for_a_refused_request_names_the_field(config: SandboxConfig, handler: str, field: str) -> None:
     policy = Policy(UserNamespacesConfig(allow_node=False))
     with pytest.raises(InvalidArgument, match=field):
         policy.decide(config, handler)
 
 
-def test_the_nodes_handler_is_known_only_where_pods_may_name_it() -> None:
+def test_node_handler_exists_only_with_allow_node() -> None:
     assert NODE_HANDLER in user_namespaces.handlers(UserNamespacesConfig())
     assert NODE_HANDLER not in user_namespaces.handlers(UserNamespacesConfig(allow_node=False))
 
@@ -201,14 +199,14 @@ def test_no_two_pods_get_the_same_id_of_the_node(
         used += mappings
 
 
-def test_when_all_ids_are_given_out_the_setting_is_named() -> None:
+def test_error_for_exhausted_host_ids_names_the_setting() -> None:
     settings = UserNamespacesConfig(host_ids=HostIds(first=1 << 20, last=(1 << 20) + ID_RANGE - 1))
     used = user_namespaces.own_mappings(UserNamespaceDecision(), settings, [])
     with pytest.raises(ResourceExhausted, match=r"user_namespaces\.host_ids"):
         user_namespaces.own_mappings(UserNamespaceDecision(), settings, used)
 
 
-def test_the_ids_that_a_container_lacks_are_told() -> None:
+def test_missing_ids_of_a_container_are_listed() -> None:
     user = ContainerUser(uid=1_000_650_000, gid=0, groups=(0, 70_000))
     mappings = (IdMapping(container_id=0, host_id=100_000, length=ID_RANGE),)
     assert user_namespaces.missing(user, mappings) == (70_000, 1_000_650_000)

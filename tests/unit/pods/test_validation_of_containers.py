@@ -29,7 +29,7 @@ from pvecri.pods.validation import check_container, check_resources
 POD, CONTAINER, NODE, TARGET = NamespaceMode
 MAPPING = (IdMapping(container_id=0, host_id=70_000, length=65_536),)
 SELINUX = (
-    "config.linux.security_context.selinux_options: 'u:r:t:s0' cannot be had: Proxmox VE has AppArmor, not "
+    "config.linux.security_context.selinux_options: 'u:r:t:s0' is not supported: Proxmox VE has AppArmor, not "
     "SELinux (runtime.ignore_selinux_options is false)"
 )
 
@@ -70,24 +70,24 @@ def pod(log_directory: str = "/logs", privileged: bool = False, **said: Any) -> 
 
 PLAIN = [
     (container(name=""), "config.metadata.name: must not be empty"),
-    (container(name="a/b"), "config.metadata.name: 'a/b' has a character that a name cannot have"),
+    (container(name="a/b"), "config.metadata.name: 'a/b' contains a character that is not allowed in a name"),
     (container(image=""), "config.image.image: must not be empty"),
     (container(working_dir="src"), "config.working_dir: 'src' is not an absolute path"),
-    (container(envs=(("A", ""), ("", "1"))), "config.envs[1].key: '' is not the name of a variable"),
-    (container(envs=(("A=B", "1"),)), "config.envs[0].key: 'A=B' is not the name of a variable"),
-    (container(envs=(("A", "1\0"),)), "config.envs[0].value: has a NUL character"),
-    (container(command=("sh", "-c\0")), "config.command[1]: has a NUL character"),
-    (container(args=("a\0",)), "config.args[0]: has a NUL character"),
-    (container(log_path="/main/0.log"), "config.log_path: '/main/0.log' leads out of the pod's log_directory"),
-    (container(log_path="../0.log"), "config.log_path: '../0.log' leads out of the pod's log_directory"),
-    (container(log_path="0.log\0"), "config.log_path: has a NUL character"),
+    (container(envs=(("A", ""), ("", "1"))), "config.envs[1].key: '' is not a name of an environment variable"),
+    (container(envs=(("A=B", "1"),)), "config.envs[0].key: 'A=B' is not a name of an environment variable"),
+    (container(envs=(("A", "1\0"),)), "config.envs[0].value: contains a NUL character"),
+    (container(command=("sh", "-c\0")), "config.command[1]: contains a NUL character"),
+    (container(args=("a\0",)), "config.args[0]: contains a NUL character"),
+    (container(log_path="/main/0.log"), "config.log_path: '/main/0.log' is outside of the pod's log_directory"),
+    (container(log_path="../0.log"), "config.log_path: '../0.log' is outside of the pod's log_directory"),
+    (container(log_path="0.log\0"), "config.log_path: contains a NUL character"),
     (container(resources=Resources(cpu_shares=-2)), "config.linux.resources.cpu_shares: must not be negative"),
 ]
 
 MOUNTS = [
     (mounting(container_path=""), "container_path: must not be empty"),
-    (mounting(container_path="/a/../b"), "container_path: '/a/../b' has a '..' in it"),
-    (mounting(container_path="/a\0"), "container_path: has a NUL character"),
+    (mounting(container_path="/a/../b"), "container_path: '/a/../b' contains '..'"),
+    (mounting(container_path="/a\0"), "container_path: contains a NUL character"),
     (mounting(host_path=""), "host_path: '' is not an absolute path"),
     (mounting(host_path="srv"), "host_path: 'srv' is not an absolute path"),
     (mounting(recursive_readonly=True), "recursive_read_only: needs readonly"),
@@ -95,11 +95,11 @@ MOUNTS = [
         mounting(readonly=True, recursive_readonly=True, propagation=Propagation.HOST_TO_CONTAINER),
         "recursive_read_only: needs PROPAGATION_PRIVATE",
     ),
-    (showing(host_path="/srv"), "host_path: must be empty when image is set"),
-    (showing(readonly=False), "readonly: must be set: an image volume cannot be written to"),
-    (showing("../x"), "image_sub_path: '../x' leads out of the image"),
-    (showing("/x"), "image_sub_path: '/x' leads out of the image"),
-    (showing("x\0"), "image_sub_path: has a NUL character"),
+    (showing(host_path="/srv"), "host_path: must be empty if image is set"),
+    (showing(readonly=False), "readonly: must be set: image volumes are read-only"),
+    (showing("../x"), "image_sub_path: '../x' is outside of the image"),
+    (showing("/x"), "image_sub_path: '/x' is outside of the image"),
+    (showing("x\0"), "image_sub_path: contains a NUL character"),
     (mounting(uid_mappings=MAPPING), "uidMappings: is not the mapping of the pod's user namespace"),
     (mounting(gid_mappings=MAPPING), "gidMappings: is not the mapping of the pod's user namespace"),
 ]
@@ -107,8 +107,8 @@ MOUNTS = [
 DEVICES = [
     (device(host_path="dev/fuse"), "host_path: 'dev/fuse' is not an absolute path"),
     (device(container_path="fuse"), "container_path: 'fuse' is not an absolute path"),
-    (device(permissions=""), "permissions: '' is not made of r, w and m"),
-    (device(permissions="rx"), "permissions: 'rx' is not made of r, w and m"),
+    (device(permissions=""), "permissions: '' has letters other than r, w and m"),
+    (device(permissions="rx"), "permissions: 'rx' has letters other than r, w and m"),
 ]
 
 SECURITY = [
@@ -117,7 +117,7 @@ SECURITY = [
     (secured(run_as_user=1 << 32), "run_as_user.value: 4294967296 is not an id"),
     (secured(run_as_user=1, run_as_group=-1), "run_as_group.value: -1 is not an id"),
     (secured(supplemental_groups=(-5,)), "supplemental_groups[0]: -5 is not an id"),
-    (sharing(pid=TARGET), "namespace_options.target_id: must name a container when pid is TARGET"),
+    (sharing(pid=TARGET), "namespace_options.target_id: must name a container if pid is TARGET"),
     (sharing(pid=NODE), "namespace_options.pid: is NODE, but the pod's is not"),
     (sharing(network=NODE), "namespace_options.network: is NODE, but the pod's is not"),
     (sharing(ipc=NODE), "namespace_options.ipc: is NODE, but the pod's is not"),
@@ -133,7 +133,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("config", "message"), REFUSED, ids=[message for _, message in REFUSED])
-def test_a_container_that_cannot_be_is_refused_in_these_words(config: ContainerConfig, message: str) -> None:
+def test_invalid_container_is_refused_with_message(config: ContainerConfig, message: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         check_container(config, pod())
     assert str(caught.value) == message
@@ -172,16 +172,16 @@ ACCEPTED: dict[str, tuple[ContainerConfig, SandboxConfig]] = {
 
 
 @pytest.mark.parametrize("what", ACCEPTED)
-def test_a_container_that_can_be_is_accepted(what: str) -> None:
+def test_valid_container_is_accepted(what: str) -> None:
     check_container(*ACCEPTED[what])
 
 
-def test_a_log_needs_the_pods_directory_for_logs() -> None:
-    with pytest.raises(InvalidArgument, match=r"^config\.log_path: is given, but the pod has no log_directory$"):
+def test_log_path_needs_the_pods_log_directory() -> None:
+    with pytest.raises(InvalidArgument, match=r"^config\.log_path: is set, but the pod has no log_directory$"):
         check_container(container(log_path="0.log"), pod(log_directory=""))
 
 
-def test_the_position_of_what_is_refused_is_told() -> None:
+def test_error_has_the_index_of_the_refused_entry() -> None:
     good, bad = mounting().mounts[0], mounting(container_path="").mounts[0]
     with pytest.raises(InvalidArgument, match=r"^config\.mounts\[2\]\.container_path: "):
         check_container(container(mounts=(good, good, bad)), pod())

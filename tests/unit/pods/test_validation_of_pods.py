@@ -67,8 +67,11 @@ NAMES = [
     (named(namespace=""), "config.metadata.namespace: must not be empty"),
     (named(uid=""), "config.metadata.uid: must not be empty"),
     (named(name="n" * 254), "config.metadata.name: is longer than 253 characters"),
-    (named(name="a/b"), "config.metadata.name: 'a/b' has a character that a name cannot have"),
-    (named(uid="1\nsandbox: 2"), r"config.metadata.uid: '1\nsandbox: 2' has a character that a name cannot have"),
+    (named(name="a/b"), "config.metadata.name: 'a/b' contains a character that is not allowed in a name"),
+    (
+        named(uid="1\nsandbox: 2"),
+        r"config.metadata.uid: '1\nsandbox: 2' contains a character that is not allowed in a name",
+    ),
     (pod(hostname="h" * 65), f"config.hostname: '{'h' * 65}' is longer than 64 characters"),
     (pod(hostname="h" * 64), f"config.hostname: '{'h' * 64}' is not a host name (RFC 1123)"),
     (pod(hostname="web_1"), "config.hostname: 'web_1' is not a host name (RFC 1123)"),
@@ -104,7 +107,7 @@ NETWORK = [
 SECURITY = [
     (
         secured(selinux_label="u:r:t:s0"),
-        "config.linux.security_context.selinux_options: 'u:r:t:s0' cannot be had: Proxmox VE has AppArmor, not "
+        "config.linux.security_context.selinux_options: 'u:r:t:s0' is not supported: Proxmox VE has AppArmor, not "
         "SELinux (runtime.ignore_selinux_options is false)",
     ),
 ]
@@ -117,10 +120,10 @@ NAMESPACES = [
     (mapped(CONTAINER), "userns_options.mode: CONTAINER is not a mode for a user namespace"),
     (
         mapped(POD, (ROOT,), (ROOT,), pid=NODE),
-        "userns_options.mode: POD cannot go with a network, pid or ipc namespace of the node",
+        "userns_options.mode: POD cannot be combined with a network, pid or ipc namespace of the node",
     ),
-    (mapped(POD), "userns_options.uids: must hold one mapping, not 0"),
-    (mapped(POD, (ROOT,), (ROOT, OTHER)), "userns_options.gids: must hold one mapping, not 2"),
+    (mapped(POD), "userns_options.uids: must be one mapping, not 0"),
+    (mapped(POD, (ROOT,), (ROOT, OTHER)), "userns_options.gids: must be one mapping, not 2"),
     (mapped(POD, (ROOT,), (OTHER,)), "userns_options.gids: must be the same mapping as uids"),
     (
         mapped(POD, (replace(ROOT, container_id=1),), (ROOT,)),
@@ -136,11 +139,11 @@ SYSCTLS = [
     (sysctl("kernel"), "[kernel]: is not the name of a sysctl"),
     (sysctl("net..ipv4"), "[net..ipv4]: is not the name of a sysctl"),
     (sysctl("net.ipv4/../../kernel/x"), "[net.ipv4/../../kernel/x]: is not the name of a sysctl"),
-    (sysctl("vm.swappiness"), "[vm.swappiness]: is not a sysctl that a pod has of its own"),
-    (sysctl("kernel.domainnames"), "[kernel.domainnames]: is not a sysctl that a pod has of its own"),
-    (sysctl("kernel.hostname"), "[kernel.hostname]: is not a sysctl that a pod has of its own"),
-    (sysctl("kernel/panic"), "[kernel/panic]: is not a sysctl that a pod has of its own"),
-    (sysctl("network.x"), "[network.x]: is not a sysctl that a pod has of its own"),
+    (sysctl("vm.swappiness"), "[vm.swappiness]: is not a namespaced sysctl that a pod may set"),
+    (sysctl("kernel.domainnames"), "[kernel.domainnames]: is not a namespaced sysctl that a pod may set"),
+    (sysctl("kernel.hostname"), "[kernel.hostname]: is not a namespaced sysctl that a pod may set"),
+    (sysctl("kernel/panic"), "[kernel/panic]: is not a namespaced sysctl that a pod may set"),
+    (sysctl("network.x"), "[network.x]: is not a namespaced sysctl that a pod may set"),
     (sysctl("net.a", network=NODE), "[net.a]: is not allowed in a pod that uses the node's network"),
     (
         sysctl("kernel.shmall", ipc=NODE),
@@ -150,7 +153,7 @@ SYSCTLS = [
         sysctl("kernel.domainname", network=NODE),
         "[kernel.domainname]: is not allowed in a pod that uses the node's network",
     ),
-    (sysctl("net.a", "1\0"), "[net.a]: has a NUL character"),
+    (sysctl("net.a", "1\0"), "[net.a]: contains a NUL character"),
 ]
 
 LIMITS = [
@@ -177,7 +180,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("config", "message"), REFUSED, ids=[message for _, message in REFUSED])
-def test_a_pod_that_cannot_be_is_refused_in_these_words(config: SandboxConfig, message: str) -> None:
+def test_invalid_pod_is_refused_with_message(config: SandboxConfig, message: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         check_sandbox(config, "")
     assert str(caught.value) == message
@@ -223,7 +226,7 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize("what", ACCEPTED)
-def test_a_pod_that_can_be_is_accepted(what: str) -> None:
+def test_valid_pod_is_accepted(what: str) -> None:
     check_sandbox(ACCEPTED[what], "")
 
 
@@ -232,6 +235,6 @@ def test_a_known_runtime_handler_is_accepted(handler: str) -> None:
     check_sandbox(pod(), handler)
 
 
-def test_an_unknown_runtime_handler_is_refused_with_the_one_there_is() -> None:
-    with pytest.raises(InvalidArgument, match=r"^runtime_handler: 'kata' is unknown; known are 'pvecri'$"):
+def test_error_for_an_unknown_runtime_handler_lists_the_known_ones() -> None:
+    with pytest.raises(InvalidArgument, match=r"^runtime_handler: 'kata' is unknown; known handlers: 'pvecri'$"):
         check_sandbox(pod(), "kata")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VMIDs are proposed in turn, and only those that nobody is known to have."""
+"""VMIDs are allocated round robin, and only those that are not in use."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ def allocator(first: int = 200, last: int = 203) -> VmidAllocator:
     return VmidAllocator(VmidRange(first=first, last=last))
 
 
-def test_both_ends_of_the_range_are_given_out() -> None:
+def test_both_ends_of_the_range_are_allocated() -> None:
     vmids = allocator()
-    assert [vmids.take() for _ in range(4)] == [200, 201, 202, 203]
+    assert [vmids.allocate() for _ in range(4)] == [200, 201, 202, 203]
 
 
-def test_a_full_range_is_told_with_the_setting_that_widens_it() -> None:
+def test_error_for_a_full_range_names_the_setting() -> None:
     vmids = allocator(200, 200)
-    vmids.take()
+    vmids.allocate()
     with pytest.raises(ResourceExhausted) as caught:
-        vmids.take()
-    assert str(caught.value) == "all 1 VMIDs from 200 to 200 are taken (proxmox.vmid_range sets the range)"
+        vmids.allocate()
+    assert str(caught.value) == "all 1 VMIDs from 200 to 200 are in use (proxmox.vmid_range sets the range)"
 
 
-def test_what_others_have_is_passed_over() -> None:
+def test_vmids_in_use_are_skipped() -> None:
     vmids = allocator()
-    vmids.replace({200, 202, 100, 999})
-    assert [vmids.take(), vmids.take()] == [201, 203]
+    vmids.set_used({200, 202, 100, 999})
+    assert [vmids.allocate(), vmids.allocate()] == [201, 203]
 
 
-def test_a_number_given_back_comes_last() -> None:
+def test_released_vmid_is_reused_last() -> None:
     vmids = allocator()
-    first = vmids.take()
-    vmids.give_back(first)
-    vmids.give_back(first)
-    assert [vmids.take() for _ in range(4)] == [201, 202, 203, 200]
+    first = vmids.allocate()
+    vmids.release(first)
+    vmids.release(first)
+    assert [vmids.allocate() for _ in range(4)] == [201, 202, 203, 200]
 
 
-def test_learning_anew_forgets_what_has_gone() -> None:
+def test_set_used_replaces_earlier_allocations() -> None:
     vmids = allocator()
     for _ in range(4):
-        vmids.take()
-    vmids.replace({200, 201, 203})
-    assert vmids.take() == 202
+        vmids.allocate()
+    vmids.set_used({200, 201, 203})
+    assert vmids.allocate() == 202
 
 
 @given(st.sets(st.integers(200, 220)), st.integers(0, 30))
-def test_no_number_is_given_out_twice_and_every_free_one_once(taken: set[int], proposals: int) -> None:
+def test_every_free_vmid_is_allocated_exactly_once(used: set[int], attempts: int) -> None:
     vmids = allocator(200, 219)
-    vmids.replace(taken)
-    free = set(range(200, 220)) - taken
-    given_out = [vmids.take() for _ in range(min(proposals, len(free)))]
-    assert len(set(given_out)) == len(given_out)
-    assert set(given_out) <= free
-    if proposals >= len(free):
+    vmids.set_used(used)
+    free = set(range(200, 220)) - used
+    allocated = [vmids.allocate() for _ in range(min(attempts, len(free)))]
+    assert len(set(allocated)) == len(allocated)
+    assert set(allocated) <= free
+    if attempts >= len(free):
         with pytest.raises(ResourceExhausted):
-            vmids.take()
+            vmids.allocate()

@@ -31,24 +31,24 @@ def entry(mountpoint: str, number: int = 1, fstype: str = "ext4") -> MountEntry:
         (f"/pods/{UID}/plugins/x", False),
     ],
 )
-def test_a_kubelets_volumes_are_known_by_where_they_are_mounted(mountpoint: str, is_one: bool) -> None:
+def test_kubelet_volumes_are_recognized_by_mountpoint(mountpoint: str, is_one: bool) -> None:
     assert [each.mountpoint for each in of_pod(UID, [entry(mountpoint)])] == [Path(mountpoint)] * is_one
 
 
 @pytest.mark.parametrize("fstype", ["nfs4", "fuse", "fuse.glusterfs", "9p", "virtiofs", "cifs", "ext4"])
-def test_owners_matter_on_filesystems_that_people_write_to(fstype: str) -> None:
+def test_owners_matter_on_ordinary_filesystems(fstype: str) -> None:
     assert matter(fstype)
 
 
 @pytest.mark.parametrize("fstype", ["proc", "sysfs", "cgroup2", "bpf", "devtmpfs", "tmpfs"])
-def test_owners_do_not_matter_on_the_kernels_own(fstype: str) -> None:
+def test_owners_do_not_matter_on_pseudo_filesystems(fstype: str) -> None:
     assert not matter(fstype)
 
 
 @pytest.mark.parametrize(
     ("name", "mode", "is_open"), [("file", 0o644, True), ("file", 0o640, False), ("directory", 0o750, False)]
 )
-def test_one_thing_that_not_everyone_can_read_is_enough(
+def test_one_unreadable_file_makes_a_tree_not_open_to_everyone(
     tmp_path: Path, name: str, mode: int, is_open: bool
 ) -> None:
     tmp_path.chmod(0o755)

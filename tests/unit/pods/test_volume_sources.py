@@ -35,43 +35,43 @@ def resolved(*mounts: Mount) -> list[BindSource]:
 # -- mounts --------------------------------------------------------------------------------------------------
 
 
-def test_a_mount_keeps_what_was_asked_for(tmp_path: Path) -> None:
+def test_bind_source_keeps_the_mounts_options(tmp_path: Path) -> None:
     (plain, strict) = resolved(mount(tmp_path), mount(tmp_path, readonly=True, recursive_readonly=True))
     assert (plain.source, plain.container_path, plain.propagation) == (tmp_path, "/data", "rprivate")
     assert (plain.readonly, plain.recursive_readonly) == (False, False)
     assert (strict.readonly, strict.recursive_readonly) == (True, True)
 
 
-def test_a_link_is_followed_once_and_cannot_be_turned_elsewhere_later(tmp_path: Path) -> None:
+def test_symlink_is_resolved_once(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     assert resolved(mount(tmp_path / "link"))[0].source == tmp_path / "real"
 
 
-def test_a_source_that_does_not_exist_becomes_a_directory(tmp_path: Path) -> None:
+def test_missing_source_is_created_as_a_directory(tmp_path: Path) -> None:
     resolved(mount(tmp_path), mount(tmp_path / "new/deep"))
     assert stat.S_IMODE((tmp_path / "new/deep").stat().st_mode) == 0o755
 
 
-def test_a_source_that_cannot_be_made_is_refused_by_its_position(tmp_path: Path) -> None:
+def test_error_for_a_source_that_cannot_be_created_has_its_index(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidArgument, match=r"^config\.mounts\[1\]\.host_path: .*/file/x does not exist"):
         resolved(mount(tmp_path), mount(tmp_path / "file/x"))
 
 
 @pytest.mark.parametrize(("path", "staged"), [("/", True), ("/proc", True), ("/proc/sys", True), ("/sys", False)])
-def test_what_shows_proc_is_staged_where_proc_is_the_nodes(path: str, staged: bool) -> None:
+def test_source_that_contains_proc_is_staged(path: str, staged: bool) -> None:
     (bind,) = resolved(mount(Path(path)))
     assert (bind.source == Path("/staging/0")) is staged
 
 
-def test_a_link_to_nothing_is_nothing(tmp_path: Path) -> None:
+def test_dangling_symlink_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nothing")
     with pytest.raises(InvalidArgument, match=r"^config\.mounts\[0\]\.host_path: .*/link does not exist"):
         resolved(mount(tmp_path / "link"))
 
 
-def test_in_a_user_namespace_the_source_is_a_clone_named_by_the_mounts_position(tmp_path: Path) -> None:
+def test_source_in_a_user_namespace_is_a_clone_named_by_index(tmp_path: Path) -> None:
     staging = tmp_path / "staging"
     config = container(mount(tmp_path), mount("/"))
     sources = [bind.source for bind in volumes.resolve_binds(config, staging, {}, mapped=True)]
@@ -113,13 +113,13 @@ def test_an_image_volume_shows_the_image_or_a_part_of_it(image: Path, sub_path: 
 
 
 @pytest.mark.parametrize("target", ["/usr", "../../../usr", "../usr"])
-def test_a_link_in_an_image_leads_to_what_it_means_inside_it(image: Path, target: str) -> None:
+def test_symlink_in_an_image_is_resolved_inside_it(image: Path, target: str) -> None:
     (image / "link").symlink_to(target)
     assert image_volume(image, "link").source == image / "usr"
 
 
 @pytest.mark.parametrize("target", ["../secret", "/secret", "{node}/secret", "/proc/self/root/etc/passwd"])
-def test_no_link_in_an_image_leads_to_a_file_of_the_node(image: Path, target: str) -> None:
+def test_symlink_in_an_image_cannot_escape_to_the_node(image: Path, target: str) -> None:
     (image / "link").symlink_to(target.format(node=image.parent))
     with pytest.raises(InvalidArgument) as caught:
         image_volume(image, "link")
@@ -130,7 +130,7 @@ def test_no_link_in_an_image_leads_to_a_file_of_the_node(image: Path, target: st
 # -- devices -------------------------------------------------------------------------------------------------
 
 
-def test_a_device_is_described_as_the_node_has_it() -> None:
+def test_device_has_the_nodes_numbers_and_mode() -> None:
     (device,) = volumes.resolve_devices(
         using(Device(container_path="/dev/nothing", host_path="/dev/null", permissions="rw"))
     )
@@ -139,12 +139,12 @@ def test_a_device_is_described_as_the_node_has_it() -> None:
     assert device.mode == Path("/dev/null").stat().st_mode & 0o7777
 
 
-def test_a_device_is_at_the_same_path_unless_told_otherwise() -> None:
+def test_container_path_of_a_device_defaults_to_its_host_path() -> None:
     (device,) = volumes.resolve_devices(using(Device(container_path="", host_path="/dev/zero", permissions="r")))
     assert device.container_path == "/dev/zero"
 
 
-def test_a_directory_stands_for_all_devices_in_it(tmp_path: Path) -> None:
+def test_directory_means_all_devices_in_it(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("no device")
     (tmp_path / "link").symlink_to("/dev/null")
     assert devices_of(tmp_path) == set()
@@ -162,7 +162,7 @@ def devices_of(directory: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", ["/dev/nothing", "/etc/passwd", "/etc"])
-def test_what_is_no_device_is_refused_by_its_position(path: str) -> None:
+def test_error_for_a_non_device_has_its_index(path: str) -> None:
     good = Device(container_path="", host_path="/dev/null", permissions="r")
     with pytest.raises(InvalidArgument) as caught:
         volumes.resolve_devices(using(good, Device(container_path="", host_path=path, permissions="r")))

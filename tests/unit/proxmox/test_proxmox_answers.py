@@ -30,7 +30,7 @@ def test_a_config_has_its_options_typed_and_as_text() -> None:
     assert config.raw["memory"] == "128"
 
 
-def test_options_that_are_not_set_have_proxmoxs_defaults() -> None:
+def test_unset_options_have_proxmoxs_defaults() -> None:
     assert ct_config({}) == CtConfig(memory=512, swap=512, cpuunits=100)
 
 

@@ -64,14 +64,14 @@ async def test_a_task_is_polled_until_it_has_ended(pve: ScriptedPve, api: Proxmo
     assert pve.count("GET", f"{TASK_PATH}/status") == 3
 
 
-async def test_a_task_that_ended_with_warnings_has_done_its_work(pve: ScriptedPve, api: ProxmoxApi) -> None:
+async def test_task_with_warnings_succeeds(pve: ScriptedPve, api: ProxmoxApi) -> None:
     pve.script("POST", "/nodes/pve/lxc", data(TASK))
     pve.script("GET", f"{TASK_PATH}/status", ended("WARNINGS: 1"))
 
     await api.create_ct(SPEC)
 
 
-async def test_a_failed_task_says_why_with_the_end_of_its_log(pve: ScriptedPve, api: ProxmoxApi) -> None:
+async def test_failed_task_error_has_the_end_of_its_log(pve: ScriptedPve, api: ProxmoxApi) -> None:
     pve.script("POST", "/nodes/pve/lxc", data(TASK))
     pve.script("GET", f"{TASK_PATH}/status", ended("unable to create CT 900001 - no space"))
 
@@ -81,7 +81,7 @@ async def test_a_failed_task_says_why_with_the_end_of_its_log(pve: ScriptedPve, 
     assert failure.value.upid == TASK
 
 
-async def test_a_task_that_does_not_end_is_named(pve: ScriptedPve, api: ProxmoxApi) -> None:
+async def test_error_for_a_task_timeout_names_the_task(pve: ScriptedPve, api: ProxmoxApi) -> None:
     pve.script("POST", "/nodes/pve/lxc", data(TASK))
     pve.script("GET", f"{TASK_PATH}/status", data({"status": "running"}))
 
@@ -89,14 +89,14 @@ async def test_a_task_that_does_not_end_is_named(pve: ScriptedPve, api: ProxmoxA
         await api.create_ct(SPEC)
 
 
-async def test_an_answer_that_is_no_task_is_an_error(pve: ScriptedPve, api: ProxmoxApi) -> None:
+async def test_response_without_a_upid_is_an_error(pve: ScriptedPve, api: ProxmoxApi) -> None:
     pve.script("POST", "/nodes/pve/lxc", data("surprise"))
 
     with pytest.raises(ProxmoxError, match="'surprise' is not a UPID"):
         await api.create_ct(SPEC)
 
 
-async def test_a_create_that_never_arrived_is_sent_again(pve: ScriptedPve, api: ProxmoxApi) -> None:
+async def test_create_that_was_not_processed_is_sent_again(pve: ScriptedPve, api: ProxmoxApi) -> None:
     pve.script("POST", "/nodes/pve/lxc", dropped, data(TASK))
     pve.script("GET", f"{CT}/config", NO_CT)
 
@@ -105,9 +105,7 @@ async def test_a_create_that_never_arrived_is_sent_again(pve: ScriptedPve, api: 
     assert pve.count("POST", "/nodes/pve/lxc") == 2
 
 
-async def test_a_create_whose_answer_was_lost_is_found_by_its_description(
-    pve: ScriptedPve, api: ProxmoxApi
-) -> None:
+async def test_create_with_lost_response_is_found_by_description(pve: ScriptedPve, api: ProxmoxApi) -> None:
     pve.script("POST", "/nodes/pve/lxc", dropped, refusal(500, f"CT {VMID} already exists on node 'pve'"))
     pve.script("GET", f"{CT}/config", data({"description": "pod of uid 42\n", "lock": "create"}))
     pve.script("GET", "/nodes/pve/tasks", LISTED)
@@ -117,7 +115,7 @@ async def test_a_create_whose_answer_was_lost_is_found_by_its_description(
     assert pve.count("POST", "/nodes/pve/lxc") == 1
 
 
-async def test_a_ct_of_another_is_never_taken_for_ours(pve: ScriptedPve, api: ProxmoxApi) -> None:
+async def test_foreign_ct_is_never_taken_for_ours(pve: ScriptedPve, api: ProxmoxApi) -> None:
     pve.script("POST", "/nodes/pve/lxc", dropped)
     pve.script("GET", f"{CT}/config", data({"description": "somebody's database"}))
     pve.script("GET", "/nodes/pve/tasks", LISTED)
@@ -126,7 +124,7 @@ async def test_a_ct_of_another_is_never_taken_for_ours(pve: ScriptedPve, api: Pr
         await api.create_ct(SPEC)
 
 
-async def test_a_locked_ct_is_tried_again(pve: ScriptedPve, api: ProxmoxApi) -> None:
+async def test_locked_ct_is_retried(pve: ScriptedPve, api: ProxmoxApi) -> None:
     pve.script("PUT", f"{CT}/config", LOCKED, data(None))
 
     await api.configure_ct(VMID, memory=64)
@@ -134,7 +132,7 @@ async def test_a_locked_ct_is_tried_again(pve: ScriptedPve, api: ProxmoxApi) -> 
     assert pve.count("PUT", f"{CT}/config") == 2
 
 
-async def test_a_lock_found_by_the_task_is_waited_for_too(pve: ScriptedPve, api: ProxmoxApi) -> None:
+async def test_lock_error_of_a_task_is_retried(pve: ScriptedPve, api: ProxmoxApi) -> None:
     pve.script("POST", f"{CT}/status/stop", data(TASK))
     pve.script("GET", f"{TASK_PATH}/status", ended("CT is locked (backup)"), ended("OK"))
 
@@ -143,14 +141,14 @@ async def test_a_lock_found_by_the_task_is_waited_for_too(pve: ScriptedPve, api:
     assert pve.count("POST", f"{CT}/status/stop") == 2
 
 
-async def test_a_ct_that_stays_locked_is_given_up(pve: ScriptedPve, api: ProxmoxApi) -> None:
+async def test_locked_ct_times_out(pve: ScriptedPve, api: ProxmoxApi) -> None:
     pve.script("DELETE", CT, LOCKED)
 
     with pytest.raises(CtLocked, match=f"destroy CT {VMID}: CT is locked"):
         await api.destroy_ct(VMID)
 
 
-async def test_stopping_what_stopped_meanwhile_is_fine(pve: ScriptedPve, api: ProxmoxApi) -> None:
+async def test_stop_of_a_stopped_ct_is_no_error(pve: ScriptedPve, api: ProxmoxApi) -> None:
     pve.script("POST", f"{CT}/status/stop", dropped, refusal(500, f"CT {VMID} not running"))
 
     await api.stop_ct(VMID)
@@ -179,7 +177,7 @@ async def test_a_storages_config_is_found_by_its_name(pve: ScriptedPve, api: Pro
     pve.script("GET", "/storage", data(listed), data(listed))
     found = await api.storage_config("fast")
     assert (found.type, found.pool, found.path) == ("zfspool", "rpool/data", "")
-    with pytest.raises(NotFound, match=r"storage slow: .*Datastore\.AllocateSpace"):
+    with pytest.raises(NotFound, match=r"storage slow .*Datastore\.AllocateSpace"):
         await api.storage_config("slow")
 
 
@@ -191,7 +189,7 @@ TAKEN = refusal(400, "Parameter verification failed.", {"vmid": f"VM {VMID} alre
 SEEN = data([{"vmid": VMID, "node": "pve", "type": "lxc"}])
 
 
-async def test_a_ct_that_is_gone_is_told_from_one_that_is_forbidden(pve: ScriptedPve, api: ProxmoxApi) -> None:
+async def test_missing_ct_differs_from_forbidden_ct(pve: ScriptedPve, api: ProxmoxApi) -> None:
     pve.script("GET", f"{CT}/config", FORBIDDEN)
     pve.script("POST", f"{CT}/status/stop", FORBIDDEN)
     pve.script("DELETE", CT, FORBIDDEN)
@@ -240,7 +238,7 @@ async def test_the_rest_of_a_destroy_that_failed_is_locked(pve: ScriptedPve, api
         await api.idle_ct_config(VMID, timeout=0)
 
 
-async def test_a_ct_that_stays_hidden_is_told_with_its_pool(pve: ScriptedPve, api: ProxmoxApi) -> None:
+async def test_error_for_a_hidden_ct_names_the_pool(pve: ScriptedPve, api: ProxmoxApi) -> None:
     pve.script("GET", f"{CT}/config", FORBIDDEN)
     pve.script("GET", "/cluster/nextid", TAKEN)
     pve.script("GET", "/cluster/resources", data([]))
@@ -249,7 +247,7 @@ async def test_a_ct_that_stays_hidden_is_told_with_its_pool(pve: ScriptedPve, ap
         await api.idle_ct_config(VMID)
 
 
-async def test_a_create_whose_answer_was_lost_is_found_when_it_joins_its_pool(
+async def test_create_with_lost_response_is_found_after_joining_its_pool(
     pve: ScriptedPve, api: ProxmoxApi
 ) -> None:
     pve.script("POST", "/nodes/pve/lxc", dropped)
@@ -271,7 +269,7 @@ async def test_a_create_whose_answer_was_lost_is_found_when_it_joins_its_pool(
         (ended("startup for container '900001' failed"), "startup for container '900001' failed ["),
     ],
 )
-async def test_a_start_has_failed_when_its_task_says_so_whatever_the_list_does(
+async def test_failed_start_is_read_from_the_task_not_from_the_list(
     pve: ScriptedPve, api: ProxmoxApi, status: Step, why: str | None
 ) -> None:
     """The list says RUNNING of active tasks, and for a while of ended ones."""

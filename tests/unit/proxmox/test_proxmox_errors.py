@@ -33,7 +33,7 @@ def answered(status: int, words: str, parameters: dict[str, str] | None = None) 
         ("can't remove CT 201 - protection mode enabled", errors.ProxmoxError),
     ],
 )
-def test_the_words_decide_the_kind_in_answers_and_tasks_alike(words: str, kind: type[errors.ProxmoxError]) -> None:
+def test_message_determines_the_kind_of_error(words: str, kind: type[errors.ProxmoxError]) -> None:
     answer = answered(500, words)
     task = errors.from_task("start CT 204", words, "", "UPID:…")
 
@@ -84,7 +84,7 @@ def test_an_error_without_a_body_has_the_reason_phrase() -> None:
     ("status", "words"),
     [(595, "Connection refused"), (503, "Service Unavailable"), (500, "cluster not ready - no quorum?")],
 )
-def test_what_will_pass_is_unavailable(status: int, words: str) -> None:
+def test_temporary_failure_is_unavailable(status: int, words: str) -> None:
     assert isinstance(answered(status, words), Unavailable)
 
 

@@ -51,14 +51,14 @@ async def test_a_pull_names_the_file_without_its_ending_which_proxmox_adds(
     assert pve.received[0].body == b"reference=h%2Fapp%3A1&filename=app_1"
 
 
-async def test_what_skopeo_said_comes_along_when_it_fails(pve: ScriptedPve, templates: ImageTemplates) -> None:
+async def test_skopeo_failure_has_skopeos_output(pve: ScriptedPve, templates: ImageTemplates) -> None:
     ends(pve, SKOPEO)
     with pytest.raises(CommandError, match="manifest unknown") as raised:
         await templates.pull("h/app:1", "app_1.tar")
     assert (raised.value.command, raised.value.returncode) == ("skopeo", 2)
 
 
-async def test_a_task_that_fails_otherwise_is_proxmoxs_affair(pve: ScriptedPve, templates: ImageTemplates) -> None:
+async def test_other_task_failure_is_a_proxmox_error(pve: ScriptedPve, templates: ImageTemplates) -> None:
     ends(pve, "unable to rename temporary file: No space left on device")
     with pytest.raises(ProxmoxTaskError, match="No space left"):
         await templates.pull("h/app:1", "app_1.tar")
@@ -80,7 +80,7 @@ async def test_a_refusal_is_an_error_of_its_kind(
         await templates.pull("h/app:1", "app_1.tar")
 
 
-async def test_a_reference_that_proxmox_does_not_take_is_told_by_its_parameter(
+async def test_error_for_a_refused_reference_names_the_parameter(
     pve: ScriptedPve, templates: ImageTemplates
 ) -> None:
     wrong = {"reference": "value does not match the regex pattern"}
@@ -98,9 +98,7 @@ async def test_a_template_is_found_by_its_name_where_the_node_has_it(
     assert await templates.find("app_2.tar") is None
 
 
-async def test_removal_ends_the_pull_of_that_file_and_no_other(
-    pve: ScriptedPve, templates: ImageTemplates
-) -> None:
+async def test_remove_stops_only_the_pull_of_that_file(pve: ScriptedPve, templates: ImageTemplates) -> None:
     other = TASK.replace("app_1", "app_2")
     active = [{"upid": each, "type": "ociregistrypull", "starttime": 1} for each in (TASK, other)]
     listed = [{**each, "id": each["upid"].split(":")[6]} for each in active]  # type: ignore[attr-defined]

@@ -30,7 +30,7 @@ def test_only_privileged_cts_need_sys_modify() -> None:
     assert privileges.needed(ProxmoxConfig(unprivileged=False), "pve")["/"] == {"Sys.Modify"}
 
 
-def test_what_is_lacking_is_listed_by_path() -> None:
+def test_missing_privileges_are_listed_by_path() -> None:
     wanted = {"/vms": frozenset({"VM.Audit", "VM.Allocate"}), "/": frozenset({"Sys.Modify"})}
 
     assert privileges.missing(wanted, {"/vms": frozenset({"VM.Audit"})}) == ["/: Sys.Modify", "/vms: VM.Allocate"]

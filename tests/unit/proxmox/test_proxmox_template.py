@@ -31,7 +31,7 @@ def archive() -> tarfile.TarFile:
     return tarfile.open(fileobj=BytesIO(built.archive()))
 
 
-def test_the_same_programs_make_the_same_archive() -> None:
+def test_archive_is_reproducible() -> None:
     first = template.build(elf(), elf())
     second = template.build(elf(), elf())
 
@@ -67,7 +67,7 @@ def test_there_are_mountpoints_and_a_root_user(archive: tarfile.TarFile) -> None
     assert passwd.read().startswith(b"root:x:0:0:")
 
 
-def test_everything_belongs_to_root_and_has_no_date(archive: tarfile.TarFile) -> None:
+def test_entries_belong_to_root_and_have_no_mtime(archive: tarfile.TarFile) -> None:
     assert {(entry.uid, entry.gid, entry.mtime) for entry in archive} == {(0, 0, 0)}
 
 
@@ -85,7 +85,7 @@ def test_a_program_with_an_interpreter_is_not_static(program: bytes, *, static: 
     assert template.is_static(program) is static
 
 
-def test_a_missing_program_is_named_with_its_package() -> None:
+def test_error_for_a_missing_program_names_its_package() -> None:
     with pytest.raises(FailedPrecondition, match="needs no-such-program: install the package some-package"):
         template.find_static("no-such-program", "some-package")
 

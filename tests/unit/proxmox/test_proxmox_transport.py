@@ -19,8 +19,8 @@ from pvecri.proxmox.answers import Version
 from pvecri.proxmox.errors import ProxmoxError
 from pvecri.proxmox.transport import Call, ConnectionLost, Transport, path_template
 
-READ = Call(method="GET", path="/version", doing="ask for the version")
-WRITE = Call(method="POST", path="/nodes/pve/lxc", doing="create CT 900001", parameters={"vmid": 900_001})
+READ = Call(method="GET", path="/version", action="ask for the version")
+WRITE = Call(method="POST", path="/nodes/pve/lxc", action="create CT 900001", parameters={"vmid": 900_001})
 VERSION = data({"version": "9.2.11", "release": "9.2", "repoid": "14a22df35955d97d"})
 TICKET = data(
     {"ticket": "PVE:root@pam:6B0448FC::Nr5v+/==", "CSRFPreventionToken": "6B0448FC:fKLw", "username": "root@pam"}
@@ -43,7 +43,7 @@ async def transport(config: ProxmoxConfig) -> AsyncIterator[Transport]:
         await opened.close()
 
 
-async def test_a_call_carries_the_token_and_its_answer_is_typed(pve: ScriptedPve, tmp_path: Path) -> None:
+async def test_call_has_the_token_and_a_typed_response(pve: ScriptedPve, tmp_path: Path) -> None:
     pve.script("GET", "/version", VERSION)
 
     async with transport(pve.config(tmp_path)) as client:
@@ -61,7 +61,7 @@ async def test_parameters_of_a_post_are_a_form_and_those_of_a_delete_a_query(
 
     async with transport(pve.config(tmp_path)) as client:
         for method in ("POST", "DELETE"):
-            call = Call(method=method, path="/a", doing="try", parameters={"force": True, "text": "ä b&c"})
+            call = Call(method=method, path="/a", action="try", parameters={"force": True, "text": "ä b&c"})
             assert await client.call(call, object) is None
 
     post, delete = pve.received
@@ -70,7 +70,7 @@ async def test_parameters_of_a_post_are_a_form_and_those_of_a_delete_a_query(
     assert (delete.path, delete.body) == ("/a?force=1&text=%C3%A4+b%26c", b"")
 
 
-async def test_a_read_is_repeated_when_the_connection_breaks(pve: ScriptedPve, tmp_path: Path) -> None:
+async def test_read_is_retried_after_connection_loss(pve: ScriptedPve, tmp_path: Path) -> None:
     pve.script("GET", "/version", dropped, dropped, dropped, VERSION)
 
     async with transport(pve.config(tmp_path)) as client:
@@ -94,7 +94,7 @@ async def test_a_connection_that_the_server_closed_while_it_was_idle_is_not_noti
                 assert (await client.call(READ, Version)).version == "9.2.11"
 
 
-async def test_a_write_that_got_no_answer_is_not_repeated(pve: ScriptedPve, tmp_path: Path) -> None:
+async def test_write_without_a_response_is_not_retried(pve: ScriptedPve, tmp_path: Path) -> None:
     pve.script("POST", "/nodes/pve/lxc", dropped, data("UPID"))
 
     async with transport(pve.config(tmp_path)) as client:
@@ -104,14 +104,14 @@ async def test_a_write_that_got_no_answer_is_not_repeated(pve: ScriptedPve, tmp_
     assert pve.count("POST", "/nodes/pve/lxc") == 1
 
 
-async def test_a_write_that_pveproxy_did_not_pass_on_is_repeated(pve: ScriptedPve, tmp_path: Path) -> None:
+async def test_write_with_status_595_is_retried(pve: ScriptedPve, tmp_path: Path) -> None:
     pve.script("POST", "/nodes/pve/lxc", refusal(595, "Connection refused"), data("UPID"))
 
     async with transport(pve.config(tmp_path)) as client:
         assert await client.call(WRITE, str) == "UPID"
 
 
-async def test_a_server_that_is_not_there_is_unavailable_by_its_url(tmp_path: Path) -> None:
+async def test_error_for_a_refused_connection_names_the_url(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     server = ScriptedPve(url=f"http://127.0.0.1:{port}")
@@ -121,7 +121,7 @@ async def test_a_server_that_is_not_there_is_unavailable_by_its_url(tmp_path: Pa
             await client.call(WRITE, str)
 
 
-async def test_a_server_that_does_not_answer_is_unavailable_by_the_setting(tmp_path: Path) -> None:
+async def test_error_for_a_request_timeout_names_the_setting(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         server = ScriptedPve(url=f"http://127.0.0.1:{silent.getsockname()[1]}")
         async with transport(server.config(tmp_path, request_timeout=0.05)) as client:
@@ -129,15 +129,15 @@ async def test_a_server_that_does_not_answer_is_unavailable_by_the_setting(tmp_p
                 await client.call(WRITE, str)
 
 
-async def test_an_answer_that_is_not_proxmoxs_is_an_error(pve: ScriptedPve, tmp_path: Path) -> None:
+async def test_invalid_response_is_an_error(pve: ScriptedPve, tmp_path: Path) -> None:
     pve.script("GET", "/version", data({"release": 9}))
 
     async with transport(pve.config(tmp_path)) as client:
-        with pytest.raises(ProxmoxError, match="the answer is not understood"):
+        with pytest.raises(ProxmoxError, match="invalid response"):
             await client.call(READ, Version)
 
 
-async def test_a_new_token_secret_is_taken_from_the_file(pve: ScriptedPve, tmp_path: Path) -> None:
+async def test_replaced_token_secret_is_read_again(pve: ScriptedPve, tmp_path: Path) -> None:
     pve.script("GET", "/version", unauthorized(), VERSION)
 
     async with transport(pve.config(tmp_path)) as client:
@@ -147,7 +147,7 @@ async def test_a_new_token_secret_is_taken_from_the_file(pve: ScriptedPve, tmp_p
     assert [each.headers["Authorization"][-6:] for each in pve.received] == ["s3cret", "t1=n3w"]
 
 
-async def test_a_refused_token_is_tried_once(pve: ScriptedPve, tmp_path: Path) -> None:
+async def test_refused_token_is_not_retried(pve: ScriptedPve, tmp_path: Path) -> None:
     pve.script("GET", "/version", unauthorized())
 
     async with transport(pve.config(tmp_path)) as client:
@@ -163,7 +163,7 @@ def with_password(pve: ScriptedPve, directory: Path) -> ProxmoxConfig:
     return ProxmoxConfig(url=pve.url, node="pve", username="root@pam", password_file=password)
 
 
-async def test_a_password_becomes_a_ticket_that_later_calls_use(pve: ScriptedPve, tmp_path: Path) -> None:
+async def test_ticket_is_reused_by_later_calls(pve: ScriptedPve, tmp_path: Path) -> None:
     pve.script("POST", "/access/ticket", TICKET)
     pve.script("GET", "/version", VERSION)
 
@@ -178,7 +178,7 @@ async def test_a_password_becomes_a_ticket_that_later_calls_use(pve: ScriptedPve
     assert pve.count("POST", "/access/ticket") == 1
 
 
-async def test_a_ticket_that_has_ended_is_renewed(pve: ScriptedPve, tmp_path: Path) -> None:
+async def test_expired_ticket_is_renewed(pve: ScriptedPve, tmp_path: Path) -> None:
     pve.script("POST", "/access/ticket", TICKET)
     pve.script("GET", "/version", VERSION, unauthorized("No ticket"), VERSION)
 
@@ -189,7 +189,7 @@ async def test_a_ticket_that_has_ended_is_renewed(pve: ScriptedPve, tmp_path: Pa
     assert pve.count("POST", "/access/ticket") == 2
 
 
-async def test_a_wrong_password_is_refused_by_the_name_of_its_setting(pve: ScriptedPve, tmp_path: Path) -> None:
+async def test_error_for_a_wrong_password_names_the_setting(pve: ScriptedPve, tmp_path: Path) -> None:
     pve.script("POST", "/access/ticket", refusal(401, "authentication failure"))
 
     async with transport(with_password(pve, tmp_path)) as client:
@@ -197,7 +197,7 @@ async def test_a_wrong_password_is_refused_by_the_name_of_its_setting(pve: Scrip
             await client.call(READ, Version)
 
 
-async def test_a_user_with_a_second_factor_is_told_to_use_a_token(pve: ScriptedPve, tmp_path: Path) -> None:
+async def test_error_for_a_second_factor_recommends_a_token(pve: ScriptedPve, tmp_path: Path) -> None:
     pve.script("POST", "/access/ticket", data({"ticket": "PVE:!tfa!…", "NeedTFA": 1, "username": "root@pam"}))
 
     async with transport(with_password(pve, tmp_path)) as client:
@@ -217,7 +217,7 @@ async def test_a_user_with_a_second_factor_is_told_to_use_a_token(pve: ScriptedP
         (ProxmoxConfig(username="a@pve", password_file=Path(__file__), ca_file=Path("/no")), r"proxmox\.ca_file"),
     ],
 )
-async def test_settings_that_cannot_be_used_are_refused_at_the_start(config: ProxmoxConfig, message: str) -> None:
+async def test_invalid_settings_are_refused_at_start(config: ProxmoxConfig, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         await Transport(config).start()
 
@@ -237,11 +237,11 @@ async def test_settings_that_cannot_be_used_are_refused_at_the_start(config: Pro
         ),
     ],
 )
-def test_a_path_is_counted_without_what_differs(path: str, template: str) -> None:
+def test_path_label_has_placeholders(path: str, template: str) -> None:
     assert path_template(path) == template
 
 
-async def test_requests_are_counted_with_their_repeats_and_answers(pve: ScriptedPve, tmp_path: Path) -> None:
+async def test_requests_are_counted_with_retries_and_statuses(pve: ScriptedPve, tmp_path: Path) -> None:
     def counted() -> list[float]:
         where = {"method": "POST", "path": "/nodes/{node}/lxc"}
         requests = [figures.value("proxmox_requests_total", **where, code=code) for code in ("200", "595")]
@@ -255,7 +255,7 @@ async def test_requests_are_counted_with_their_repeats_and_answers(pve: Scripted
     assert [now - then for now, then in zip(counted(), before, strict=True)] == [1, 1, 2, 1]
 
 
-async def test_a_request_without_an_answer_is_counted_by_its_error(pve: ScriptedPve, tmp_path: Path) -> None:
+async def test_request_without_a_response_is_counted_by_its_error(pve: ScriptedPve, tmp_path: Path) -> None:
     where = {"method": "POST", "path": "/nodes/{node}/lxc", "code": "UNAVAILABLE"}
     before = figures.value("proxmox_requests_total", **where)
     pve.script("POST", "/nodes/pve/lxc", dropped)

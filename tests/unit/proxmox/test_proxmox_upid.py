@@ -10,7 +10,7 @@ from pvecri.proxmox import upid
 CREATE = "UPID:pve:00000D6E:00009CE0:6B044A1C:vzcreate:201:cri@pve!t1:"
 
 
-def test_a_upid_is_read_into_its_parts() -> None:
+def test_upid_is_parsed() -> None:
     task = upid.parse(CREATE)
 
     assert (task.node, task.kind, task.id, task.user) == ("pve", "vzcreate", "201", "cri@pve!t1")
@@ -31,6 +31,6 @@ def test_an_upload_has_no_id() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "garbage", CREATE[:-1], CREATE + "x", CREATE.replace("pve:", "../x:", 1)])
-def test_what_is_no_upid_is_refused(text: str) -> None:
+def test_invalid_upid_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a UPID"):
         upid.parse(text)

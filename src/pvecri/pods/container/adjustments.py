@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an adjustment of a container (oci/adjustment.py) comes to on this node."""
+"""Applies an NRI adjustment (oci/adjustment.py) to a container's plan: CDI devices and mounts of this node."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from pvecri.pods.container import volumes
 
 
 def adjusted(plan: Plan, adjustment: Adjustment, staging: Path | None, spec_dirs: Iterable[Path]) -> Plan:
-    """The plan with an adjustment; what it asks of the node is looked up in `spec_dirs` (CDI).
+    """The plan with an adjustment applied; CDI devices are looked up in `spec_dirs`.
 
     With a `staging` directory its bind mounts will be idmapped clones below it (`sources`, volumes.stage).
-    FailedPrecondition when something that it asks for is not there.
+    FailedPrecondition if a mount's source or a CDI device does not exist.
     """
     edits, found = _cdi_devices(adjustment, spec_dirs)
     devices: dict[str, HostDevice | None] = {each.container_path: each for each in (*plan.devices, *found)}
@@ -39,7 +39,7 @@ def adjusted(plan: Plan, adjustment: Adjustment, staging: Path | None, spec_dirs
 
 
 def sources(adjustment: Adjustment) -> tuple[str, ...]:
-    """What the bind mounts of an adjustment show, in their order."""
+    """The sources of an adjustment's bind mounts, in order."""
     return tuple(each.source for each in adjustment.mounts.values() if each is not None and each.is_bind)
 
 
@@ -69,7 +69,7 @@ def _mounts(adjustment: Adjustment, staging: Path | None) -> dict[str, AddedMoun
 
 
 def _bind(mount: AddedMount, clone: Path | None) -> AddedMount:
-    """The mount of what is there now; of its `clone` when there will be one."""
+    """The checked mount, from its `clone` if it will have one."""
     what = f"the mount at {mount.destination} that an NRI plugin adds"
     source = Path(mount.source)
     if not source.is_absolute() or not source.exists():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a container has on the node besides its processes: its bundle, its root filesystems, its volumes."""
+"""Paths and names of a container on the node: its bundle, its root filesystems, its staged volumes."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from pvecri.pods.registry import ContainerEntry, PodEntry
 
 
 def staging(container: ContainerEntry) -> Path:
-    """Where idmapped clones of the node's volumes are mounted for a container."""
+    """The directory where idmapped clones of a container's volumes are mounted."""
     return container.bundle.directory / "volumes"
 
 
 def device_nodes(bundle: Bundle) -> Path:
-    """Where the devices of a container in a user namespace have their nodes."""
+    """The directory with the device nodes of a container in a user namespace."""
     return bundle.directory / "devices"
 
 
 def userns(pod: PodEntry) -> Path | None:
-    """The pod's user namespace, None when it has the node's."""
+    """The pod's user namespace; None if that is the node's."""
     return pod.namespace("user") if pod.value.mappings else None
 
 
 def image_volume_name(container: ContainerId, mount: int) -> str:
-    """What the Image Manager knows an image volume by: the container's id and the mount's index."""
+    """The Image Manager's name of an image volume: the container's id and the mount's index."""
     return f"{container}.{mount}"
 
 
 def rootfs_names(container: Container) -> list[str]:
-    """What the Image Manager knows a container's root filesystem and its image volumes by."""
+    """The Image Manager's names of a container's root filesystem and of its image volumes."""
     images = [index for index, mount in enumerate(container.config.mounts) if mount.image]
     return [container.id, *(image_volume_name(container.id, index) for index in images)]
 
@@ -46,7 +46,8 @@ def remove_device_nodes(bundle: Bundle) -> None:
 
 
 def remove_bundle(bundle: Bundle) -> None:
-    """Remove a bundle. Clones of the node's volumes may be mounted below it: they are never entered."""
+    """Remove a bundle. Idempotent."""
+    # First: rmtree would delete the files of volumes that are still mounted below.
     volumes.unstage(bundle.directory / "volumes")
     remove_device_nodes(bundle)
     shutil.rmtree(bundle.directory, ignore_errors=True)

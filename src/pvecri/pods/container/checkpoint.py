@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """CheckpointContainer: a running container's state as one archive, by CRIU through the OCI runtime.
 
-The archive holds what other tools that read container checkpoints look for: `checkpoint/` (CRIU's images),
-`config.dump` and `spec.dump` (who the container is), `rootfs-diff.tar` and `deleted.files` (what it has written
-and removed).
+The archive has the layout of CRI-O's, which checkpointctl reads: `checkpoint/` (CRIU's images), `config.dump` and
+`spec.dump` (metadata and OCI spec), `rootfs-diff.tar` and `deleted.files` (the writable layer).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pvecri.pods.registry import ContainerEntry, Registry
 
 
 class Checkpoints:
-    """Writes checkpoints; the container goes on running."""
+    """Writes checkpoints; the container keeps running."""
 
     def __init__(self, registry: Registry, runtime: OciRuntime, images: ImageManager) -> None:
         self._registry = registry
@@ -33,8 +32,8 @@ class Checkpoints:
     async def write(self, container_id: str, location: str, timeout: float) -> None:
         """Write a checkpoint of a running container to the file `location` (CRI CheckpointContainer).
 
-        `timeout` is in seconds, 0 for none. FailedPrecondition where CRIU is not installed, InvalidArgument for a
-        location that cannot be written, and CRIU's words when it fails; the file is complete or not there.
+        `timeout` is in seconds, 0 for none. FailedPrecondition if CRIU is not installed, InvalidArgument for a
+        location that cannot be written, InternalError with CRIU's messages if it fails. Atomic: no partial file.
         """
         target = Path(location)
         if not target.is_absolute() or not target.parent.is_dir():
@@ -57,7 +56,7 @@ class Checkpoints:
             try:
                 await self._runtime.checkpoint(pod.namespaces, container.id, work / "checkpoint", work)
             except CommandError as error:
-                raise InternalError(f"container {container.id}: {_criu_words(work) or error}") from error
+                raise InternalError(f"container {container.id}: {_criu_errors(work) or error}") from error
             await asyncio.to_thread(self._pack, container, work)
             (work / "archive.tar").rename(target)
 
@@ -81,8 +80,8 @@ class Checkpoints:
         (work / "archive.tar").chmod(0o600)
 
 
-def _criu_words(work: Path) -> str:
-    """What CRIU's log says went wrong: the OCI runtime only tells where the log is."""
+def _criu_errors(work: Path) -> str:
+    """The errors in CRIU's log; the OCI runtime's own message has only the log's path."""
     try:
         lines = (work / "dump.log").read_text(errors="replace").splitlines()
     except OSError:
@@ -91,10 +90,11 @@ def _criu_words(work: Path) -> str:
 
 
 def pack_layer(upper: Path, archive: Path) -> list[str]:
-    """Pack an overlay's upper directory; the paths that it hides in the layers below are returned instead."""
+    """Pack an overlay's upper directory without its whiteouts; returns the paths that those delete."""
     deleted: list[str] = []
 
     def entry(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        # A whiteout is a character device 0:0 (Linux: Documentation/filesystems/overlayfs.rst).
         if info.ischr() and (info.devmajor, info.devminor) == (0, 0):
             deleted.append("/" + info.name.removeprefix("./"))
             return None

@@ -116,7 +116,7 @@ class ContainerCreator:
     async def _prepare_image_volumes(
         self, pod: PodEntry, container: ContainerEntry, undo: AsyncExitStack
     ) -> dict[int, Path]:
-        """Mount the image of each image volume, as a root filesystem that nobody writes to; paths by mount."""
+        """Mount the image of each image volume like a root filesystem; returns the paths by the mount's index."""
         prepared: dict[int, Path] = {}
         config = container.value.config
         resolved = list(config.mounts)
@@ -153,14 +153,14 @@ class ContainerCreator:
         plan = self._plan(pod, container, image, rootfs, binds)
         self._check_ids(pod, container, plan.user)
         container.value = replace(container.value, user=plan.user)
-        container.bundle.spec.touch(mode=0o600)  # its environment may hold secrets
+        container.bundle.spec.touch(mode=0o600)  # its environment may contain secrets
         _write(container, plan)
         return plan
 
     def _check_ids(self, pod: PodEntry, container: ContainerEntry, user: ContainerUser) -> None:
-        """IdsMissing if the pod's user namespace lacks an ID that the container or one of its files has."""
+        """IdsMissing if the pod's user namespace lacks an ID of the container's user or of one of its files."""
         mappings, decision = pod.value.mappings, pod.value.user_namespace
-        if not mappings:  # the node's has all: its pods need not pay for a look at every volume
+        if not mappings:  # the node's user namespace has all IDs
             return
         of_process = user_namespaces.missing(user, mappings)
         config = container.value.config
@@ -169,14 +169,16 @@ class ContainerCreator:
         of_files = user_namespaces.unmapped(owners, mappings)
         movable = decision.reason is not UserNamespaceReason.KUBELET_MAPPING
         wanted = {*of_process, *of_files}
+        # For files alone the container is refused only if another user namespace can have their IDs.
         if of_files and (not movable or len(decision.extra_ids) + len(wanted) > user_namespaces.EXTRA_IDS_MAX):
-            log.info("container %s: files of %s belong to nobody in the pod", container.id, of_files[:10])
+            log.info("container %s: files of IDs %s appear as nobody's in the pod", container.id, of_files[:10])
             wanted = {*of_process}
         if wanted:
             raise IdsMissing(tuple(sorted(wanted)), movable=movable)
 
     async def _adjust(self, pod: PodEntry, container: ContainerEntry, plan: Plan, undo: AsyncExitStack) -> None:
-        """Let those who watch change the container, now that all is known of it."""
+        """Apply the changes that NRI plugins make to the finished spec."""
+        # Pushed before: some plugins may have been notified of the container before another one refuses it.
         undo.push_async_callback(self._hooks.remove_container, pod, container)
         adjustment = await self._hooks.create_container(pod, container)
         if adjustment is None:
@@ -195,11 +197,11 @@ class ContainerCreator:
     ) -> Plan:
         config = container.value.config
         security = config.security
-        held = capabilities.granted(
+        granted = capabilities.granted(
             security.capabilities, privileged=security.privileged, available=self._abilities.capabilities
         )
         edits = cdi.find(config.cdi_devices, self._config.runtime.cdi_spec_dirs)
-        asked = volumes.resolve_devices(config)
+        requested = volumes.resolve_devices(config)
         return Plan(
             id=container.id,
             sandbox_id=pod.id,
@@ -211,7 +213,7 @@ class ContainerCreator:
             rootfs=rootfs,
             user=users.resolve(security, image.config.user, rootfs),
             binds=binds,
-            devices=tuple({each.container_path: each for each in (*asked, *cdi.devices(edits))}.values()),
+            devices=tuple({each.container_path: each for each in (*requested, *cdi.devices(edits))}.values()),
             device_nodes=bundle.device_nodes(container.bundle),
             pod_files=pod.files,
             pod_files_restrictions=mounts.restrictions(pod.files),
@@ -219,11 +221,11 @@ class ContainerCreator:
             mappings=pod.value.mappings,
             namespace_dir=str(pod.directory / "ns"),
             target_pid=self._target_pid(pod, security.namespaces.target_id),
-            capabilities=held,
+            capabilities=granted,
             seccomp=seccomp.for_container(
                 security.seccomp,
                 default=self._config.runtime.seccomp_profile,
-                capabilities=held,
+                capabilities=granted,
                 privileged=security.privileged,
             ),
             abilities=self._abilities,
@@ -232,13 +234,14 @@ class ContainerCreator:
         )
 
     def _target_pid(self, pod: PodEntry, target_id: str) -> int | None:
-        """The first process of the container whose pid namespace is to be shared, as the pod numbers it."""
+        """The first process of the container whose PID namespace is shared, by its PID in the CT."""
         if not target_id:
             return None
         field = "config.linux.security_context.namespace_options.target_id"
         target = next((each for each in pod.containers.values() if each.id.startswith(target_id)), None)
         if target is None or target.value.state is not ContainerState.RUNNING:
             raise InvalidArgument(field, f"no container {target_id!r} runs in the pod")
+        # conmon writes the pid file in the CT's PID namespace, where the OCI runtime reads /proc too.
         return int(target.bundle.pid_file.read_text())
 
 
@@ -257,13 +260,13 @@ def _new_container(pod: PodEntry, config: ContainerConfig, image: Image) -> Cont
 
 
 def shares_pids(pod: PodEntry, config: ContainerConfig) -> bool:
-    """Whether a container is in the PID namespace that the pod's containers share."""
+    """Whether a container joins the PID namespace that the pod's containers share."""
     modes = config.security.namespaces.pid, pod.value.config.security.namespaces.pid
     return modes[0] is NamespaceMode.POD and modes[1] is not NamespaceMode.NODE
 
 
 def _write(container: ContainerEntry, plan: Plan) -> None:
-    """Write a container's OCI spec, and make its device nodes, in place of those of an earlier plan."""
+    """Write a container's OCI spec and create its device nodes, replacing those of an earlier plan."""
     bundle.remove_device_nodes(container.bundle)
     if plan.mappings and plan.devices:
         devices.make_nodes(plan.device_nodes, plan.devices, plan.mappings)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes that an image declares (Dockerfile's VOLUME; `Volumes` of the OCI image config).
 
-Each is a directory of the container's own root filesystem, with the image's content and owner. It is made if the
-image lacks it, and stays writable if the root is read-only. It counts as the container's writable layer and goes
-with the container.
+Each is a directory of the container's own root filesystem, with the image's content and owner. It is created if
+the image lacks it, and stays writable if the root is read-only. It counts as the container's writable layer and
+goes with the container.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pvecri.oci.plan import BindSource
 
 
 def make(config: ContainerConfig, declared: Iterable[str], rootfs: Path, owner: int) -> tuple[BindSource, ...]:
-    """Make the directories below `rootfs`, owned by `owner`; the mounts that keep them writable. Blocks.
+    """Create the directories below `rootfs`, owned by `owner`; returns the mounts that keep them writable. Blocks.
 
-    A volume at or below a mount of the request is left out: what the client mounted there counts. So is one where
-    the image has something else than a directory. OSError if the root filesystem cannot be written.
+    A volume at or below a mount of the request is left out: the client's mount takes precedence. So is one whose
+    path in the image is not a directory. OSError if the root filesystem cannot be written.
     """
     mounted = [PurePosixPath("/") / mount.container_path for mount in config.mounts]
     binds = []

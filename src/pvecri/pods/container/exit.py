@@ -93,6 +93,7 @@ class ContainerExits:
         if container.bundle.oom_file.exists():
             reason = OOM_KILLED
             metrics.OOM_KILLS.inc()
+        # File timestamps have the granularity of a clock tick: one may be before the start of a short container.
         self.record(container, code, reason, finished_at=max(finished_at, container.value.started_at))
 
     def record(
@@ -129,6 +130,7 @@ class ContainerExits:
 
     async def _delete(self, pod: PodEntry, container: ContainerEntry) -> None:
         try:
+            # Without the CT there is no PID namespace to run the OCI runtime in.
             await self._runtime.delete(pod.namespaces if pod.alive else None, container.id)
         except CommandError as error:
             log.warning("container %s: %s", container.id, error)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A container that is being made is exposed to those that share its PID namespace; here it is hidden from them.
+"""Freezes the containers that share a PID namespace while another one is created in it.
 
-Until it has changed its root, the OCI runtime's process inside the new container has the node's root directory
-and mounts. Whoever sees it in /proc and may trace it reaches the node through `/proc/PID/root`. In a user
-namespace nobody may: the process belongs to the node's. Where containers share PIDs in the node's user
-namespace, and one has CAP_SYS_PTRACE, it can. So the others are frozen meanwhile, some tens of milliseconds.
-Commands that are executed in a container have its root before they are seen.
+Until it calls pivot_root(2), the OCI runtime's init process has the node's root directory and mounts. A process
+that sees it in /proc and may ptrace it reaches the node through `/proc/PID/root`. A process in another user
+namespace may not: the init process still belongs to the node's. In the node's user namespace a container with
+CAP_SYS_PTRACE may, so the others are frozen meanwhile, some tens of milliseconds (decision 0064). Processes of
+`exec` enter the container's root before they enter its PID namespace.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pvecri.pods.registry import ContainerEntry, PodEntry
 from pvecri.supervision import report
 
 FREEZE_TIMEOUT = 10.0
-"""Seconds in which all processes of a container must have stopped."""
+"""Seconds within which all processes of a container must be frozen."""
 
 
 def exposes(pod: PodEntry) -> bool:
-    """Whether containers that share PIDs are exposed to each other while one is made.
+    """Whether containers that share a PID namespace could ptrace the init process of a new one.
 
-    A privileged pod, and one with the node's PIDs, has the node anyway.
+    False also for a privileged pod and for one in the node's PID namespace: they have access to the node anyway.
     """
     security = pod.value.config.security
     node_users = pod.value.user_namespace.kind is UserNamespaceKind.NODE
@@ -37,9 +37,9 @@ def exposes(pod: PodEntry) -> bool:
 
 @asynccontextmanager
 async def hidden(pod: PodEntry, container: ContainerEntry, cgroups: Cgroups) -> AsyncIterator[None]:
-    """Have no other container of the pod run while the context lasts, if `container` is exposed to some.
+    """Freeze the pod's other containers for the context's duration, if `container` is exposed to them.
 
-    DeadlineExceeded when one cannot be frozen; all that were go on.
+    DeadlineExceeded after `FREEZE_TIMEOUT`. All are thawed at the end in any case.
     """
     shares = container.value.config.security.namespaces.pid in (NamespaceMode.POD, NamespaceMode.TARGET)
     if not (shares and exposes(pod)):
@@ -56,7 +56,7 @@ async def hidden(pod: PodEntry, container: ContainerEntry, cgroups: Cgroups) -> 
 
 
 def thaw(cgroups: Cgroups, group: str) -> None:
-    """Let the processes of a group go on. Idempotent; a group that is gone is fine."""
+    """Thaw a cgroup. Idempotent; a cgroup that does not exist is no error."""
     try:
         cgroups.freeze(group, frozen=False)
     except OSError as error:
@@ -66,7 +66,7 @@ def thaw(cgroups: Cgroups, group: str) -> None:
 
 async def _freeze(cgroups: Cgroups, groups: list[str]) -> None:
     for group in groups:
-        with suppress(FileNotFoundError):  # it has ended
+        with suppress(FileNotFoundError):  # the container has exited
             cgroups.freeze(group, frozen=True)
     try:
         async with asyncio.timeout(FREEZE_TIMEOUT):

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pause containers: who holds the namespaces that a pod's containers share and its CT cannot give them.
+"""Pause containers: they own the namespaces that a pod's containers share and that its CT cannot provide.
 
-A pod with a user namespace of its own: Proxmox gives every unprivileged CT the same ID range and its API takes no
-other. So such a pod's CT is a privileged one with nothing in it but its init, and the pause container makes the
-pod's user, net, IPC, UTS and PID namespaces inside the CT's PID namespace.
+A pod with a user namespace of its own: Proxmox maps every unprivileged CT to the same ID range, and its API
+accepts no other. Such a pod's CT is privileged and contains only its init; the pause container creates the pod's
+user, net, IPC, UTS and PID namespaces inside the CT's PID namespace (decision 0051).
 
 A pod whose containers share a PID namespace (`shareProcessNamespace`): conmon and the OCI runtime run in the CT's
-PID namespace with the node's root and rights, so no container may see that one (docs/decisions/0064). The pause
-container makes one below it. It is started with the first container that needs it.
+PID namespace with the node's root directory and privileges, so no container may be in that one (decision 0064).
+The pause container creates a nested one. It is started with the first container that needs it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pvecri.pods.registry import PodEntry
 
 
 def pause_id(sandbox: SandboxId) -> ContainerId:
-    """What the OCI runtime knows a pod's pause container by."""
+    """The id of a pod's pause container in the OCI runtime."""
     return ContainerId(f"pause-{sandbox}")
 
 
@@ -35,13 +35,13 @@ class Pauses:
     """Starts pause containers; they end with their CT."""
 
     def __init__(self, abilities: Abilities, runtime: OciRuntime, directory: Path) -> None:
-        """`directory` will be the root filesystem of them all, read-only for them."""
+        """`directory` becomes the read-only root filesystem of all pause containers."""
         self._abilities = abilities
         self._runtime = runtime
         self._rootfs = directory
 
     def prepare(self) -> None:
-        """Make the root filesystem. Idempotent; without the program on the node `start` fails."""
+        """Create the root filesystem. Idempotent. If the program is not installed, only `start` fails."""
         for name in ("", "proc", "dev"):
             (self._rootfs / name).mkdir(mode=0o755, exist_ok=True)
         program = shutil.which(pause.PROGRAM)
@@ -49,19 +49,18 @@ class Pauses:
             fresh = self._rootfs.with_suffix(".new")
             shutil.copyfile(program, fresh)
             fresh.chmod(0o755)
-            fresh.replace(self._rootfs / pause.PROGRAM)  # not written to: a pod may be running the old one
+            fresh.replace(self._rootfs / pause.PROGRAM)  # a running executable cannot be written to (ETXTBSY)
 
     async def start(self, pod: PodEntry) -> int:
-        """Start the pod's pause container and pin its PID namespace; its first process, as the node numbers it.
+        """Start the pod's pause container and pin its PID namespace; returns its PID on the node.
 
-        The CT's PID namespace must be pinned already; of a pod whose user namespace is the CT's or the node's,
-        the others, too. FailedPrecondition if the program is not installed, CommandError with the OCI runtime's
-        message.
+        The CT's PID namespace must be pinned; so must the others, unless the pause container creates them.
+        FailedPrecondition if the program is not installed, CommandError with the OCI runtime's message.
         """
         if not (self._rootfs / pause.PROGRAM).exists():
             raise FailedPrecondition(f"{pause.PROGRAM} is not installed on the node; pods with a pause need it")
         bundle = Bundle(pod.directory / "pause")
-        bundle.directory.mkdir(mode=0o700)
+        bundle.directory.mkdir(mode=0o700)  # no process of the pod needs it
         group = f"{pod.cgroup}/pause"
         bundle.spec.write_bytes(pause.build(self._plan(pod, group)))
         await self._runtime.run_detached(pod.namespaces, pause_id(pod.id), bundle)
@@ -70,13 +69,13 @@ class Pauses:
         return pid
 
     async def share_pids(self, pod: PodEntry) -> None:
-        """See that there is a PID namespace for containers to share. Idempotent."""
+        """Start the pause container unless it runs: containers share its PID namespace. Idempotent."""
         async with pod.pids_lock:
             if not pod.namespace(SHARED_PID).exists():
                 await self.start(pod)
 
     def forget(self, pod: PodEntry) -> None:
-        """Drop what the OCI runtime keeps of the pause container; its CT has ended. Idempotent."""
+        """Delete the OCI runtime's state of the pause container after the end of the CT. Idempotent."""
         self._runtime.forget(pause_id(pod.id))
 
     def _plan(self, pod: PodEntry, group: str) -> pause.PausePlan:

@@ -64,6 +64,7 @@ class ContainerStarter:
                 raise FailedPrecondition(f"container {container.id}: pod sandbox {pod.id} is not ready")
             try:
                 await self._hooks.start_container(pod, container)
+                # No update of the limits between the OCI runtime's reading of the spec and RUNNING.
                 async with container.limits_lock, AsyncExitStack() as undo:
                     undo.push_async_callback(self._exits.release, pod, container)
                     await self._create_and_start(pod, container)
@@ -87,14 +88,15 @@ class ContainerStarter:
                 )
         self._exits.open_processes(pod, container)
         assert container.process is not None
+        # Between create and start: the process has its streams, and the container's program does not run yet.
         open_standard_streams(container.process.pid)
         await self._runtime.start(pod.namespaces, container.id)
 
     @contextmanager
     def _pids_limit_named(self, pod: PodEntry) -> Iterator[None]:
-        """ResourceExhausted if conmon or the OCI runtime fails in a pod that has few processes left.
+        """ResourceExhausted if conmon or the OCI runtime fails in a pod that is near its PID limit.
 
-        Both run under the pod's limit, and what they say of a failed fork differs, if they can say anything.
+        Both run under the pod's limit, and their messages about a failed fork differ or are missing.
         """
         try:
             yield

@@ -48,6 +48,7 @@ class ContainerStopper:
         DeadlineExceeded after `KILL_TIMEOUT`: a process in uninterruptible sleep does not die of SIGKILL.
         """
         if container.value.state is ContainerState.RUNNING and container.process is not None:
+            # If it is the first process of a PID namespace, the kernel kills all others with it.
             container.process.send(signal.SIGKILL)
         if container.watcher is None:  # it was never started
             return

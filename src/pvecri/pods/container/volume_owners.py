@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes whose files would have no owners in a user namespace, found before the pod's CT is made.
+"""Finds volumes that cannot be idmapped before the pod's CT is created: their files would appear as nobody's.
 
-The CRI names volumes only with the containers, but a kubelet has mounted its own
-(`/var/lib/kubelet/pods/UID/volumes`) by the time of RunPodSandbox.
+The CRI names volumes only in CreateContainer, but the kubelet mounts its own
+(`/var/lib/kubelet/pods/UID/volumes`) before RunPodSandbox.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ _KERNELS_OWN = frozenset(
         "nsfs proc pstore rpc_pipefs securityfs selinuxfs sysfs tracefs"
     ).split()
 )
-"""Filesystems that the kernel fills: their files are root's, and made for everyone to read or for nobody."""
+"""Pseudo filesystems: root owns their files, and everyone or nobody else may read them."""
 
 _IN_MEMORY = frozenset({"tmpfs", "ramfs"})
-"""Can be idmapped from Linux 6.3 on. Before, what is open to everyone is as good without."""
+"""Can be idmapped since Linux 6.3. On older kernels a world-readable one, such as a ConfigMap's, does without."""
 
 _VOLUMES = frozenset({"volumes", "volume-subpaths", "volumeDevices"})
 
 
 def matter(fstype: str) -> bool:
-    """Whether a pod is worse off when files of such a filesystem belong to nobody."""
+    """Whether it matters that files of such a filesystem appear as nobody's."""
     return fstype not in _KERNELS_OWN | _IN_MEMORY
 
 
 class VolumeProbe:
-    """Tries with a user namespace of its own which mounts can be idmapped. Blocks: for worker threads."""
+    """Tries which mounts can be idmapped, with a user namespace of its own. Blocks: call it in a thread."""
 
     @cached_property
     def _userns(self) -> int:
         return idmapped.open_user_namespace(first_id=100_000, length=65_536)
 
     def unmappable(self, pod_uid: str) -> list[str]:
-        """The volumes of a kubelet's pod that need the node's IDs: where each is mounted, and its filesystem."""
+        """The volumes of a kubelet's pod that need the node's user namespace, as `MOUNTPOINT (FSTYPE)`."""
         return [
             f"{entry.mountpoint} ({entry.fstype})"
             for entry in of_pod(pod_uid, mounts.mounts(containing=f"/pods/{pod_uid}/"))
@@ -56,13 +56,13 @@ class VolumeProbe:
         return entry.fstype not in _IN_MEMORY or not open_to_everyone(entry.mountpoint)
 
     def close(self) -> None:
-        """Let the user namespace go. Idempotent."""
+        """Close the user namespace. Idempotent."""
         if "_userns" in self.__dict__:
             os.close(self.__dict__.pop("_userns"))
 
 
 def of_pod(pod_uid: str, table: Sequence[MountEntry]) -> Iterator[MountEntry]:
-    """The mounts of a pod's volumes: those below `pods/UID/volumes` of whichever directory the kubelet has."""
+    """The mounts of a pod's volumes: those below `pods/UID/volumes` of any kubelet root directory."""
     for entry in table:
         parts = entry.mountpoint.parts
         for index, part in enumerate(parts[:-2]):
@@ -72,7 +72,7 @@ def of_pod(pod_uid: str, table: Sequence[MountEntry]) -> Iterator[MountEntry]:
 
 
 def open_to_everyone(directory: Path) -> bool:
-    """Whether every file below can be read, and every directory be searched, by any user."""
+    """Whether any user can read every file and search every directory below."""
     for path, directories, files in os.walk(directory):
         for name in (".", *directories, *files):
             status = Path(path, name).lstat()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A container's mounts and devices of the node: found, checked, and given the owners the pod knows."""
+"""A container's mounts and devices: checked, and idmapped for the pod's user namespace."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from pvecri.pods.container import volume_owners
 log = logging.getLogger(__name__)
 
 _PER_CONTAINER = ("/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/console", "/dev/.lxc", "/dev/.udev")
-"""What a privileged container has of its own, although it sees all the node's devices."""
+"""Not taken from the node for a privileged container: it has its own of these."""
 
 
 def resolve_binds(
     config: ContainerConfig, staging: Path, images: Mapping[int, Path], *, mapped: bool
 ) -> tuple[BindSource, ...]:
-    """Where each mount of the request comes from. A source that does not exist becomes a directory, as elsewhere.
+    """The sources of the request's mounts. One that does not exist is created as a directory.
 
-    In a user namespace (`mapped`) the source will be an idmapped clone below `staging` (`stage`). `images` has,
-    by the mount's index, where the images of image volumes are mounted.
+    In a user namespace (`mapped`) the source will be an idmapped clone below `staging` (`stage`). `images` are the
+    mountpoints of image volumes, by the mount's index. InvalidArgument names a mount that cannot be made.
     """
-    _make_sources(config)
+    _create_sources(config)
     binds: list[BindSource] = []
     for index, mount in enumerate(config.mounts):
         field = f"config.mounts[{index}]"
@@ -57,26 +57,26 @@ def resolve_binds(
     return tuple(binds)
 
 
-def _make_sources(config: ContainerConfig) -> None:
-    """Kubernetes' hostPath of no type: CRI-O and containerd make a directory, and charts rely on it."""
+def _create_sources(config: ContainerConfig) -> None:
+    # A hostPath volume without a type: CRI-O and containerd create the directory, and Helm charts rely on it.
     for index, mount in enumerate(config.mounts):
         if not mount.image and not Path(mount.host_path).exists():
             try:
                 Path(mount.host_path).mkdir(mode=0o755, parents=True)
-            except OSError as error:  # a link to nothing, too
-                problem = f"{mount.host_path} does not exist on the node and cannot be made: {error.strerror}"
+            except OSError as error:  # for a dangling symlink too
+                problem = f"{mount.host_path} does not exist on the node and cannot be created: {error.strerror}"
                 raise InvalidArgument(f"config.mounts[{index}].host_path", problem) from error
 
 
 def needs_staging(config: ContainerConfig) -> bool:
-    """Whether a mount has to be staged also where no IDs are mapped."""
+    """Whether a mount must be staged although no IDs are mapped."""
     return any(_shows_proc(mount) for mount in config.mounts)
 
 
 def _shows_proc(mount: Mount) -> bool:
-    """Whether the OCI runtime would take another /proc than the node's for the source.
+    """Whether the source contains /proc, which the OCI runtime would resolve to another one than the node's.
 
-    It runs with that of the CT's PID namespace, which is no container's to see; the daemon's own is the node's.
+    It runs with the /proc of the CT's PID namespace, which no container may see (decision 0064).
     """
     if mount.image or mount.propagation is Propagation.BIDIRECTIONAL:
         return False
@@ -85,7 +85,7 @@ def _shows_proc(mount: Mount) -> bool:
 
 
 def check_sources(config: ContainerConfig) -> None:
-    """InvalidArgument for a mount whose source is not there any more."""
+    """InvalidArgument for a mount whose source does not exist."""
     for index, mount in enumerate(config.mounts):
         if not mount.image and not Path(mount.host_path).exists():
             raise InvalidArgument(
@@ -94,7 +94,7 @@ def check_sources(config: ContainerConfig) -> None:
 
 
 def source_owners(config: ContainerConfig) -> set[int]:
-    """The owners and groups of the sources of the request's mounts; not of what lies in them."""
+    """The uids and gids that own the sources of the request's mounts; not those of the files below them."""
     owners: set[int] = set()
     for mount in config.mounts:
         if not mount.image:
@@ -111,6 +111,7 @@ def _image_volume(field: str, mount: Mount, rootfs: Path) -> BindSource:
         problem = f"{mount.image_sub_path!r} is not in the image {mount.image}: {error.strerror}"
         raise InvalidArgument(f"{field}.image_sub_path", problem) from error
     try:
+        # Resolved inside of the image: a symlink in it must not lead to a path of the node.
         source = Path(f"/proc/self/fd/{fd}").readlink()
     finally:
         os.close(fd)
@@ -125,12 +126,12 @@ def _image_volume(field: str, mount: Mount, rootfs: Path) -> BindSource:
 
 
 def check_propagation(field: str, source: Path, wanted: Propagation) -> None:
-    """A mount can only propagate when the mount that its source lies on does; InvalidArgument when it does not."""
+    """InvalidArgument unless the mount that contains `source` is shared; for HOST_TO_CONTAINER a slave will do."""
     if wanted is Propagation.PRIVATE:
         return
-    holding = [entry for entry in mounts.mounts() if source.is_relative_to(entry.mountpoint)]
-    # Of mounts stacked on one place the last one is seen.
-    entry = max(enumerate(holding), key=lambda item: (len(item[1].mountpoint.parts), item[0]))[1]
+    containing = [entry for entry in mounts.mounts() if source.is_relative_to(entry.mountpoint)]
+    # Of mounts stacked on one mountpoint the last one is visible.
+    entry = max(enumerate(containing), key=lambda item: (len(item[1].mountpoint.parts), item[0]))[1]
     if entry.peer_group or (wanted is Propagation.HOST_TO_CONTAINER and entry.master):
         return
     raise InvalidArgument(
@@ -140,31 +141,31 @@ def check_propagation(field: str, source: Path, wanted: Propagation) -> None:
 
 
 def added(staging: Path, index: int) -> Path:
-    """Where the clone of an added source is mounted, by its place among them."""
+    """The mountpoint of the clone of an added source, by its index."""
     return staging / f"added-{index}"
 
 
 def stage(container: Container, staging: Path, userns: Path | None) -> None:
-    """Mount an idmapped clone of each source below `staging`, so that owners read as they do on the node.
+    """Mount an idmapped clone of each source below `staging`: files have the same owner IDs in the pod as outside.
 
-    Without a user namespace only sources that the OCI runtime cannot find itself are staged (`needs_staging`).
+    Without a user namespace only sources that the OCI runtime cannot resolve itself are staged (`needs_staging`).
 
-    FailedPrecondition for a source on a filesystem that cannot be idmapped, if its files have owners that matter
-    (volume_owners.py). What is mounted below a source, and cannot be idmapped, is shown as it is: its files
-    belong to nobody in the pod, as in any user namespace.
+    FailedPrecondition for a source on a filesystem that cannot be idmapped, if the owners of its files matter
+    (volume_owners.py). A mount below a source that cannot be idmapped is cloned without: its files appear as
+    nobody's in the pod.
     """
     staging.mkdir(exist_ok=True)
     if userns is None:
         for index, mount in enumerate(container.config.mounts):
             if _shows_proc(mount):
                 found, target = Path(mount.host_path).resolve(), staging / str(index)
-                _make_target(found, target)
+                _create_mountpoint(found, target)
                 mounts.bind_clone(found, target, recursive=True)
         return
     userns_fd = os.open(userns, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for index, mount in enumerate(container.config.mounts):
-            if not mount.image:  # those are mounted idmapped by the Image Manager
+            if not mount.image:  # the Image Manager idmaps image volumes
                 field = f"config.mounts[{index}].host_path"
                 _idmapped(field, Path(mount.host_path).resolve(), staging / str(index), userns_fd)
         for index, source in enumerate(container.added_sources):
@@ -174,21 +175,20 @@ def stage(container: Container, staging: Path, userns: Path | None) -> None:
 
 
 def _idmapped(field: str, source: Path, target: Path, userns_fd: int) -> None:
-    _make_target(source, target)
-    refused = idmapped.bind_tree(source, target, userns_fd)
-    for entry in refused:
+    _create_mountpoint(source, target)
+    for entry in idmapped.bind_tree(source, target, userns_fd):
         if source.is_relative_to(entry.mountpoint) and volume_owners.matter(entry.fstype):
             raise FailedPrecondition(
-                f"{field}: {source} is on {entry.mountpoint}, whose filesystem ({entry.fstype}) cannot be mounted "
-                "with the IDs of the pod's user namespace; put it on one that can be idmapped, or give the pod "
+                f"{field}: {source} is on {entry.mountpoint}, whose filesystem ({entry.fstype}) cannot be "
+                "idmapped for the pod's user namespace; put it on one that can be idmapped, or give the pod "
                 f"the node's user namespace (annotation {user_namespaces.ANNOTATION}: node)"
             )
         log.info(
-            "%s: %s cannot be idmapped; its files belong to nobody in the pod", entry.mountpoint, entry.fstype
+            "%s: %s cannot be idmapped; its files appear as nobody's in the pod", entry.mountpoint, entry.fstype
         )
 
 
-def _make_target(source: Path, target: Path) -> None:
+def _create_mountpoint(source: Path, target: Path) -> None:
     if source.is_dir():
         target.mkdir(exist_ok=True)
     else:
@@ -205,7 +205,7 @@ def unstage(staging: Path) -> None:
 
 
 def resolve_devices(config: ContainerConfig) -> tuple[HostDevice, ...]:
-    """The devices of the request, a directory standing for all in it; for a privileged container all there are."""
+    """The devices of the request, a directory meaning all in it; for a privileged container all of the node's."""
     found: dict[str, HostDevice] = {}
     if config.security.privileged:
         found |= {device.container_path: device for device in _devices_below(Path("/dev"), "/dev", "rwm")}
@@ -219,10 +219,10 @@ def resolve_devices(config: ContainerConfig) -> tuple[HostDevice, ...]:
 
 
 def _devices_below(path: Path, container_path: str, access: str) -> Iterator[HostDevice]:
-    """The device at `path`, following links, or all those in the directory that it is."""
+    """The device at `path`, following symlinks; if `path` is a directory, all devices in it."""
     if path.is_dir():
         for entry in sorted(path.iterdir()):
-            if str(entry) not in _PER_CONTAINER and not entry.is_symlink():
+            if str(entry) not in _PER_CONTAINER and not entry.is_symlink():  # /dev/fd and others lead elsewhere
                 yield from _devices_below(entry, f"{container_path}/{entry.name}", access)
         return
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Proxmox container (CT) of a pod: made, watched until its init runs, stopped and destroyed."""
+"""The Proxmox container (CT) of a pod: created, resized, stopped and destroyed; reserving its VMID."""
 
 from __future__ import annotations
 
@@ -30,27 +30,24 @@ from pvecri.proxmox.sizing import CtSize, ct_size
 log = logging.getLogger(__name__)
 
 INIT_NAME = "catatonit"
-"""What /proc/PID/comm says once the template's init has become itself."""
+"""/proc/PID/comm of the CT's init after /sbin/init has exec'ed catatonit."""
 
 POLL_INIT = Backoff(first=0.002, maximum=0.1, factor=1.2)
-"""Seconds between looks for a CT's init."""
+"""Seconds between polls for a CT's init."""
 
 INIT_OOM_SCORE_ADJ = -998
 """As other runtimes' pause containers have: if memory runs out, a container ends and not the whole pod."""
 
-ASK_AFTER = 3.0
-ASK_AGAIN = 2.0
-"""Seconds after which a start is late, and Proxmox is asked whether its task has failed; then until it is
-again.
-"""
+START_CHECK_DELAY = 3.0
+START_CHECK_INTERVAL = 2.0
+"""Seconds until the first and between further checks of whether Proxmox's start task has failed."""
 
-
-DESTROYED_WITHIN = 5.0
-"""Seconds for the end of a destroy, after a CT has left its pool: its firewall, jobs and config are removed."""
+DESTROY_END_TIMEOUT = 5.0
+"""Seconds from a CT's leaving its pool to the end of its destroy: Proxmox removes firewall, jobs and config."""
 
 
 class SandboxCts:
-    """Makes and removes the CTs of this installation's pods; touches no other CT."""
+    """Creates and destroys the CTs of this installation's pods; touches no other CT."""
 
     def __init__(
         self, config: Config, proxmox: ProxmoxApi, registry: Registry, cgroups: Cgroups, installation: str
@@ -72,14 +69,14 @@ class SandboxCts:
         self._preparing = asyncio.Lock()
 
     async def prepare(self) -> None:
-        """Learn what the cluster has and put the sandbox template on its storage. Idempotent."""
-        async with self._preparing:
+        """Read the VMIDs in use and the node's memory, and upload the sandbox template. Idempotent."""
+        async with self._preparing:  # pods that start at the same time must not upload the template twice
             if not self.prepared:
                 await self._prepare()
 
     async def _prepare(self) -> None:
         self._node_memory = (await self._proxmox.node_status()).memory.total
-        await self._learn_vmids()
+        await self._refresh_vmids()
         self._template, template = await self._proxmox.ensure_sandbox_template()
         self._arch = template.arch
 
@@ -89,28 +86,29 @@ class SandboxCts:
         return bool(self._template)
 
     async def create(self, pod: PodEntry, interface: ProxmoxInterface | None = None) -> None:
-        """Make and start the pod's CT, and wait until its init runs; sets `pod.init` and the id mappings.
+        """Create and start the pod's CT, and wait until its init runs; sets `pod.init` and the ID mappings.
 
-        A CT with a firewall is started only when that is set.
-
-        The VMID is stored before Proxmox is asked for it. A number that another node took is passed over.
+        A VMID that another node has taken meanwhile is skipped. DeadlineExceeded after runtime.start_timeout,
+        InternalError with the task's error if the start fails.
         """
         await self.prepare()
         refused: set[int] = set()
         while True:
-            vmid = await self._take_vmid(refused)
+            vmid = await self._allocate_vmid(refused)
+            # Stored first: after a crash during the create, recovery.py finds the CT by this number.
             self._registry.save_pod(pod, replace(pod.value, vmid=vmid))
             try:
                 upid = await self._proxmox.create_ct(self._spec(pod, interface))
                 break
             except CtExists:
-                log.info("VMID %d is taken by another guest, taking the next", pod.value.vmid)
+                log.info("VMID %d belongs to another guest, trying the next", pod.value.vmid)
                 self._registry.save_pod(pod, replace(pod.value, vmid=0))
                 refused.add(vmid)
             except ProxmoxError:
-                self._template = ""  # somebody may have deleted it: the next pod looks again
+                self._template = ""  # it may have been deleted from the storage: the next pod uploads it again
                 raise
         if interface is not None and interface.firewall is not None:
+            # Rules can be set only on an existing CT, and no packet may pass before they are.
             await self._proxmox.protect_ct(pod.value.vmid, interface.firewall)
             await self._proxmox.start_ct(pod.value.vmid)
         init = await self._wait_for_init(pod, upid.start_time)
@@ -119,11 +117,11 @@ class SandboxCts:
         processes.set_oom_score_adj(init, INIT_OOM_SCORE_ADJ)
         self._kubelet.mirror(pod)
         if pod.value.privileged:
-            # The CT's device filter bounds those of the containers below it.
+            # A cgroup's device filter cannot allow what its parent's denies (decision 0050).
             self._cgroups.allow_devices(pod.cgroup, EVERY_DEVICE)
 
     async def resize(self, pod: PodEntry, resources: Resources, overhead: Resources) -> None:
-        """Give the running CT the size that these ask for (PUT …/config); it takes effect at once. Idempotent."""
+        """Set the size of the running CT (PUT …/config); it takes effect at once. Idempotent."""
         await self.prepare()
         size = self._size(pod, resources, overhead)
         await self._proxmox.configure_ct(pod.value.vmid, **size_parameters(size))
@@ -151,45 +149,45 @@ class SandboxCts:
         )
 
     async def config(self, pod: PodEntry) -> dict[str, str]:
-        """The CT's config as Proxmox has it, option by option; empty when there is no CT."""
+        """The CT's config in Proxmox, option by option; empty if there is no CT."""
         try:
             return (await self._proxmox.ct_config(pod.value.vmid)).raw if pod.value.vmid else {}
         except CtNotFound:
             return {}
 
     async def stop(self, pod: PodEntry) -> None:
-        """Stop the pod's CT. Idempotent: stopped, gone and never made are all fine."""
+        """Stop the pod's CT. Idempotent: a CT that is stopped, destroyed or was never created is no error."""
         if pod.value.vmid and (pod.alive or await self._owns(pod)):
             await self._proxmox.stop_ct(pod.value.vmid)
-            # Containers of a pod with the node's pid namespace do not die with the CT's init.
+            # Containers in the node's PID namespace do not die with the CT's init.
             self._cgroups.kill(pod.cgroup)
         if pod.init is not None:
             pod.init.close()
             pod.init = None
 
     async def destroy(self, pod: PodEntry) -> None:
-        """Destroy the pod's CT, after which the VMID is free. Idempotent.
+        """Destroy the pod's CT and release its VMID. Idempotent.
 
-        A CT with that number that is not this pod's, by its description, is left alone.
+        A CT with that VMID whose description does not name this pod is left alone.
         """
         vmid = pod.value.vmid
         if not vmid:
             return
         if await self._owns(pod):
             await self._proxmox.destroy_ct(vmid)
-        with suppress(OSError):  # what LXC did not make, it does not always remove
+        with suppress(OSError):  # LXC does not always remove cgroups that it did not create
             self._cgroups.remove(pod.cgroup)
         self._registry.save_pod(pod, replace(pod.value, vmid=0, ct_made=False), ending=True)
-        self._vmids.give_back(vmid)
+        self._vmids.release(vmid)
 
     async def orphans(self) -> AsyncIterator[int]:
-        """The VMIDs of CTs that this installation made and no longer knows: their rows were lost."""
+        """The VMIDs of CTs that this installation created and has no record of."""
         vmids = self._config.proxmox.vmid_range
         known = {pod.value.vmid for pod in self._registry.pods()}
         for guest in await self._proxmox.guests():
             if guest.type != "lxc" or guest.node != self._config.proxmox.node_name:
-                continue
-            # Not by their tags: a CT gets them only when its pod runs.
+                continue  # the list has the guests of the whole cluster
+            # Not by tags: a CT gets them only after its pod is READY (ct_tags.py).
             if not vmids.first <= guest.vmid <= vmids.last or guest.vmid in known:
                 continue
             try:
@@ -199,62 +197,62 @@ class SandboxCts:
             owner = ct_notes.owner(config.description)
             if not owner.sandbox or owner.installation != self._installation:
                 continue
-            # Asked last, and not before the list of guests came: pods are being made meanwhile.
+            # Checked after the last await: a pod created meanwhile is not an orphan.
             if not any(pod.id == owner.sandbox for pod in self._registry.pods()):
                 yield guest.vmid
 
     def find_init(self, pod: PodEntry) -> Process | None:
         """The first process of the pod's CT, if it runs on this machine."""
         for pid in self._cgroups.processes(f"{pod.cgroup}/ns"):
+            # lxc-start's child is PID 1 of the CT before it executes the init: hence the name.
             if processes.innermost_pid(pid) == 1 and processes.command_name(pid) == INIT_NAME:
                 return Process(pid)
         return None
 
-    async def _take_vmid(self, refused: Set[int]) -> Vmid:
-        """A number that is not known to be taken, and none of those that Proxmox has just refused."""
+    async def _allocate_vmid(self, refused: Set[int]) -> Vmid:
+        """A VMID that is not known to be in use; `refused` are those that Proxmox has refused for this pod."""
         try:
-            return self._vmids.take()
+            return self._vmids.allocate()
         except ResourceExhausted:
-            await self._learn_vmids(refused)  # guests come and go without telling us
-            return self._vmids.take()
+            await self._refresh_vmids(refused)  # guests may have been destroyed without us
+            return self._vmids.allocate()
 
-    async def _learn_vmids(self, refused: Set[int] = frozenset()) -> None:
-        # An account with rights on a pool alone does not see the guests outside of it: those are `refused`.
+    async def _refresh_vmids(self, refused: Set[int] = frozenset()) -> None:
+        # The list lacks guests outside our pool if the account has rights on the pool only: hence `refused`.
         guests = {guest.vmid for guest in await self._proxmox.guests()}
-        self._vmids.replace(guests | refused | {pod.value.vmid for pod in self._registry.pods()})
+        self._vmids.set_used(guests | refused | {pod.value.vmid for pod in self._registry.pods()})
 
     async def _owns(self, pod: PodEntry) -> bool:
-        """Whether the CT with the pod's VMID exists and is the pod's.
+        """Whether the CT with the pod's VMID exists and belongs to the pod, by its description.
 
-        A number that is reserved, by a call of ours that was cut off or by another's, says for whom when it is
-        made: waits for that, and raises CtLocked or CtHidden when it takes longer than proxmox.task_timeout. A CT
-        that is being destroyed exists until that has ended: CtLocked when it does not within `DESTROYED_WITHIN`.
-        A CT of a pod that once ran and that our account does not see for as long is another's.
+        While a CT is being created its description may be missing: waits for the end of the create, and raises
+        CtLocked or CtHidden after proxmox.task_timeout. For a pod whose CT has run, only a destroy can be under
+        way: CtLocked after `DESTROY_END_TIMEOUT`, and a CT that stays hidden from our account is another's.
         """
-        made = pod.value.ct_made
+        created = pod.value.ct_made
         try:
-            config = await self._proxmox.idle_ct_config(pod.value.vmid, DESTROYED_WITHIN if made else None)
+            config = await self._proxmox.idle_ct_config(pod.value.vmid, DESTROY_END_TIMEOUT if created else None)
         except CtNotFound:
             return False
         except CtHidden:
-            if not made:
+            if not created:
                 raise
-            log.warning("CT %d is not in our pool, so not the one of pod %s", pod.value.vmid, pod.id)
+            log.warning("CT %d is not in our pool: it does not belong to pod %s", pod.value.vmid, pod.id)
             return False
         if ct_notes.owner(config.description).sandbox != pod.id:
-            log.warning("CT %d is not the one of pod %s; it is left alone", pod.value.vmid, pod.id)
+            log.warning("CT %d does not belong to pod %s; it is left alone", pod.value.vmid, pod.id)
             return False
         return True
 
     async def _wait_for_init(self, pod: PodEntry, since: int) -> int:
-        """The host's pid of the CT's init, once it is up.
+        """The PID on the node of the CT's init, once it runs; `since` is the create's start in epoch seconds.
 
-        Looked for in the CT's cgroup, not asked of Proxmox: a start task has no name we know, and polling the API
-        costs it more than the start. Only when the CT is late are its task's words looked for.
+        Polls the CT's cgroup. Proxmox does not return the UPID of the start that follows a create, and polling
+        its API costs more CPU than the start itself: it is queried only if the start is late.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._config.runtime.start_timeout
-        ask = loop.time() + ASK_AFTER
+        next_check = loop.time() + START_CHECK_DELAY
         for delay in POLL_INIT.delays():
             for pid in self._cgroups.processes(f"{pod.cgroup}/ns"):
                 if processes.command_name(pid) == INIT_NAME and processes.innermost_pid(pid) == 1:
@@ -265,11 +263,11 @@ class SandboxCts:
                     f"CT {pod.value.vmid} did not start within {self._config.runtime.start_timeout:g} s "
                     "(runtime.start_timeout)"
                 )
-            if now > ask:
-                ask = now + ASK_AGAIN
-                words = await self._proxmox.failed_start(pod.value.vmid, since)
-                if words is not None:
-                    raise InternalError(f"Proxmox: CT {pod.value.vmid} did not start: {words}")
+            if now > next_check:
+                next_check = now + START_CHECK_INTERVAL
+                problem = await self._proxmox.failed_start(pod.value.vmid, since)
+                if problem is not None:
+                    raise InternalError(f"Proxmox: CT {pod.value.vmid} did not start: {problem}")
             await asyncio.sleep(delay)
         raise AssertionError("delays never end")
 
@@ -293,12 +291,12 @@ class SandboxCts:
 
 
 def id_mappings(pid: int) -> tuple[IdMapping, ...]:
-    """The uid mappings of a process's user namespace; empty when it is the host's own."""
+    """The uid mappings of a process's user namespace; empty if it is the node's."""
     return parse_id_map(Path(f"/proc/{pid}/uid_map").read_text())
 
 
 def parse_id_map(table: str) -> tuple[IdMapping, ...]:
-    """What /proc/PID/uid_map says (user_namespaces(7)); empty for the table of the host's own namespace."""
+    """Parse /proc/PID/uid_map (user_namespaces(7)); empty for the identity map of the node's user namespace."""
     rows = [tuple(map(int, line.split())) for line in table.splitlines()]
     if rows == [(0, 0, 0xFFFFFFFF)]:
         return ()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A CT's notes in Proxmox (the option `description`): which pod it is, and whose."""
+"""A CT's notes in Proxmox (the option `description`): the pod and the installation that own it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INSTALLATION_LINE = re.compile(r"^installation: (\w+)\s*$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Owner:
-    """What a CT's notes say of whose it is; empty what they do not say."""
+    """The owner in a CT's notes: the sandbox's and the installation's id, empty if missing."""
 
     sandbox: str = ""
     installation: str = ""
@@ -30,9 +30,10 @@ _USER_NAMESPACES = {
 def describe(
     sandbox: SandboxConfig, sandbox_id: str, installation: str, user_namespace: UserNamespaceDecision
 ) -> str:
-    """The notes: what a person in the Proxmox UI needs to find the pod, and what marks the CT as ours."""
+    """The notes: the pod for a person in Proxmox's web interface, and the owner for `owner`."""
     metadata = sandbox.metadata
     return (
+        # Proxmox renders notes as Markdown: only a blank line ends a line.
         f"Kubernetes pod {metadata.namespace}/{metadata.name}\n\n"
         f"uid: {metadata.uid}\n\n"
         f"attempt: {metadata.attempt}\n\n"
@@ -43,11 +44,11 @@ def describe(
 
 
 def _one_line(text: str) -> str:
-    """No line of its own for what a request says: `owner` reads line by line."""
+    # A request's text must not forge a line of its own: `owner` parses lines.
     return " ".join(text.split())
 
 
 def owner(notes: str) -> Owner:
-    """Whose the CT with these notes is."""
+    """The owner that the notes name."""
     sandbox, installation = _SANDBOX_LINE.search(notes), _INSTALLATION_LINE.search(notes)
     return Owner(sandbox[1] if sandbox else "", installation[1] if installation else "")

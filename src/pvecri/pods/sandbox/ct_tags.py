@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tags of pods' CTs (proxmox.tags), set once the pod runs: they are for people, and no pod waits for them.
+"""Tags of pods' CTs (proxmox.tags), set in the background once the pod is READY: no pod waits for them.
 
-Proxmox checks `tags` of a create on /vms/VMID itself, without the pool that the CT is about to join. An account
-with rights on the pool only may set them when the CT is in it.
+They cannot be set at creation: Proxmox checks the `tags` of a create against /vms/VMID, not against the pool that
+the CT joins, and refuses them to an account with rights on the pool only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pvecri.supervision import Step, attempt_each
 
 
 class CtTags:
-    """`tag_all` tags every ready pod's CT that has no tags yet; `wanted` is set when there may be one."""
+    """`tag_all` tags the CT of every READY pod that has no tags yet; `wanted` is set if there may be one."""
 
     def __init__(self, registry: Registry, proxmox: ProxmoxApi, tags: tuple[str, ...]) -> None:
         self._registry = registry
@@ -31,12 +31,12 @@ class CtTags:
         self.wanted.set()
 
     async def tag_all(self) -> None:
-        """Tag every CT that has no tags yet; Incomplete when one could not be tagged."""
+        """Tag every CT that has no tags yet; Incomplete if one could not be tagged."""
         self.wanted.clear()
         if not self._tags:
             return
         steps: list[tuple[str, Step]] = [
-            (f"CT {pod.value.vmid} of pod {pod.value.name} gets no tags (proxmox.tags)", partial(self._tag, pod))
+            (f"setting proxmox.tags of CT {pod.value.vmid} (pod {pod.value.name})", partial(self._tag, pod))
             for pod in self._registry.pods()
             if _untagged(pod)
         ]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kubelet's cgroups of a pod, mirrored: what it sets there acts on the pod's CT.
+"""Mirrors the limits of a kubelet's pod cgroup to the pod's CT.
 
-A kubelet makes a cgroup for each pod (`kubepods/burstable/podUID`) and names it in `cgroup_parent`. Other
-runtimes run the pod below it. Here the pod runs in its CT's cgroup, `lxc/VMID`, whose place Proxmox decides, so
-that the kubelet's group stays empty. docs/kubelet.md lists what is mirrored and what cannot be.
+A kubelet creates a cgroup for each pod (`kubepods/burstable/podUID`) and passes it in `cgroup_parent`. Other
+runtimes run the pod below it. Here the pod runs in its CT's cgroup, `lxc/VMID`, whose path Proxmox decides, so the
+kubelet's cgroup stays empty. docs/kubelet.md lists what is mirrored and what cannot be.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class KubeletCgroups:
     def swap(self, config: SandboxConfig, total: int) -> int | None:
         """The swap that a kubelet's pod may use out of `total`, in bytes; None if the client is no kubelet.
 
-        A kubelet limits the swap of each container; LinuxPodSandboxConfig.resources says nothing of it.
+        A kubelet limits the swap of each container; LinuxPodSandboxConfig.resources does not have it.
         """
         found = self.pod_limits(config)
         if found is None:
@@ -62,7 +62,7 @@ class KubeletCgroups:
     def mirror(self, pod: PodEntry) -> None:
         """Write the limits that Proxmox has no option for to the cgroup of the pod's CT, which runs. Idempotent.
 
-        The kernel's refusal of one is logged: a kubelet too goes on if its own cgroup refuses a limit.
+        If the kernel refuses one, that is logged: a kubelet too continues if its cgroup refuses a limit.
         """
         wanted = self.pod_limits(pod.value.config)
         if wanted is None:
@@ -77,7 +77,7 @@ class KubeletCgroups:
             self._bound_all_cts(self.node_allocatable(pod.value.config))
 
     def _bound_all_cts(self, wanted: Limits) -> None:
-        """Bound all CTs together, unless one of them is no pod: the kubelet did not mean that one."""
+        """Limit all CTs together, unless one of them is not a pod: the kubelet's limits are not for that one."""
         if others := self._other_cts():
             log.warning("node allocatable is not enforced: CT %d is not a pod", others[0])
             wanted = Limits()
@@ -90,15 +90,15 @@ class KubeletCgroups:
             log.warning("node allocatable is not enforced: %s", error)
 
     def _other_cts(self) -> list[int]:
-        """The running CTs that are no pods."""
+        """The running CTs that are not pods."""
         running = (int(name) for name in self._cgroups.children(ALL_CTS) if name.isdecimal())
         return sorted(vmid for vmid in running if not self._vmids.first <= vmid <= self._vmids.last)
 
 
 def pod_cgroup(config: SandboxConfig) -> str:
-    """The cgroup that a kubelet made for the pod, from `/`; empty if `cgroup_parent` names none.
+    """The cgroup that a kubelet created for the pod, from `/`; empty if `cgroup_parent` names none.
 
-    Of another client's group nothing is known: whether its limits are meant for one pod or for many.
+    The limits of another client's cgroup are not mirrored: they may be for one pod or for many.
     """
     parent, uid = PurePosixPath(config.cgroup_parent), config.metadata.uid
     if not uid or ".." in parent.parts:
@@ -119,22 +119,22 @@ def all_pods_cgroup(group: str) -> str:
 
 
 def expand_slice(name: str) -> str:
-    """Where systemd has a slice: `a-b.slice` is in `/a.slice/a-b.slice` (systemd.slice(5))."""
+    """The path of a systemd slice: `a-b.slice` is `/a.slice/a-b.slice` (systemd.slice(5))."""
     parts = name.removesuffix(".slice").split("-")
     return "".join(f"/{'-'.join(parts[: number + 1])}.slice" for number in range(len(parts)))
 
 
-def pod_resources(asked: Resources, pod: Limits | None) -> Resources:
-    """What a pod as a whole may use: as `asked` by RunPodSandbox, without the limits that its cgroup has not.
+def pod_resources(requested: Resources, pod: Limits | None) -> Resources:
+    """The limits of a pod as a whole: those `requested` by RunPodSandbox that its cgroup has too.
 
     A kubelet's LinuxPodSandboxConfig.resources has the sum of the limits of those containers that have one. Its
     pod cgroup has a limit only if all have one: for the pod of a limited container and an unlimited one, the sum
     is no limit. `pod` is None if there is no pod cgroup.
     """
     if pod is None:
-        return asked
+        return requested
     return replace(
-        asked,
-        memory_limit=0 if pod.memory is None else asked.memory_limit,
-        cpu_quota=0 if pod.cpu_quota is None else asked.cpu_quota,
+        requested,
+        memory_limit=0 if pod.memory is None else requested.memory_limit,
+        cpu_quota=0 if pod.cpu_quota is None else requested.cpu_quota,
     )

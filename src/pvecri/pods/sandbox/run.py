@@ -91,6 +91,7 @@ class SandboxRunner:
             await self._set_sysctls(pod)
             await self._attach_network(pod, request, undo)
             await asyncio.to_thread(files.write_files, pod)
+            # Pushed before: some plugins may have been notified of the pod before another one refuses it.
             undo.push_async_callback(self._hooks.remove_pod, pod)
             await self._hooks.run_pod(pod)
             self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.READY))
@@ -105,7 +106,7 @@ class SandboxRunner:
         """FailedPrecondition if CNI is not ready: checked before Proxmox spends a task on the CT."""
         if config.security.namespaces.network is NamespaceMode.NODE:
             return
-        if interface is not None and not interface.beside_cni:
+        if interface is not None and not interface.beside_cni:  # it replaces CNI
             return
         status = await self._network.status()
         if not status.ready:
@@ -121,7 +122,7 @@ class SandboxRunner:
             return
         for pod in self._registry.pods():
             if not (pod.value.networked or pod.value.phase is SandboxPhase.CREATING):
-                continue
+                continue  # DEL has freed its ports
             other = pod.value.config
             if other.security.namespaces.network is NamespaceMode.NODE:
                 continue
@@ -176,6 +177,7 @@ class SandboxRunner:
             unmappable=unmappable,
         )
         if decision.kind is UserNamespaceKind.POD and not decision.mappings:
+            # From the decisions, not from `Sandbox.mappings`: those are set only when the CT runs.
             used = [entry for pod in self._registry.pods() for entry in pod.value.user_namespace.mappings]
             own = user_namespaces.own_mappings(decision, self._policy.settings, used)
             decision = replace(decision, mappings=own)
@@ -204,6 +206,7 @@ class SandboxRunner:
         undo.push_async_callback(_log_failure, remove_files, pod)
         undo.callback(self._pauses.forget, pod)
         await asyncio.to_thread(files.make_directory, pod)
+        # For conmon and the OCI runtime, which run in the CT's PID namespace in every kind of pod (decision 0064).
         await asyncio.to_thread(files.pin_namespaces, pod, init, ["pid"])
         if decision.kind is UserNamespaceKind.POD:
             owner = await self._pauses.start(pod)
@@ -228,6 +231,7 @@ class SandboxRunner:
     async def _attach_network(self, pod: PodEntry, request: NetworkRequest, undo: AsyncExitStack) -> None:
         if pod.value.config.security.namespaces.network is NamespaceMode.NODE:
             return
+        # Stored first: after a crash during ADD, the removal of the pod must run DEL.
         self._registry.save_pod(pod, replace(pod.value, networked=True))
         undo.push_async_callback(_log_failure, self._teardown.detach_network, pod)
         network = await self._network.attach(pod.id, pod.namespace("net"), request)

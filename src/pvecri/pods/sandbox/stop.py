@@ -113,9 +113,9 @@ class SandboxTeardown:
             if pod.value.phase is SandboxPhase.READY:
                 log.warning("CT %d of pod %s ended", pod.value.vmid, pod.value.name)
                 self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.STOPPED), ending=True)
-                # Not tried again here: the client, for which the pod has ended, stops and removes it.
-                doing = f"cleaning up after CT {pod.value.vmid}"
-                await attempt(partial(self._stop, pod, force=True), "stop of pod", doing)
+                # Not retried here: for the client the pod has ended, so it stops and removes it.
+                action = f"cleaning up after CT {pod.value.vmid}"
+                await attempt(partial(self._stop, pod, force=True), "stop of pod", action)
 
     # -- steps, also undone by RunPodSandbox ------------------------------------------------------------------
 

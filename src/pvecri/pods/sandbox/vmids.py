@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which VMID a new pod takes.
+"""VMIDs for new pods.
 
-Proxmox reserves a VMID when the CT is created and not before, so the allocator only proposes: it walks the
-configured range, leaves out what is known to be taken, and when the create call says "already exists" (another
-node was faster) that number is taken too and the next one is proposed.
+Proxmox reserves a VMID only when the CT is created, so an allocated one may be refused: the caller tries the next.
 """
 
 from __future__ import annotations
@@ -16,32 +14,32 @@ from pvecri.model import Vmid
 
 
 class VmidAllocator:
-    """Proposes each VMID of the range in turn, so that a number freed is not used again at once."""
+    """Allocates round robin, so that a released VMID is not reused at once."""
 
     def __init__(self, limits: VmidRange) -> None:
         """Both ends of `limits` are included."""
         self._limits = limits
         self._next = limits.first
-        self._taken: set[int] = set()
+        self._used: set[int] = set()
 
-    def replace(self, taken: Iterable[int]) -> None:
-        """Learn anew which numbers are taken: those of all guests of the cluster, and those proposed for pods."""
-        self._taken = {vmid for vmid in taken if self._limits.first <= vmid <= self._limits.last}
+    def set_used(self, used: Iterable[int]) -> None:
+        """Replace the set of VMIDs in use: those of all guests of the cluster and those allocated to pods."""
+        self._used = {vmid for vmid in used if self._limits.first <= vmid <= self._limits.last}
 
-    def take(self) -> Vmid:
-        """A number that is not known to be taken; ResourceExhausted when the range is full."""
+    def allocate(self) -> Vmid:
+        """A VMID that is not in use; ResourceExhausted if there is none in the range."""
         size = self._limits.last - self._limits.first + 1
         for _ in range(size):
             candidate = self._next
             self._next = self._limits.first + (candidate - self._limits.first + 1) % size
-            if candidate not in self._taken:
-                self._taken.add(candidate)
+            if candidate not in self._used:
+                self._used.add(candidate)
                 return Vmid(candidate)
         raise ResourceExhausted(
-            f"all {size} VMIDs from {self._limits.first} to {self._limits.last} are taken "
+            f"all {size} VMIDs from {self._limits.first} to {self._limits.last} are in use "
             "(proxmox.vmid_range sets the range)"
         )
 
-    def give_back(self, vmid: int) -> None:
-        """The CT with this number is gone. Idempotent."""
-        self._taken.discard(vmid)
+    def release(self, vmid: int) -> None:
+        """Make a VMID available again. Idempotent."""
+        self._used.discard(vmid)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics of every ready pod and its running containers, read when a client asks.
+"""The metrics of every READY pod and its running containers (CRI ListPodSandboxMetrics), read on each request.
 
-What a machine does not count (huge pages, pressure, a limit that nobody set) has no metric rather than a 0.
+A value that the kernel does not account for (huge pages, pressure) and an unset limit have no sample, not a 0.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SECOND = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One value of a metric. `time` is 0 when it was read right now, else nanoseconds since the epoch."""
+    """One value of a metric; `time` is nanoseconds since the epoch, 0 for now."""
 
     descriptor: Descriptor
     value: int
@@ -39,7 +39,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class ContainerMetrics:
-    """The metrics of a container, all with the values `base` of the base labels."""
+    """The metrics of a container; `base` are the values of BASE_LABELS, for all samples."""
 
     id: ContainerId
     base: tuple[str, ...]
@@ -48,7 +48,7 @@ class ContainerMetrics:
 
 @dataclass(frozen=True, slots=True)
 class PodMetrics:
-    """The metrics of a pod as a whole, by its CT's cgroup and its network, and those of its containers."""
+    """The metrics of a pod, from its CT's cgroup and its network namespace, and those of its containers."""
 
     id: SandboxId
     base: tuple[str, ...]
@@ -57,7 +57,7 @@ class PodMetrics:
 
 
 class Metrics:
-    """Answers for all pods with one trip to a thread."""
+    """Reads all pods in one worker thread call."""
 
     def __init__(self, registry: Registry, cgroups: Cgroups, layers: WritableLayers) -> None:
         self._registry = registry
@@ -66,7 +66,7 @@ class Metrics:
         self._layers = layers
 
     async def collect(self) -> list[PodMetrics]:
-        """Of every ready pod, oldest first."""
+        """The metrics of every READY pod, oldest first."""
         pods = sorted(filter(is_ready, self._registry.pods()), key=lambda pod: pod.value.created_at)
         containers = {pod.id: [each for each in pod.containers.values() if is_running(each)] for pod in pods}
         every = [each for inside in containers.values() for each in inside]
@@ -111,7 +111,7 @@ class Metrics:
         return ContainerMetrics(container.id, base_labels(pod, container.value), tuple(samples))
 
     def _of_group(self, group: str) -> Iterator[Sample]:
-        """What the kernel counts for a cgroup."""
+        """What the kernel accounts for in a cgroup."""
         cpu, memory = self._accounting.cpu(group), self._accounting.memory(group)
         yield Sample(names.LAST_SEEN, int(time.time()))
         if cpu is not None:
@@ -146,7 +146,7 @@ PRESSURES = (
     ("memory", names.MEMORY_WAITING, names.MEMORY_STALLED),
     ("io", names.IO_WAITING, names.IO_STALLED),
 )
-"""Each resource with the metrics of its pressure: some task waited, all of them did."""
+"""Each resource with the metrics of its PSI totals: `some` and `full`."""
 
 
 def base_labels(pod: PodEntry, container: Container | None) -> tuple[str, ...]:
@@ -159,7 +159,7 @@ def base_labels(pod: PodEntry, container: Container | None) -> tuple[str, ...]:
 
 
 def known(*values: tuple[Descriptor, int | None], labels: tuple[str, ...] = ()) -> Iterator[Sample]:
-    """A sample for each value that is known."""
+    """A sample for each value that is not None."""
     for descriptor, value in values:
         if value is not None:
             yield Sample(descriptor, value, labels)
@@ -171,7 +171,7 @@ def seconds(nanoseconds: int | None) -> int | None:
 
 
 def cpu_samples(cpu: Cpu) -> Iterator[Sample]:
-    """Times, and how a quota held them back."""
+    """CPU times, and throttling by the quota."""
     yield Sample(names.CPU_USAGE, cpu.usage // SECOND, ("total",))
     yield from known(
         (names.CPU_USER, seconds(cpu.user)),
@@ -183,7 +183,7 @@ def cpu_samples(cpu: Cpu) -> Iterator[Sample]:
 
 
 def memory_samples(memory: Memory) -> Iterator[Sample]:
-    """Memory and swap, page faults, and what happened at the limit."""
+    """Memory and swap, page faults, and events at the limit."""
     yield from known(
         (names.MEMORY_USAGE, memory.usage),
         (names.MEMORY_WORKING_SET, memory.working_set),
@@ -203,14 +203,14 @@ def memory_samples(memory: Memory) -> Iterator[Sample]:
 
 
 def pressure_samples(pressure: Pressure, waiting: Descriptor, stalled: Descriptor) -> Iterator[Sample]:
-    """How long tasks waited for one resource."""
+    """PSI totals of one resource."""
     yield Sample(waiting, pressure.some.total // SECOND)
     if pressure.full is not None:
         yield Sample(stalled, pressure.full.total // SECOND)
 
 
 def io_samples(io: DeviceIo, device: str) -> Iterator[Sample]:
-    """Use of one block device."""
+    """I/O of one block device."""
     yield Sample(names.FS_READ_BYTES, io.read_bytes, (device,))
     yield Sample(names.FS_READS, io.reads, (device,))
     yield Sample(names.FS_WRITTEN_BYTES, io.written_bytes, (device,))
@@ -221,7 +221,7 @@ def io_samples(io: DeviceIo, device: str) -> Iterator[Sample]:
 
 
 def layer_samples(layer: FilesystemUsage, filesystem: Filesystem) -> Iterator[Sample]:
-    """What a container has written, as of the last count, and the filesystem that it lies on."""
+    """The size of a container's writable layer at the last count, and the filesystem that contains it."""
     labels = (filesystem.device,)
     yield Sample(names.FS_USAGE, layer.used_bytes, labels, layer.timestamp)
     yield Sample(names.FS_LIMIT, filesystem.size, labels)
@@ -246,7 +246,7 @@ def network_samples(interface: Interface) -> Iterator[Sample]:
 
 
 def spec_samples(resources: Resources) -> Iterator[Sample]:
-    """What the container was given; a memory limit of 0 is none."""
+    """The container's limits; a memory limit of 0 is none."""
     yield Sample(names.SPEC_MEMORY_LIMIT, max(0, resources.memory_limit))
     yield Sample(names.SPEC_MEMORY_SWAP_LIMIT, max(0, resources.memory_swap_limit))
     protected = resources.unified.get("memory.min", "0")

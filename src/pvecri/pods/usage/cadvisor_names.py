@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics of pods and containers, by the names, labels and units that cadvisor has given them.
+"""Names, labels and units of the metrics of pods and containers: cAdvisor's, for which dashboards are written.
 
-Dashboards and alerts are written for these names. The CRI carries whole numbers, so seconds are whole seconds.
+The CRI's values are integers, so seconds are whole seconds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 BASE_LABELS = ("id", "image", "namespace", "pod", "container")
-"""What every metric is labelled with; `container` and `image` are empty for a pod as a whole."""
+"""The labels of every metric; `container` and `image` are empty for a pod as a whole."""
 
 
 class MetricKind(Enum):
@@ -22,7 +22,7 @@ class MetricKind(Enum):
 
 @dataclass(frozen=True)
 class Descriptor:
-    """What a metric means (CRI MetricDescriptor); `labels` come after the base labels."""
+    """CRI MetricDescriptor; `labels` come after the base labels."""
 
     name: str
     help: str
@@ -31,7 +31,7 @@ class Descriptor:
 
 
 DESCRIPTORS: list[Descriptor] = []
-"""Every metric there is, in the order of this file."""
+"""All metrics, in the order of this file."""
 
 
 def _counter(name: str, text: str, *labels: str) -> Descriptor:
@@ -47,42 +47,38 @@ def _add(descriptor: Descriptor) -> Descriptor:
     return descriptor
 
 
-LAST_SEEN = _gauge("container_last_seen", "When the figures were read, in seconds since the epoch.")
-START_TIME = _gauge("container_start_time_seconds", "When it was started, in seconds since the epoch.")
+LAST_SEEN = _gauge("container_last_seen", "Time of this reading, in seconds since the epoch.")
+START_TIME = _gauge("container_start_time_seconds", "Start time, in seconds since the epoch.")
 
 # -- CPU ------------------------------------------------------------------------------------------------------
 
 CPU_USAGE = _counter("container_cpu_usage_seconds_total", "CPU time used, in seconds.", "cpu")
-CPU_USER = _counter("container_cpu_user_seconds_total", "CPU time used outside the kernel, in seconds.")
-CPU_SYSTEM = _counter("container_cpu_system_seconds_total", "CPU time used in the kernel, in seconds.")
+CPU_USER = _counter("container_cpu_user_seconds_total", "CPU time used in user mode, in seconds.")
+CPU_SYSTEM = _counter("container_cpu_system_seconds_total", "CPU time used in kernel mode, in seconds.")
 CPU_PERIODS = _counter("container_cpu_cfs_periods_total", "Periods in which the CPU quota was enforced.")
 CPU_THROTTLED_PERIODS = _counter(
     "container_cpu_cfs_throttled_periods_total", "Periods in which the CPU quota was used up."
 )
 CPU_THROTTLED = _counter(
-    "container_cpu_cfs_throttled_seconds_total", "Time spent waiting for the next period, in seconds."
+    "container_cpu_cfs_throttled_seconds_total", "Time throttled by the CPU quota, in seconds."
 )
 
 # -- memory ---------------------------------------------------------------------------------------------------
 
 MEMORY_USAGE = _gauge("container_memory_usage_bytes", "Memory in use, page cache included.")
-MEMORY_WORKING_SET = _gauge(
-    "container_memory_working_set_bytes", "Memory in use that cannot be reclaimed at once."
-)
-MEMORY_MAX_USAGE = _gauge("container_memory_max_usage_bytes", "The most memory that was ever in use.")
+MEMORY_WORKING_SET = _gauge("container_memory_working_set_bytes", "Memory in use without inactive page cache.")
+MEMORY_MAX_USAGE = _gauge("container_memory_max_usage_bytes", "Maximum memory use recorded.")
 MEMORY_RSS = _gauge("container_memory_rss", "Anonymous memory, in bytes.")
 MEMORY_CACHE = _gauge("container_memory_cache", "Page cache, in bytes.")
 MEMORY_MAPPED_FILE = _gauge("container_memory_mapped_file", "Files mapped into memory, in bytes.")
-MEMORY_KERNEL = _gauge("container_memory_kernel_usage", "Memory of the kernel, in bytes.")
+MEMORY_KERNEL = _gauge("container_memory_kernel_usage", "Kernel memory, in bytes.")
 MEMORY_SWAP = _gauge("container_memory_swap", "Swap in use, in bytes.")
-MEMORY_LIMIT_HITS = _counter("container_memory_failcnt", "How often the memory limit was reached.")
+MEMORY_LIMIT_HITS = _counter("container_memory_failcnt", "Number of times the memory limit was hit.")
 MEMORY_FAULTS = _counter("container_memory_failures_total", "Page faults.", "failure_type", "scope")
-OOM_EVENTS = _counter("container_oom_events_total", "Processes killed for want of memory.")
+OOM_EVENTS = _counter("container_oom_events_total", "Processes killed by the OOM killer.")
 
 HUGETLB_USAGE = _gauge("container_hugetlb_usage_bytes", "Huge pages in use.", "pagesize")
-HUGETLB_MAX_USAGE = _gauge(
-    "container_hugetlb_max_usage_bytes", "The most huge pages that were ever in use.", "pagesize"
-)
+HUGETLB_MAX_USAGE = _gauge("container_hugetlb_max_usage_bytes", "Maximum huge page use recorded.", "pagesize")
 
 # -- pressure -------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much CPU is used per time: the difference of two samples of a counter."""
+"""CPU rates (nanocores), from the difference of two samples of a counter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 SECOND = 1_000_000_000
 
 WINDOW = SECOND
-"""Nanoseconds that two samples must be apart: a rate over less is noise."""
+"""Nanoseconds between two samples, at least: a rate over less is noise."""
 
 
 @dataclass(slots=True)
@@ -22,16 +22,17 @@ class _Sample:
 
 
 class Rates:
-    """The rate of each counter, by its owner's id, over the time since the sample before, at least WINDOW ago."""
+    """The rate of each counter, by id of pod or container, since the last sample at least WINDOW ago."""
 
     def __init__(self) -> None:
         self._samples: dict[str, _Sample] = {}
 
     def observe(self, key: str, time: int, usage: int) -> int | None:
-        """Take a sample (both in nanoseconds) and tell the rate: nanoseconds of CPU per second ("nanocores").
+        """Record a sample (both in nanoseconds); returns the rate in nanoseconds of CPU per second (nanocores).
 
-        Samples closer together than WINDOW get the rate of the last window. None until there was a window.
+        Samples closer together than WINDOW return the rate of the last window; None before the first.
         """
+        # A counter that decreases belongs to a new cgroup: the container or the CT was restarted.
         last = self._samples.get(key)
         if last is None or usage < last.usage:
             self._samples[key] = _Sample(time, usage)
@@ -44,6 +45,6 @@ class Rates:
         return rate
 
     def keep(self, keys: Collection[str]) -> None:
-        """Forget all others."""
+        """Drop the samples of all others."""
         for key in self._samples.keys() - keys:
             del self._samples[key]

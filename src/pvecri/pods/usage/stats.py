@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pods and containers use, read when a client asks.
+"""Resource usage of pods and containers (CRI stats calls), read from the kernel on each request.
 
-A pod's figures are those of its CT's cgroup: the containers and what the pod itself costs, as Proxmox counts and
-shows them. Nothing is measured beforehand but the CPU time, every ten seconds: so that the first client that asks
-can be told a rate.
+A pod's usage is that of its CT's cgroup: its containers and conmon, as Proxmox shows it. Only CPU time is sampled
+in the background, so that the first request already gets a rate (decision 0057).
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ K = TypeVar("K", bound=str)
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a cgroup uses at `time` (nanoseconds since the epoch). None is what the machine does not tell.
+    """The usage of a cgroup at `time` (nanoseconds since the epoch). None if the kernel does not account for it.
 
-    `cpu_time` is nanoseconds since the start, `cpu_rate` nanoseconds of CPU per second; `swap_available` is what
-    the group may still swap, at most what the machine has.
+    `cpu_time` is nanoseconds since the start, `cpu_rate` nanoseconds of CPU per second; `swap_available` is bytes
+    below the cgroup's swap limit and below the node's total.
     """
 
     time: int
@@ -57,14 +56,14 @@ class Usage:
 
     @property
     def memory_available(self) -> int | None:
-        """Bytes below the limit; None when there is no limit."""
+        """Bytes below the limit; None without a limit."""
         limit = self.memory.limit
         return None if limit is None else max(0, limit - self.memory.working_set)
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerUsage:
-    """A container, what it uses when it runs, and what it has written (None when that could not be counted)."""
+    """A container, its usage if it runs, and its writable layer's size (None if counting failed)."""
 
     container: Container
     usage: Usage | None
@@ -73,7 +72,7 @@ class ContainerUsage:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """The interfaces of a pod at `time`; `default` is the one that its address is on."""
+    """The interfaces of a pod at `time`; `default` is the one with the pod's address."""
 
     time: int
     default: Interface
@@ -81,15 +80,15 @@ class Network:
 
     @property
     def interfaces(self) -> tuple[Interface, ...]:
-        """All of them, the default one first."""
+        """All interfaces, the default one first."""
         return (self.default, *self.others)
 
 
 @dataclass(frozen=True, slots=True)
 class PodUsage:
-    """A pod, what it uses when it runs, and its running containers. A pod on the node's network has no `network`.
+    """A pod, its usage if it is READY, and its running containers. `network` is None in the node's network.
 
-    `tasks` counts processes and threads, as the pod's limit does.
+    `tasks` counts processes and threads, as the cgroup's pids.max does.
     """
 
     sandbox: Sandbox
@@ -100,7 +99,7 @@ class PodUsage:
 
 
 class Statistics:
-    """Answers for any number of pods or containers with one trip to a thread."""
+    """Reads any number of cgroups in one worker thread call."""
 
     def __init__(self, registry: Registry, cgroups: Cgroups, layers: WritableLayers) -> None:
         self._registry = registry
@@ -108,14 +107,12 @@ class Statistics:
         self._layers = layers
         self._rates = Rates()
 
-    # -- what is asked ----------------------------------------------------------------------------------------
-
     async def container(self, container_id: str) -> ContainerUsage:
         """One container, whether it runs or not; NotFound."""
         return (await self._of_containers([self._registry.container(container_id)]))[0]
 
     async def containers(self, wanted: Callable[[Container], bool]) -> list[ContainerUsage]:
-        """The running containers that are wanted, oldest first."""
+        """The running containers that `wanted` selects, oldest first."""
         return await self._of_containers([each for each in self._running() if wanted(each.value)])
 
     async def pod(self, sandbox_id: str) -> PodUsage:
@@ -124,10 +121,10 @@ class Statistics:
         return (await self._of_pods([pod]))[0] if is_ready(pod) else PodUsage(pod.value)
 
     async def pods(self, wanted: Callable[[Sandbox], bool]) -> list[PodUsage]:
-        """The ready pods that are wanted, oldest first."""
+        """The READY pods that `wanted` selects, oldest first."""
         return await self._of_pods([pod for pod in self._ready() if wanted(pod.value)])
 
-    # -- how it is found out ----------------------------------------------------------------------------------
+    # -- reading ----------------------------------------------------------------------------------------------
 
     async def _of_containers(self, containers: Sequence[ContainerEntry]) -> list[ContainerUsage]:
         groups = {each.id: self._registry.pod_of(each).group(each.id) for each in containers if is_running(each)}
@@ -155,7 +152,7 @@ class Statistics:
         ]
 
     async def _usages(self, groups: Mapping[K, str]) -> dict[K, Usage]:
-        """The use of each group that is there, with its rate."""
+        """The usage of each cgroup that exists, with its CPU rate."""
         if not groups:
             return {}
         found = await asyncio.to_thread(self._read_groups, groups)
@@ -165,7 +162,7 @@ class Statistics:
         }
 
     def _read_groups(self, groups: Mapping[K, str]) -> dict[K, Usage]:
-        swap_total = accounting.swap_total()
+        swap_total = accounting.swap_total()  # of the node, read once for all groups
         found = {}
         for key, group in groups.items():
             memory, cpu_time = self._accounting.memory(group), self._accounting.cpu_time(group)
@@ -198,7 +195,7 @@ class Statistics:
     # -- sampling ---------------------------------------------------------------------------------------------
 
     async def sample(self) -> None:
-        """Take one sample of everyone's CPU time, and forget what is gone; every INTERVAL seconds."""
+        """Sample the CPU time of all pods and containers, and drop the samples of removed ones."""
         groups: dict[str, str] = {pod.id: pod.cgroup for pod in self._ready()}
         groups |= {each.id: self._registry.pod_of(each).group(each.id) for each in self._running()}
         self._rates.keep(groups.keys())
@@ -213,17 +210,17 @@ class Statistics:
 
 
 def is_running(container: ContainerEntry) -> bool:
-    """Whether a container has a cgroup with something in it."""
+    """Whether a container has a cgroup to read."""
     return container.value.state is ContainerState.RUNNING
 
 
 def is_ready(pod: PodEntry) -> bool:
-    """Whether a pod has a CT that runs."""
+    """Whether a pod's CT runs."""
     return pod.value.phase is SandboxPhase.READY
 
 
 def swap_available(memory: Memory, total: int) -> int | None:
-    """What may still be swapped on a machine with `total` bytes of swap; None when it is not counted."""
+    """Bytes that may still be swapped, of `total` on the node; None if the kernel does not account for swap."""
     if memory.swap is None:
         return None
     limit = total if memory.swap_limit is None else min(memory.swap_limit, total)
@@ -231,7 +228,7 @@ def swap_available(memory: Memory, total: int) -> int | None:
 
 
 def read_networks(pods: Sequence[PodEntry]) -> dict[SandboxId, Network]:
-    """The interfaces of those pods that have any of their own. Blocks."""
+    """The interfaces of the pods that have a network namespace of their own. Blocks."""
     own = [pod for pod in pods if pod.value.config.security.namespaces.network is not NamespaceMode.NODE]
     if not own:
         return {}
@@ -241,6 +238,6 @@ def read_networks(pods: Sequence[PodEntry]) -> dict[SandboxId, Network]:
 
 
 def network(when: int, found: Sequence[Interface]) -> Network:
-    """The default interface, which the kubelet counts on, and the others."""
+    """Splits off the default interface, the one that the kubelet reports for the pod."""
     default = next((each for each in found if each.name == INTERFACE), found[0])
     return Network(when, default, tuple(each for each in found if each is not default))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What containers have written, counted now and then: counting means to walk through a directory tree.
+"""Sizes of containers' writable layers, cached: counting walks a directory tree.
 
-A request is answered with the last count, whose timestamp tells its age, and brings about the next one.
+A request returns the last count, with its timestamp, and starts the next one in the background.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from pvecri.model import FilesystemUsage
 from pvecri.supervision import Supervisor
 
 FRESH = 10.0
-"""Seconds for which a count is given out as it is: the kubelet asks every ten."""
+"""Seconds for which a count is returned without a new one: the kubelet requests it every ten."""
 
 STALE = 60.0
-"""Seconds after which a count is not given out any more: nobody has asked for that long."""
+"""Seconds after which a count is too old to be returned."""
 
 PARALLEL = 2
-"""Counts under way at a time; they share the threads of everything else."""
+"""Counts at a time: they use the default thread pool, which everything else needs too."""
 
 
 class WritableLayers:
-    """The last counts. One object, in one event loop."""
+    """The last counts. Not thread-safe."""
 
     def __init__(self, count: Callable[[str], Awaitable[FilesystemUsage]], supervisor: Supervisor) -> None:
         """`count` counts the writable layer of a container."""
@@ -37,9 +37,9 @@ class WritableLayers:
         self._slots = asyncio.Semaphore(PARALLEL)
 
     async def usage(self, container_id: str) -> FilesystemUsage | None:
-        """What the container has written; waits only for the first count, or when the last is STALE.
+        """The size of the container's writable layer; waits only for the first count, or if the last is STALE.
 
-        None when it could not be counted: that is logged, and no reason to fail a list of many containers.
+        None if counting fails, which is logged: it must not fail a list of many containers.
         """
         counted, known = self._known.get(container_id, (-math.inf, None))
         age = time.monotonic() - counted
@@ -56,7 +56,7 @@ class WritableLayers:
         return self._known[container_id][1] if container_id in self._known else None
 
     async def _refresh(self, container_id: str) -> None:
-        """Count; when that fails there is no count until the next one."""
+        """Count; if that fails the size is unknown until the next count."""
         usage = None
         try:
             async with self._slots:
@@ -66,6 +66,6 @@ class WritableLayers:
             self._known[container_id] = (time.monotonic(), usage)
 
     def keep(self, container_ids: Collection[str]) -> None:
-        """Forget all others."""
+        """Drop the counts of all others."""
         for container_id in self._known.keys() - container_ids:
             del self._known[container_id]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CNI plugins that an earlier daemon has left running: they outlive a daemon that is killed."""
+"""CNI plugins of the previous daemon process: they keep running if the daemon is killed."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from pvecri.linux.processes import Process
 log = logging.getLogger(__name__)
 
 CONTAINER_ID = "CNI_CONTAINERID"
-"""The variable that tells a plugin, and what it runs, for whom it works (CNI specification, section 2)."""
+"""Set in the environment of a plugin, and inherited by its children (CNI specification, section 2)."""
 
 
-async def settle(sandboxes: Collection[str], patience: float) -> None:
-    """Return when no plugin works any more for these sandboxes; one that takes `patience` seconds is killed.
+async def wait_for_exit(sandboxes: Collection[str], timeout: float) -> None:
+    """Wait until no plugin runs for these sandboxes; kill those that still run after `timeout` seconds.
 
-    A DEL that comes before the end of an ADD undoes nothing.
+    A DEL must not overtake an ADD: what the ADD creates afterwards would never be freed.
     """
     if not sandboxes:
         return
     running = await asyncio.to_thread(processes.with_variable, CONTAINER_ID)
     pids = [pid for pid, sandbox in running.items() if sandbox in sandboxes]
-    await asyncio.gather(*(_ended(pid, patience) for pid in pids))
+    await asyncio.gather(*(_wait_for_process(pid, timeout) for pid in pids))
 
 
-async def _ended(pid: int, patience: float) -> None:
+async def _wait_for_process(pid: int, timeout: float) -> None:
     with suppress(ProcessLookupError):
         process = Process(pid)
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout):
                 await process.wait()
         except TimeoutError:
-            log.warning("a CNI plugin of an earlier daemon does not end: killing process %d", pid)
+            log.warning("a CNI plugin of the previous daemon process does not exit: killing process %d", pid)
             process.send(signal.SIGKILL)
             await process.wait()
         finally:
