@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _check(path: Path, settings: config.Config, *, offline: bool) -> int:
     """Say what is wrong with a configuration that can be read, one line each."""
+    logging.getLogger("pvecri").addHandler(logging.NullHandler())  # what is wrong is said below, once
     problems = [] if offline else asyncio.run(daemon.check(settings))
     for problem in problems:
         print(f"{path}: {problem}", file=sys.stderr)
