@@ -54,8 +54,9 @@ def create_parameters(spec: CtSpec) -> dict[str, ParameterValue]:
     """The parameters of the create call.
 
     `ostype=unmanaged` keeps Proxmox from editing files in the CT. No console and no tty: nobody logs in to a pod,
-    and each would cost a pty. Without `netN` the CT comes up with a network namespace of its own that holds only
-    lo, for CNI to fill.
+    and each would cost a pty. `startup=down=1` is for the shutdown of the node: Proxmox asks each CT's init to end
+    and kills it after 180 seconds by default, a few CTs at a time, and a pod's init has nothing to end. Without
+    `netN` the CT comes up with a network namespace of its own that holds only lo, for CNI to fill.
     """
     parameters: dict[str, ParameterValue] = {
         "vmid": spec.vmid,
@@ -67,6 +68,7 @@ def create_parameters(spec: CtSpec) -> dict[str, ParameterValue]:
         "arch": spec.arch,
         "console": False,
         "tty": 0,
+        "startup": "down=1",
         **size_parameters(spec.size),
         "start": spec.start,
     }
