@@ -59,6 +59,11 @@ CREATE_LOCK = "create"
 TRANSIENT_LOCKS = frozenset((CREATE_LOCK, "destroyed"))
 """Locks of configs that name no owner: at the end of a destroy only ``lock: destroyed`` is left of a config."""
 
+HELD_LOCK_TIMEOUT = 60.0
+"""Seconds to wait for other locks of configs: a backup's may last for hours, and the kubelet gives up
+after two minutes, with an error that names no lock.
+"""
+
 LOCKED = Backoff(first=0.25, maximum=4.0)
 """Seconds between tries of a CT that is locked."""
 
@@ -156,7 +161,10 @@ class ProxmoxApi:
         """GET …/config, with pending changes applied. CtNotFound when there is no such CT, CtHidden when
         unseen.
         """
-        path, doing = f"{self._ct(vmid)}/config", f"read the config of CT {vmid}"
+        return await self._config_of(vmid, f"read the config of CT {vmid}")
+
+    async def _config_of(self, vmid: Vmid, doing: str) -> CtConfig:
+        path = f"{self._ct(vmid)}/config"
         async with self._told_apart(vmid, doing):
             return ct_config(await self._get(path, doing, dict[str, object]))
 
@@ -260,7 +268,10 @@ class ProxmoxApi:
             repeatable=True,
         )
         async with self._told_apart(vmid, call.doing):
-            await self._unlocked(lambda: self._transport.call(call, object))
+            await self._unlocked(
+                lambda: self._transport.call(call, object),
+                before_repeat=lambda: self._check_lock(vmid, call.doing),
+            )
 
     async def protect_ct(self, vmid: Vmid, firewall: Firewall) -> None:
         """Give a new CT these firewall rules and switch its firewall on.
@@ -373,13 +384,21 @@ class ProxmoxApi:
             async with self._told_apart(vmid, doing):
                 await self._tasks.wait(parse_upid(await self._transport.call(call, str), doing), doing)
 
-        await self._unlocked(attempt)
+        # Each attempt is a task of its own, and stands in Proxmox's task log when it fails.
+        await self._unlocked(attempt, before_repeat=lambda: self._check_lock(vmid, doing))
+
+    async def _check_lock(self, vmid: Vmid, doing: str) -> None:
+        """CtLocked while there is a lock in the CT's config; CtNotFound when there is no such CT."""
+        lock = (await self._config_of(vmid, doing)).lock
+        if lock:
+            raise CtLocked(doing, f"CT is locked ({lock})")
 
     @asynccontextmanager
     async def _told_apart(self, vmid: Vmid, doing: str) -> AsyncIterator[None]:
         """Find out what a 403 means in what is done with a CT meanwhile.
 
-        CtNotFound for a CT that does not exist, CtHidden for one that our account does not see, else Forbidden.
+        CtNotFound for a CT that does not exist, CtHidden for one that our account would see if it were in the
+        pool, else Forbidden.
         """
         try:
             yield
@@ -388,24 +407,37 @@ class ProxmoxApi:
                 raise CtNotFound(doing, f"CT {vmid} does not exist") from refused
             if any(guest.vmid == vmid for guest in await self.guests()):
                 raise
+            if "VM.Audit" not in await self.permissions(privileges.pods_path(self._config)):
+                raise  # it sees no CT at all
             raise CtHidden(
                 f"Proxmox: {doing}: CT {vmid} exists, but our account does not see it: it is being created, or is "
                 f"not in the pool {self._config.pool!r} (proxmox.pool)"
             ) from refused
 
-    async def _unlocked(self, attempt: Callable[[], Awaitable[T]], timeout: float | None = None) -> T:
+    async def _unlocked(
+        self,
+        attempt: Callable[[], Awaitable[T]],
+        timeout: float | None = None,
+        before_repeat: Callable[[], Awaitable[None]] | None = None,
+    ) -> T:
         """Try until the CT's lock is free, and it is seen; CtLocked or CtHidden after `timeout` seconds
-        (default: proxmox.task_timeout).
+        (default: proxmox.task_timeout), or HELD_LOCK_TIMEOUT.
+
+        `before_repeat` precedes every attempt but the first, and spares it by raising the same errors.
         """
         clock = asyncio.get_running_loop().time
         seconds = self._config.task_timeout if timeout is None else timeout
-        deadline = clock() + seconds
+        begun = clock()
+        repeated = False
         for delay in LOCKED.delays():
             try:
+                if repeated and before_repeat is not None:
+                    await before_repeat()
                 return await attempt()
-            except (CtLocked, CtHidden):
-                if clock() + delay > deadline:
+            except (CtLocked, CtHidden) as refused:
+                if clock() + delay > begun + _lock_timeout(refused, seconds):
                     raise
+            repeated = True
             await asyncio.sleep(delay)
         raise AssertionError("delays never end")
 
@@ -435,3 +467,9 @@ class ProxmoxApi:
         if config.lock == CREATE_LOCK and not config.description:
             return await self.idle_ct_config(vmid)
         return config
+
+
+def _lock_timeout(refused: CtLocked | CtHidden, timeout: float) -> float:
+    """How long to try what was refused so."""
+    held = isinstance(refused, CtLocked) and refused.lock and refused.lock not in TRANSIENT_LOCKS
+    return min(timeout, HELD_LOCK_TIMEOUT) if held else timeout

@@ -34,6 +34,9 @@ NOT_PASSED_ON = 595
 GATEWAY_STATUSES = frozenset({502, 503, 504, NOT_PASSED_ON, 596, 597, 599})
 """pveproxy, or a proxy before it, got no answer (596 and up are AnyEvent::HTTP's own)."""
 
+NO_CLUSTER_FILES = "RPCEnvironment init request failed"
+"""How any call is refused while pmxcfs, which holds the users and their rights, does not run."""
+
 
 class ProxmoxError(InternalError):
     """Proxmox refused or failed.
@@ -87,14 +90,19 @@ class CtAlreadyRunning(ProxmoxError):
 class CtLocked(ProxmoxError):
     """A lock is held on the CT, such as `backup`; worth trying again.
 
+    `lock` names the one that stands in the CT's config; empty for that of a task which works on the CT right now.
     `create` and `destroyed` stay if the task's worker is killed, or the node goes down, before its end. Nothing in
     the API takes a lock away, so the message says what does.
     """
 
     def __init__(self, doing: str, words: str, http_status: int = 0) -> None:
-        if "is locked (create)" in words or "is locked (destroyed)" in words:
+        found = _CONFIG_LOCK.search(words)
+        self.lock = found[1] if found else ""
+        if self.lock in ("create", "destroyed"):
             words += ": if no task of it runs, one was cut off: on its node, `pct unlock VMID` and then "
             words += "`pct destroy VMID` remove what is left"
+        elif self.lock:
+            words += ": if no task of it runs, `pct unlock VMID` on its node takes it away"
         super().__init__(doing, words, http_status)
 
 
@@ -106,12 +114,14 @@ class ProxmoxTaskError(ProxmoxError):
         self.upid = upid
 
 
+_CONFIG_LOCK = re.compile(r"\bCT is locked \(([\w-]+)\)")
+
 _KINDS: tuple[tuple[re.Pattern[str], type[ProxmoxError]], ...] = (
     (re.compile(r"\b(?:CT|VM) \d+ already exists\b"), CtExists),
     (re.compile(r"Configuration file '[^']*/(?:lxc|qemu-server)/\d+\.conf' does not exist"), CtNotFound),
     (re.compile(r"\bCT \d+ not running\b"), CtNotRunning),
     (re.compile(r"\bCT \d+ already running\b"), CtAlreadyRunning),
-    (re.compile(r"\bCT is locked \([\w-]+\)"), CtLocked),
+    (_CONFIG_LOCK, CtLocked),
     (re.compile(r"can't lock file '[^']*' - got timeout"), CtLocked),
 )
 
@@ -147,9 +157,18 @@ def from_answer(doing: str, status: int, reason: str, body: bytes, account: str)
         )
     if answer.errors:
         return ParameterError(doing, answer.errors, status)
-    if status in GATEWAY_STATUSES or "no quorum" in words:
-        return Unavailable(f"Proxmox: {doing}: {status} {words}")
+    if away := _not_running(status, words):
+        return Unavailable(f"Proxmox: {doing}: {away}")
     return kind_of(words)(doing, words, status)
+
+
+def _not_running(status: int, words: str) -> str:
+    """What of Proxmox does not work, if that is why it refused; else empty."""
+    if status == NOT_PASSED_ON:
+        return f"{status} {words}: pveproxy does not reach pvedaemon: does it run?"
+    if words.startswith(NO_CLUSTER_FILES):
+        return f"{words}: pmxcfs does not answer: does pve-cluster run?"
+    return f"{status} {words}" if status in GATEWAY_STATUSES or "no quorum" in words else ""
 
 
 def from_task(doing: str, exitstatus: str, log: str, upid: str) -> ProxmoxError:
