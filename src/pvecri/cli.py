@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _check(path: Path, settings: config.Config, *, offline: bool) -> int:
     """Print the problems of a valid configuration, one a line; returns the exit status."""
+    logging.getLogger("pvecri").addHandler(logging.NullHandler())  # the problems are printed below, once
     problems = [] if offline else asyncio.run(daemon.check(settings))
     for problem in problems:
         print(f"{path}: {problem}", file=sys.stderr)

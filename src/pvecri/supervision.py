@@ -2,8 +2,9 @@
 """Background work: tasks that no caller awaits, so that an exception of theirs has nobody to catch it.
 
 One rule, everywhere (docs/decisions/0068): a PvecriError is an answer, which somebody foresaw and worded; any
-other exception is a fault, of the machine or of this program. An answer takes one line of the log at most, a fault
-is logged with its traceback. Neither ends background work: it is started again after a growing pause.
+other exception is a fault, of the machine or of this program. An answer takes one line of the log at most, and
+is a warning only the first time that it comes: Proxmox may be away for hours. A fault is logged with its
+traceback. Neither ends background work: it is started again after a growing pause.
 
 A task that its creator awaits, or that an `asyncio.TaskGroup` does, needs no supervisor: its exception reaches a
 caller.
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -28,6 +31,15 @@ RESTART: Final = Backoff(first=1.0, maximum=60.0)
 
 KEEPS_FAILING: Final = 3
 """Failures in a row after which work is shown as failing."""
+
+_TASK: Final = re.compile(r" \(task UPID:[^)]*\)")
+"""A task of Proxmox that failed; each try has its own."""
+
+_LASTING: Final = 1000
+"""How many answers are remembered."""
+
+_answers: Final[OrderedDict[str, str]] = OrderedDict()
+"""The last answer to each piece of work that has not succeeded since."""
 
 Step = Callable[[], Awaitable[object]]
 
@@ -138,6 +150,7 @@ class Supervisor:
                 await self._pause_after(error, record)
             else:
                 break
+        _answers.pop(_name(record.work, record.subject), None)
         if record.failures:
             log.info("%s succeeded after %d failures", _name(record.work, record.subject), record.failures)
             record.failures, record.error, record.delays = 0, "", self._restart.delays()
@@ -146,7 +159,7 @@ class Supervisor:
         record.failures += 1
         record.error = describe(error)
         delay = next(record.delays)
-        report(error, record.work, f"{_name(record.work, record.subject)} (again in {delay:g} s)")
+        report(error, record.work, _name(record.work, record.subject), f" (again in {delay:g} s)")
         await self._sleep(delay)
 
     async def _once(self, step: Step, work: str, subject: str) -> None:
@@ -162,16 +175,29 @@ def describe(error: BaseException) -> str:
     return str(error) if isinstance(error, PvecriError) else f"{type(error).__name__}: {error}"
 
 
-def report(error: Exception, work: str, doing: str) -> None:
+def report(error: Exception, work: str, doing: str, remark: str = "") -> None:
     """Log and count an error that no caller gets to see: an answer in one line, a fault with its traceback.
 
-    `work` is the metric's label, `doing` says in the log what failed.
+    `work` is the metric's label, `doing` says in the log what failed. The same answer again is logged at the level
+    debug until what is done has succeeded.
     """
     metrics.BACKGROUND_FAILURES.labels(work).inc()
     if isinstance(error, PvecriError):
-        log.warning("%s: %s", doing, error)
+        log.log(logging.WARNING if _news(doing, error) else logging.DEBUG, "%s%s: %s", doing, remark, error)
     else:
-        log.error("%s: %s", doing, describe(error), exc_info=error)
+        log.error("%s%s: %s", doing, remark, describe(error), exc_info=error)
+
+
+def _news(doing: str, answer: PvecriError) -> bool:
+    """Whether this is another answer than the last."""
+    text = _TASK.sub("", str(answer))
+    if _answers.get(doing) == text:
+        return False
+    _answers[doing] = text
+    _answers.move_to_end(doing)
+    if len(_answers) > _LASTING:
+        _answers.popitem(last=False)
+    return True
 
 
 async def attempt(step: Step, work: str, doing: str) -> Exception | None:
@@ -184,6 +210,7 @@ async def attempt(step: Step, work: str, doing: str) -> Exception | None:
     except Exception as error:
         report(error, work, doing)
         return error
+    _answers.pop(doing, None)
     return None
 
 

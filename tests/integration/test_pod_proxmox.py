@@ -73,6 +73,11 @@ def test_a_pod_without_limits_may_use_the_node(machine: Machine, cri: CriClient)
     assert float(str(ct.get("cpulimit", 0))) == 0
 
 
+def test_shutdown_of_the_node_waits_a_second_for_a_pod(machine: Machine, cri: CriClient) -> None:
+    """Proxmox's stopall gives a CT 180 s, unless its option `startup` says otherwise."""
+    assert machine.node.ct(cri.vmid(cri.run_pod()), "config")["startup"] == "down=1"
+
+
 def test_a_vmid_that_was_freed_is_not_used_again_at_once(cri: CriClient) -> None:
     first = cri.run_pod()
     vmid = cri.vmid(first)

@@ -15,6 +15,7 @@ from pvecri.errors import PermissionDenied
 from pvecri.model import Vmid
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import CtSpec
+from pvecri.proxmox.errors import Forbidden
 from pvecri.proxmox.sizing import CtSize
 
 ROLES = {
@@ -123,4 +124,25 @@ async def test_pod_without_a_privilege_of_its_cts_is_refused_in_proxmoxs_words(
         text = rf"Permission check failed \(/vms/{spec.vmid}, {privilege.replace('.', '[.]')}"
         with pytest.raises(PermissionDenied, match=text):
             await walk_through_life(api, spec)
+    await api.destroy_ct(spec.vmid)
+
+
+async def test_create_that_starts_its_ct_asks_for_no_power_privilege_and_a_stop_does(
+    api: ProxmoxApi, node: EmbeddedNode, spec: CtSpec
+) -> None:
+    with withheld(node, "KubePods", "VM.PowerMgmt"):
+        await api.create_ct(spec)
+        with pytest.raises(PermissionDenied, match=r"VM\.PowerMgmt"):
+            await api.stop_ct(spec.vmid)
+    await api.stop_ct(spec.vmid)
+    await api.destroy_ct(spec.vmid)
+
+
+async def test_account_that_sees_no_ct_at_all_is_refused_and_does_not_wait_for_one(
+    node: EmbeddedNode, api: ProxmoxApi, spec: CtSpec
+) -> None:
+    await api.create_ct(spec)
+    with withheld(node, "KubePods", "VM.Audit"), pytest.raises(Forbidden, match=rf"/vms/{spec.vmid}, VM\.Audit"):
+        await api.ct_config(spec.vmid)
+    await api.stop_ct(spec.vmid)
     await api.destroy_ct(spec.vmid)

@@ -7,8 +7,9 @@ import os
 import signal
 from pathlib import Path
 
+import grpc
 import pytest
-from support.cri_client import CriClient, eventually, pod_security, security
+from support.cri_client import CriClient, eventually, pod_security, refused, security
 from support.daemon import Machine
 from support.machine_node import EmbeddedNode
 
@@ -76,6 +77,45 @@ def test_a_ct_whose_number_was_given_to_another_is_left_alone(machine: Machine, 
     cri.remove_pod(pod)
     assert vmid in machine.node.cts()
     machine.node.remove_ct(vmid)
+
+
+def configure_by_hand(machine: Machine, vmid: int, **changes: object) -> None:
+    """As with `pct set`."""
+    machine.node.request("PUT", f"/nodes/{machine.node.name}/lxc/{vmid}/config", **changes)
+
+
+def unlock_by_hand(embedded: EmbeddedNode, vmid: int) -> None:
+    """As with `pct unlock`, which has no call of the API: the node reads its configs anew when it starts."""
+    embedded.stop()
+    [path] = embedded.state_dir.glob(f"pve/nodes/*/lxc/{vmid}.conf")
+    path.write_text("".join(line for line in path.open() if not line.startswith("lock:")))
+    embedded.start()
+
+
+@pytest.mark.parametrize("changes", [{"delete": "description"}, {"description": "the shop's database"}])
+def test_ct_whose_notes_were_changed_by_hand_goes_with_its_pod(
+    machine: Machine, cri: CriClient, pod: str, changes: dict[str, object]
+) -> None:
+    configure_by_hand(machine, cri.vmid(pod), **changes)
+    cri.stop_pod(pod)
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+def test_lock_left_on_a_ct_fails_its_stop_with_one_task_and_no_more(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient, pod: str
+) -> None:
+    vmid = cri.vmid(pod)
+    configure_by_hand(machine, vmid, lock="backup")
+    with machine.restarted(proxmox="task_timeout = 10") as again:
+        with refused(grpc.StatusCode.INTERNAL, rf"stop CT {vmid}: CT is locked \(backup\): .*pct unlock"):
+            again.stop_pod(pod)
+        tasks = machine.node.request("GET", f"/nodes/{machine.node.name}/tasks?vmid={vmid}&source=all")
+        assert isinstance(tasks, list)
+        assert [task["status"] for task in tasks if task["type"] == "vzstop"] == ["CT is locked (backup)"]
+        unlock_by_hand(embedded, vmid)
+        again.remove_pod(pod)
+        machine.assert_nothing_left()
 
 
 @pytest.mark.slow_node

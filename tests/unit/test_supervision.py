@@ -92,6 +92,29 @@ async def test_a_fault_is_logged_with_its_traceback_and_an_answer_in_one_line(
     assert not answer.exc_info
 
 
+async def test_answer_that_lasts_is_a_warning_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The tasks of Proxmox that failed differ, and the failure is the same."""
+    caplog.set_level(logging.DEBUG)
+    answers = iter(
+        [
+            Unavailable("dataset is busy (task UPID:pve:0000A:0001:6B09:vzdestroy:900:kube@pve!pve:)"),
+            Unavailable("dataset is busy (task UPID:pve:0000B:0001:6B09:vzdestroy:900:kube@pve!pve:)"),
+            Unavailable("dataset is gone"),
+            None,
+            Unavailable("dataset is gone"),
+        ]
+    )
+
+    async def step() -> None:
+        if (answer := next(answers)) is not None:
+            raise answer
+
+    for _ in range(5):
+        await attempt(step, "cleaning up", "removing pod lasting")
+    levels = [each.levelname for each in caplog.records if "pod lasting" in each.getMessage()]
+    assert levels == ["WARNING", "DEBUG", "WARNING", "WARNING"]
+
+
 async def test_every_failure_is_counted_by_kind_of_work(supervisor: Supervisor) -> None:
     before = failures("record")
     await supervisor.until_done("record", Work(OSError(), Unavailable("away"), None), "c1")

@@ -111,7 +111,8 @@ class ProxmoxHealth:
         try:
             condition = await self._check()
         except PvecriError as error:
-            condition = Condition("ProxmoxReady", False, f"Proxmox{type(error).__name__}", str(error))
+            reason = f"Proxmox{type(error).__name__.removeprefix('Proxmox')}"
+            condition = Condition("ProxmoxReady", False, reason, str(error))
         if condition != self.condition:
             log.log(
                 logging.INFO if condition.met else logging.WARNING,

@@ -58,6 +58,11 @@ CREATE_LOCK = "create"
 TRANSIENT_LOCKS = frozenset((CREATE_LOCK, "destroyed"))
 """Locks of configs without a description: near the end of a destroy only `lock: destroyed` is left."""
 
+HELD_LOCK_TIMEOUT = 60.0
+"""Seconds to wait for other locks of configs: a backup's may last for hours, and the kubelet gives up
+after two minutes, with an error that names no lock.
+"""
+
 LOCKED = Backoff(first=0.25, maximum=4.0)
 """Seconds between tries of a CT that is locked."""
 
@@ -153,7 +158,10 @@ class ProxmoxApi:
 
     async def ct_config(self, vmid: Vmid) -> CtConfig:
         """GET …/config, with pending changes applied. CtNotFound; CtHidden if our account does not see the CT."""
-        path, action = f"{self._ct(vmid)}/config", f"read the config of CT {vmid}"
+        return await self._config_of(vmid, f"read the config of CT {vmid}")
+
+    async def _config_of(self, vmid: Vmid, action: str) -> CtConfig:
+        path = f"{self._ct(vmid)}/config"
         async with self._forbidden_explained(vmid, action):
             return ct_config(await self._get(path, action, dict[str, object]))
 
@@ -242,7 +250,10 @@ class ProxmoxApi:
             repeatable=True,
         )
         async with self._forbidden_explained(vmid, call.action):
-            await self._retry_locked(lambda: self._transport.call(call, object))
+            await self._retry_locked(
+                lambda: self._transport.call(call, object),
+                before_repeat=lambda: self._check_lock(vmid, call.action),
+            )
 
     async def protect_ct(self, vmid: Vmid, firewall: Firewall) -> None:
         """Set a new CT's firewall rules and enable its firewall (…/firewall/rules, …/firewall/options).
@@ -353,13 +364,21 @@ class ProxmoxApi:
             async with self._forbidden_explained(vmid, action):
                 await self._tasks.wait(parse_upid(await self._transport.call(call, str), action), action)
 
-        await self._retry_locked(attempt)
+        # Each attempt is a task of its own, and stands in Proxmox's task log if it fails.
+        await self._retry_locked(attempt, before_repeat=lambda: self._check_lock(vmid, action))
+
+    async def _check_lock(self, vmid: Vmid, action: str) -> None:
+        """CtLocked while there is a lock in the CT's config; CtNotFound if there is no such CT."""
+        lock = (await self._config_of(vmid, action)).lock
+        if lock:
+            raise CtLocked(action, f"CT is locked ({lock})")
 
     @asynccontextmanager
     async def _forbidden_explained(self, vmid: Vmid, action: str) -> AsyncIterator[None]:
         """Replace a 403 for a CT: CtNotFound if it does not exist, CtHidden if our account does not see it.
 
-        Proxmox checks privileges before it looks for the CT, and a CT that does not exist is in no pool.
+        Proxmox checks privileges before it looks for the CT, and a CT that does not exist is in no pool. An
+        account that may see no CT at all keeps the 403.
         """
         try:
             yield
@@ -368,22 +387,37 @@ class ProxmoxApi:
                 raise CtNotFound(action, f"CT {vmid} does not exist") from refused
             if any(guest.vmid == vmid for guest in await self.guests()):
                 raise  # the account sees the CT and lacks a privilege on it
+            if "VM.Audit" not in await self.permissions(privileges.pods_path(self._config)):
+                raise
             raise CtHidden(
                 f"Proxmox: {action}: CT {vmid} exists, but our account does not see it: it is being created, "
                 f"or is not in the pool {self._config.pool!r} (proxmox.pool)"
             ) from refused
 
-    async def _retry_locked(self, attempt: Callable[[], Awaitable[T]], timeout: float | None = None) -> T:
-        """Retry on CtLocked and CtHidden, for `timeout` seconds (default: proxmox.task_timeout)."""
+    async def _retry_locked(
+        self,
+        attempt: Callable[[], Awaitable[T]],
+        timeout: float | None = None,
+        before_repeat: Callable[[], Awaitable[None]] | None = None,
+    ) -> T:
+        """Retry on CtLocked and CtHidden for `timeout` seconds (default: proxmox.task_timeout), or
+        HELD_LOCK_TIMEOUT if that is shorter for the lock.
+
+        `before_repeat` precedes every attempt but the first, and spares it by raising the same errors.
+        """
         clock = asyncio.get_running_loop().time
         seconds = self._config.task_timeout if timeout is None else timeout
-        deadline = clock() + seconds
+        begun = clock()
+        repeated = False
         for delay in LOCKED.delays():
             try:
+                if repeated and before_repeat is not None:
+                    await before_repeat()
                 return await attempt()
-            except (CtLocked, CtHidden):
-                if clock() + delay > deadline:
+            except (CtLocked, CtHidden) as refused:
+                if clock() + delay > begun + _lock_timeout(refused, seconds):
                     raise
+            repeated = True
             await asyncio.sleep(delay)
         raise AssertionError("delays never end")
 
@@ -412,3 +446,9 @@ class ProxmoxApi:
         if config.lock == CREATE_LOCK and not config.description:
             return await self.idle_ct_config(vmid)
         return config
+
+
+def _lock_timeout(refused: CtLocked | CtHidden, timeout: float) -> float:
+    """How long to try what was refused so."""
+    held = isinstance(refused, CtLocked) and refused.lock and refused.lock not in TRANSIENT_LOCKS
+    return min(timeout, HELD_LOCK_TIMEOUT) if held else timeout

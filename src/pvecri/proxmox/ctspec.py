@@ -65,6 +65,9 @@ def create_parameters(spec: CtSpec) -> dict[str, ParameterValue]:
         "arch": spec.arch,
         "console": False,  # each console and tty would cost a pty
         "tty": 0,
+        # At the node's shutdown pve-guests kills a CT after 180 seconds by default, a few CTs at a time, and a
+        # pod's init has nothing to end.
+        "startup": "down=1",
         **size_parameters(spec.size),
         "start": spec.start,
     }

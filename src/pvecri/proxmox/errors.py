@@ -33,6 +33,9 @@ NOT_PASSED_ON = 595
 GATEWAY_STATUSES = frozenset({502, 503, 504, NOT_PASSED_ON, 596, 597, 599})
 """pveproxy, or a proxy in front of it, got no response (596 and up are AnyEvent::HTTP's own)."""
 
+NO_CLUSTER_FILES = "RPCEnvironment init request failed"
+"""How any call is refused while pmxcfs, which holds the users and their rights, does not run."""
+
 
 class ProxmoxError(InternalError):
     """Proxmox refused or failed; `http_status` is 0 if the message is a task's exit status."""
@@ -80,14 +83,19 @@ class CtAlreadyRunning(ProxmoxError):
 class CtLocked(ProxmoxError):
     """The CT has a lock, such as `backup`; worth a retry.
 
-    `create` and `destroyed` stay if the task's worker is killed or the node goes down before its end. The API
-    cannot remove a lock, so the message names the commands.
+    `lock` is the one in the CT's config, empty for the lock of a task that is running on the CT. `create` and
+    `destroyed` stay if the task's worker is killed or the node goes down before its end. The API cannot remove a
+    lock, so the message names the commands.
     """
 
     def __init__(self, action: str, message: str, http_status: int = 0) -> None:
-        if "is locked (create)" in message or "is locked (destroyed)" in message:
+        found = _CONFIG_LOCK.search(message)
+        self.lock = found[1] if found else ""
+        if self.lock in ("create", "destroyed"):
             message += ": if no task of it runs, one was cut off: on its node, `pct unlock VMID` and then "
             message += "`pct destroy VMID` remove what is left"
+        elif self.lock:
+            message += ": if no task of it runs, `pct unlock VMID` on its node removes the lock"
         super().__init__(action, message, http_status)
 
 
@@ -99,12 +107,14 @@ class ProxmoxTaskError(ProxmoxError):
         self.upid = upid
 
 
+_CONFIG_LOCK = re.compile(r"\bCT is locked \(([\w-]+)\)")
+
 _KINDS: tuple[tuple[re.Pattern[str], type[ProxmoxError]], ...] = (
     (re.compile(r"\b(?:CT|VM) \d+ already exists\b"), CtExists),
     (re.compile(r"Configuration file '[^']*/(?:lxc|qemu-server)/\d+\.conf' does not exist"), CtNotFound),
     (re.compile(r"\bCT \d+ not running\b"), CtNotRunning),
     (re.compile(r"\bCT \d+ already running\b"), CtAlreadyRunning),
-    (re.compile(r"\bCT is locked \([\w-]+\)"), CtLocked),
+    (_CONFIG_LOCK, CtLocked),
     (re.compile(r"can't lock file '[^']*' - got timeout"), CtLocked),
 )
 
@@ -140,9 +150,18 @@ def from_answer(action: str, status: int, reason: str, body: bytes, account: str
         )
     if answer.errors:
         return ParameterError(action, answer.errors, status)
-    if status in GATEWAY_STATUSES or "no quorum" in message:
-        return Unavailable(f"Proxmox: {action}: {status} {message}")
+    if problem := _not_running(status, message):
+        return Unavailable(f"Proxmox: {action}: {problem}")
     return kind_of(message)(action, message, status)
+
+
+def _not_running(status: int, message: str) -> str:
+    """Which part of Proxmox is down, if that is why it refused; else empty."""
+    if status == NOT_PASSED_ON:
+        return f"{status} {message}: pveproxy does not reach pvedaemon: does it run?"
+    if message.startswith(NO_CLUSTER_FILES):
+        return f"{message}: pmxcfs does not answer: does pve-cluster run?"
+    return f"{status} {message}" if status in GATEWAY_STATUSES or "no quorum" in message else ""
 
 
 def from_task(action: str, exitstatus: str, log: str, upid: str) -> ProxmoxError:

@@ -21,15 +21,19 @@ POD_PRIVILEGES = frozenset(
 )
 
 
+def pods_path(config: ProxmoxConfig) -> str:
+    """The ACL path on which the account has its rights on pods' CTs."""
+    return f"/pool/{config.pool}" if config.pool else "/vms"
+
+
 def needed(config: ProxmoxConfig, node: str, image_storage: str = "") -> dict[str, frozenset[str]]:
     """The minimum of privileges, by ACL path.
 
     With proxmox.pool those for pods are needed on the pool only, so that the account cannot change other guests.
     `image_storage` is images.template_storage.
     """
-    pods = f"/pool/{config.pool}" if config.pool else "/vms"
     wanted: dict[str, frozenset[str]] = {
-        pods: POD_PRIVILEGES,
+        pods_path(config): POD_PRIVILEGES,
         f"/nodes/{node}": frozenset({"Sys.Audit"}),
         f"/storage/{config.storage}": frozenset({"Datastore.AllocateSpace"}),
     }

@@ -39,6 +39,7 @@ LOCKED = refusal(500, "CT is locked (backup)")
 async def pve() -> AsyncIterator[ScriptedPve]:
     async with scripted_pve() as server:
         server.script("GET", f"{TASK_PATH}/status", ended("OK"))
+        server.script("GET", "/access/permissions", data({"/vms": {"VM.Audit": 1}}))
         server.script("GET", f"{TASK_PATH}/log", data([{"n": n, "t": f"line {n}"} for n in range(1, 9)]))
         yield server
 
@@ -126,14 +127,16 @@ async def test_foreign_ct_is_never_taken_for_ours(pve: ScriptedPve, api: Proxmox
 
 async def test_locked_ct_is_retried(pve: ScriptedPve, api: ProxmoxApi) -> None:
     pve.script("PUT", f"{CT}/config", LOCKED, data(None))
+    pve.script("GET", f"{CT}/config", data({"lock": "backup"}), data({}))
 
     await api.configure_ct(VMID, memory=64)
 
     assert pve.count("PUT", f"{CT}/config") == 2
 
 
-async def test_lock_error_of_a_task_is_retried(pve: ScriptedPve, api: ProxmoxApi) -> None:
+async def test_lock_error_of_a_task_is_retried_without_another_task(pve: ScriptedPve, api: ProxmoxApi) -> None:
     pve.script("POST", f"{CT}/status/stop", data(TASK))
+    pve.script("GET", f"{CT}/config", data({"lock": "backup"}), data({}))
     pve.script("GET", f"{TASK_PATH}/status", ended("CT is locked (backup)"), ended("OK"))
 
     await api.stop_ct(VMID)
@@ -143,6 +146,7 @@ async def test_lock_error_of_a_task_is_retried(pve: ScriptedPve, api: ProxmoxApi
 
 async def test_locked_ct_times_out(pve: ScriptedPve, api: ProxmoxApi) -> None:
     pve.script("DELETE", CT, LOCKED)
+    pve.script("GET", f"{CT}/config", data({"lock": "backup"}))
 
     with pytest.raises(CtLocked, match=f"destroy CT {VMID}: CT is locked"):
         await api.destroy_ct(VMID)
@@ -245,6 +249,17 @@ async def test_error_for_a_hidden_ct_names_the_pool(pve: ScriptedPve, api: Proxm
 
     with pytest.raises(Unavailable, match=r"CT 900001 exists, but our account does not see it: .*proxmox\.pool"):
         await api.idle_ct_config(VMID)
+
+
+async def test_account_without_vm_audit_is_refused_at_once(pve: ScriptedPve, api: ProxmoxApi) -> None:
+    pve.script("POST", f"{CT}/status/stop", FORBIDDEN)
+    pve.script("GET", "/cluster/nextid", TAKEN)
+    pve.script("GET", "/cluster/resources", data([]))
+    pve.script("GET", "/access/permissions", data({"/vms": {"VM.PowerMgmt": 1}}))
+
+    with pytest.raises(PermissionDenied, match=r"stop CT 900001: .*VM\.Audit"):
+        await api.stop_ct(VMID)
+    assert pve.count("POST", f"{CT}/status/stop") == 1
 
 
 async def test_create_with_lost_response_is_found_after_joining_its_pool(

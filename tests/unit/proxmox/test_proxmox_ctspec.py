@@ -34,6 +34,7 @@ def test_a_pods_ct_has_no_network_no_console_and_no_managed_files() -> None:
         "arch": "amd64",
         "console": "0",
         "tty": "0",
+        "startup": "down=1",
         "memory": "96",
         "swap": "0",
         "cpulimit": "0.25",

@@ -38,8 +38,40 @@ def test_message_determines_the_kind_of_error(words: str, kind: type[errors.Prox
     task = errors.from_task("start CT 204", words, "", "UPID:…")
 
     assert type(answer) is kind
-    assert str(answer) == f"Proxmox: start CT 204: {words}"
+    assert str(answer).startswith(f"Proxmox: start CT 204: {words}")
     assert type(task) is (kind if kind is not errors.ProxmoxError else errors.ProxmoxTaskError)
+
+
+def test_lock_in_a_config_is_named_with_how_to_remove_it() -> None:
+    error = answered(500, "CT is locked (backup)")
+    assert isinstance(error, errors.CtLocked)
+    assert error.lock == "backup"
+    assert "`pct unlock VMID`" in str(error)
+
+
+def test_lock_of_a_running_task_has_no_name() -> None:
+    error = answered(500, "can't lock file '/run/lock/lxc/pve-config-204.lock' - got timeout")
+    assert isinstance(error, errors.CtLocked)
+    assert error.lock == ""
+    assert "unlock`" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "service"),
+    [
+        (595, "Connection refused", "pvedaemon"),
+        (
+            500,
+            "RPCEnvironment init request failed: Unable to load access control list: Connection refused",
+            "pve-cluster",
+        ),
+    ],
+)
+def test_service_of_proxmox_that_does_not_run_is_named(status: int, words: str, service: str) -> None:
+    error = answered(status, words)
+    assert isinstance(error, Unavailable)
+    assert words in str(error)
+    assert service in str(error)
 
 
 @pytest.mark.parametrize("lock", ["create", "destroyed"])
@@ -47,10 +79,6 @@ def test_lock_that_a_cut_off_task_leaves_says_what_takes_it_away(lock: str) -> N
     error = answered(500, f"CT is locked ({lock})")
     assert isinstance(error, errors.CtLocked)
     assert "`pct unlock VMID` and then `pct destroy VMID`" in str(error)
-
-
-def test_lock_of_a_backup_goes_by_itself() -> None:
-    assert "pct unlock" not in str(answered(500, "CT is locked (backup)"))
 
 
 def test_a_missing_privilege_is_named_with_the_account() -> None:

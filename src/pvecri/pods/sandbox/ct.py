@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from pvecri.backoff import Backoff
 from pvecri.config import Config
-from pvecri.errors import DeadlineExceeded, InternalError, ResourceExhausted
+from pvecri.errors import DeadlineExceeded, InternalError, PvecriError, ResourceExhausted
 from pvecri.linux import accounting, processes
 from pvecri.linux.cgroups import EVERY_DEVICE, Cgroups
 from pvecri.linux.processes import Process
@@ -157,6 +157,8 @@ class SandboxCts:
 
     async def stop(self, pod: PodEntry) -> None:
         """Stop the pod's CT. Idempotent: a CT that is stopped, destroyed or was never created is no error."""
+        if pod.alive:
+            await self._restore_notes(pod)
         if pod.value.vmid and (pod.alive or await self._owns(pod)):
             await self._proxmox.stop_ct(pod.value.vmid)
             # Containers in the node's PID namespace do not die with the CT's init.
@@ -222,6 +224,22 @@ class SandboxCts:
         guests = {guest.vmid for guest in await self._proxmox.guests()}
         self._vmids.set_used(guests | refused | {pod.value.vmid for pod in self._registry.pods()})
 
+    async def _restore_notes(self, pod: PodEntry) -> None:
+        """Write the notes of a running CT again if somebody changed whose they say it is.
+
+        The CT is surely the pod's while the pod's init runs; once it is stopped, only its notes tell.
+        """
+        try:
+            config = await self._proxmox.ct_config(pod.value.vmid)
+            if ct_notes.owner(config.description).sandbox != pod.id:
+                log.warning("the notes of CT %d of pod %s were changed: restored", pod.value.vmid, pod.value.name)
+                await self._proxmox.configure_ct(pod.value.vmid, description=self._notes(pod))
+        except PvecriError as error:  # what is done with the CT next fails for the same reason, and says so
+            log.debug("restoring the notes of CT %d of pod %s: %s", pod.value.vmid, pod.value.name, error)
+
+    def _notes(self, pod: PodEntry) -> str:
+        return ct_notes.describe(pod.value.config, pod.id, self._installation, pod.value.user_namespace)
+
     async def _owns(self, pod: PodEntry) -> bool:
         """Whether the CT with the pod's VMID exists and belongs to the pod, by its description.
 
@@ -283,7 +301,7 @@ class SandboxCts:
             arch=self._arch,
             rootfs_size_gib=settings.rootfs_size_gib,
             unprivileged=not pod.value.privileged,
-            description=ct_notes.describe(sandbox, pod.id, self._installation, pod.value.user_namespace),
+            description=self._notes(pod),
             pool=settings.pool,
             interfaces=(interface,) if interface is not None else (),
             start=interface is None or interface.firewall is None,
