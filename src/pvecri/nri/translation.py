@@ -12,36 +12,29 @@ from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from pvecri.errors import FailedPrecondition
 from pvecri.model import HugepageLimit, Resources
 from pvecri.nri.merging import REMOVAL
+from pvecri.nri.messages import HOOKS
 from pvecri.nri.proto import nri_pb2 as pb
-from pvecri.oci.adjustment import (
-    AddedMount,
-    Adjustment,
-    DeviceAccess,
+from pvecri.oci.adjustment import Adjustment
+from pvecri.oci.cdi import Hook
+from pvecri.oci.devices import HostDevice
+from pvecri.oci.runtime_spec import (
+    DeviceRule,
+    IntelRdt,
     IoPriority,
     MemoryPolicy,
-    Rdt,
+    Mount,
     Rlimit,
     Scheduler,
     Seccomp,
     Syscall,
-    SyscallArgument,
+    SyscallArg,
 )
-from pvecri.oci.cdi import Hook
-from pvecri.oci.devices import HostDevice
 
 log = logging.getLogger(__name__)
 
 DEVICE_MODE = 0o666
 """What the OCI runtimes give a device whose mode is not said."""
 
-_HOOKS = {
-    "prestart": "prestart",
-    "create_runtime": "createRuntime",
-    "create_container": "createContainer",
-    "start_container": "startContainer",
-    "poststart": "poststart",
-    "poststop": "poststop",
-}
 _VERSION_1 = ("kernel", "kernel_tcp", "swappiness", "disable_oom_killer", "use_hierarchy")
 """Memory settings that cgroup version 2, which Proxmox VE has, does not know."""
 
@@ -66,7 +59,7 @@ def adjustment(wanted: pb.ContainerAdjustment, cgroup: str) -> Adjustment | None
         devices=_named({each.path: _device(each) for each in wanted.linux.devices}),
         device_rules=tuple(_device_rule(each) for each in linux.resources.devices),
         cdi_devices=tuple(each.name for each in wanted.CDI_devices),
-        hooks=tuple(_hook(kind, each) for kind in _HOOKS for each in getattr(wanted.hooks, kind)),
+        hooks=tuple(_hook(kind, each) for kind in HOOKS for each in getattr(wanted.hooks, kind)),
         rlimits=tuple(Rlimit(type=each.type, hard=each.hard, soft=each.soft) for each in wanted.rlimits),
         resources=resources(linux.resources),
         oom_score_adj=linux.oom_score_adj.value if linux.HasField("oom_score_adj") else None,
@@ -117,8 +110,8 @@ def _named(table: Mapping[str, Any]) -> dict[str, Any]:
     return removed | {name: value for name, value in table.items() if not name.startswith(REMOVAL)}
 
 
-def _mount(wanted: pb.Mount) -> AddedMount:
-    return AddedMount(
+def _mount(wanted: pb.Mount) -> Mount:
+    return Mount(
         destination=wanted.destination, type=wanted.type, source=wanted.source, options=tuple(wanted.options)
     )
 
@@ -141,8 +134,8 @@ def _device(wanted: pb.LinuxDevice) -> HostDevice | None:
     )
 
 
-def _device_rule(wanted: pb.LinuxDeviceCgroup) -> DeviceAccess:
-    return DeviceAccess(
+def _device_rule(wanted: pb.LinuxDeviceCgroup) -> DeviceRule:
+    return DeviceRule(
         allow=wanted.allow,
         type=wanted.type or "a",
         major=wanted.major.value if wanted.HasField("major") else None,
@@ -153,7 +146,7 @@ def _device_rule(wanted: pb.LinuxDeviceCgroup) -> DeviceAccess:
 
 def _hook(kind: str, wanted: pb.Hook) -> Hook:
     return Hook(
-        hook_name=_HOOKS[kind],
+        hook_name=HOOKS[kind],
         path=wanted.path,
         args=tuple(wanted.args),
         env=tuple(wanted.env),
@@ -195,10 +188,10 @@ def _seccomp(wanted: pb.LinuxSeccomp) -> Seccomp:
         default_action=wanted.default_action,
         default_errno_ret=wanted.default_errno.value if wanted.HasField("default_errno") else None,
         architectures=tuple(wanted.architectures),
-        flags=tuple(wanted.flags),
+        flags=tuple(wanted.flags) or None,
         listener_path=wanted.listener_path,
         listener_metadata=wanted.listener_metadata,
-        syscalls=tuple(_syscalls(wanted.syscalls)),
+        syscalls=tuple(_syscalls(wanted.syscalls)) or None,
     )
 
 
@@ -209,19 +202,19 @@ def _syscalls(wanted: Iterable[pb.LinuxSyscall]) -> Iterable[Syscall]:
             action=each.action,
             errno_ret=each.errno_ret.value if each.HasField("errno_ret") else None,
             args=tuple(
-                SyscallArgument(index=arg.index, value=arg.value, value_two=arg.value_two, op=arg.op)
+                SyscallArg(index=arg.index, value=arg.value, value_two=arg.value_two, op=arg.op)
                 for arg in each.args
             ),
         )
 
 
-def _rdt(linux: pb.LinuxContainerAdjustment) -> Rdt | None:
+def _rdt(linux: pb.LinuxContainerAdjustment) -> IntelRdt | None:
     """The class of service by its own field, or by name among the resources."""
     wanted, by_class = linux.rdt, linux.resources.HasField("rdt_class")
     if not wanted.ListFields() and not by_class:
         return None
     closid = wanted.clos_id.value if wanted.HasField("clos_id") else linux.resources.rdt_class.value or None
-    return Rdt(
+    return IntelRdt(
         clos_id=closid,
         schemata=tuple(wanted.schemata.value) if wanted.HasField("schemata") else None,
         enable_monitoring=wanted.enable_monitoring.value if wanted.HasField("enable_monitoring") else None,

@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from pvecri.errors import InvalidArgument
 from pvecri.oci.devices import HostDevice
-
-Json = dict[str, Any]
+from pvecri.oci.runtime_spec import Hook as OciHook
+from pvecri.oci.runtime_spec import Mount, Spec
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -57,13 +58,6 @@ class Hook(_Part, frozen=True):
     args: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
     timeout: int | None = None
-
-    def described(self) -> Json:
-        """As the OCI spec has it, in the list of its name."""
-        described: Json = {"path": self.path, "args": list(self.args), "env": list(self.env)}
-        if self.timeout is not None:
-            described["timeout"] = self.timeout
-        return described
 
 
 class Edits(_Part, frozen=True):
@@ -139,24 +133,33 @@ def _parsed(path: Path) -> Any:
 # -- editing a spec -------------------------------------------------------------------------------------------
 
 
-def apply(document: Json, edits: Edits) -> None:
-    """Make the edits in an OCI spec, all but the devices (`devices`)."""
-    process = document["process"]
+def apply(spec: Spec, edits: Edits) -> Spec:
+    """The spec with the edits, all but the devices (`devices`)."""
+    process = spec.process
     names = {entry.partition("=")[0] for entry in edits.env}
-    process["env"] = [entry for entry in process["env"] if entry.partition("=")[0] not in names] + list(edits.env)
-    groups = process["user"].setdefault("additionalGids", [])
-    groups += [gid for gid in edits.additional_gids if gid and gid not in groups]
-    document["mounts"] += [
-        {
-            "destination": mount.container_path,
-            "source": mount.host_path,
-            "type": mount.type,
-            "options": list(mount.options),
-        }
-        for mount in edits.mounts
-    ]
-    for hook in edits.hooks:
-        document.setdefault("hooks", {}).setdefault(hook.hook_name, []).append(hook.described())
+    kept = (entry for entry in process.env if entry.partition("=")[0] not in names)
+    # GID 0 is ignored, as the CDI specification has it: a vendor's file must not give a container the root group.
+    groups = dict.fromkeys((*(process.user.additional_gids or ()), *(gid for gid in edits.additional_gids if gid)))
+    added = (
+        Mount(destination=each.container_path, source=each.host_path, type=each.type, options=each.options)
+        for each in edits.mounts
+    )
+    user = replace(process.user, additional_gids=tuple(groups))
+    return replace(
+        spec,
+        process=replace(process, env=(*kept, *edits.env), user=user),
+        mounts=(*spec.mounts, *added),
+        hooks=add_hooks(spec.hooks, edits.hooks),
+    )
+
+
+def add_hooks(present: Mapping[str, tuple[OciHook, ...]], added: Iterable[Hook]) -> dict[str, tuple[OciHook, ...]]:
+    """The `hooks` of an OCI spec with others behind those of their kind."""
+    hooks = dict(present)
+    for each in added:
+        hook = OciHook(path=each.path, args=each.args, env=each.env, timeout=each.timeout)
+        hooks[each.hook_name] = (*hooks.get(each.hook_name, ()), hook)
+    return hooks
 
 
 def devices(edits: Iterable[Edits]) -> tuple[HostDevice, ...]:

@@ -7,14 +7,26 @@ that holds its program alone, no capability, no descriptor of ours, and no way t
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from pvecri.model import IdMapping
 from pvecri.oci import apparmor, spec_linux
 from pvecri.oci.abilities import Abilities
-from pvecri.oci.plan import Json
+from pvecri.oci.runtime_spec import (
+    OCI_VERSION,
+    Capabilities,
+    DeviceRule,
+    Linux,
+    Mount,
+    Namespace,
+    Process,
+    Resources,
+    Root,
+    Spec,
+    User,
+    encode,
+)
 
 PROGRAM = "catatonit"
 """Started as `catatonit -P`, which waits for ever and reaps what is orphaned in its PID namespace."""
@@ -42,44 +54,45 @@ class PausePlan:
 def build(plan: PausePlan) -> bytes:
     """The spec as JSON."""
     user = NOBODY if _mapped(NOBODY, plan.mappings) else 0
-    process: Json = {
-        "terminal": False,
-        "user": {"uid": user, "gid": user},
-        "args": [f"/{PROGRAM}", "-P"],
-        "env": [],
-        "cwd": "/",
-        "capabilities": {},
-        "noNewPrivileges": True,
-        "oomScoreAdj": plan.abilities.lowest_oom_score_adj,
-    }
-    if plan.abilities.apparmor_default:
-        process["apparmorProfile"] = apparmor.DEFAULT_PROFILE
-    document: Json = {
-        "ociVersion": "1.0.2",
-        "root": {"path": str(plan.rootfs), "readonly": True},
-        "process": process,
-        "mounts": [
+    confined = plan.abilities.apparmor_default
+    return encode(
+        Spec(
+            oci_version=OCI_VERSION,
+            root=Root(path=str(plan.rootfs), readonly=True),
+            process=Process(
+                terminal=False,
+                user=User(uid=user, gid=user),
+                args=(f"/{PROGRAM}", "-P"),
+                env=(),
+                cwd="/",
+                capabilities=Capabilities(),
+                no_new_privileges=True,
+                oom_score_adj=plan.abilities.lowest_oom_score_adj,
+                apparmor_profile=apparmor.DEFAULT_PROFILE if confined else "",
+            ),
             # The OCI runtimes look for their own descriptors in /proc, and for the null device in /dev.
-            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
-            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "size=64k"]},
-        ],
-        "linux": _linux(plan),
-    }
-    return json.dumps(document, indent=1).encode()
+            mounts=(
+                Mount(destination="/proc", type="proc", source="proc", options=("nosuid", "noexec", "nodev")),
+                Mount(destination="/dev", type="tmpfs", source="tmpfs", options=("nosuid", "size=64k")),
+            ),
+            linux=_linux(plan),
+        )
+    )
 
 
-def _linux(plan: PausePlan) -> Json:
-    namespaces: list[Json] = [{"type": kind} for kind in ("mount", "pid", *plan.made)]
-    namespaces += [{"type": kind, "path": path} for kind, path in plan.joined.items()]
-    described: Json = {
-        "namespaces": namespaces,
-        "cgroupsPath": plan.cgroup,
-        "resources": {"devices": [{"allow": False, "access": "rwm"}]},
-    }
+def _linux(plan: PausePlan) -> Linux:
     joins_user = "user" in plan.joined and plan.abilities.oci_runtime.wants_mappings_with_userns_path
-    if "user" in plan.made or joins_user:
-        described |= spec_linux.id_mappings(plan.mappings)
-    return described
+    mapped = plan.mappings if "user" in plan.made or joins_user else ()
+    return Linux(
+        namespaces=(
+            *(Namespace(type=kind) for kind in ("mount", "pid", *plan.made)),
+            *(Namespace(type=kind, path=path) for kind, path in plan.joined.items()),
+        ),
+        cgroups_path=plan.cgroup,
+        resources=Resources(devices=(DeviceRule(allow=False, access="rwm"),)),
+        uid_mappings=spec_linux.id_mappings(mapped),
+        gid_mappings=spec_linux.id_mappings(mapped),
+    )
 
 
 def _mapped(inside: int, mappings: tuple[IdMapping, ...]) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pvecri.model import (
     ContainerConfig,
@@ -22,9 +21,7 @@ from pvecri.oci.abilities import Abilities
 from pvecri.oci.adjustment import Adjustment
 from pvecri.oci.cdi import Edits
 from pvecri.oci.devices import HostDevice
-
-Json = dict[str, Any]
-"""A part of the OCI spec on its way to JSON; it never leaves this package."""
+from pvecri.oci.runtime_spec import Seccomp
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Plan:
     namespace_dir: str
     target_pid: int | None
     capabilities: frozenset[str]
-    seccomp: Json | None
+    seccomp: Seccomp | None
     abilities: Abilities
     pids_limit: int = 0
     edits: tuple[Edits, ...] = ()

@@ -17,13 +17,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from pvecri.concurrency import finish
 from pvecri.errors import CommandError, DeadlineExceeded, FailedPrecondition, InternalError, InvalidArgument
 from pvecri.linux import keyrings, processes
 from pvecri.linux.cgroups import Cgroups
 from pvecri.linux.fds import AsyncFd, Pipe
 from pvecri.model import ContainerId, Resources
-from pvecri.oci import spec, spec_linux
+from pvecri.oci import runtime_spec, spec_linux
 from pvecri.oci.abilities import Abilities
 from pvecri.oci.killing import kill_command
 
@@ -192,7 +194,7 @@ class OciRuntime:
 
     async def update(self, pod: PodNamespaces, container: ContainerId, wanted: Resources) -> None:
         """Change a running container's limits; CommandError when the kernel does not take them."""
-        limits = json.dumps(spec_linux.limits(wanted, self._abilities)).encode()
+        limits = msgspec.json.encode(spec_linux.limits(wanted, self._abilities))
         await self._run(pod, "update", "--resources", "-", container, stdin=limits)
 
     async def checkpoint(self, pod: PodNamespaces, container: ContainerId, images: Path, work: Path) -> None:
@@ -272,7 +274,7 @@ class OciRuntime:
         """
         options = ["--tty"] * tty
         if self._abilities.oci_runtime.executes_at_the_root:
-            options += ["--cwd", spec.working_dir(bundle.spec.read_bytes())]
+            options += ["--cwd", runtime_spec.decode(bundle.spec.read_bytes()).process.cwd]
         return [*_enter(pod), *self._oci("exec", *options, container, *command)]
 
     async def kill_exec(

@@ -6,21 +6,22 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from pvecri.model import NamespaceMode
-from pvecri.oci.plan import BindSource, Json, Plan
+from pvecri.oci.plan import BindSource, Plan
+from pvecri.oci.runtime_spec import Mount
 
 HOST_SHM = "/dev/shm"
 
 
-def mounts(plan: Plan) -> list[Json]:
+def mounts(plan: Plan) -> tuple[Mount, ...]:
     """All mounts, in the order they are made; one of the request replaces ours at the same place."""
     requested = sorted(plan.binds, key=lambda bind: len(PurePosixPath(bind.container_path).parts))
     taken = {_normal(bind.container_path) for bind in requested}
     provided = (*kernel_mounts(plan), *pod_mounts(plan), *device_mounts(plan))
-    ours = [mount for mount in provided if mount["destination"] not in taken]
-    return [*ours, *(bind_mount(bind) for bind in requested)]
+    ours = [mount for mount in provided if mount.destination not in taken]
+    return (*ours, *(bind_mount(bind) for bind in requested))
 
 
-def kernel_mounts(plan: Plan) -> list[Json]:
+def kernel_mounts(plan: Plan) -> list[Mount]:
     """proc, dev and sys. A privileged container may write to sysfs and to its cgroups."""
     writable = "rw" if plan.privileged else "ro"
     return [
@@ -43,7 +44,7 @@ def kernel_mounts(plan: Plan) -> list[Json]:
     ]
 
 
-def pod_mounts(plan: Plan) -> list[Json]:
+def pod_mounts(plan: Plan) -> list[Mount]:
     """What the containers of a pod share: hosts, hostname, resolv.conf and /dev/shm."""
     access = ("ro", *plan.pod_files_restrictions) if plan.config.security.readonly_rootfs else ("rw",)
     files = [
@@ -55,7 +56,7 @@ def pod_mounts(plan: Plan) -> list[Json]:
     return [*files, _mount("/dev/shm", "bind", shm, "rbind", "rprivate", "rw", "nosuid", "nodev", "noexec")]
 
 
-def device_mounts(plan: Plan) -> list[Json]:
+def device_mounts(plan: Plan) -> list[Mount]:
     """The devices of a container in a user namespace, which cannot make nodes of its own."""
     if not plan.mappings:
         return []
@@ -65,15 +66,15 @@ def device_mounts(plan: Plan) -> list[Json]:
     ]
 
 
-def bind_mount(bind: BindSource) -> Json:
+def bind_mount(bind: BindSource) -> Mount:
     """One mount of the request."""
     access = "rro" if bind.recursive_readonly else "ro" if bind.readonly else "rw"
     options = ("rbind", bind.propagation, access, *(bind.restrictions if bind.readonly else ()))
     return _mount(_normal(bind.container_path), "bind", str(bind.source), *options)
 
 
-def _mount(destination: str, kind: str, source: str, *options: str) -> Json:
-    return {"destination": destination, "type": kind, "source": source, "options": list(options)}
+def _mount(destination: str, kind: str, source: str, *options: str) -> Mount:
+    return Mount(destination=destination, type=kind, source=source, options=options)
 
 
 def _normal(path: str) -> str:

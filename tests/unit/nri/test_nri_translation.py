@@ -11,8 +11,9 @@ from pvecri.errors import FailedPrecondition
 from pvecri.model import HugepageLimit, Resources
 from pvecri.nri import messages, translation
 from pvecri.nri.proto import nri_pb2 as pb
-from pvecri.oci.adjustment import AddedMount, Adjustment, IoPriority, MemoryPolicy, Rdt, Scheduler
+from pvecri.oci.adjustment import Adjustment
 from pvecri.oci.devices import HostDevice
+from pvecri.oci.runtime_spec import IntelRdt, IoPriority, MemoryPolicy, Mount, Scheduler
 
 GROUP = "/lxc/105/c"
 
@@ -38,7 +39,7 @@ def device(**fields: Any) -> HostDevice:
         ),
         (
             pb.ContainerAdjustment(mounts=[pb.Mount(destination="-/x"), pb.Mount(destination="/y", type="tmpfs")]),
-            Adjustment(mounts={"/x": None, "/y": AddedMount(destination="/y", type="tmpfs")}),
+            Adjustment(mounts={"/x": None, "/y": Mount(destination="/y", type="tmpfs")}),
         ),
         (
             linux(devices=[pb.LinuxDevice(path="/dev/d", type="c", major=1, minor=3)]),
@@ -77,9 +78,9 @@ def device(**fields: Any) -> HostDevice:
         ),
         (
             linux(resources=pb.LinuxResources(rdt_class=pb.OptionalString(value="gold"))),
-            Adjustment(rdt=Rdt(clos_id="gold")),
+            Adjustment(rdt=IntelRdt(clos_id="gold")),
         ),
-        (linux(rdt=pb.LinuxRdt(remove=True)), Adjustment(rdt=Rdt())),
+        (linux(rdt=pb.LinuxRdt(remove=True)), Adjustment(rdt=IntelRdt())),
     ],
 )
 def test_a_wish_is_understood(wanted: pb.ContainerAdjustment, expected: Adjustment) -> None:

@@ -11,20 +11,20 @@ import pytest
 from support.plans import PLAN
 
 from pvecri.oci import spec
-from pvecri.oci.adjustment import (
-    AddedMount,
-    Adjustment,
-    DeviceAccess,
+from pvecri.oci.adjustment import Adjustment
+from pvecri.oci.cdi import Hook
+from pvecri.oci.runtime_spec import (
+    DeviceRule,
+    IntelRdt,
     IoPriority,
     MemoryPolicy,
-    Rdt,
+    Mount,
     Rlimit,
     Scheduler,
     Seccomp,
     Syscall,
-    SyscallArgument,
+    SyscallArg,
 )
-from pvecri.oci.cdi import Hook
 
 
 def built(adjustment: Adjustment | None = None) -> dict[str, Any]:
@@ -44,7 +44,7 @@ SYSCALL = Syscall(
     names=("ptrace",),
     action="SCMP_ACT_ERRNO",
     errno_ret=1,
-    args=(SyscallArgument(index=0, value=0, value_two=0, op="SCMP_CMP_EQ"),),
+    args=(SyscallArg(index=0, value=0, value_two=0, op="SCMP_CMP_EQ"),),
 )
 
 
@@ -76,7 +76,7 @@ SYSCALL = Syscall(
             {"policy": "SCHED_BATCH", "nice": 5},
         ),
         (
-            Adjustment(rdt=Rdt(clos_id="gold", schemata=("L3:0=f",))),
+            Adjustment(rdt=IntelRdt(clos_id="gold", schemata=("L3:0=f",))),
             "linux.intelRdt",
             {"closID": "gold", "schemata": ["L3:0=f"]},
         ),
@@ -128,7 +128,7 @@ def test_annotations_are_removed() -> None:
 
 
 def test_a_mount_replaces_what_was_at_its_place() -> None:
-    shm = AddedMount(destination="/dev/shm", type="tmpfs", source="tmpfs", options=("size=1m",))
+    shm = Mount(destination="/dev/shm", type="tmpfs", source="tmpfs", options=("size=1m",))
     mounts = built(Adjustment(mounts={"/dev/shm": shm, "/sys": None}))["mounts"]
     assert [each for each in mounts if each["destination"] in ("/dev/shm", "/sys")] == [
         {"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m"]}
@@ -136,8 +136,8 @@ def test_a_mount_replaces_what_was_at_its_place() -> None:
 
 
 def test_parents_are_mounted_before_what_is_below_them() -> None:
-    added: dict[str, AddedMount | None] = {
-        path: AddedMount(destination=path, type="tmpfs") for path in ("/data/a/b", "/data")
+    added: dict[str, Mount | None] = {
+        path: Mount(destination=path, type="tmpfs") for path in ("/data/a/b", "/data")
     }
     places = [each["destination"] for each in built(Adjustment(mounts=added))["mounts"]]
     assert places.index("/data") < places.index("/data/a/b")
@@ -145,7 +145,7 @@ def test_parents_are_mounted_before_what_is_below_them() -> None:
 
 @pytest.mark.parametrize("mode", ["rslave", "rshared"])
 def test_a_mount_that_propagates_has_a_root_that_lets_it(mode: str) -> None:
-    mount = AddedMount(destination="/m", type="bind", source="/", options=("rbind", mode))
+    mount = Mount(destination="/m", type="bind", source="/", options=("rbind", mode))
     assert built(Adjustment(mounts={"/m": mount}))["linux"]["rootfsPropagation"] == mode
 
 
@@ -159,7 +159,7 @@ def test_namespaces_are_joined_made_and_left_out() -> None:
 
 
 def test_device_rules_come_after_those_of_the_container() -> None:
-    rules = built(Adjustment(device_rules=(DeviceAccess(allow=True, type="c", major=10, access="rw"),)))
+    rules = built(Adjustment(device_rules=(DeviceRule(allow=True, type="c", major=10, access="rw"),)))
     assert rules["linux"]["resources"]["devices"][-1] == {"allow": True, "type": "c", "major": 10, "access": "rw"}
 
 
@@ -168,7 +168,7 @@ def test_device_rules_come_after_those_of_the_container() -> None:
     [
         (Adjustment(io_priority=IoPriority()), "process.ioPriority"),
         (Adjustment(scheduler=Scheduler()), "process.scheduler"),
-        (Adjustment(rdt=Rdt()), "linux.intelRdt"),
+        (Adjustment(rdt=IntelRdt()), "linux.intelRdt"),
     ],
 )
 def test_a_part_without_content_is_taken_away(adjustment: Adjustment, path: str) -> None:

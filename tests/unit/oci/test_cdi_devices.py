@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
+from support.plans import PLAN
 
 from pvecri.errors import InvalidArgument
-from pvecri.oci import cdi
+from pvecri.oci import cdi, runtime_spec, spec
 from pvecri.oci.cdi import DeviceNode, EditMount, Edits, Hook
+from pvecri.oci.runtime_spec import Mount, User
 
 
 def write(directory: Path, name: str, kind: str = "vendor.com/gpu", **said: Any) -> Path:
@@ -138,45 +142,45 @@ def test_every_part_of_an_edit_is_read_by_the_names_of_the_specification(tmp_pat
 # -- editing -------------------------------------------------------------------------------------------------
 
 
-def document() -> dict[str, Any]:
-    return {
-        "process": {"env": ["PATH=/bin", "GPU=none"], "user": {"uid": 0}},
-        "mounts": [{"destination": "/proc"}],
-    }
+PLAIN = runtime_spec.decode(spec.build(PLAN))
+SPEC = replace(
+    PLAIN,
+    process=replace(PLAIN.process, env=("PATH=/bin", "GPU=none"), user=User(uid=0, gid=0)),
+    mounts=(Mount(destination="/proc"),),
+)
+
+
+def edited(*edits: Edits) -> Any:
+    """The JSON of a small spec after edits."""
+    return json.loads(runtime_spec.encode(functools.reduce(cdi.apply, edits, SPEC)))
 
 
 def test_a_variable_takes_the_place_of_the_one_of_its_name() -> None:
-    spec = document()
-    cdi.apply(spec, Edits(env=("GPU=0", "NEW=a=b")))
-    assert spec["process"]["env"] == ["PATH=/bin", "GPU=0", "NEW=a=b"]
+    assert edited(Edits(env=("GPU=0", "NEW=a=b")))["process"]["env"] == ["PATH=/bin", "GPU=0", "NEW=a=b"]
 
 
 def test_mounts_come_after_those_that_are_there() -> None:
-    spec = document()
-    cdi.apply(spec, Edits(mounts=(EditMount(host_path="/h", container_path="/c"),)))
+    document = edited(Edits(mounts=(EditMount(host_path="/h", container_path="/c"),)))
     added = {"destination": "/c", "source": "/h", "type": "bind", "options": ["rbind", "ro"]}
-    assert spec["mounts"] == [{"destination": "/proc"}, added]
+    assert document["mounts"] == [{"destination": "/proc"}, added]
 
 
 def test_groups_are_added_once_and_root_never() -> None:
-    spec = document()
-    for _ in range(2):
-        cdi.apply(spec, Edits(additional_gids=(0, 44, 109)))
-    assert spec["process"]["user"]["additionalGids"] == [44, 109]
+    document = edited(*[Edits(additional_gids=(0, 44, 109))] * 2)
+    assert document["process"]["user"]["additionalGids"] == [44, 109]
 
 
 def test_hooks_are_added_to_their_kind() -> None:
-    spec = document()
-    cdi.apply(spec, Edits(hooks=(Hook(hook_name="poststop", path="/a"),)))
-    cdi.apply(spec, Edits(hooks=(Hook(hook_name="poststop", path="/b", timeout=3),)))
+    hooks = [Hook(hook_name="poststop", path="/a"), Hook(hook_name="poststop", path="/b", timeout=3)]
+    document = edited(*(Edits(hooks=(hook,)) for hook in hooks))
     first = {"path": "/a", "args": [], "env": []}
-    assert spec["hooks"] == {"poststop": [first, {"path": "/b", "args": [], "env": [], "timeout": 3}]}
+    assert document["hooks"] == {"poststop": [first, {"path": "/b", "args": [], "env": [], "timeout": 3}]}
 
 
 def test_no_edits_change_nothing() -> None:
-    spec = document()
-    cdi.apply(spec, Edits())
-    assert spec == document() | {"process": document()["process"] | {"user": {"uid": 0, "additionalGids": []}}}
+    document = edited()
+    user = document["process"]["user"] | {"additionalGids": []}
+    assert edited(Edits()) == document | {"process": document["process"] | {"user": user}}
 
 
 # -- devices -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from support.plans import ABILITIES, V1, able, configured, plan, secured
 
@@ -51,7 +52,7 @@ def test_command_and_args_replace_the_images_as_kubernetes_has_it(
 ) -> None:
     image = ImageConfig(entrypoint=entrypoint, cmd=cmd)
     wanted = plan(config=configured(command=command, args=args).config, image=image)
-    assert spec.arguments(wanted) == expected
+    assert list(spec.arguments(wanted)) == expected
 
 
 def test_nothing_to_run_is_an_invalid_argument() -> None:
@@ -92,32 +93,32 @@ def test_the_working_directory_is_the_requests_the_images_or_the_root(
     image: str, request_: str, expected: str
 ) -> None:
     wanted = plan(config=configured(working_dir=request_).config, image=ImageConfig(working_dir=image))
-    assert spec.process(wanted)["cwd"] == expected
+    assert spec.process(wanted).cwd == expected
 
 
 def test_the_user_is_the_resolved_one() -> None:
-    described = spec.process(plan(user=ContainerUser(uid=1000, gid=50, groups=(50, 90))))["user"]
-    assert described == {"uid": 1000, "gid": 50, "additionalGids": [50, 90], "umask": 0o022}
+    described = spec.process(plan(user=ContainerUser(uid=1000, gid=50, groups=(50, 90)))).user
+    assert msgspec.to_builtins(described) == {"uid": 1000, "gid": 50, "additionalGids": (50, 90), "umask": 0o022}
 
 
 def test_only_ambient_capabilities_are_inheritable() -> None:
     wanted = secured(capabilities=Capabilities(ambient=("NET_BIND_SERVICE", "SYS_ADMIN")))
-    described = spec.process(wanted)["capabilities"]
-    assert described["effective"] == described["bounding"] == described["permitted"] == sorted(wanted.capabilities)
+    described = spec.process(wanted).capabilities
+    assert described.effective == described.bounding == described.permitted == tuple(sorted(wanted.capabilities))
     # SYS_ADMIN is not among the container's own, so it cannot be ambient either.
-    assert described["ambient"] == described["inheritable"] == ["CAP_NET_BIND_SERVICE"]
+    assert described.ambient == described.inheritable == ("CAP_NET_BIND_SERVICE",)
 
 
 @pytest.mark.parametrize(("wanted", "lowest", "expected"), [(-998, -1000, -998), (-998, 0, 0), (1000, 0, 1000)])
 def test_the_oom_score_is_raised_to_what_may_be_set(wanted: int, lowest: int, expected: int) -> None:
     config = configured(resources=Resources(oom_score_adj=wanted)).config
     described = spec.process(plan(config=config, abilities=able(lowest_oom_score_adj=lowest)))
-    assert described["oomScoreAdj"] == expected
+    assert described.oom_score_adj == expected
 
 
 def test_a_terminal_and_no_new_privileges_are_passed_on() -> None:
-    assert spec.process(configured(tty=True))["terminal"] is True
-    assert spec.process(secured(no_new_privs=True))["noNewPrivileges"] is True
+    assert spec.process(configured(tty=True)).terminal is True
+    assert spec.process(secured(no_new_privs=True)).no_new_privileges is True
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_the_default_apparmor_profile_confines_who_does_not_opt_out(
     wanted = SecurityProfile(kind=profile) if profile else None
     config = secured(apparmor=wanted, privileged=privileged).config
     abilities = able(apparmor=loaded, apparmor_default=loaded)
-    assert ("apparmorProfile" in spec.process(plan(config=config, abilities=abilities))) is expected
+    assert bool(spec.process(plan(config=config, abilities=abilities)).apparmor_profile) is expected
 
 
 def test_a_demanded_apparmor_profile_that_cannot_be_had_is_refused() -> None:
@@ -147,7 +148,7 @@ def test_a_demanded_apparmor_profile_that_cannot_be_had_is_refused() -> None:
 
 def test_annotations_name_the_pod_and_cannot_be_forged() -> None:
     forged = {"io.kubernetes.cri.sandbox-name": "forged", "mine": "kept"}
-    described = spec.described_by(configured(annotations=forged))
+    described = spec.annotations_of(configured(annotations=forged))
     assert described["io.kubernetes.cri.sandbox-name"] == "web-0"
     assert described["io.kubernetes.cri.sandbox-namespace"] == "shop"
     assert described["io.kubernetes.cri.container-name"] == "web"
