@@ -24,7 +24,6 @@ from pvecri.model import (
     SandboxId,
     SandboxMetadata,
     SandboxSecurity,
-    Vmid,
 )
 from pvecri.oci.abilities import Abilities, OciRuntime
 from pvecri.oci.capabilities import DEFAULT
@@ -57,7 +56,7 @@ MAPPED = (IdMapping(container_id=0, host_id=100_000, length=65_536),)
 PLAN = Plan(
     id=ContainerId("c" * 64),
     sandbox_id=SandboxId("5" * 64),
-    vmid=Vmid(105),
+    cgroup=f"/lxc/105/{'c' * 64}",
     config=CONTAINER,
     sandbox=SANDBOX,
     image=ImageConfig(),

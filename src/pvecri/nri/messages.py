@@ -63,7 +63,7 @@ def pod(live: PodEntry) -> pb.PodSandbox:
             pod_overhead=resources(config.overhead),
             pod_resources=resources(config.resources),
             cgroup_parent=config.cgroup_parent,
-            cgroups_path=live.cgroup,
+            cgroups_path=live.cgroups.ct,
             namespaces=[
                 pb.LinuxNamespace(type=kind, path=str(live.namespace(_NAMESPACES[kind])))
                 for kind in _own_namespaces(config, mapped=bool(value.mappings))

@@ -12,10 +12,8 @@ from pvecri.model import (
     ContainerUser,
     IdMapping,
     ImageConfig,
-    NamespaceMode,
     SandboxConfig,
     SandboxId,
-    Vmid,
 )
 from pvecri.oci.abilities import Abilities
 from pvecri.oci.adjustment import Adjustment
@@ -51,7 +49,7 @@ class Plan:
 
     id: ContainerId
     sandbox_id: SandboxId
-    vmid: Vmid
+    cgroup: str
     config: ContainerConfig
     sandbox: SandboxConfig
     image: ImageConfig
@@ -78,13 +76,3 @@ class Plan:
     def privileged(self) -> bool:
         """Whether the container was asked for as privileged."""
         return self.config.security.privileged
-
-    @property
-    def host_network(self) -> bool:
-        """Whether the pod uses the node's network, and with it the node's hostname."""
-        return self.sandbox.security.namespaces.network is NamespaceMode.NODE
-
-    @property
-    def cgroup(self) -> str:
-        """The container's group: beside the CT's own processes, below the CT's limits."""
-        return f"/lxc/{self.vmid}/{self.id}"

@@ -28,6 +28,7 @@ from pvecri.model import ContainerId, Resources
 from pvecri.oci import runtime_spec, spec_linux
 from pvecri.oci.abilities import Abilities
 from pvecri.oci.killing import kill_command
+from pvecri.oci.pod_cgroups import PodCgroups
 
 EXEC_OUTPUT_LIMIT = 16 << 20
 """Bytes of each of stdout and stderr that ExecSync returns, as CRI-O and containerd have it."""
@@ -46,22 +47,15 @@ _BAD_COMMAND = (
 
 @dataclass(frozen=True)
 class PodNamespaces:
-    """How to reach a pod. `pid` is a path to its CT's PID namespace, None if its containers use the node's.
-
-    `cgroup` is the group for the pod's monitors: in the CT's own, so that they share its limits and its end.
-    """
+    """How to reach a pod. `pid` is a path to its CT's PID namespace, None if its containers use the node's."""
 
     pid: Path | None
-    cgroup: str
+    cgroups: PodCgroups
 
     @property
     def depth(self) -> int:
         """How many levels below the node's the PID namespace is that conmon's pid files count in."""
         return 0 if self.pid is None else 1
-
-    def container_cgroup(self, container: ContainerId) -> str:
-        """A container's group: beside that of the monitors."""
-        return f"{Path(self.cgroup).parent}/{container}"
 
 
 @dataclass(frozen=True)
@@ -138,7 +132,7 @@ class OciRuntime:
         reader, writer = os.pipe()
         try:
             arguments = [
-                *enter_cgroup(self._abilities.cgroups, pod.cgroup),
+                *enter_cgroup(self._abilities.cgroups, pod.cgroups.monitors),
                 *_enter(pod),
                 *self._conmon(container, bundle, stdio),
             ]
@@ -216,7 +210,7 @@ class OciRuntime:
 
     def abandon(self, pod: PodNamespaces, container: ContainerId) -> None:
         """Kill the conmon of a container whose start nobody waits for any more, and what it began. Idempotent."""
-        for monitor in self._abilities.cgroups.processes(pod.cgroup):
+        for monitor in self._abilities.cgroups.processes(pod.cgroups.monitors):
             if container in processes.command_line(monitor):
                 for pid in processes.stop_tree(monitor):
                     with suppress(ProcessLookupError):
@@ -285,7 +279,7 @@ class OciRuntime:
         The command descends from `process`, wherever in its start it is.
         """
         if process.returncode is None:
-            await finish(kill_command(process, self._abilities.cgroups, pod.container_cgroup(container)))
+            await finish(kill_command(process, self._abilities.cgroups, pod.cgroups.container(container)))
 
     def reopen_log(self, bundle: Bundle) -> None:
         """Tell conmon to open the log file anew (after it was renamed); FailedPrecondition when it is gone."""

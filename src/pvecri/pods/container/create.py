@@ -205,7 +205,7 @@ class ContainerCreator:
         return Plan(
             id=container.id,
             sandbox_id=pod.id,
-            vmid=pod.value.vmid,
+            cgroup=pod.cgroups.container(container.id),
             config=config,
             sandbox=pod.value.config,
             image=image.config,

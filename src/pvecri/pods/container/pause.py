@@ -61,7 +61,7 @@ class Pauses:
             raise FailedPrecondition(f"{pause.PROGRAM} is not installed on the node; pods with a pause need it")
         bundle = Bundle(pod.directory / "pause")
         bundle.directory.mkdir(mode=0o700)  # no process of the pod needs it
-        group = f"{pod.cgroup}/pause"
+        group = pod.cgroups.pause
         bundle.spec.write_bytes(pause.build(self._plan(pod, group)))
         await self._runtime.run_detached(pod.namespaces, pause_id(pod.id), bundle)
         pid = self._runtime.host_pid(pod.namespaces, group, bundle.pid_file)

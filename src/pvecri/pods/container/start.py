@@ -101,7 +101,7 @@ class ContainerStarter:
         try:
             yield
         except InternalError as error:
-            left = limits.pids_left(self._abilities.cgroups, pod.cgroup)
+            left = limits.pids_left(self._abilities.cgroups, pod.cgroups.ct)
             if left is None or left >= PIDS_OF_A_START:
                 raise
             raise ResourceExhausted(
@@ -120,7 +120,7 @@ class ContainerStarter:
         rules = spec.allowed_devices(container.bundle.spec.read_bytes())
         if rules and not config.security.privileged:
             # A cgroup's device filter cannot allow what its parent's, here the CT's, denies.
-            self._abilities.cgroups.allow_devices(pod.cgroup, rules)
+            self._abilities.cgroups.allow_devices(pod.cgroups.ct, rules)
         if container.value.log_path:
             Path(container.value.log_path).parent.mkdir(parents=True, exist_ok=True)
 
