@@ -145,15 +145,6 @@ def innermost_pid(pid: int) -> int:
     return int(status(pid).get("NSpid", "0").split()[-1])
 
 
-def start_ticks(pid: int) -> int:
-    """When the process began, in clock ticks since boot: with the pid, its identity. 0 when it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return int(stat.rpartition(")")[2].split()[19])
-
-
 def open_files(pid: int) -> tuple[int, int]:
     """How many file descriptors a process has, and how many of them are sockets; zeros when it is gone."""
     directory = f"/proc/{pid}/fd"

@@ -39,11 +39,10 @@ class Connection(IntEnum):
 
 
 class MessageType(IntEnum):
-    """Message types. Data messages belong to streaming calls, which NRI does not have."""
+    """Message types of unary calls; NRI has no streaming ones."""
 
     REQUEST = 1
     RESPONSE = 2
-    DATA = 3
 
 
 @dataclass(frozen=True)

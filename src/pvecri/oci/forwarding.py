@@ -33,20 +33,14 @@ class PodPorts:
         raise OSError(failure.errno, f"connect to localhost:{port} inside the pod: {reason}")
 
     async def _connect(self, family: socket.AddressFamily, address: str, port: int) -> socket.socket:
-        connection = await asyncio.to_thread(self._socket, family)
+        if self.netns is None:
+            connection = socket.socket(family, socket.SOCK_STREAM)
+        else:
+            connection = await asyncio.to_thread(namespaces.open_socket, self.netns, family, socket.SOCK_STREAM)
         try:
+            connection.setblocking(False)
             await asyncio.get_running_loop().sock_connect(connection, (address, port))
         except BaseException:
             connection.close()
             raise
         return connection
-
-    def _socket(self, family: socket.AddressFamily) -> socket.socket:
-        """A socket belongs to the network namespace that it is made in, wherever it is used."""
-
-        def make() -> socket.socket:
-            made = socket.socket(family, socket.SOCK_STREAM)
-            made.setblocking(False)
-            return made
-
-        return namespaces.run_inside([self.netns], make) if self.netns else make()

@@ -109,8 +109,3 @@ def encode(framing: Framing, channel: int, payload: bytes) -> bytes:
     if framing.base64:
         return b"%d" % channel + base64.b64encode(payload)
     return bytes((channel,)) + payload
-
-
-def encode_close(channel: int) -> bytes:
-    """The message that says that we send no more on a channel, for framings that have it."""
-    return bytes((CLOSE, channel))

@@ -124,15 +124,9 @@ def test_a_process_is_known_by_the_first_letters_of_its_program(child: Child, tm
     program.symlink_to("/bin/cat")
     with started(program) as odd:
         assert processes.command_name(odd.pid) == "a program) with"
-        assert processes.start_ticks(odd.pid) >= processes.start_ticks(child.pid) > 0
         held = Process(odd.pid)
         assert held.alive
         held.close()
-
-
-def test_the_start_of_a_process_is_its_own_and_stays(child: Child) -> None:
-    first = processes.start_ticks(child.pid)
-    assert first == processes.start_ticks(child.pid) > processes.start_ticks(1)
 
 
 def test_a_process_has_a_number_in_its_own_pid_namespace() -> None:
@@ -143,7 +137,6 @@ def test_of_a_process_that_is_gone_nothing_is_told(gone: int) -> None:
     assert processes.status(gone) == {}
     assert processes.command_name(gone) == ""
     assert processes.innermost_pid(gone) == 0
-    assert processes.start_ticks(gone) == 0
     assert processes.stop_tree(gone) == []
 
 

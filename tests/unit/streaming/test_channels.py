@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from pvecri.streaming.channels import (
     BINARY,
+    CLOSE,
     ChannelClosed,
     ChannelData,
     ChannelEvent,
     ChannelReader,
     Framing,
     encode,
-    encode_close,
 )
 from pvecri.streaming.errors import ProtocolError
 
@@ -65,12 +65,12 @@ def test_a_channel_that_does_not_exist_is_skipped() -> None:
 
 
 def test_a_close_signal_names_its_channel() -> None:
-    assert read(CLOSING, encode_close(0)) == [ChannelClosed(0)]
+    assert read(CLOSING, bytes((CLOSE, 0))) == [ChannelClosed(0)]
     assert read(CLOSING, b"\xff", b"\0") == [ChannelClosed(0)]
 
 
 def test_before_version_five_a_close_signal_is_a_channel_that_does_not_exist() -> None:
-    assert read(BINARY, encode_close(0)) == []
+    assert read(BINARY, bytes((CLOSE, 0))) == []
 
 
 @pytest.mark.parametrize("message", [b"\xff", b"\xff\0\0", b"\xff\x09"])
