@@ -25,15 +25,15 @@ from pvecri.model import (
     SandboxMetadata,
     SandboxSecurity,
 )
-from pvecri.oci.abilities import Abilities, OciRuntime
 from pvecri.oci.capabilities import DEFAULT
+from pvecri.oci.features import HostFeatures, OciRuntime
 from pvecri.oci.plan import Plan
 
 V2 = Cgroups(v2=Path("/sys/fs/cgroup"), v1={})
 V1 = Cgroups(v2=None, v1={"memory": Path("/sys/fs/cgroup/memory"), "devices": Path("/sys/fs/cgroup/devices")})
 RUNC = OciRuntime("/usr/bin/runc", "runc", (1, 1, 15), frozenset({"rro"}))
 OLD_RUNC = OciRuntime("/usr/bin/runc", "runc", (1, 1, 5))
-ABILITIES = Abilities(
+FEATURES = HostFeatures(
     cgroups=V2,
     oci_runtime=RUNC,
     conmon="/usr/bin/conmon",
@@ -74,7 +74,7 @@ PLAN = Plan(
     target_pid=None,
     capabilities=DEFAULT,
     seccomp=None,
-    abilities=ABILITIES,
+    features=FEATURES,
 )
 
 
@@ -98,6 +98,6 @@ def in_pod(**modes: Any) -> Plan:
     return plan(sandbox=changed(SANDBOX, security=SandboxSecurity(namespaces=NamespaceOptions(**modes))))
 
 
-def able(**changes: Any) -> Abilities:
-    """The plain plan's abilities with other fields."""
-    return replace(ABILITIES, **changes)
+def able(**changes: Any) -> HostFeatures:
+    """The plain plan's features with other fields."""
+    return replace(FEATURES, **changes)

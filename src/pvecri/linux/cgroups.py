@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvecri.linux import devices
+from pvecri.linux import device_filter
 
 ROOT = Path("/sys/fs/cgroup")
 
@@ -152,7 +152,7 @@ class Cgroups:
         added to, so the group's filter is lifted and the children's own decide.
         """
         if not self.v1 and self.v2 is not None:
-            devices.lift_device_filter(self.v2 / group.lstrip("/"))
+            device_filter.lift(self.v2 / group.lstrip("/"))
             return
         for rule in rules:
             (self.directory(group, "devices") / "devices.allow").write_text(str(rule))

@@ -19,8 +19,8 @@ from pvecri.config import NriConfig
 from pvecri.errors import DeadlineExceeded
 from pvecri.nri.errors import CallFailed, PluginError, PluginGone, ProtocolError
 from pvecri.nri.frames import MAX_DATA, Connection
-from pvecri.nri.link import Code, Link
 from pvecri.nri.proto import nri_pb2 as pb
+from pvecri.nri.ttrpc import Code, TtrpcConnection
 from pvecri.supervision import Supervisor
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Plugin:
     ) -> None:
         """`identity` is the index and the name of a plugin that was launched; others tell it themselves."""
         self._supervisor = Supervisor()
-        self._link = Link(reader, writer, Connection.RUNTIME, self._serve)
+        self._connection = TtrpcConnection(reader, writer, Connection.RUNTIME, self._serve)
         self._config = config
         self._update = update
         self._launched = bool(identity[0])
@@ -99,7 +99,7 @@ class Plugin:
     @property
     def closed(self) -> bool:
         """Whether its connection has ended."""
-        return self._link.closed
+        return self._connection.closed
 
     def subscribed(self, request: type[Message]) -> bool:
         """Whether it wants to be asked this."""
@@ -129,7 +129,7 @@ class Plugin:
 
     async def _run(self) -> None:
         try:
-            await self._link.run()
+            await self._connection.run()
         except ProtocolError as error:
             log.warning("NRI plugin %s: %s", self.name, error)
         finally:
@@ -235,7 +235,7 @@ class Plugin:
         timeout = self._config.request_timeout
         if not (self._legacy and call.notice):
             try:
-                return await self._link.call(call.method, request, call.answer, timeout)
+                return await self._connection.call(call.method, request, call.answer, timeout)
             except CallFailed as error:
                 if error.code != Code.UNIMPLEMENTED or not call.notice:
                     raise self._refusal(call.method, error) from error
@@ -249,7 +249,7 @@ class Plugin:
 
     async def _call(self, method: str, request: Message, answer: Any, timeout: float) -> Any:
         try:
-            return await self._link.call(method, request, answer, timeout)
+            return await self._connection.call(method, request, answer, timeout)
         except CallFailed as error:
             raise self._refusal(method, error) from error
 
@@ -261,13 +261,13 @@ class Plugin:
 
     def _lose(self, method: str, error: Exception) -> None:
         log.error("NRI plugin %s is dropped: %s: %s", self.name, method, error)
-        self._link.abort()
+        self._connection.abort()
 
     # -- the end ----------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """End the connection. Idempotent."""
-        self._link.close()
+        self._connection.close()
 
     async def wait(self) -> None:
         """Until the connection has ended; after `start`."""

@@ -21,11 +21,11 @@ from msgspec.structs import replace
 
 from pvecri.config import ConfigError, NriConfig
 from pvecri.errors import PvecriError
-from pvecri.linux import takeover
+from pvecri.linux import single_instance
 from pvecri.model import Resources
-from pvecri.nri import launching, messages, translation
-from pvecri.nri.launching import LaunchedPlugin
-from pvecri.nri.merging import Creation, Updates, copy_resources
+from pvecri.nri import from_proto, launcher, to_proto
+from pvecri.nri.launcher import LaunchedPlugin
+from pvecri.nri.merge import Creation, Updates, copy_resources
 from pvecri.nri.plugin import Plugin
 from pvecri.nri.proto import nri_pb2 as pb
 from pvecri.oci.adjustment import Adjustment
@@ -67,7 +67,7 @@ class Plugins(Hooks):
 
     async def _listen(self, path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not await takeover.remove_socket(path):
+        if not await single_instance.remove_stale_socket(path):
             raise ConfigError(
                 f"nri.socket: another process listens on {path} (nri.enabled = false does without NRI)"
             )
@@ -87,9 +87,9 @@ class Plugins(Hooks):
     async def _launch_all(self) -> None:
         """Those that register are synchronized in their order; the others are left out, and the log says why."""
         launched: list[LaunchedPlugin] = []
-        for program in launching.discover(self._config):
+        for program in launcher.discover(self._config):
             try:
-                launched.append(await launching.launch(program, self._config, self._update))
+                launched.append(await launcher.launch(program, self._config, self._update))
             except PvecriError as error:
                 log.warning("%s", error)
         outcomes = await asyncio.gather(*(plugin.start() for plugin in launched), return_exceptions=True)
@@ -148,7 +148,7 @@ class Plugins(Hooks):
         containers = [
             each for pod in pods for each in pod.containers.values() if each.notified is LifecycleEvent.CREATED
         ]
-        return [messages.pod(pod) for pod in pods], [messages.container(each) for each in containers]
+        return [to_proto.pod(pod) for pod in pods], [to_proto.container(each) for each in containers]
 
     def _dismiss(self, plugin: Plugin) -> None:
         plugin.dismiss()
@@ -166,16 +166,16 @@ class Plugins(Hooks):
         async with self._turn:
             pod.notified = LifecycleEvent.CREATED
             if self._plugins:
-                await self._ask(pb.RunPodSandboxRequest(pod=messages.pod(pod)))
+                await self._ask(pb.RunPodSandboxRequest(pod=to_proto.pod(pod)))
 
     async def update_pod(self, pod: PodEntry, resources: Resources, overhead: Resources) -> None:
         """See Hooks."""
         async with self._turn:
             if self._plugins:
                 request = pb.UpdatePodSandboxRequest(
-                    pod=messages.pod(pod),
-                    overhead_linux_resources=messages.resources(overhead),
-                    linux_resources=messages.resources(resources),
+                    pod=to_proto.pod(pod),
+                    overhead_linux_resources=to_proto.resources(overhead),
+                    linux_resources=to_proto.resources(resources),
                 )
                 await self._ask(request)
 
@@ -183,7 +183,7 @@ class Plugins(Hooks):
         """See Hooks."""
         async with self._turn:
             if self._plugins:
-                await self._tell(pb.PostUpdatePodSandboxRequest(pod=messages.pod(pod)))
+                await self._tell(pb.PostUpdatePodSandboxRequest(pod=to_proto.pod(pod)))
 
     async def stop_pod(self, pod: PodEntry) -> None:
         """See Hooks."""
@@ -191,7 +191,7 @@ class Plugins(Hooks):
             if pod.notified is LifecycleEvent.CREATED:
                 pod.notified = LifecycleEvent.STOPPED
                 if self._plugins:
-                    await self._tell(pb.StopPodSandboxRequest(pod=messages.pod(pod)))
+                    await self._tell(pb.StopPodSandboxRequest(pod=to_proto.pod(pod)))
 
     async def remove_pod(self, pod: PodEntry) -> None:
         """See Hooks."""
@@ -200,7 +200,7 @@ class Plugins(Hooks):
             if pod.notified is LifecycleEvent.STOPPED:
                 pod.notified = LifecycleEvent.REMOVED
                 if self._plugins:
-                    await self._tell(pb.RemovePodSandboxRequest(pod=messages.pod(pod)))
+                    await self._tell(pb.RemovePodSandboxRequest(pod=to_proto.pod(pod)))
 
     # -- containers -------------------------------------------------------------------------------------------
 
@@ -210,7 +210,7 @@ class Plugins(Hooks):
             container.notified = LifecycleEvent.CREATED
             if not self._plugins:
                 return None
-            request = pb.CreateContainerRequest(pod=messages.pod(pod), container=messages.container(container))
+            request = pb.CreateContainerRequest(pod=to_proto.pod(pod), container=to_proto.container(container))
             cgroup = request.container.linux.cgroups_path
             validators = [plugin for plugin in self._plugins if _validates(plugin)]
             pristine = pb.ValidateContainerAdjustmentRequest(pod=request.pod, container=request.container)
@@ -222,7 +222,7 @@ class Plugins(Hooks):
                 if answer is not None:
                     creation.take(answer, plugin.name)
                     evictions += answer.evict
-            wanted = translation.adjustment(creation.adjustment, cgroup)
+            wanted = from_proto.adjustment(creation.adjustment, cgroup)
             await _validate(validators, pristine, creation)
             self._evict(evictions)
             await self._make_updates(creation.updates)
@@ -236,7 +236,7 @@ class Plugins(Hooks):
         """See Hooks."""
         async with self._turn:
             if self._plugins:
-                request = pb.StartContainerRequest(pod=messages.pod(pod), container=messages.container(container))
+                request = pb.StartContainerRequest(pod=to_proto.pod(pod), container=to_proto.container(container))
                 await self._ask(request)
 
     async def started_container(self, pod: PodEntry, container: ContainerEntry) -> None:
@@ -249,9 +249,9 @@ class Plugins(Hooks):
             if not self._plugins:
                 return changes
             request = pb.UpdateContainerRequest(
-                pod=messages.pod(pod),
-                container=messages.container(container),
-                linux_resources=messages.resources(changes),
+                pod=to_proto.pod(pod),
+                container=to_proto.container(container),
+                linux_resources=to_proto.resources(changes),
             )
             updates = Updates()
             for plugin in self._plugins:
@@ -266,7 +266,7 @@ class Plugins(Hooks):
             await self._make_updates(updates)
         if own is None:
             return changes
-        return replace(translation.resources(request.linux_resources), oom_score_adj=changes.oom_score_adj)
+        return replace(from_proto.resources(request.linux_resources), oom_score_adj=changes.oom_score_adj)
 
     async def updated_container(self, pod: PodEntry, container: ContainerEntry) -> None:
         """See Hooks."""
@@ -281,7 +281,7 @@ class Plugins(Hooks):
             if not self._plugins:
                 return
             updates = Updates()
-            request = pb.StopContainerRequest(pod=messages.pod(pod), container=messages.container(container))
+            request = pb.StopContainerRequest(pod=to_proto.pod(pod), container=to_proto.container(container))
             for plugin in self._plugins:
                 try:
                     answer = await plugin.ask(request)
@@ -299,7 +299,7 @@ class Plugins(Hooks):
                 container.notified = LifecycleEvent.REMOVED
                 if self._plugins:
                     request = pb.RemoveContainerRequest(
-                        pod=messages.pod(pod), container=messages.container(container)
+                        pod=to_proto.pod(pod), container=to_proto.container(container)
                     )
                     await self._tell(request)
 
@@ -318,7 +318,7 @@ class Plugins(Hooks):
     async def _tell_of(self, request: type[Any], pod: PodEntry, container: ContainerEntry) -> None:
         async with self._turn:
             if self._plugins:
-                await self._tell(request(pod=messages.pod(pod), container=messages.container(container)))
+                await self._tell(request(pod=to_proto.pod(pod), container=to_proto.container(container)))
 
     # -- updates ----------------------------------------------------------------------------------------------
 
@@ -331,7 +331,7 @@ class Plugins(Hooks):
         """Change the limits of a container, if it does not take too long: everybody waits. Whether it could."""
         assert self._pods is not None
         try:
-            limits = translation.resources(update.linux.resources)
+            limits = from_proto.resources(update.linux.resources)
             async with asyncio.timeout(UPDATE_PATIENCE):
                 await self._pods.container_updater.set_limits(update.container_id, limits)
         except TimeoutError:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pvecri.model import IdMapping
 from pvecri.oci import apparmor, spec_linux
-from pvecri.oci.abilities import Abilities
+from pvecri.oci.features import HostFeatures
 from pvecri.oci.runtime_spec import (
     OCI_VERSION,
     Capabilities,
@@ -48,13 +48,13 @@ class PausePlan:
     joined: dict[str, str]
     made: tuple[str, ...]
     mappings: tuple[IdMapping, ...]
-    abilities: Abilities
+    features: HostFeatures
 
 
 def build(plan: PausePlan) -> bytes:
     """The spec as JSON."""
     user = NOBODY if _mapped(NOBODY, plan.mappings) else 0
-    confined = plan.abilities.apparmor_default
+    confined = plan.features.apparmor_default
     return encode(
         Spec(
             oci_version=OCI_VERSION,
@@ -67,7 +67,7 @@ def build(plan: PausePlan) -> bytes:
                 cwd="/",
                 capabilities=Capabilities(),
                 no_new_privileges=True,
-                oom_score_adj=plan.abilities.lowest_oom_score_adj,
+                oom_score_adj=plan.features.lowest_oom_score_adj,
                 apparmor_profile=apparmor.DEFAULT_PROFILE if confined else "",
             ),
             # The OCI runtimes look for their own descriptors in /proc, and for the null device in /dev.
@@ -81,7 +81,7 @@ def build(plan: PausePlan) -> bytes:
 
 
 def _linux(plan: PausePlan) -> Linux:
-    joins_user = "user" in plan.joined and plan.abilities.oci_runtime.wants_mappings_with_userns_path
+    joins_user = "user" in plan.joined and plan.features.oci_runtime.wants_mappings_with_userns_path
     mapped = plan.mappings if "user" in plan.made or joins_user else ()
     return Linux(
         namespaces=(

@@ -15,10 +15,10 @@ from pvecri.model import (
     SandboxConfig,
     SandboxId,
 )
-from pvecri.oci.abilities import Abilities
 from pvecri.oci.adjustment import Adjustment
 from pvecri.oci.cdi import Edits
 from pvecri.oci.devices import HostDevice
+from pvecri.oci.features import HostFeatures
 from pvecri.oci.runtime_spec import Seccomp
 
 
@@ -67,7 +67,7 @@ class Plan:
     target_pid: int | None
     capabilities: frozenset[str]
     seccomp: Seccomp | None
-    abilities: Abilities
+    features: HostFeatures
     pids_limit: int = 0
     edits: tuple[Edits, ...] = ()
     adjustment: Adjustment | None = None

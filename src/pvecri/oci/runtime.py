@@ -26,8 +26,8 @@ from pvecri.linux.cgroups import Cgroups
 from pvecri.linux.fds import AsyncFd, Pipe
 from pvecri.model import ContainerId, Resources
 from pvecri.oci import runtime_spec, spec_linux
-from pvecri.oci.abilities import Abilities
-from pvecri.oci.killing import kill_command
+from pvecri.oci.features import HostFeatures
+from pvecri.oci.kill import kill_command
 from pvecri.oci.pod_cgroups import PodCgroups
 
 EXEC_OUTPUT_LIMIT = 16 << 20
@@ -113,10 +113,10 @@ class ExecResult:
 class OciRuntime:
     """One per daemon. Every method can run for many containers at once."""
 
-    def __init__(self, abilities: Abilities, root: Path, exit_dir: Path) -> None:
+    def __init__(self, features: HostFeatures, root: Path, exit_dir: Path) -> None:
         """`root` is the OCI runtime's state directory, `exit_dir` where conmon writes exit codes."""
-        self._abilities = abilities
-        self._program = abilities.oci_runtime.path
+        self._features = features
+        self._program = features.oci_runtime.path
         self._root = root
         self._exit_dir = exit_dir
 
@@ -132,7 +132,7 @@ class OciRuntime:
         reader, writer = os.pipe()
         try:
             arguments = [
-                *enter_cgroup(self._abilities.cgroups, pod.cgroups.monitors),
+                *enter_cgroup(self._features.cgroups, pod.cgroups.monitors),
                 *_enter(pod),
                 *self._conmon(container, bundle, stdio),
             ]
@@ -180,7 +180,7 @@ class OciRuntime:
             if status:
                 log.seek(0)
                 errors = log.read(1 << 16).decode(errors="replace")
-                raise CommandError(f"{self._abilities.oci_runtime.kind} run {container}", status, errors)
+                raise CommandError(f"{self._features.oci_runtime.kind} run {container}", status, errors)
 
     async def start(self, pod: PodNamespaces, container: ContainerId) -> None:
         """Let the container's command run; its container was created."""
@@ -188,7 +188,7 @@ class OciRuntime:
 
     async def update(self, pod: PodNamespaces, container: ContainerId, wanted: Resources) -> None:
         """Change a running container's limits; CommandError when the kernel does not take them."""
-        limits = msgspec.json.encode(spec_linux.limits(wanted, self._abilities))
+        limits = msgspec.json.encode(spec_linux.limits(wanted, self._features))
         await self._run(pod, "update", "--resources", "-", container, stdin=limits)
 
     async def checkpoint(self, pod: PodNamespaces, container: ContainerId, images: Path, work: Path) -> None:
@@ -210,7 +210,7 @@ class OciRuntime:
 
     def abandon(self, pod: PodNamespaces, container: ContainerId) -> None:
         """Kill the conmon of a container whose start nobody waits for any more, and what it began. Idempotent."""
-        for monitor in self._abilities.cgroups.processes(pod.cgroups.monitors):
+        for monitor in self._features.cgroups.processes(pod.cgroups.monitors):
             if container in processes.command_line(monitor):
                 for pid in processes.stop_tree(monitor):
                     with suppress(ProcessLookupError):
@@ -267,7 +267,7 @@ class OciRuntime:
         and its controlling terminal: the size of the one becomes the other's.
         """
         options = ["--tty"] * tty
-        if self._abilities.oci_runtime.executes_at_the_root:
+        if self._features.oci_runtime.executes_at_the_root:
             options += ["--cwd", runtime_spec.decode(bundle.spec.read_bytes()).process.cwd]
         return [*_enter(pod), *self._oci("exec", *options, container, *command)]
 
@@ -279,7 +279,7 @@ class OciRuntime:
         The command descends from `process`, wherever in its start it is.
         """
         if process.returncode is None:
-            await finish(kill_command(process, self._abilities.cgroups, pod.cgroups.container(container)))
+            await finish(kill_command(process, self._features.cgroups, pod.cgroups.container(container)))
 
     def reopen_log(self, bundle: Bundle) -> None:
         """Tell conmon to open the log file anew (after it was renamed); FailedPrecondition when it is gone."""
@@ -295,7 +295,7 @@ class OciRuntime:
         ProcessLookupError when it is not there, OSError or ValueError when the file says nothing.
         """
         wanted = pid_file.read_text().strip()
-        for pid in self._abilities.cgroups.processes(group):
+        for pid in self._features.cgroups.processes(group):
             numbers = processes.status(pid).get("NSpid", "").split()  # one a level, the host's first
             if len(numbers) > pod.depth and numbers[pod.depth] == wanted:
                 return pid
@@ -305,7 +305,7 @@ class OciRuntime:
         command = [*(_enter(pod) if pod else ()), *self._oci(*arguments)]
         status, errors = await finish(_communicate(command, stdin))
         if status:
-            raise CommandError(f"{self._abilities.oci_runtime.kind} {' '.join(arguments)}", status, errors)
+            raise CommandError(f"{self._features.oci_runtime.kind} {' '.join(arguments)}", status, errors)
 
     def _oci(self, *arguments: str) -> list[str]:
         return [self._program, f"--root={self._root}", *arguments]
@@ -313,7 +313,7 @@ class OciRuntime:
     def _conmon(self, container: ContainerId, bundle: Bundle, stdio: Stdio) -> list[str]:
         log = f"k8s-file:{stdio.log}" if stdio.log else "none"
         arguments = [
-            self._abilities.conmon,
+            self._features.conmon,
             "--api-version",
             "1",
             "-c",

@@ -15,7 +15,7 @@ from pvecri.errors import FailedPrecondition
 from pvecri.linux import keyrings
 from pvecri.linux.fds import peer_gone
 from pvecri.model import ContainerId
-from pvecri.oci.copying import Copying, follow_size
+from pvecri.oci.exec_io import ExecIO, follow_size
 from pvecri.oci.runtime import Bundle, OciRuntime, PodNamespaces
 from pvecri.streaming.streams import CommandStreams, Source
 from pvecri.supervision import Supervisor
@@ -44,7 +44,7 @@ class ExecSession:
 
         Cancelling kills the command and all of its session.
         """
-        async with Copying() as copying:
+        async with ExecIO() as copying:
             if self.tty:
                 terminal = copying.terminal(streams)
                 process = await self._start(["setsid", "--ctty"], terminal, terminal, terminal)

@@ -9,7 +9,7 @@ from pvecri.errors import InvalidArgument
 from pvecri.linux import cgroups
 from pvecri.model import Resources
 from pvecri.oci import adjustment, cdi, spec_linux, spec_mounts
-from pvecri.oci.abilities import Abilities
+from pvecri.oci.features import HostFeatures
 from pvecri.oci.plan import Plan
 from pvecri.oci.runtime_spec import OCI_VERSION, Capabilities, Process, Root, Spec, User, decode, encode
 
@@ -33,9 +33,9 @@ def build(plan: Plan) -> bytes:
     return encode(spec)
 
 
-def with_limits(document: bytes, wanted: Resources, abilities: Abilities) -> bytes:
+def with_limits(document: bytes, wanted: Resources, features: HostFeatures) -> bytes:
     """A spec with other limits, for a container that has not been started; unset ones stay as they are."""
-    spec, limits = decode(document), spec_linux.limits(wanted, abilities)
+    spec, limits = decode(document), spec_linux.limits(wanted, features)
     changed = {name: value for name, value in asdict(limits).items() if value}
     return encode(replace(spec, linux=replace(spec.linux, resources=replace(spec.linux.resources, **changed))))
 
@@ -68,7 +68,7 @@ def process(plan: Plan) -> Process:
         ),
         no_new_privileges=config.security.no_new_privs,
         # The kernel lets only CAP_SYS_RESOURCE lower it, and the OCI runtimes fail if they cannot set it.
-        oom_score_adj=max(config.resources.oom_score_adj, plan.abilities.lowest_oom_score_adj),
+        oom_score_adj=max(config.resources.oom_score_adj, plan.features.lowest_oom_score_adj),
         apparmor_profile=spec_linux.apparmor_profile(plan),
     )
 

@@ -11,8 +11,8 @@ from pvecri import model
 from pvecri.errors import InvalidArgument
 from pvecri.model import NamespaceMode, ProfileKind
 from pvecri.oci import apparmor, capabilities
-from pvecri.oci.abilities import Abilities
 from pvecri.oci.devices import HostDevice
+from pvecri.oci.features import HostFeatures
 from pvecri.oci.plan import Plan
 from pvecri.oci.runtime_spec import (
     Cpu,
@@ -36,7 +36,7 @@ _SECURITY = "config.linux.security_context"
 
 def linux(plan: Plan) -> Linux:
     """The whole object."""
-    security, runtime = plan.config.security, plan.abilities.oci_runtime
+    security, runtime = plan.config.security, plan.features.oci_runtime
     mapped = plan.mappings if runtime.wants_mappings_with_userns_path else ()
     return Linux(
         namespaces=namespaces(plan),
@@ -72,7 +72,7 @@ def namespaces(plan: Plan) -> tuple[Namespace, ...]:
     }
     files = {"user": "user", "network": "net", "uts": "uts", "ipc": "ipc"}
     # On version 2 only, which is the default of CRI-O and containerd as well.
-    new_cgroup = plan.abilities.cgroups.pure_v2 and not plan.privileged
+    new_cgroup = plan.features.cgroups.pure_v2 and not plan.privileged
     return (
         Namespace(type="mount"),
         *(
@@ -102,13 +102,13 @@ def _pid_namespace(mode: NamespaceMode, plan: Plan) -> list[Namespace]:
 
 def resources(plan: Plan) -> Resources:
     """The cgroup's limits, and the devices it may use."""
-    limited = limits(plan.config.resources, plan.abilities)
-    default_pids = plan.pids_limit > 0 and "pids" in plan.abilities.controllers
+    limited = limits(plan.config.resources, plan.features)
+    default_pids = plan.pids_limit > 0 and "pids" in plan.features.controllers
     pids = limited.pids or (Pids(limit=plan.pids_limit) if default_pids else None)
     return replace(limited, devices=device_rules(plan), pids=pids)
 
 
-def limits(wanted: model.Resources, abilities: Abilities) -> Resources:
+def limits(wanted: model.Resources, features: HostFeatures) -> Resources:
     """The limits that the CRI can set and update, without those that this node has no controller for.
 
     0 and "" in `wanted` mean unset.
@@ -122,23 +122,23 @@ def limits(wanted: model.Resources, abilities: Abilities) -> Resources:
         cpus=wanted.cpuset_cpus,
         mems=wanted.cpuset_mems,
     )
-    memory = _memory(wanted, abilities)
-    hugepages = wanted.hugepage_limits if "hugetlb" in abilities.controllers else ()
-    pids = wanted.pids_limit if "pids" in abilities.controllers else 0
+    memory = _memory(wanted, features)
+    hugepages = wanted.hugepage_limits if "hugetlb" in features.controllers else ()
+    pids = wanted.pids_limit if "pids" in features.controllers else 0
     return Resources(
         cpu=None if cpu == Cpu() else cpu,
         memory=None if memory == Memory() else memory,
         hugepage_limits=tuple(HugepageLimit(page_size=each.page_size, limit=each.limit) for each in hugepages),
         pids=Pids(limit=pids) if pids else None,
-        unified=wanted.unified if abilities.cgroups.pure_v2 else {},
+        unified=wanted.unified if features.cgroups.pure_v2 else {},
     )
 
 
-def _memory(wanted: model.Resources, abilities: Abilities) -> Memory:
+def _memory(wanted: model.Resources, features: HostFeatures) -> Memory:
     """`swap` is memory and swap together, and equals the limit if unset: no swap, as the kubelet expects."""
     limit = wanted.memory_limit or None
     # Without swap accounting (version 1: swapaccount=1 on the kernel's command line) runc fails if it is set.
-    swap = (wanted.memory_swap_limit or limit) if limit and abilities.swap_limit else None
+    swap = (wanted.memory_swap_limit or limit) if limit and features.swap_limit else None
     return Memory(limit=limit, reservation=wanted.memory_reservation or None, swap=swap)
 
 
@@ -179,15 +179,15 @@ def ambient_capabilities(plan: Plan) -> frozenset[str]:
 
 def apparmor_profile(plan: Plan) -> str:
     """The profile's name, or empty for none; InvalidArgument when one is demanded that cannot be had."""
-    profile, abilities = plan.config.security.apparmor, plan.abilities
+    profile, features = plan.config.security.apparmor, plan.features
     if profile is not None and profile.kind is ProfileKind.LOCALHOST:
         field = f"{_SECURITY}.apparmor.localhost_ref"
-        if not abilities.apparmor:
+        if not features.apparmor:
             raise InvalidArgument(field, "this node's kernel does not have AppArmor enabled")
         if not apparmor.is_loaded(profile.localhost_ref):
             raise InvalidArgument(field, f"the profile {profile.localhost_ref!r} is not loaded on this node")
         return profile.localhost_ref
-    if plan.privileged or not abilities.apparmor_default:
+    if plan.privileged or not features.apparmor_default:
         return ""
     unconfined = profile is not None and profile.kind is ProfileKind.UNCONFINED
     return "" if unconfined else apparmor.DEFAULT_PROFILE

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pvecri.errors import InvalidArgument
-from pvecri.linux.paths import read_in_root
+from pvecri.linux.openat2 import read_in_root
 from pvecri.model import ContainerSecurity, ContainerUser, GroupsPolicy
 
 _SECURITY = "config.linux.security_context"

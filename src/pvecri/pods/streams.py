@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pvecri.model import NamespaceMode
-from pvecri.oci.forwarding import PodPorts
+from pvecri.oci.port_forward import PodPorts
 from pvecri.oci.runtime import OciRuntime
 from pvecri.oci.sessions import AttachSession, ExecSession, FormerClients
 from pvecri.pods.registry import Registry

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import h11
 
-from pvecri.streaming.wire import TcpWire
+from pvecri.streaming.transport import TcpTransport
 
 MAX_REQUEST = 16 << 10
 """Bytes of a request's line and headers."""
@@ -50,8 +50,8 @@ class HttpRequest:
 class HttpExchange:
     """The one request of a connection, and its answer."""
 
-    def __init__(self, wire: TcpWire) -> None:
-        self._wire = wire
+    def __init__(self, transport: TcpTransport) -> None:
+        self._transport = transport
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_REQUEST)
 
     async def receive(self) -> HttpRequest | None:
@@ -67,19 +67,19 @@ class HttpExchange:
         if _size(request) > MAX_REQUEST:
             raise HttpError(431, f"the request has more than {MAX_REQUEST} bytes")
         rest, _ = self._http.trailing_data
-        self._wire.unread(rest)
+        self._transport.unread(rest)
         headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers)
         return HttpRequest(request.method.decode(), request.target.decode("latin-1"), headers)
 
     async def _next(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         while (event := self._http.next_event()) is h11.NEED_DATA:
-            self._http.receive_data(await self._wire.read())
+            self._http.receive_data(await self._transport.read())
         return event
 
     async def switch(self, headers: Sequence[tuple[str, str]]) -> None:
-        """101 Switching Protocols; from now on the wire is the new protocol's."""
+        """101 Switching Protocols; from now on the transport is the new protocol's."""
         answer = self._http.send(h11.InformationalResponse(status_code=101, headers=list(headers)))
-        await self._wire.write(answer or b"")
+        await self._transport.write(answer or b"")
 
     async def refuse(self, error: HttpError) -> None:
         """Answer with an error's status and text."""
@@ -89,7 +89,7 @@ class HttpExchange:
             status_code=error.status, headers=[*headers, ("connection", "close"), *error.headers]
         )
         parts = [self._http.send(event) for event in (response, h11.Data(data=body), h11.EndOfMessage())]
-        await self._wire.write(b"".join(part or b"" for part in parts))
+        await self._transport.write(b"".join(part or b"" for part in parts))
 
 
 def _size(request: h11.Request) -> int:

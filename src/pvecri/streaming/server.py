@@ -15,13 +15,13 @@ from wsproto.utilities import RemoteProtocolError
 
 from pvecri import tls
 from pvecri.config import ConfigError, StreamingConfig
-from pvecri.streaming import command, forward
+from pvecri.streaming import exec_attach, portforward
 from pvecri.streaming.http import PROTOCOL_HEADER, HttpError, HttpExchange, HttpRequest, receive_within
 from pvecri.streaming.remotecommand import SPDY_VERSIONS, WEBSOCKET_VERSIONS, Version, negotiate
 from pvecri.streaming.requests import CommandRequest, ForwardRequest, Request
 from pvecri.streaming.tokens import Tokens
-from pvecri.streaming.websocket import WebSocket, WebSocketWire
-from pvecri.streaming.wire import READ_SIZE, TcpWire
+from pvecri.streaming.transport import READ_SIZE, TcpTransport
+from pvecri.streaming.websocket import WebSocket, WebSocketTransport
 from pvecri.supervision import report
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,9 @@ class StreamingServer:
         self._config = config
         self._tokens: Tokens[Request] = Tokens(config.url_lifetime)
         self._connections: set[asyncio.Task[None]] = set()
-        self._strangers: dict[asyncio.Task[None], TcpWire] = {}  # who have not shown a URL yet, the oldest first
+        self._strangers: dict[
+            asyncio.Task[None], TcpTransport
+        ] = {}  # who have not shown a URL yet, the oldest first
         self._server: asyncio.Server | None = None
         self._base = ""
 
@@ -77,38 +79,38 @@ class StreamingServer:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
-        wire = self._strangers[task] = TcpWire(reader, writer)
+        transport = self._strangers[task] = TcpTransport(reader, writer)
         if len(self._strangers) > MAX_STRANGERS:
             next(iter(self._strangers.values())).abort()
         try:
-            await self._serve(wire)
+            await self._serve(transport)
         except asyncio.CancelledError:
             pass  # by close: the task ends here in any case, and asyncio's server would log it as an error
         except Exception as error:
             report(error, "streaming connection", "a streaming connection failed")
         finally:
-            wire.abort()
+            transport.abort()
             self._connections.discard(task)
             self._strangers.pop(task, None)
 
-    async def _serve(self, wire: TcpWire) -> None:
-        exchange = HttpExchange(wire)
+    async def _serve(self, transport: TcpTransport) -> None:
+        exchange = HttpExchange(transport)
         with suppress(BrokenPipeError):
             try:
                 request = await receive_within(exchange, REQUEST_PATIENCE)
                 if request is not None:
-                    await self._dispatch(request, exchange, wire)
+                    await self._dispatch(request, exchange, transport)
             except HttpError as error:
                 log.info("streaming request refused: %d %s", error.status, error)
                 await exchange.refuse(error)
-                await wire.close()
+                await transport.close()
 
-    async def _dispatch(self, http: HttpRequest, exchange: HttpExchange, wire: TcpWire) -> None:
+    async def _dispatch(self, http: HttpRequest, exchange: HttpExchange, transport: TcpTransport) -> None:
         request = self._claim(http)
         if http.upgrade == WEBSOCKET:
-            await self._serve_websocket(request, http, wire)
+            await self._serve_websocket(request, http, transport)
         elif http.upgrade == SPDY:
-            await self._serve_spdy(request, http, exchange, wire)
+            await self._serve_spdy(request, http, exchange, transport)
         else:
             raise HttpError(400, "an upgrade to SPDY/3.1 or WebSocket is expected")
 
@@ -130,47 +132,49 @@ class StreamingServer:
     # -- SPDY -------------------------------------------------------------------------------------------------
 
     async def _serve_spdy(
-        self, request: Request, http: HttpRequest, exchange: HttpExchange, wire: TcpWire
+        self, request: Request, http: HttpRequest, exchange: HttpExchange, transport: TcpTransport
     ) -> None:
         offered = http.values(PROTOCOL_HEADER)
         if not offered:
             raise HttpError(400, f"the header {PROTOCOL_HEADER} is expected")
         idle = self._config.idle_timeout
         if isinstance(request, ForwardRequest):
-            if forward.SPDY_PROTOCOL not in offered:
-                raise _no_common_protocol(offered, [forward.SPDY_PROTOCOL])
-            await exchange.switch(_spdy_headers(forward.SPDY_PROTOCOL))
-            await forward.serve_over_spdy(request, wire, idle)
+            if portforward.SPDY_PROTOCOL not in offered:
+                raise _no_common_protocol(offered, [portforward.SPDY_PROTOCOL])
+            await exchange.switch(_spdy_headers(portforward.SPDY_PROTOCOL))
+            await portforward.serve_over_spdy(request, transport, idle)
             return
         version = _negotiate(offered, SPDY_VERSIONS)
         await exchange.switch(_spdy_headers(version.name))
-        await command.serve_over_spdy(request, version, wire, idle)
+        await exec_attach.serve_over_spdy(request, version, transport, idle)
 
     # -- WebSocket --------------------------------------------------------------------------------------------
 
-    async def _serve_websocket(self, request: Request, http: HttpRequest, wire: TcpWire) -> None:
+    async def _serve_websocket(self, request: Request, http: HttpRequest, transport: TcpTransport) -> None:
         offered = http.values("sec-websocket-protocol") or [""]
         if isinstance(request, CommandRequest):
             version = _negotiate(offered, WEBSOCKET_VERSIONS)
-            websocket = await _accept(http, wire, version.name)
-            await command.serve_over_websocket(request, version, websocket, self._config.idle_timeout)
+            websocket = await _accept(http, transport, version.name)
+            await exec_attach.serve_over_websocket(request, version, websocket, self._config.idle_timeout)
             return
-        known = (forward.TUNNEL_PROTOCOL, *forward.CHANNEL_PROTOCOLS)
+        known = (portforward.TUNNEL_PROTOCOL, *portforward.CHANNEL_PROTOCOLS)
         protocol = next((name for name in offered if name in known), None)
         if protocol is None:
             raise _no_common_protocol(offered, known)
-        websocket = await _accept(http, wire, protocol)
+        websocket = await _accept(http, transport, protocol)
         await self._forward_websocket(request, protocol, websocket)
 
     async def _forward_websocket(self, request: ForwardRequest, protocol: str, websocket: WebSocket) -> None:
         idle = self._config.idle_timeout
-        if protocol == forward.TUNNEL_PROTOCOL:
-            await forward.serve_over_spdy(request, WebSocketWire(websocket), idle)
+        if protocol == portforward.TUNNEL_PROTOCOL:
+            await portforward.serve_over_spdy(request, WebSocketTransport(websocket), idle)
         else:
-            await forward.serve_over_channels(request, forward.CHANNEL_PROTOCOLS[protocol], websocket, idle)
+            await portforward.serve_over_channels(
+                request, portforward.CHANNEL_PROTOCOLS[protocol], websocket, idle
+            )
 
 
-async def _accept(http: HttpRequest, wire: TcpWire, protocol: str) -> WebSocket:
+async def _accept(http: HttpRequest, transport: TcpTransport, protocol: str) -> WebSocket:
     """The server's half of the WebSocket handshake."""
     if http.method != "GET":
         raise HttpError(405, "a WebSocket begins with GET", [("allow", "GET")])
@@ -182,8 +186,8 @@ async def _accept(http: HttpRequest, wire: TcpWire, protocol: str) -> WebSocket:
     except RemoteProtocolError as error:
         raise HttpError(400, str(error)) from None
     list(connection.events())  # the request, which we know
-    await wire.write(connection.send(AcceptConnection(subprotocol=protocol or None)))
-    return WebSocket(wire, connection)
+    await transport.write(connection.send(AcceptConnection(subprotocol=protocol or None)))
+    return WebSocket(transport, connection)
 
 
 def _spdy_headers(protocol: str) -> list[tuple[str, str]]:

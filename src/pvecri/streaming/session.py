@@ -27,12 +27,14 @@ class Link(Protocol):
         ...
 
 
-async def serve(link: Link, work: Coroutine[None, None, None], activity: Activity, idle_timeout: float) -> None:
-    """Do `work` while the link reads. Work that is not done when the client leaves is cancelled.
+async def serve(
+    connection: Link, work: Coroutine[None, None, None], activity: Activity, idle_timeout: float
+) -> None:
+    """Do `work` while the connection reads. Work that is not done when the client leaves is cancelled.
 
     Nothing passing over the connection for `idle_timeout` seconds ends it, too.
     """
-    reading = asyncio.create_task(link.run(), name="streaming: read")
+    reading = asyncio.create_task(connection.run(), name="streaming: read")
     working = asyncio.create_task(work, name="streaming: work")
     idle = asyncio.create_task(activity.wait_idle(idle_timeout), name="streaming: idle")
     tasks = (reading, working, idle)
@@ -46,7 +48,7 @@ async def serve(link: Link, work: Coroutine[None, None, None], activity: Activit
         endings = await asyncio.gather(*tasks, return_exceptions=True)
         _report(endings)
     if endings[1] is None:
-        await link.close()
+        await connection.close()
 
 
 def _report(endings: Sequence[BaseException | None]) -> None:

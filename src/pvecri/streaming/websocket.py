@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WebSocket connections over a wire (RFC 6455, by wsproto), and what Kubernetes puts into their messages."""
+"""WebSocket connections over a transport (RFC 6455, by wsproto), and what Kubernetes puts into their messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pvecri.streaming import channels
 from pvecri.streaming.channels import ChannelClosed, ChannelData, ChannelReader, Framing
 from pvecri.streaming.errors import ProtocolError
 from pvecri.streaming.streams import Activity, PeerStream
-from pvecri.streaming.wire import Wire
+from pvecri.streaming.transport import Transport
 
 NORMAL_CLOSURE = 1000
 PROTOCOL_ERROR = 1002
@@ -34,15 +34,15 @@ class Fragment:
 class WebSocket:
     """The server's end, after the handshake. Any number of tasks may send, one may receive."""
 
-    def __init__(self, wire: Wire, connection: WSConnection) -> None:
-        self._wire = wire
+    def __init__(self, transport: Transport, connection: WSConnection) -> None:
+        self._transport = transport
         self._connection = connection
         self._fragments: deque[Fragment] = deque()
 
     async def receive(self) -> Fragment | None:
         """The next part of a message; None when the client has gone. ProtocolError."""
         while not self._fragments:
-            for event in self._parse(await self._wire.read()):
+            for event in self._parse(await self._transport.read()):
                 if not await self._handle(event):
                     return None
         return self._fragments.popleft()
@@ -63,10 +63,10 @@ class WebSocket:
             case TextMessage():
                 self._fragments.append(Fragment(event.data.encode(), event.message_finished))
             case Ping():
-                await self._wire.write(self._connection.send(event.response()))
+                await self._transport.write(self._connection.send(event.response()))
             case CloseConnection():
                 with suppress(BrokenPipeError, LocalProtocolError):
-                    await self._wire.write(self._connection.send(event.response()))
+                    await self._transport.write(self._connection.send(event.response()))
                 return False
         return True
 
@@ -77,48 +77,48 @@ class WebSocket:
             frame = self._connection.send(message)
         except LocalProtocolError as error:
             raise BrokenPipeError("the connection is closing") from error
-        await self._wire.write(frame)
+        await self._transport.write(frame)
 
     async def gone(self) -> None:
         """Return when the client has gone, also while what it sent before is unread."""
-        await self._wire.gone()
+        await self._transport.gone()
 
     async def close(self, code: int = NORMAL_CLOSURE) -> None:
         """Say goodbye, and close when the client has everything. Not while something receives."""
         if self._connection.state is ConnectionState.OPEN:
             with suppress(BrokenPipeError, LocalProtocolError):
-                await self._wire.write(self._connection.send(CloseConnection(code)))
-        await self._wire.close()
+                await self._transport.write(self._connection.send(CloseConnection(code)))
+        await self._transport.close()
 
 
-class WebSocketWire:
-    """Bytes in binary messages: the wire on which SPDY is tunnelled through a WebSocket."""
+class WebSocketTransport:
+    """Bytes in binary messages: the transport on which SPDY is tunnelled through a WebSocket."""
 
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
 
     async def read(self) -> bytes:
-        """As Wire has it. An empty message says nothing."""
+        """As Transport has it. An empty message says nothing."""
         while (fragment := await self._websocket.receive()) is not None:
             if fragment.data:
                 return fragment.data
         return b""
 
     async def write(self, data: bytes) -> None:
-        """As Wire has it."""
+        """As Transport has it."""
         if data:
             await self._websocket.send(data)
 
     async def gone(self) -> None:
-        """As Wire has it."""
+        """As Transport has it."""
         await self._websocket.gone()
 
     async def close(self) -> None:
-        """As Wire has it."""
+        """As Transport has it."""
         await self._websocket.close()
 
 
-class ChannelLink:
+class ChannelConnection:
     """A connection whose messages belong to channels, each a PeerStream from the start."""
 
     def __init__(self, websocket: WebSocket, activity: Activity, framing: Framing, count: int) -> None:

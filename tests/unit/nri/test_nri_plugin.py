@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from pvecri.config import ConfigError, NriConfig
-from pvecri.nri import launching
+from pvecri.nri import launcher
 from pvecri.nri.frames import MAX_DATA
 from pvecri.nri.plugin import CALLS, VALID_EVENTS, split
 from pvecri.nri.plugins import Plugins
@@ -52,7 +52,7 @@ def test_plugins_of_the_node_are_found_in_their_order_with_their_configuration(t
     (tmp_path / "a.conf").write_text("general")
     (tmp_path / "b.conf").write_text("general")
     (tmp_path / "20-b.conf").write_text("special")
-    found = launching.discover(NriConfig(plugin_dir=tmp_path, plugin_config_dir=tmp_path))
+    found = launcher.discover(NriConfig(plugin_dir=tmp_path, plugin_config_dir=tmp_path))
     assert [(each.index, each.name, each.configuration) for each in found] == [
         ("10", "a", "general"),
         ("20", "b", "special"),
@@ -78,4 +78,4 @@ async def test_a_socket_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_a_node_without_plugins_has_none(tmp_path: Path) -> None:
-    assert launching.discover(NriConfig(plugin_dir=tmp_path / "missing")) == []
+    assert launcher.discover(NriConfig(plugin_dir=tmp_path / "missing")) == []

@@ -17,7 +17,7 @@ from pvecri.oci.apparmor import DEFAULT_PROFILE
 from pvecri.oci.pause import PausePlan
 
 PLAN = PausePlan(
-    rootfs=Path("/run/pause"), cgroup="/lxc/105/pause", joined={}, made=(), mappings=(), abilities=able()
+    rootfs=Path("/run/pause"), cgroup="/lxc/105/pause", joined={}, made=(), mappings=(), features=able()
 )
 POD = {"network": "/ns/net", "ipc": "/ns/ipc", "uts": "/ns/uts", "user": "/ns/user"}
 
@@ -50,7 +50,7 @@ def test_it_joins_what_the_pod_has_and_makes_the_rest() -> None:
     [
         ({"made": ("user",), "mappings": MAPPED}, True),
         ({"joined": POD, "mappings": MAPPED}, False),
-        ({"joined": POD, "mappings": MAPPED, "abilities": able(oci_runtime=OLD_RUNC)}, True),
+        ({"joined": POD, "mappings": MAPPED, "features": able(oci_runtime=OLD_RUNC)}, True),
     ],
 )
 def test_mappings_are_for_a_user_namespace_that_it_makes_and_for_old_runc(
@@ -66,4 +66,4 @@ def test_without_nobody_in_the_mapping_it_is_root_of_the_user_namespace() -> Non
 
 def test_it_is_confined_where_the_default_profile_is_loaded() -> None:
     assert "apparmorProfile" not in spec()["process"]
-    assert spec(abilities=able(apparmor_default=True))["process"]["apparmorProfile"] == DEFAULT_PROFILE
+    assert spec(features=able(apparmor_default=True))["process"]["apparmorProfile"] == DEFAULT_PROFILE

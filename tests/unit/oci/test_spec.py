@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from support.plans import ABILITIES, V1, able, configured, plan, secured
+from support.plans import FEATURES, V1, able, configured, plan, secured
 
 from pvecri.errors import InvalidArgument
 from pvecri.linux.cgroups import DeviceRule
@@ -112,7 +112,7 @@ def test_only_ambient_capabilities_are_inheritable() -> None:
 @pytest.mark.parametrize(("wanted", "lowest", "expected"), [(-998, -1000, -998), (-998, 0, 0), (1000, 0, 1000)])
 def test_the_oom_score_is_raised_to_what_may_be_set(wanted: int, lowest: int, expected: int) -> None:
     config = configured(resources=Resources(oom_score_adj=wanted)).config
-    described = spec.process(plan(config=config, abilities=able(lowest_oom_score_adj=lowest)))
+    described = spec.process(plan(config=config, features=able(lowest_oom_score_adj=lowest)))
     assert described.oom_score_adj == expected
 
 
@@ -136,8 +136,8 @@ def test_the_default_apparmor_profile_confines_who_does_not_opt_out(
 ) -> None:
     wanted = SecurityProfile(kind=profile) if profile else None
     config = secured(apparmor=wanted, privileged=privileged).config
-    abilities = able(apparmor=loaded, apparmor_default=loaded)
-    assert bool(spec.process(plan(config=config, abilities=abilities)).apparmor_profile) is expected
+    features = able(apparmor=loaded, apparmor_default=loaded)
+    assert bool(spec.process(plan(config=config, features=features)).apparmor_profile) is expected
 
 
 def test_a_demanded_apparmor_profile_that_cannot_be_had_is_refused() -> None:
@@ -157,7 +157,7 @@ def test_annotations_name_the_pod_and_cannot_be_forged() -> None:
 
 def test_new_limits_replace_those_of_a_spec_and_leave_the_rest() -> None:
     before = spec.build(configured(resources=Resources(memory_limit=1 << 20, cpu_shares=512)))
-    after = json.loads(spec.with_limits(before, Resources(memory_limit=2 << 20), ABILITIES))
+    after = json.loads(spec.with_limits(before, Resources(memory_limit=2 << 20), FEATURES))
     assert after["linux"]["resources"]["memory"]["limit"] == 2 << 20
     assert after["linux"]["resources"]["devices"] == json.loads(before)["linux"]["resources"]["devices"]
     assert after["process"] == json.loads(before)["process"]
@@ -166,4 +166,4 @@ def test_new_limits_replace_those_of_a_spec_and_leave_the_rest() -> None:
 def test_the_devices_that_a_privileged_spec_allows_are_all() -> None:
     document = spec.build(secured(privileged=True))
     assert spec.allowed_devices(document) == [DeviceRule("c", None, None), DeviceRule("b", None, None)]
-    assert spec.allowed_devices(spec.build(plan(abilities=able(cgroups=V1)))) == []
+    assert spec.allowed_devices(spec.build(plan(features=able(cgroups=V1)))) == []

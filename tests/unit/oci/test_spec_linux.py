@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from support.plans import ABILITIES, MAPPED, OLD_RUNC, RUNC, V1, V2, able, configured, in_pod, plan, secured
+from support.plans import FEATURES, MAPPED, OLD_RUNC, RUNC, V1, V2, able, configured, in_pod, plan, secured
 
 from pvecri.model import HugepageLimit, NamespaceMode, NamespaceOptions, Resources
 from pvecri.oci import spec_linux
@@ -63,7 +63,7 @@ def described(wanted: Plan) -> dict[str, str]:
             secured(privileged=True, namespaces=NamespaceOptions(pid=NamespaceMode.CONTAINER)),
             {"mount": "", **POD_PATHS, "pid": ""},
         ),
-        (plan(abilities=able(cgroups=V1)), {"mount": "", **POD_PATHS, "pid": ""}),
+        (plan(features=able(cgroups=V1)), {"mount": "", **POD_PATHS, "pid": ""}),
     ],
 )
 def test_namespaces_are_the_pods_or_the_nodes_as_the_modes_say(wanted: Plan, expected: dict[str, str]) -> None:
@@ -76,7 +76,7 @@ def test_namespaces_are_the_pods_or_the_nodes_as_the_modes_say(wanted: Plan, exp
 def test_only_an_old_runc_is_told_the_mappings_of_a_namespace_that_it_joins(
     mappings: Any, runtime: Any, said: bool
 ) -> None:
-    document = linux(plan(mappings=mappings, abilities=able(oci_runtime=runtime)))
+    document = linux(plan(mappings=mappings, features=able(oci_runtime=runtime)))
     assert ("uidMappings" in document) is said
     if said:
         assert document["uidMappings"] == [{"containerID": 0, "hostID": 100_000, "size": 65_536}]
@@ -109,7 +109,7 @@ def test_a_seccomp_filter_is_passed_on() -> None:
     ],
 )
 def test_cpu_says_what_was_said(wanted: Resources, expected: dict[str, Any]) -> None:
-    assert builtins(spec_linux.limits(wanted, ABILITIES)).get("cpu", {}) == expected
+    assert builtins(spec_linux.limits(wanted, FEATURES)).get("cpu", {}) == expected
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_memory_has_no_swap_unless_asked_for(
 
 def test_what_the_machine_has_no_controller_for_is_left_out() -> None:
     wanted = Resources(hugepage_limits=(HugepageLimit(page_size="2MB", limit=4096),), unified={"memory.high": "1"})
-    everything = builtins(spec_linux.limits(wanted, ABILITIES))
+    everything = builtins(spec_linux.limits(wanted, FEATURES))
     assert everything == {
         "hugepageLimits": [{"pageSize": "2MB", "limit": 4096}],
         "unified": {"memory.high": "1"},
@@ -145,7 +145,7 @@ def test_what_the_machine_has_no_controller_for_is_left_out() -> None:
 def test_the_number_of_processes_is_limited_as_configured(
     limit: int, controllers: set[str], expected: int | None
 ) -> None:
-    wanted = plan(pids_limit=limit, abilities=able(controllers=frozenset(controllers)))
+    wanted = plan(pids_limit=limit, features=able(controllers=frozenset(controllers)))
     assert builtins(spec_linux.resources(wanted)).get("pids", {}).get("limit") == expected
 
 
@@ -157,7 +157,7 @@ def test_a_container_may_use_its_devices_alone() -> None:
 
 def test_a_privileged_container_may_use_every_device_on_both_cgroup_versions() -> None:
     for trees in (V1, V2):
-        wanted = replace(secured(privileged=True), abilities=able(cgroups=trees))
+        wanted = replace(secured(privileged=True), features=able(cgroups=trees))
         rules = spec_linux.device_rules(wanted)
         assert [(rule.allow, rule.type) for rule in rules] == [(False, ""), (True, "c"), (True, "b")]
 

@@ -20,7 +20,7 @@ from pvecri.errors import FailedPrecondition
 from pvecri.linux import namespaces
 from pvecri.model import ContainerId, NamespaceMode, SandboxId, UserNamespaceKind
 from pvecri.oci import pause
-from pvecri.oci.abilities import Abilities
+from pvecri.oci.features import HostFeatures
 from pvecri.oci.runtime import Bundle, OciRuntime
 from pvecri.oci.spec_linux import SHARED_PID
 from pvecri.pods.registry import PodEntry
@@ -34,9 +34,9 @@ def pause_id(sandbox: SandboxId) -> ContainerId:
 class Pauses:
     """Starts pause containers; they end with their CT."""
 
-    def __init__(self, abilities: Abilities, runtime: OciRuntime, directory: Path) -> None:
+    def __init__(self, features: HostFeatures, runtime: OciRuntime, directory: Path) -> None:
         """`directory` becomes the read-only root filesystem of all pause containers."""
-        self._abilities = abilities
+        self._features = features
         self._runtime = runtime
         self._rootfs = directory
 
@@ -90,5 +90,5 @@ class Pauses:
             joined={} if made else {kind: str(pod.namespace(file)) for kind, file in own.items()},
             made=tuple(own) if made else (),
             mappings=pod.value.mappings,
-            abilities=self._abilities,
+            features=self._features,
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pvecri.linux import takeover
+from pvecri.linux import single_instance
 
 
 @pytest.fixture
@@ -26,14 +26,14 @@ async def held(path: Path) -> AsyncIterator[Callable[[], None]]:
     with ExitStack() as stack:
         fd = os.open(path, os.O_RDWR | os.O_CREAT)
         stack.callback(os.close, fd)
-        assert await takeover.lock(fd)
+        assert await single_instance.lock(fd)
         yield stack.close
 
 
 async def locked(path: Path) -> bool:
     fd = os.open(path, os.O_RDWR)
     try:
-        return await takeover.lock(fd)
+        return await single_instance.lock(fd)
     finally:
         os.close(fd)
 
@@ -48,7 +48,7 @@ async def test_a_lock_that_is_let_go_soon_is_waited_for(path: Path) -> None:
 
 
 async def test_a_lock_that_is_kept_is_not_had(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(takeover, "LINGER", 0.05)
+    monkeypatch.setattr(single_instance, "LINGER", 0.05)
     async with held(path):
         assert not await locked(path)
 
@@ -57,25 +57,25 @@ async def test_a_socket_is_removed_once_nobody_listens(path: Path) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()
-    waiting = asyncio.create_task(takeover.remove_socket(path))
+    waiting = asyncio.create_task(single_instance.remove_stale_socket(path))
     await asyncio.sleep(0)  # it has tried once
     assert path.is_socket()
     listener.close()
     assert await waiting
     assert not path.exists()
-    assert await takeover.remove_socket(path)
+    assert await single_instance.remove_stale_socket(path)
 
 
 async def test_a_socket_that_somebody_listens_on_is_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(takeover, "LINGER", 0.05)
+    monkeypatch.setattr(single_instance, "LINGER", 0.05)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        assert not await takeover.remove_socket(path)
+        assert not await single_instance.remove_stale_socket(path)
     assert path.is_socket()
 
 
 async def test_what_is_no_socket_is_left_alone(path: Path) -> None:
     path.write_text("kept")
-    assert await takeover.remove_socket(path)
+    assert await single_instance.remove_stale_socket(path)
     assert path.read_text() == "kept"

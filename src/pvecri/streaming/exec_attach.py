@@ -12,11 +12,11 @@ from pvecri.streaming import remotecommand
 from pvecri.streaming.remotecommand import CHANNELS, StreamType, Version
 from pvecri.streaming.requests import CommandRequest
 from pvecri.streaming.session import serve
+from pvecri.streaming.spdy_connection import SpdyConnection
 from pvecri.streaming.spdy_headers import Headers
-from pvecri.streaming.spdy_link import SpdyLink
 from pvecri.streaming.streams import Activity, CommandStreams, PeerSizes, PeerStream
-from pvecri.streaming.websocket import ChannelLink, WebSocket
-from pvecri.streaming.wire import Wire
+from pvecri.streaming.transport import Transport
+from pvecri.streaming.websocket import ChannelConnection, WebSocket
 from pvecri.supervision import describe, report
 
 log = logging.getLogger(__name__)
@@ -37,16 +37,18 @@ def wanted(request: CommandRequest, version: Version) -> set[StreamType]:
     return {kind for kind, yes in asked.items() if yes}
 
 
-async def serve_over_spdy(request: CommandRequest, version: Version, wire: Wire, idle_timeout: float) -> None:
+async def serve_over_spdy(
+    request: CommandRequest, version: Version, transport: Transport, idle_timeout: float
+) -> None:
     """Run the command for a client that opens its streams one by one."""
     activity = Activity()
     opening = _Opening(wanted(request, version))
-    link = SpdyLink(wire, activity, opening.add)
+    connection = SpdyConnection(transport, activity, opening.add)
 
     async def work() -> None:
         await _run(request, version, await opening.complete())
 
-    await serve(link, work(), activity, idle_timeout)
+    await serve(connection, work(), activity, idle_timeout)
 
 
 async def serve_over_websocket(
@@ -54,8 +56,8 @@ async def serve_over_websocket(
 ) -> None:
     """Run the command for a client whose channels are there from the start."""
     activity = Activity()
-    link = ChannelLink(websocket, activity, version.framing, len(CHANNELS))
-    streams = dict(zip(CHANNELS, link.streams, strict=True))
+    connection = ChannelConnection(websocket, activity, version.framing, len(CHANNELS))
+    streams = dict(zip(CHANNELS, connection.streams, strict=True))
     unused = streams.keys() - wanted(request, version)
     for kind in unused:
         streams.pop(kind).discard()
@@ -66,7 +68,7 @@ async def serve_over_websocket(
         await streams[first].write(b"")
         await _run(request, version, streams)
 
-    await serve(link, work(), activity, idle_timeout)
+    await serve(connection, work(), activity, idle_timeout)
 
 
 class _Opening:

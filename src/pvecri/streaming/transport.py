@@ -21,7 +21,7 @@ KEEPALIVE_IDLE = 60
 """Seconds of silence after which the kernel asks whether a client is still there."""
 
 
-class Wire(Protocol):
+class Transport(Protocol):
     """Bytes both ways. Any number of tasks may write, one may read."""
 
     async def read(self) -> bytes:
@@ -41,7 +41,7 @@ class Wire(Protocol):
         ...
 
 
-class TcpWire:
+class TcpTransport:
     """A TCP connection, with or without TLS."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -57,7 +57,7 @@ class TcpWire:
         self._head = data + self._head
 
     async def read(self) -> bytes:
-        """As Wire has it."""
+        """As Transport has it."""
         head, self._head = self._head, b""
         try:
             return head or await self._reader.read(READ_SIZE)
@@ -65,7 +65,7 @@ class TcpWire:
             return b""
 
     async def write(self, data: bytes) -> None:
-        """As Wire has it."""
+        """As Transport has it."""
         try:
             self._writer.write(data)
             await self._writer.drain()
@@ -75,7 +75,7 @@ class TcpWire:
             raise BrokenPipeError("the client is gone")
 
     async def gone(self) -> None:
-        """As Wire has it."""
+        """As Transport has it."""
         if self._writer.is_closing():
             return
         watches = {asyncio.create_task(self._closed()), asyncio.create_task(peer_gone(self._fd))}
@@ -86,7 +86,7 @@ class TcpWire:
                 watch.cancel()
 
     async def close(self) -> None:
-        """As Wire has it.
+        """As Transport has it.
 
         A socket that is closed with unread bytes makes the kernel drop what the peer has not read yet, so what
         still comes is read, for LINGER seconds.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pvecri.nri.errors import Conflict, PluginError
-from pvecri.nri.merging import Creation, Updates
+from pvecri.nri.merge import Creation, Updates
 from pvecri.nri.proto import nri_pb2 as pb
 
 

@@ -25,7 +25,7 @@ async def lock(fd: int) -> bool:
     return await _soon(lambda: _locks(fd))
 
 
-async def remove_socket(path: Path) -> bool:
+async def remove_stale_socket(path: Path) -> bool:
     """Remove a socket on which nobody listens any more. Idempotent; False when a process goes on listening."""
     if not await _soon(lambda: not _listens(path)):
         return False

@@ -52,7 +52,7 @@ class OciRuntime:
 
 
 @dataclass(frozen=True)
-class Abilities:
+class HostFeatures:
     """See the module.
 
     `lowest_oom_score_adj` is the least value that a child of ours may be given; `apparmor_default` says whether
@@ -71,13 +71,13 @@ class Abilities:
     controllers: frozenset[str] = field(default_factory=frozenset)
 
 
-async def discover(config: Config) -> Abilities:
+async def discover(config: Config) -> HostFeatures:
     """Look at the machine; ConfigError when a program that pvecri needs is missing."""
     trees = cgroups.detect()
     held = capabilities.effective()
     confines = _enabled(Path("/sys/module/apparmor/parameters/enabled"), "Y")
     current = int(Path("/proc/self/oom_score_adj").read_text())
-    return Abilities(
+    return HostFeatures(
         cgroups=trees,
         oci_runtime=await _oci_runtime(config, trees),
         conmon=_program(config.runtime.conmon, "runtime.conmon"),

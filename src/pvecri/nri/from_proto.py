@@ -11,9 +11,9 @@ from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
 from pvecri.errors import FailedPrecondition
 from pvecri.model import HugepageLimit, Resources
-from pvecri.nri.merging import REMOVAL
-from pvecri.nri.messages import HOOKS
+from pvecri.nri.merge import REMOVAL
 from pvecri.nri.proto import nri_pb2 as pb
+from pvecri.nri.to_proto import HOOKS
 from pvecri.oci.adjustment import Adjustment
 from pvecri.oci.cdi import Hook
 from pvecri.oci.devices import HostDevice

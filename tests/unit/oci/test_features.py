@@ -10,8 +10,8 @@ import pytest
 from msgspec.structs import replace
 
 from pvecri.config import Config, ConfigError
-from pvecri.oci import abilities, apparmor
-from pvecri.oci.abilities import Abilities, OciRuntime
+from pvecri.oci import apparmor, features
+from pvecri.oci.features import HostFeatures, OciRuntime
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +30,9 @@ def program(directory: Path, name: str, version: str = "", features: str = "{}")
     return path
 
 
-async def discovered(path: Path, conmon: str = "/bin/true") -> Abilities:
+async def discovered(path: Path, conmon: str = "/bin/true") -> HostFeatures:
     config = Config()
-    return await abilities.discover(
+    return await features.discover(
         replace(config, runtime=replace(config.runtime, oci_runtime=str(path), conmon=conmon))
     )
 

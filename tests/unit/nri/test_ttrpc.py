@@ -15,9 +15,9 @@ from pvecri.errors import DeadlineExceeded
 from pvecri.nri import frames
 from pvecri.nri.errors import CallFailed, PluginGone
 from pvecri.nri.frames import Connection, MessageType
-from pvecri.nri.link import Code, Link, Serve
 from pvecri.nri.proto import nri_pb2 as pb
 from pvecri.nri.proto import ttrpc_pb2
+from pvecri.nri.ttrpc import Code, Serve, TtrpcConnection
 
 
 async def greet(method: str, payload: bytes) -> Message:
@@ -43,12 +43,12 @@ async def never(_method: str, _payload: bytes) -> Message:
 
 
 @asynccontextmanager
-async def linked(runtime: Serve, plugin: Serve) -> AsyncIterator[tuple[Link, Link]]:
+async def linked(runtime: Serve, plugin: Serve) -> AsyncIterator[tuple[TtrpcConnection, TtrpcConnection]]:
     """The runtime's side and the plugin's."""
-    links: list[Link] = []
+    links: list[TtrpcConnection] = []
     for end, ours, serve in zip(socket.socketpair(), reversed(Connection), (runtime, plugin), strict=True):
         reader, writer = await asyncio.open_unix_connection(sock=end)
-        links.append(Link(reader, writer, ours, serve))
+        links.append(TtrpcConnection(reader, writer, ours, serve))
     runners = [asyncio.create_task(link.run()) for link in links]
     try:
         yield links[0], links[1]
@@ -123,7 +123,7 @@ async def test_a_call_that_ttrpc_does_not_allow_is_answered_with_an_error(
 ) -> None:
     ours, theirs = socket.socketpair()
     reader, writer = await asyncio.open_unix_connection(sock=ours)
-    link = Link(reader, writer, Connection.RUNTIME, greet)
+    link = TtrpcConnection(reader, writer, Connection.RUNTIME, greet)
     running = asyncio.create_task(link.run())
     try:
         assert (await raw_call(theirs, 1, "nri.pkg.api.v1alpha1.Runtime")).status.code == Code.OK

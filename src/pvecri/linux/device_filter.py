@@ -29,7 +29,7 @@ def bpf(command: int, attributes: bytearray, path: str = "") -> int:
     return libc.syscall(_SYS_BPF, command, ctypes.byref(buffer), ctypes.c_uint(len(attributes)), path=path)
 
 
-def lift_device_filter(group: Path) -> int:
+def lift(group: Path) -> int:
     """Detach every device program from a cgroup's directory; how many there were. Idempotent.
 
     Groups below keep their own programs, and those above still count.

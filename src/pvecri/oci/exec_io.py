@@ -16,7 +16,7 @@ from pvecri.linux.fds import AsyncFd, open_pipe
 from pvecri.streaming.streams import CommandStreams, Sink, Sizes, Source
 
 
-class Copying:
+class ExecIO:
     """Every stream in a task of its own, between entering and leaving; leaving closes all.
 
     The copying can begin before the command does: it finds its ends ready.
@@ -29,7 +29,7 @@ class Copying:
         self._pipes: list[AsyncFd] = []
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def __aenter__(self) -> Copying:
+    async def __aenter__(self) -> ExecIO:
         return self
 
     async def __aexit__(

@@ -19,11 +19,11 @@ from pvecri.linux.fds import CHUNK
 from pvecri.streaming.channels import BINARY, Framing
 from pvecri.streaming.requests import ForwardRequest
 from pvecri.streaming.session import serve
+from pvecri.streaming.spdy_connection import SpdyConnection
 from pvecri.streaming.spdy_headers import Headers
-from pvecri.streaming.spdy_link import SpdyLink
 from pvecri.streaming.streams import Activity, PeerStream
-from pvecri.streaming.websocket import ChannelLink, WebSocket
-from pvecri.streaming.wire import Wire
+from pvecri.streaming.transport import Transport
+from pvecri.streaming.websocket import ChannelConnection, WebSocket
 from pvecri.supervision import describe, report
 
 log = logging.getLogger(__name__)
@@ -39,11 +39,11 @@ CHANNEL_PROTOCOLS = {
 Connect = Callable[[int], Awaitable[socket.socket]]
 
 
-async def serve_over_spdy(request: ForwardRequest, wire: Wire, idle_timeout: float) -> None:
+async def serve_over_spdy(request: ForwardRequest, transport: Transport, idle_timeout: float) -> None:
     """Forward for a client that opens a pair of streams for every connection, until it leaves."""
     activity = Activity()
     pairs = _Pairs(request.connect)
-    await serve(SpdyLink(wire, activity, pairs.add), pairs.run(), activity, idle_timeout)
+    await serve(SpdyConnection(transport, activity, pairs.add), pairs.run(), activity, idle_timeout)
 
 
 async def serve_over_channels(
@@ -51,15 +51,15 @@ async def serve_over_channels(
 ) -> None:
     """Forward one connection to each port of the request, until all have ended or the client leaves."""
     activity = Activity()
-    link = ChannelLink(websocket, activity, framing, 2 * len(request.ports))
+    connection = ChannelConnection(websocket, activity, framing, 2 * len(request.ports))
 
     async def work() -> None:
         async with asyncio.TaskGroup() as group:
             for index, port in enumerate(request.ports):
-                pair = _Pair(port, data=link.streams[2 * index], error=link.streams[2 * index + 1])
+                pair = _Pair(port, data=connection.streams[2 * index], error=connection.streams[2 * index + 1])
                 group.create_task(_announce_and_forward(request.connect, pair))
 
-    await serve(link, work(), activity, idle_timeout)
+    await serve(connection, work(), activity, idle_timeout)
 
 
 @dataclass

@@ -44,7 +44,7 @@ class Code(IntEnum):
     INTERNAL = 13
 
 
-class Link:
+class TtrpcConnection:
     """A socket between the runtime and a plugin, as one of the two sees it. Run `run` beside the calls."""
 
     def __init__(

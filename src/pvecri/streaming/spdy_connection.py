@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A SPDY connection over a wire: the codec put to work."""
+"""A SPDY connection over a transport: the codec put to work."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from pvecri.streaming.spdy import (
 from pvecri.streaming.spdy_frames import GoAwayStatus, ResetStatus
 from pvecri.streaming.spdy_headers import Headers
 from pvecri.streaming.streams import Activity, PeerStream
-from pvecri.streaming.wire import Wire
+from pvecri.streaming.transport import Transport
 
 OnStream = Callable[[PeerStream, Headers], bool]
 """Told of each stream that the client opens; False to refuse it."""
 
 
-class SpdyLink:
+class SpdyConnection:
     """The server's end. Streams are answered while `run` runs."""
 
-    def __init__(self, wire: Wire, activity: Activity, on_stream: OnStream) -> None:
-        self._wire = wire
+    def __init__(self, transport: Transport, activity: Activity, on_stream: OnStream) -> None:
+        self._transport = transport
         self._activity = activity
         self._on_stream = on_stream
         self._codec = SpdyCodec(Role.SERVER)
@@ -42,7 +42,7 @@ class SpdyLink:
     async def run(self) -> None:
         """Read until the client leaves; ProtocolError when it breaks the protocol. All streams have ended then."""
         try:
-            while data := await self._wire.read():
+            while data := await self._transport.read():
                 for event in self._codec.receive(data):
                     if isinstance(event, GoAwayReceived):
                         return
@@ -69,9 +69,9 @@ class SpdyLink:
                 if number in self._streams:
                     self._streams.pop(number).reset()
             case StreamRefused(number, status):
-                await self._wire.write(self._codec.reset(number, status))
+                await self._transport.write(self._codec.reset(number, status))
             case PingReceived(number):
-                await self._wire.write(self._codec.ping(number))
+                await self._transport.write(self._codec.ping(number))
             case StreamReplied() | GoAwayReceived():
                 pass
         self._forget_closed()
@@ -80,16 +80,16 @@ class SpdyLink:
         stream = PeerStream(number, self, self._activity)
         if self._on_stream(stream, headers):
             self._streams[number] = stream
-            await self._wire.write(self._codec.reply(number))
+            await self._transport.write(self._codec.reply(number))
         else:
-            await self._wire.write(self._codec.reset(number, ResetStatus.REFUSED_STREAM))
+            await self._transport.write(self._codec.reset(number, ResetStatus.REFUSED_STREAM))
 
     async def _deliver(self, number: int, payload: bytes) -> None:
         """Hand over bytes; when they are one stream's too many, wait, and with it all of the connection."""
         stream = self._streams.get(number)
         if stream is None:
             return
-        await stream.wait_for_room(self._wire.gone)
+        await stream.wait_for_room(self._transport.gone)
         stream.feed(payload)
 
     def _forget_closed(self) -> None:
@@ -99,17 +99,17 @@ class SpdyLink:
 
     async def send(self, stream: int, data: bytes) -> None:
         """As Carrier has it."""
-        await self._wire.write(self._codec.data(stream, data))
+        await self._transport.write(self._codec.data(stream, data))
 
     async def send_end(self, stream: int) -> None:
         """As Carrier has it."""
-        await self._wire.write(self._codec.data(stream, b"", fin=True))
+        await self._transport.write(self._codec.data(stream, b"", fin=True))
 
     async def close(self) -> None:
         """Say goodbye, and close when the client has everything. Not while `run` runs."""
         await self._say_goodbye(GoAwayStatus.OK)
-        await self._wire.close()
+        await self._transport.close()
 
     async def _say_goodbye(self, status: GoAwayStatus) -> None:
         with suppress(BrokenPipeError):
-            await self._wire.write(self._codec.go_away(status))
+            await self._transport.write(self._codec.go_away(status))

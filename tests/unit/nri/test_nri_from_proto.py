@@ -9,7 +9,7 @@ import pytest
 
 from pvecri.errors import FailedPrecondition
 from pvecri.model import HugepageLimit, Resources
-from pvecri.nri import messages, translation
+from pvecri.nri import from_proto, to_proto
 from pvecri.nri.proto import nri_pb2 as pb
 from pvecri.oci.adjustment import Adjustment
 from pvecri.oci.devices import HostDevice
@@ -84,11 +84,11 @@ def device(**fields: Any) -> HostDevice:
     ],
 )
 def test_a_wish_is_understood(wanted: pb.ContainerAdjustment, expected: Adjustment) -> None:
-    assert translation.adjustment(wanted, GROUP) == expected
+    assert from_proto.adjustment(wanted, GROUP) == expected
 
 
 def test_no_wish_is_no_adjustment() -> None:
-    assert translation.adjustment(pb.ContainerAdjustment(), GROUP) is None
+    assert from_proto.adjustment(pb.ContainerAdjustment(), GROUP) is None
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_no_wish_is_no_adjustment() -> None:
 )
 def test_what_cannot_be_had_is_named(wanted: pb.ContainerAdjustment, words: str) -> None:
     with pytest.raises(FailedPrecondition, match=words):
-        translation.adjustment(wanted, GROUP)
+        from_proto.adjustment(wanted, GROUP)
 
 
 LIMITS = Resources(
@@ -127,9 +127,9 @@ LIMITS = Resources(
 
 @pytest.mark.parametrize("limits", [LIMITS, Resources(), Resources(cpu_shares=2)])
 def test_limits_come_back_as_plugins_were_told_of_them(limits: Resources) -> None:
-    assert translation.resources(messages.resources(limits)) == limits
+    assert from_proto.resources(to_proto.resources(limits)) == limits
 
 
 def test_a_memory_limit_alone_allows_no_swap() -> None:
     wanted = pb.LinuxResources(memory=pb.LinuxMemory(limit=pb.OptionalInt64(value=1 << 20)))
-    assert translation.resources(wanted) == Resources(memory_limit=1 << 20, memory_swap_limit=1 << 20)
+    assert from_proto.resources(wanted) == Resources(memory_limit=1 << 20, memory_swap_limit=1 << 20)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pvecri.linux.paths import open_in_root, read_in_root
+from pvecri.linux.openat2 import open_in_root, read_in_root
 
 
 @pytest.fixture
