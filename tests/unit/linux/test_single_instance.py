@@ -38,7 +38,7 @@ async def locked(path: Path) -> bool:
         os.close(fd)
 
 
-async def test_a_lock_that_is_let_go_soon_is_waited_for(path: Path) -> None:
+async def test_lock_waits_for_a_dying_owner(path: Path) -> None:
     async with held(path) as let_go:
         waiting = asyncio.create_task(locked(path))
         await asyncio.sleep(0)  # it has tried once
@@ -47,13 +47,13 @@ async def test_a_lock_that_is_let_go_soon_is_waited_for(path: Path) -> None:
         assert await waiting
 
 
-async def test_a_lock_that_is_kept_is_not_had(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lock_of_a_living_process_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(single_instance, "LINGER", 0.05)
     async with held(path):
         assert not await locked(path)
 
 
-async def test_a_socket_is_removed_once_nobody_listens(path: Path) -> None:
+async def test_stale_socket_is_removed(path: Path) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()
@@ -66,7 +66,7 @@ async def test_a_socket_is_removed_once_nobody_listens(path: Path) -> None:
     assert await single_instance.remove_stale_socket(path)
 
 
-async def test_a_socket_that_somebody_listens_on_is_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_socket_with_a_listener_is_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(single_instance, "LINGER", 0.05)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -75,7 +75,7 @@ async def test_a_socket_that_somebody_listens_on_is_kept(path: Path, monkeypatch
     assert path.is_socket()
 
 
-async def test_what_is_no_socket_is_left_alone(path: Path) -> None:
+async def test_other_files_are_left_alone(path: Path) -> None:
     path.write_text("kept")
     assert await single_instance.remove_stale_socket(path)
     assert path.read_text() == "kept"

@@ -83,11 +83,11 @@ def device(**fields: Any) -> HostDevice:
         (linux(rdt=pb.LinuxRdt(remove=True)), Adjustment(rdt=IntelRdt())),
     ],
 )
-def test_a_wish_is_understood(wanted: pb.ContainerAdjustment, expected: Adjustment) -> None:
+def test_container_adjustment_is_converted(wanted: pb.ContainerAdjustment, expected: Adjustment) -> None:
     assert from_proto.adjustment(wanted, GROUP) == expected
 
 
-def test_no_wish_is_no_adjustment() -> None:
+def test_empty_container_adjustment_is_none() -> None:
     assert from_proto.adjustment(pb.ContainerAdjustment(), GROUP) is None
 
 
@@ -103,7 +103,7 @@ def test_no_wish_is_no_adjustment() -> None:
         (linux(scheduler=pb.LinuxScheduler(policy=99)), "LinuxSchedulerPolicy 99 is not known"),  # type: ignore[arg-type]
     ],
 )
-def test_what_cannot_be_had_is_named(wanted: pb.ContainerAdjustment, words: str) -> None:
+def test_unsupported_adjustment_is_refused(wanted: pb.ContainerAdjustment, words: str) -> None:
     with pytest.raises(FailedPrecondition, match=words):
         from_proto.adjustment(wanted, GROUP)
 
@@ -126,10 +126,10 @@ LIMITS = Resources(
 
 
 @pytest.mark.parametrize("limits", [LIMITS, Resources(), Resources(cpu_shares=2)])
-def test_limits_come_back_as_plugins_were_told_of_them(limits: Resources) -> None:
+def test_resources_round_trip(limits: Resources) -> None:
     assert from_proto.resources(to_proto.resources(limits)) == limits
 
 
-def test_a_memory_limit_alone_allows_no_swap() -> None:
+def test_swap_limit_of_an_adjustment_defaults_to_the_memory_limit() -> None:
     wanted = pb.LinuxResources(memory=pb.LinuxMemory(limit=pb.OptionalInt64(value=1 << 20)))
     assert from_proto.resources(wanted) == Resources(memory_limit=1 << 20, memory_swap_limit=1 << 20)

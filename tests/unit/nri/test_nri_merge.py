@@ -69,18 +69,18 @@ WISHES = {
 
 
 @pytest.mark.parametrize("field", WISHES)
-def test_a_single_wish_is_the_adjustment(field: str) -> None:
+def test_single_adjustment_is_the_result(field: str) -> None:
     assert merged(WISHES[field]).adjustment == WISHES[field]
 
 
 @pytest.mark.parametrize("field", WISHES)
-def test_the_same_wish_of_two_plugins_names_both(field: str) -> None:
+def test_conflict_names_both_plugins(field: str) -> None:
     with pytest.raises(Conflict) as raised:
         merged(WISHES[field], WISHES[field])
     assert str(raised.value) == f"NRI plugins p1 and p2 both set the {field} of container c"
 
 
-def test_wishes_for_different_things_are_put_together() -> None:
+def test_adjustments_of_different_fields_are_merged() -> None:
     total = merged(*WISHES.values()).adjustment
     for wish in WISHES.values():
         copy = pb.ContainerAdjustment()
@@ -92,7 +92,7 @@ def test_wishes_for_different_things_are_put_together() -> None:
     }
 
 
-def test_any_number_of_plugins_may_add_hooks() -> None:
+def test_hooks_of_several_plugins_are_merged() -> None:
     hooks = pb.Hooks(prestart=[pb.Hook(path="/bin/a")])
     creation = merged(*[pb.ContainerAdjustment(hooks=hooks)] * 2)
     assert [hook.path for hook in creation.adjustment.hooks.prestart] == ["/bin/a", "/bin/a"]
@@ -124,13 +124,13 @@ REMOVALS = {
 
 
 @pytest.mark.parametrize("kind", REMOVALS)
-def test_a_plugin_removes_what_an_earlier_one_has_set(kind: str) -> None:
+def test_plugin_removes_an_earlier_setting(kind: str) -> None:
     first, removal, _ = REMOVALS[kind]
     assert merged(first, removal).adjustment == removal
 
 
 @pytest.mark.parametrize("kind", REMOVALS)
-def test_a_plugin_sets_anew_what_it_has_removed(kind: str) -> None:
+def test_plugin_may_set_what_it_has_removed(kind: str) -> None:
     first, removal, replacement = REMOVALS[kind]
     only_new = merged(replacement).adjustment
     assert merged(first, replacement).adjustment == only_new
@@ -138,12 +138,12 @@ def test_a_plugin_sets_anew_what_it_has_removed(kind: str) -> None:
         merged(first, removal, first)
 
 
-def test_an_empty_argument_stands_for_the_removal_of_the_others() -> None:
+def test_empty_first_argument_removes_earlier_arguments() -> None:
     total = merged(pb.ContainerAdjustment(args=["a"]), pb.ContainerAdjustment(args=["", "b", "c"])).adjustment
     assert list(total.args) == ["b", "c"]
 
 
-def test_the_next_plugin_sees_what_the_ones_before_it_changed() -> None:
+def test_request_shows_earlier_adjustments() -> None:
     container = pb.Container(
         id="c", env=["A=1", "B=2"], mounts=[pb.Mount(destination="/old")], annotations={"x": "y"}
     )
@@ -173,7 +173,7 @@ def update(container: str, shares: int, *, ignore_failure: bool = False) -> pb.C
     return pb.ContainerUpdate(container_id=container, linux=part, ignore_failure=ignore_failure)
 
 
-def test_updates_of_one_container_by_several_plugins_are_one() -> None:
+def test_updates_of_one_container_are_merged() -> None:
     updates = Updates()
     updates.take([update("a", 5, ignore_failure=True), update("b", 6)], "p1")
     quota = pb.LinuxResources(cpu=pb.LinuxCPU(quota=pb.OptionalInt64(value=9)))
@@ -184,7 +184,7 @@ def test_updates_of_one_container_by_several_plugins_are_one() -> None:
     assert (cpu.shares.value, cpu.quota.value, updates.merged["a"].ignore_failure) == (5, 9, False)
 
 
-def test_updates_of_the_same_limit_are_a_conflict_unless_they_may_be_left_undone() -> None:
+def test_conflicting_updates_fail_unless_failure_is_ignored() -> None:
     updates = Updates()
     updates.take([update("a", 5)], "p1")
     with pytest.raises(Conflict, match="p1 and p2 both set the cpu shares of container a"):
@@ -193,6 +193,6 @@ def test_updates_of_the_same_limit_are_a_conflict_unless_they_may_be_left_undone
     assert updates.merged["a"].linux.resources.cpu.shares.value == 5
 
 
-def test_a_container_that_is_only_being_made_cannot_be_updated() -> None:
+def test_update_of_the_container_under_creation_is_refused() -> None:
     with pytest.raises(PluginError, match="p1 asks to update c while it is created"):
         Updates(creating="c").take([update("c", 5)], "p1")

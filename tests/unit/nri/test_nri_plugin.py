@@ -22,20 +22,20 @@ NO_PODS = cast(PodManager, None)
 """Nobody asks for pods before a plugin joins."""
 
 
-def test_every_event_has_its_call() -> None:
+def test_every_event_has_a_call() -> None:
     events = {value for name, value in pb.Event.items() if name not in ("UNKNOWN", "LAST")}
     assert {call.event for call in CALLS.values()} == events
     assert sum(1 << (event - 1) for event in events) == VALID_EVENTS
 
 
-def test_only_calls_without_an_answer_can_become_state_changes() -> None:
+def test_state_change_replaces_only_calls_with_empty_responses() -> None:
     assert {call.method for call in CALLS.values() if not call.notice} == {
         *("CreateContainer", "UpdateContainer", "StopContainer", "UpdatePodSandbox", "ValidateContainerAdjustment")
     }
 
 
 @pytest.mark.parametrize("size", [0, 100, 70_000, MAX_DATA - 10_000])
-def test_a_long_list_is_told_in_messages_that_can_be_sent(size: int) -> None:
+def test_synchronize_is_split_below_the_message_limit(size: int) -> None:
     pods = [pb.PodSandbox(id=str(number), name="x" * size) for number in range(5)]
     containers = [pb.Container(id=str(number), name="x" * size) for number in range(70)]
     requests = list(split(pods, containers))
@@ -45,7 +45,7 @@ def test_a_long_list_is_told_in_messages_that_can_be_sent(size: int) -> None:
     assert [each.id for request in requests for each in request.containers] == [each.id for each in containers]
 
 
-def test_plugins_of_the_node_are_found_in_their_order_with_their_configuration(tmp_path: Path) -> None:
+def test_preinstalled_plugins_are_discovered_in_order(tmp_path: Path) -> None:
     for name, mode in (("20-b", 0o755), ("10-a", 0o755), ("30-not-executable", 0o644), ("badly-named", 0o755)):
         (tmp_path / name).touch(mode=mode)
         (tmp_path / name).chmod(mode)
@@ -59,7 +59,7 @@ def test_plugins_of_the_node_are_found_in_their_order_with_their_configuration(t
     ]
 
 
-async def test_a_socket_that_somebody_listens_on_is_left_to_him(tmp_path: Path) -> None:
+async def test_socket_in_use_is_not_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "nri.sock"
     plugins = Plugins(NriConfig(socket=path, plugin_dir=tmp_path))
     async with await asyncio.start_unix_server(lambda *_: None, path):
@@ -71,11 +71,11 @@ async def test_a_socket_that_somebody_listens_on_is_left_to_him(tmp_path: Path) 
     assert not path.exists()
 
 
-async def test_a_socket_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+async def test_unusable_socket_path_is_a_config_error(tmp_path: Path) -> None:
     plugins = Plugins(NriConfig(socket=tmp_path / ("long" * 40), plugin_dir=tmp_path))
     with pytest.raises(ConfigError, match=r"nri\.socket: .*long"):
         await plugins.start(NO_PODS)
 
 
-def test_a_node_without_plugins_has_none(tmp_path: Path) -> None:
+def test_missing_plugin_dir_has_no_plugins(tmp_path: Path) -> None:
     assert launcher.discover(NriConfig(plugin_dir=tmp_path / "missing")) == []

@@ -63,7 +63,7 @@ def named(name: str) -> pb.RegisterPluginRequest:
     return pb.RegisterPluginRequest(plugin_name=name)
 
 
-async def test_both_sides_call_each_other_at_once() -> None:
+async def test_both_sides_call_concurrently() -> None:
     async with linked(greet, greet) as sides:
         calls = [
             side.call(f"M{n}", named(str(n)), pb.RegisterPluginRequest, 10) for n in range(20) for side in sides
@@ -72,34 +72,34 @@ async def test_both_sides_call_each_other_at_once() -> None:
     assert answers == [f"M{n} {n}" for n in range(20) for _ in range(2)]
 
 
-async def test_a_large_message_passes_whole() -> None:
+async def test_large_message_is_delivered() -> None:
     async with linked(greet, greet) as (runtime, _):
         text = "x" * (frames.MAX_DATA - 100)
         answer = await runtime.call("M", named(text), pb.RegisterPluginRequest, 30)
     assert answer.plugin_name == f"M {text}"
 
 
-async def test_a_message_that_is_too_large_is_not_sent() -> None:
+async def test_sending_an_oversized_message_is_refused() -> None:
     async with linked(greet, greet) as (runtime, _):
         with pytest.raises(CallFailed) as raised:
             await runtime.call("M", named("x" * (frames.MAX_DATA + 1)), pb.Empty, 10)
     assert raised.value.code == Code.RESOURCE_EXHAUSTED
 
 
-async def test_a_refusal_comes_with_its_status_and_words() -> None:
+async def test_error_status_and_message_reach_the_caller() -> None:
     async with linked(greet, refuse) as (runtime, _):
         with pytest.raises(CallFailed, match="no Configure") as raised:
             await runtime.call("Configure", pb.Empty(), pb.Empty, 10)
     assert raised.value.code == Code.UNIMPLEMENTED
 
 
-async def test_no_call_waits_longer_than_it_may() -> None:
+async def test_call_times_out() -> None:
     async with linked(greet, never) as (runtime, _):
         with pytest.raises(DeadlineExceeded, match="Configure"):
             await runtime.call("Configure", pb.Empty(), pb.Empty, 0.01)
 
 
-async def test_calls_end_with_the_connection() -> None:
+async def test_pending_calls_fail_if_the_connection_closes() -> None:
     async with linked(greet, never) as (runtime, plugin):
         calling = asyncio.create_task(runtime.call("Configure", pb.Empty(), pb.Empty, 60))
         await asyncio.sleep(0)
@@ -118,9 +118,7 @@ async def test_calls_end_with_the_connection() -> None:
         (5, "nri.pkg.api.v1alpha1.Plugin", Code.UNIMPLEMENTED),
     ],
 )
-async def test_a_call_that_ttrpc_does_not_allow_is_answered_with_an_error(
-    stream: int, service: str, code: int
-) -> None:
+async def test_invalid_request_gets_an_error_response(stream: int, service: str, code: int) -> None:
     ours, theirs = socket.socketpair()
     reader, writer = await asyncio.open_unix_connection(sock=ours)
     link = TtrpcConnection(reader, writer, Connection.RUNTIME, greet)

@@ -17,7 +17,7 @@ class Clock:
         return self.now
 
 
-def test_a_token_can_be_taken_once() -> None:
+def test_token_is_consumed_once() -> None:
     tokens: Tokens[str] = Tokens(60)
     token = tokens.issue("exec")
 
@@ -25,11 +25,11 @@ def test_a_token_can_be_taken_once() -> None:
     assert tokens.take(token) is None
 
 
-def test_a_token_that_was_never_issued_stands_for_nothing() -> None:
+def test_unknown_token_has_no_request() -> None:
     assert Tokens[str](60).take("guess") is None
 
 
-def test_a_token_expires() -> None:
+def test_token_expires() -> None:
     clock = Clock()
     tokens: Tokens[str] = Tokens(60, clock)
     early, late = tokens.issue("early"), tokens.issue("late")
@@ -40,7 +40,7 @@ def test_a_token_expires() -> None:
     assert tokens.take(late) is None
 
 
-def test_only_so_many_tokens_wait_and_expired_ones_make_room() -> None:
+def test_pending_tokens_are_limited_and_expired_ones_removed() -> None:
     clock = Clock()
     tokens: Tokens[int] = Tokens(60, clock)
     for number in range(MAX_PENDING):
