@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mount system calls: thin, typed, without policy.
 
-Every function raises OSError with the path it was about. Flags carry the kernel's names (mount(2),
-mount_setattr(2), open_tree(2), umount2(2)). All need CAP_SYS_ADMIN except the ones that only read.
+Every function raises OSError with its path. Flags have the kernel's names (mount(2), mount_setattr(2),
+open_tree(2), umount2(2)). All that change something need CAP_SYS_ADMIN.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _SYS_MOUNT_SETATTR: Final = 442
 class MountEntry(NamedTuple):
     """One line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
 
-    `peer_group` and `master` are 0 when the mount is not shared and no slave.
+    `peer_group` is 0 for a mount that is not shared, `master` for one that is not a slave.
     """
 
     mount_id: int
@@ -145,11 +145,11 @@ def move_mount(fd: int, target: Path) -> None:
 def open_clone(
     source: Path, userns_fd: int | None = None, *, recursive: bool = False, readonly: bool = False
 ) -> int:
-    """A descriptor of a detached clone of `source`, with the IDs of a user namespace if one is given.
+    """A descriptor of a detached clone of `source`, idmapped if a user namespace is given; the caller closes it.
 
-    OSError EINVAL where the filesystem cannot be idmapped. The caller closes it. What is mounted below the
-    source later shows in the clone, and nothing that is done to the clone shows at the source: a clone of a
-    shared mount is its peer otherwise, and to unmount what lies below it unmounts it on the node.
+    OSError EINVAL if the filesystem does not support idmapped mounts. The clone is a slave of the source: later
+    mounts below the source appear in it, and nothing propagates back. As a peer, which a clone of a shared mount
+    is by default, unmounting below the clone would unmount on the node as well.
     """
     attributes = MOUNT_ATTR_RDONLY if readonly else 0
     fd = open_tree(source, OPEN_TREE_CLONE, recursive=recursive)
@@ -171,11 +171,7 @@ def open_clone(
 def bind_clone(
     source: Path, target: Path, userns_fd: int | None = None, *, recursive: bool = False, readonly: bool = False
 ) -> None:
-    """Show a clone of `source` (`open_clone`) at `target`: with a user namespace, what 0 owns there its root
-    owns here.
-
-    OSError EINVAL where the filesystem cannot be idmapped.
-    """
+    """Attach a clone of `source` (`open_clone`) at `target`."""
     fd = open_clone(source, userns_fd, recursive=recursive, readonly=readonly)
     try:
         move_mount(fd, target)
@@ -184,9 +180,9 @@ def bind_clone(
 
 
 def is_mountpoint(path: Path) -> bool:
-    """Whether a mount is attached at `path`, bind mounts included; False when nothing is there.
+    """Whether a mount, bind mounts included, is attached at `path`; False if there is no such path.
 
-    OSError for other causes. Costs one statx(2), not a walk through the mount table.
+    One statx(2): the mount table grows with the node's containers.
     """
     buffer = ctypes.create_string_buffer(256)
     flags = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT
@@ -199,15 +195,13 @@ def is_mountpoint(path: Path) -> bool:
 
 
 def mounts(containing: str = "") -> list[MountEntry]:
-    """What is mounted in this mount namespace; only the lines that contain a text, which has no blanks, are
-    parsed.
-    """
+    """The mount table; only lines that contain a text, which must be without blanks, are parsed."""
     lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
     return [parse_mountinfo(line) for line in lines if containing.encode() in line]
 
 
 def parse_mountinfo(line: bytes) -> MountEntry:
-    """One line of mountinfo; fields are separated by blanks, and blanks inside them are written in octal."""
+    """One line of mountinfo; blanks inside a field are octal escapes."""
     before, _, after = line.partition(b" - ")
     mount_id, parent_id, _device, root, mountpoint, options, *optional = before.split(b" ")
     fstype, source, super_options = after.split(b" ", 2)
@@ -227,17 +221,17 @@ def parse_mountinfo(line: bytes) -> MountEntry:
 
 
 def restrictions(path: Path) -> tuple[str, ...]:
-    """Which of nosuid, nodev and noexec the mount has that `path` is on, by mount(8)'s names."""
+    """Which of the options nosuid, nodev and noexec the mount has that `path` is on."""
     flags = os.statvfs(path).f_flag
     known = {"nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC}
     return tuple(name for name, flag in known.items() if flags & flag)
 
 
 def _mountpoints_below(path: Path) -> list[Path]:
-    """Where something is mounted at or below `path`.
+    """The mount points at or below `path`.
 
-    Asked at every removal, of a table that grows with the machine's containers: only lines that hold the path, as
-    the table writes it (proc_pid_mountinfo(5)), are taken apart.
+    Needed at every removal, of a table that grows with the node's containers: only lines that contain the path, in
+    the table's escaped form (proc_pid_mountinfo(5)), are parsed.
     """
     top = path.parent.resolve() / path.name
     needle = os.fsencode(top)
@@ -249,29 +243,30 @@ def _mountpoints_below(path: Path) -> list[Path]:
 
 
 def umount_below(path: Path) -> None:
-    """Detach everything that is mounted at or below `path`, the deepest first. Idempotent."""
+    """Detach all mounts at or below `path`, the deepest first. Idempotent."""
     for mountpoint in sorted(_mountpoints_below(path), key=lambda each: len(each.parts), reverse=True):
-        # Propagation may have taken a mount away together with one that was detached before it.
+        # EINVAL: propagation has unmounted it together with an earlier one.
         with contextlib.suppress(FileNotFoundError), _ignore(errno.EINVAL):
             umount(mountpoint, detach=True)
 
 
 def remove_tree(directory: Path) -> None:
-    """Unmount all below a directory and remove it; a mount that stays is never entered. Idempotent.
+    """Unmount all mounts below a directory and remove it. Idempotent.
 
-    OSError (EBUSY) when something is still mounted below: what is mounted there belongs to someone else.
+    OSError EBUSY, and nothing is removed, if a mount is left: its files belong to someone else.
     """
     umount_below(directory)
     if _mountpoints_below(directory):
-        raise OSError(errno.EBUSY, "something is mounted below", str(directory))
+        raise OSError(errno.EBUSY, "a mount is left below", str(directory))
     shutil.rmtree(directory, ignore_errors=True)
 
 
 def ensure_shared(path: Path) -> None:
-    """Have mounts made below `path` show in mount namespaces that are cloned from this one later. Idempotent.
+    """Propagate mounts below `path` to mount namespaces that are cloned from this one later. Idempotent.
 
-    The directory is bound on itself when it is no mount point, so that the rest of the tree keeps its propagation.
-    Where that is shared, as it is under systemd, the two part: else each mount would be made on both.
+    A directory that is not a mount point is bound on itself first, to leave its parent mount's propagation alone.
+    If that is shared, as under systemd, the bind mount is its peer: it is made private before it is shared, else
+    each mount would appear in both.
     """
     if not is_mountpoint(path):
         bind(path, path, recursive=True)
