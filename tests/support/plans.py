@@ -26,13 +26,13 @@ from pvecri.model import (
     SandboxSecurity,
 )
 from pvecri.oci.capabilities import DEFAULT
-from pvecri.oci.features import HostFeatures, OciRuntime
+from pvecri.oci.features import HostFeatures, RuntimeBinary
 from pvecri.oci.plan import Plan
 
 V2 = Cgroups(v2=Path("/sys/fs/cgroup"), v1={})
 V1 = Cgroups(v2=None, v1={"memory": Path("/sys/fs/cgroup/memory"), "devices": Path("/sys/fs/cgroup/devices")})
-RUNC = OciRuntime("/usr/bin/runc", "runc", (1, 1, 15), frozenset({"rro"}))
-OLD_RUNC = OciRuntime("/usr/bin/runc", "runc", (1, 1, 5))
+RUNC = RuntimeBinary("/usr/bin/runc", "runc", (1, 1, 15), frozenset({"rro"}))
+OLD_RUNC = RuntimeBinary("/usr/bin/runc", "runc", (1, 1, 5))
 FEATURES = HostFeatures(
     cgroups=V2,
     oci_runtime=RUNC,

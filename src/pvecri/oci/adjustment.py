@@ -65,7 +65,7 @@ class Adjustment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def apply(spec: Spec, adjustment: Adjustment) -> Spec:
-    """The spec with the changes: all but devices, limits and OOM score, which its plan has already."""
+    """The spec with the changes, without devices, limits and OOM score: those are in its plan already."""
     return replace(
         spec,
         annotations=_changed(spec.annotations, adjustment.annotations),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Container Device Interface: devices that vendors describe in files (CDI specification 0.8 and before).
+"""The Container Device Interface, CDI specification 0.8 and earlier: devices described by vendors in spec files.
 
-A spec file describes devices of one kind and, for each, what to edit in a container's OCI spec to give it that
-device. A request names devices in full: `vendor.com/class=name`.
+A spec file has devices of one kind and, for each, the edits of a container's OCI spec that inject it. A request
+names devices by their qualified names: `vendor.com/class=name`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pvecri.oci.runtime_spec import Mount, Spec
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The base of what a spec file holds; unknown fields are of a newer version and ignored."""
+    """An object of a spec file. Unknown fields, of a newer version, are ignored."""
 
 
 class DeviceNode(_Part, frozen=True):
-    """A device node for the container; what is not said is read off the node's own."""
+    """A device node; unset fields are those of the host's device."""
 
     path: str
     host_path: str = ""
@@ -42,7 +42,7 @@ class DeviceNode(_Part, frozen=True):
 
 
 class EditMount(_Part, frozen=True):
-    """A mount for the container."""
+    """A mount."""
 
     host_path: str
     container_path: str
@@ -51,7 +51,7 @@ class EditMount(_Part, frozen=True):
 
 
 class Hook(_Part, frozen=True):
-    """An OCI hook; `hook_name` says which."""
+    """An OCI hook of the kind `hook_name`, such as createRuntime."""
 
     hook_name: str
     path: str
@@ -61,7 +61,7 @@ class Hook(_Part, frozen=True):
 
 
 class Edits(_Part, frozen=True):
-    """What giving a device changes (`containerEdits`)."""
+    """`containerEdits`."""
 
     env: tuple[str, ...] = ()
     device_nodes: tuple[DeviceNode, ...] = ()
@@ -82,9 +82,9 @@ class _Spec(_Part, frozen=True):
 
 
 def find(names: Iterable[str], directories: Iterable[Path]) -> tuple[Edits, ...]:
-    """The edits that the named devices call for: those of each file once, then those of each device.
+    """The edits of the named devices: those of each spec file once, before those of each device.
 
-    InvalidArgument names a device that no file describes, or the file that cannot be read.
+    InvalidArgument names a device that no file has, or a malformed file.
     """
     wanted = list(names)
     if not wanted:
@@ -102,7 +102,7 @@ def find(names: Iterable[str], directories: Iterable[Path]) -> tuple[Edits, ...]
 
 
 def _load(directories: Iterable[Path]) -> dict[str, tuple[Path, _Spec, _Device]]:
-    """All described devices by full name, with the file that has them; a later directory wins."""
+    """All devices by qualified name, with their files; a later directory takes precedence, as CDI has it."""
     known: dict[str, tuple[Path, _Spec, _Device]] = {}
     for directory in directories:
         for path in sorted(directory.glob("*")) if directory.is_dir() else ():
@@ -122,7 +122,7 @@ def _read(path: Path) -> _Spec:
 def _parsed(path: Path) -> Any:
     if path.suffix == ".json":
         return json.loads(path.read_text())
-    import yaml  # only where a vendor has written one
+    import yaml  # not at the top: most nodes have no CDI spec in YAML
 
     try:
         return yaml.safe_load(path.read_text())
@@ -134,7 +134,7 @@ def _parsed(path: Path) -> Any:
 
 
 def apply(spec: Spec, edits: Edits) -> Spec:
-    """The spec with the edits, all but the devices (`devices`)."""
+    """The spec with all edits but the device nodes, which `devices` has."""
     process = spec.process
     names = {entry.partition("=")[0] for entry in edits.env}
     kept = (entry for entry in process.env if entry.partition("=")[0] not in names)
@@ -154,7 +154,7 @@ def apply(spec: Spec, edits: Edits) -> Spec:
 
 
 def add_hooks(present: Mapping[str, tuple[OciHook, ...]], added: Iterable[Hook]) -> dict[str, tuple[OciHook, ...]]:
-    """The `hooks` of an OCI spec with others behind those of their kind."""
+    """The `hooks` of an OCI spec with others appended to their kinds."""
     hooks = dict(present)
     for each in added:
         hook = OciHook(path=each.path, args=each.args, env=each.env, timeout=each.timeout)
@@ -163,7 +163,7 @@ def add_hooks(present: Mapping[str, tuple[OciHook, ...]], added: Iterable[Hook])
 
 
 def devices(edits: Iterable[Edits]) -> tuple[HostDevice, ...]:
-    """The device nodes of edits; InvalidArgument when the node has no such device."""
+    """The device nodes of edits; InvalidArgument if the host has no such device."""
     return tuple(_device(node) for each in edits for node in each.device_nodes)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The OCI spec of a pause container: the process that holds namespaces of a pod for its containers.
+"""The OCI spec of a pause container: the process that keeps a pod's namespaces alive for its containers.
 
-Whoever shares a PID namespace with it may trace it, so it has nothing to give away: a root filesystem of its own
-that holds its program alone, no capability, no descriptor of ours, and no way to gain any of them.
+Containers in its PID namespace may ptrace it, so there is nothing to gain from it: its root filesystem has its
+program alone, and it has no capabilities, no descriptors of the daemon and noNewPrivileges (decision 0064).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pvecri.oci.runtime_spec import (
 )
 
 PROGRAM = "catatonit"
-"""Started as `catatonit -P`, which waits for ever and reaps what is orphaned in its PID namespace."""
+"""Run as `catatonit -P`: pauses forever and reaps orphans of its PID namespace."""
 
 NOBODY = 65_534
 """Its uid and gid inside the pod's user namespace."""
@@ -37,10 +37,9 @@ NOBODY = 65_534
 
 @dataclass(frozen=True)
 class PausePlan:
-    """`joined` are namespaces by their OCI type and path; of `made` types it gets new ones, `pid` and `mount`
-    always.
+    """`joined` are paths of namespaces by OCI type, `made` the types of new ones besides `pid` and `mount`.
 
-    `mappings` are those of the pod's user namespace, whether joined or made; empty for the node's.
+    `mappings` are those of the pod's user namespace, joined or new; empty for the node's.
     """
 
     rootfs: Path
@@ -70,7 +69,7 @@ def build(plan: PausePlan) -> bytes:
                 oom_score_adj=plan.features.lowest_oom_score_adj,
                 apparmor_profile=apparmor.DEFAULT_PROFILE if confined else "",
             ),
-            # The OCI runtimes look for their own descriptors in /proc, and for the null device in /dev.
+            # The OCI runtimes need /proc/self/fd and /dev/null in every container.
             mounts=(
                 Mount(destination="/proc", type="proc", source="proc", options=("nosuid", "noexec", "nodev")),
                 Mount(destination="/dev", type="tmpfs", source="tmpfs", options=("nosuid", "size=64k")),
@@ -81,7 +80,7 @@ def build(plan: PausePlan) -> bytes:
 
 
 def _linux(plan: PausePlan) -> Linux:
-    joins_user = "user" in plan.joined and plan.features.oci_runtime.wants_mappings_with_userns_path
+    joins_user = "user" in plan.joined and plan.features.oci_runtime.needs_mappings_with_userns_path
     mapped = plan.mappings if "user" in plan.made or joins_user else ()
     return Linux(
         namespaces=(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the OCI spec of one container is built from: values only, so that the builders stay pure."""
+"""The input of the OCI spec builder: plain values, so that the builders are pure functions."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from pvecri.oci.runtime_spec import Seccomp
 
 @dataclass(frozen=True)
 class BindSource:
-    """One mount of the request, resolved: `source` is what to bind, on this host.
+    """A resolved mount of the request; `source` is a path of the node.
 
-    `restrictions` are the nosuid, nodev and noexec of the mount that the source is on: a user namespace cannot
-    take them off, and must repeat them to make the mount read-only.
+    `restrictions` are the nosuid, nodev and noexec of the mount that the source is on. They are locked in a user
+    namespace: a remount, as for read-only, fails with EPERM unless it repeats them (mount_namespaces(7)).
     """
 
     source: Path
@@ -40,11 +40,11 @@ class BindSource:
 
 @dataclass(frozen=True)
 class Plan:
-    """One container, with all its names resolved.
+    """A container, with every reference of the request resolved.
 
-    `namespace_dir` is where the pod's namespaces are pinned. `target_pid` is a pid as the OCI runtime sees it, in
-    the pod's pid namespace. `mappings` are those of the pod's user namespace, empty when it has the node's.
-    A container in a user namespace has its devices bound from `device_nodes`, where each is named by its index.
+    `namespace_dir` has the pins of the pod's namespaces. `target_pid` is a PID in the CT's PID namespace, which is
+    the OCI runtime's. `mappings` are those of the pod's user namespace, empty for the node's; a container in one
+    has its devices bind mounted from `device_nodes` (devices.make_nodes).
     """
 
     id: ContainerId
@@ -74,5 +74,5 @@ class Plan:
 
     @property
     def privileged(self) -> bool:
-        """Whether the container was asked for as privileged."""
+        """Whether the request is for a privileged container."""
         return self.config.security.privileged

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PortForward: connections to the ports that a pod's processes listen on, on their loopback interface."""
+"""PortForward: connections to ports on a pod's loopback interface."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _LOOPBACK = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
 @dataclass(frozen=True)
 class PodPorts:
-    """The ports of a pod. `netns` is a path to its network namespace, None when it uses the node's."""
+    """The ports of a pod. `netns` is the path of its network namespace, None for the node's."""
 
     netns: Path | None
 
     async def connect(self, port: int) -> socket.socket:
-        """A non-blocking socket, connected to the port by IPv4 or else IPv6. OSError when neither can be."""
+        """A non-blocking socket, connected to the port on 127.0.0.1, else on ::1. OSError if both fail."""
         failure: OSError | None = None
         for family, address in _LOOPBACK:
             try:

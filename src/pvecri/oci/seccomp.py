@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seccomp profiles: from the containers' profile format to the OCI spec's `linux.seccomp`.
+"""Seccomp profiles: the format of Docker and containers-common, converted to the OCI spec's `linux.seccomp`.
 
-The default profile is the file that the containers tools share (containers-common); its entries can be
-conditional on capabilities and architectures, which the OCI format does not have.
+The default profile is containers-common's, whose entries may be conditional on capabilities and architectures. The
+OCI format has no conditions.
 """
 
 from __future__ import annotations

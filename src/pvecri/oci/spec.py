@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The OCI runtime spec (config.json) of a container, from its plan: pure functions, one for each part."""
+"""Builds the OCI runtime spec (config.json) of a container from its plan: pure functions, one for each part."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 
 
 def build(plan: Plan) -> bytes:
-    """The spec as JSON; InvalidArgument names the field of the request that has no meaning here."""
+    """The spec as JSON; InvalidArgument names a field of the request that is not supported."""
     spec = Spec(
         oci_version=OCI_VERSION,
         root=Root(path=str(plan.rootfs), readonly=plan.config.security.readonly_rootfs),
@@ -34,14 +34,14 @@ def build(plan: Plan) -> bytes:
 
 
 def with_limits(document: bytes, wanted: Resources, features: HostFeatures) -> bytes:
-    """A spec with other limits, for a container that has not been started; unset ones stay as they are."""
+    """A spec with updated limits, for a container that has not been started; unset ones are kept."""
     spec, limits = decode(document), spec_linux.limits(wanted, features)
     changed = {name: value for name, value in asdict(limits).items() if value}
     return encode(replace(spec, linux=replace(spec.linux, resources=replace(spec.linux.resources, **changed))))
 
 
 def allowed_devices(document: bytes) -> list[cgroups.DeviceRule]:
-    """The devices that a spec allows, beyond those that every container has."""
+    """The allow rules of a spec, which lack the devices that the OCI runtime allows every container."""
     rules = decode(document).linux.resources.devices
     return [cgroups.DeviceRule(each.type, each.major, each.minor, each.access) for each in rules if each.allow]
 
@@ -74,10 +74,7 @@ def process(plan: Plan) -> Process:
 
 
 def arguments(plan: Plan) -> tuple[str, ...]:
-    """What to execute: `command` replaces the image's entrypoint and its cmd, `args` its cmd alone.
-
-    (CRI ContainerConfig.command and args, which follow the rules of Kubernetes' `command` and `args`.)
-    """
+    """The argv: `command` overrides the image's entrypoint and cmd, `args` its cmd (CRI ContainerConfig)."""
     config, image = plan.config, plan.image
     if config.command:
         return (*config.command, *config.args)
@@ -88,7 +85,7 @@ def arguments(plan: Plan) -> tuple[str, ...]:
 
 
 def environment(plan: Plan) -> tuple[str, ...]:
-    """NAME=VALUE, each name once: the image's, then the request's over it."""
+    """NAME=VALUE with unique names: the image's, overridden by the request's."""
     variables = dict(entry.partition("=")[::2] for entry in (DEFAULT_PATH, *plan.image.env))
     if plan.config.tty:
         variables.setdefault("TERM", "xterm")

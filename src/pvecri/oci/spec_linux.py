@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `linux` object of an OCI spec: namespaces, cgroup and resources, devices, seccomp, hidden paths."""
+"""The `linux` object of an OCI spec: namespaces, cgroup, resources, devices, seccomp and masked paths."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from pvecri.oci.runtime_spec import (
 )
 
 SHARED_PID = "shared-pid"
-"""The name of the pin of the PID namespace that a pod's containers share."""
+"""The file name of the pin of the PID namespace that a pod's containers share."""
 
 _SECURITY = "config.linux.security_context"
 
 
 def linux(plan: Plan) -> Linux:
-    """The whole object."""
+    """The `linux` object."""
     security, runtime = plan.config.security, plan.features.oci_runtime
-    mapped = plan.mappings if runtime.wants_mappings_with_userns_path else ()
+    mapped = plan.mappings if runtime.needs_mappings_with_userns_path else ()
     return Linux(
         namespaces=namespaces(plan),
         cgroups_path=plan.cgroup,
@@ -88,8 +88,8 @@ def namespaces(plan: Plan) -> tuple[Namespace, ...]:
 def _pid_namespace(mode: NamespaceMode, plan: Plan) -> list[Namespace]:
     """A new one, the target container's or the one that the pod's containers share; none means the node's.
 
-    Never the OCI runtime's own, the CT's, unless that is the node's: whoever is in it and may ptrace reaches the
-    node's root through conmon's /proc/PID/root (decision 0064).
+    Never the OCI runtime's own, the CT's, unless that is the node's: a process in it that may ptrace reaches
+    the node's root through conmon's /proc/PID/root (decision 0064).
     """
     if mode is NamespaceMode.CONTAINER:
         return [Namespace(type="pid")]
@@ -170,7 +170,7 @@ def _device(device: HostDevice) -> Device:
 
 
 def ambient_capabilities(plan: Plan) -> frozenset[str]:
-    """Capabilities that a process without file capabilities keeps over execve; each must also be held."""
+    """The ambient set. The kernel allows only permitted and inheritable capabilities in it: others are dropped."""
     wanted = capabilities.canonical(
         plan.config.security.capabilities.ambient, f"{_SECURITY}.capabilities.add_ambient_capabilities"
     )
@@ -178,7 +178,7 @@ def ambient_capabilities(plan: Plan) -> frozenset[str]:
 
 
 def apparmor_profile(plan: Plan) -> str:
-    """The profile's name, or empty for none; InvalidArgument when one is demanded that cannot be had."""
+    """The profile's name, empty for none; InvalidArgument if a localhost profile is not loaded."""
     profile, features = plan.config.security.apparmor, plan.features
     if profile is not None and profile.kind is ProfileKind.LOCALHOST:
         field = f"{_SECURITY}.apparmor.localhost_ref"

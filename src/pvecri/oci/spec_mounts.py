@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `mounts` of an OCI spec: the kernel's filesystems, the pod's files, then what the request asks for."""
+"""The `mounts` of an OCI spec: kernel filesystems, the pod's files, then the request's mounts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HOST_SHM = "/dev/shm"
 
 
 def mounts(plan: Plan) -> tuple[Mount, ...]:
-    """All mounts, in the order they are made; one of the request replaces ours at the same place."""
+    """All mounts, parents first; one of the request replaces the default one at its destination."""
     requested = sorted(plan.binds, key=lambda bind: len(PurePosixPath(bind.container_path).parts))
     taken = {_normal(bind.container_path) for bind in requested}
     provided = (*kernel_mounts(plan), *pod_mounts(plan), *device_mounts(plan))
@@ -22,7 +22,7 @@ def mounts(plan: Plan) -> tuple[Mount, ...]:
 
 
 def kernel_mounts(plan: Plan) -> list[Mount]:
-    """proc, dev and sys. A privileged container may write to sysfs and to its cgroups."""
+    """proc, dev and sys; sysfs and cgroup are writable in a privileged container."""
     writable = "rw" if plan.privileged else "ro"
     return [
         _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
@@ -35,7 +35,7 @@ def kernel_mounts(plan: Plan) -> list[Mount]:
             "noexec",
             "newinstance",
             "ptmxmode=0666",
-            "mode=0622",  # /dev/stdout is for every user of the container, also where it is a terminal
+            "mode=0622",  # others may write: /dev/stdout is a terminal for any user of the container
             "gid=5",
         ),
         _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
@@ -45,7 +45,7 @@ def kernel_mounts(plan: Plan) -> list[Mount]:
 
 
 def pod_mounts(plan: Plan) -> list[Mount]:
-    """What the containers of a pod share: hosts, hostname, resolv.conf and /dev/shm."""
+    """The files that the pod's containers share: hosts, hostname, resolv.conf and /dev/shm."""
     access = ("ro", *plan.pod_files_restrictions) if plan.config.security.readonly_rootfs else ("rw",)
     files = [
         _mount(f"/etc/{name}", "bind", str(plan.pod_files / name), "rbind", "rprivate", *access)
@@ -57,7 +57,7 @@ def pod_mounts(plan: Plan) -> list[Mount]:
 
 
 def device_mounts(plan: Plan) -> list[Mount]:
-    """The devices of a container in a user namespace, which cannot make nodes of its own."""
+    """Bind mounts of devices for a container in a user namespace, where mknod(2) fails."""
     if not plan.mappings:
         return []
     return [
@@ -67,7 +67,7 @@ def device_mounts(plan: Plan) -> list[Mount]:
 
 
 def bind_mount(bind: BindSource) -> Mount:
-    """One mount of the request."""
+    """A mount of the request."""
     access = "rro" if bind.recursive_readonly else "ro" if bind.readonly else "rw"
     options = ("rbind", bind.propagation, access, *(bind.restrictions if bind.readonly else ()))
     return _mount(_normal(bind.container_path), "bind", str(bind.source), *options)

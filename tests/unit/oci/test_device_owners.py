@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from pvecri.model import IdMapping
-from pvecri.oci.devices import outside
+from pvecri.oci.devices import host_id
 
 USERS = (
     IdMapping(container_id=1000, host_id=1000, length=1),
@@ -26,9 +26,9 @@ USERS = (
     ],
 )
 def test_host_id_follows_the_mapping_and_unmapped_ids_become_root(inside: int, expected: int) -> None:
-    assert outside(inside, USERS) == expected
+    assert host_id(inside, USERS) == expected
 
 
 def test_host_id_is_zero_if_the_namespace_does_not_map_root() -> None:
-    assert outside(5, USERS[:1]) == 0
-    assert outside(0, ()) == 0
+    assert host_id(5, USERS[:1]) == 0
+    assert host_id(0, ()) == 0

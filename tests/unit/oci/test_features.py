@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from pvecri.config import Config, ConfigError
 from pvecri.oci import apparmor, features
-from pvecri.oci.features import HostFeatures, OciRuntime
+from pvecri.oci.features import HostFeatures, RuntimeBinary
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ async def test_oci_runtime_is_identified_by_its_version_output(
 ) -> None:
     path = program(tmp_path, "runtime", said)
     if kind:
-        assert (await discovered(path)).oci_runtime == OciRuntime(str(path), kind, version)
+        assert (await discovered(path)).oci_runtime == RuntimeBinary(str(path), kind, version)
     else:
         with pytest.raises(ConfigError, match=rf"^runtime\.oci_runtime: {path} is neither runc nor crun: "):
             await discovered(path)
@@ -88,7 +88,7 @@ async def test_recursive_readonly_is_detected_from_runtime_features(
 def test_only_runc_before_1_1_10_needs_mappings_with_a_userns_path(
     kind: str, version: tuple[int, ...], wants: bool
 ) -> None:
-    assert OciRuntime("/x", kind, version).wants_mappings_with_userns_path is wants
+    assert RuntimeBinary("/x", kind, version).needs_mappings_with_userns_path is wants
 
 
 async def test_missing_program_is_reported_with_its_setting(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ class ContainerExits:
         except CommandError as error:
             log.warning("container %s: %s", container.id, error)
             self._cgroups.kill(pod.cgroups.container(container.id))
-            self._runtime.forget(container.id)
+            self._runtime.remove_state(container.id)
 
     async def _remove_exit_file(self, container: ContainerEntry) -> None:
         # Until the exit code is in the store, the next daemon process reads it here.
@@ -177,7 +177,7 @@ class ContainerExits:
 
     def abort_start(self, pod: PodEntry, container: ContainerEntry) -> None:
         """Undo a start during which the previous daemon process ended: its client got no success."""
-        self._runtime.abandon(pod.namespaces, container.id)
+        self._runtime.kill_monitor(pod.namespaces, container.id)
         container.notified = LifecycleEvent.STOPPED
         message = "the daemon ended while the container was being started"
         self.record(container, START_ERROR_CODE, "StartError", message)

@@ -76,7 +76,7 @@ class Pauses:
 
     def forget(self, pod: PodEntry) -> None:
         """Delete the OCI runtime's state of the pause container after the end of the CT. Idempotent."""
-        self._runtime.forget(pause_id(pod.id))
+        self._runtime.remove_state(pause_id(pod.id))
 
     def _plan(self, pod: PodEntry, group: str) -> pause.PausePlan:
         options = pod.value.config.security.namespaces
