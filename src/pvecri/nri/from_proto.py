@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what plugins want, as NRI's messages say it, to the values that the Pod Manager works with."""
+"""NRI's protobuf messages converted to the Pod Manager's values."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ from pvecri.oci.runtime_spec import (
 log = logging.getLogger(__name__)
 
 DEVICE_MODE = 0o666
-"""What the OCI runtimes give a device whose mode is not said."""
+"""The OCI runtimes' default mode of a device."""
 
 _VERSION_1 = ("kernel", "kernel_tcp", "swappiness", "disable_oom_killer", "use_hierarchy")
-"""Memory settings that cgroup version 2, which Proxmox VE has, does not know."""
+"""Memory settings that cgroup version 2, and so Proxmox VE, does not have."""
 
 
 def adjustment(wanted: pb.ContainerAdjustment, cgroup: str) -> Adjustment | None:
-    """All changes to a container whose cgroup is `cgroup`; None when nothing is wanted.
+    """The adjustment of a container, whose cgroup is `cgroup`; None if it is empty.
 
-    FailedPrecondition for what cannot be had here.
+    FailedPrecondition names a setting that is not supported here.
     """
     linux = wanted.linux
     if not wanted.ByteSize():
         return None
     if linux.cgroups_path not in ("", cgroup):
         raise FailedPrecondition(
-            f"NRI: the cgroup {linux.cgroups_path!r} cannot be had: the container's is {cgroup}, below its CT"
+            f"NRI: the cgroup {linux.cgroups_path!r} is not supported: the container's is {cgroup}, below its CT"
         )
     return Adjustment(
         annotations=_named(wanted.annotations),
@@ -75,16 +75,16 @@ def adjustment(wanted: pb.ContainerAdjustment, cgroup: str) -> Adjustment | None
 
 
 def resources(wanted: pb.LinuxResources) -> Resources:
-    """Limits; what is not said is left out. FailedPrecondition for a block I/O class: there are none here.
+    """Limits; unset ones are 0 or empty. FailedPrecondition for a block I/O class: none can be configured.
 
-    A memory limit without one for memory and swap together allows no swap, as the CRI's do.
+    The swap limit, of memory and swap together, defaults to the memory limit, as in the CRI: no swap.
     """
     if wanted.blockio_class.value:
         raise FailedPrecondition(f"NRI: there is no block I/O class {wanted.blockio_class.value!r}")
     memory, cpu = wanted.memory, wanted.cpu
     ignored = [name for name in _VERSION_1 if memory.HasField(name)]
     if ignored:
-        log.warning("NRI: %s of a container is a setting of cgroup version 1 and is left out", ", ".join(ignored))
+        log.warning("NRI: %s of a container is a setting of cgroup version 1 and is ignored", ", ".join(ignored))
     return Resources(
         cpu_period=cpu.period.value,
         cpu_quota=cpu.quota.value,
@@ -105,7 +105,7 @@ def resources(wanted: pb.LinuxResources) -> Resources:
 
 
 def _named(table: Mapping[str, Any]) -> dict[str, Any]:
-    """None for what is to be removed."""
+    """The entries by name, None for a removal."""
     removed = {name.removeprefix(REMOVAL): None for name in table if name.startswith(REMOVAL)}
     return removed | {name: value for name, value in table.items() if not name.startswith(REMOVAL)}
 
@@ -162,11 +162,11 @@ def _io_priority(wanted: pb.LinuxIOPriority) -> IoPriority:
 
 
 def _name(enum: EnumTypeWrapper, value: int) -> str:
-    """The name that the OCI spec shares with NRI; FailedPrecondition for a value of a later version."""
+    """The enum's name, which the OCI spec has too; FailedPrecondition for a value of a later version."""
     try:
         return enum.Name(value)
     except ValueError:
-        raise FailedPrecondition(f"NRI: {enum.DESCRIPTOR.name} {value} is not known here") from None
+        raise FailedPrecondition(f"NRI: {enum.DESCRIPTOR.name} {value} is unknown") from None
 
 
 def _scheduler(wanted: pb.LinuxScheduler) -> Scheduler:
@@ -209,7 +209,7 @@ def _syscalls(wanted: Iterable[pb.LinuxSyscall]) -> Iterable[Syscall]:
 
 
 def _rdt(linux: pb.LinuxContainerAdjustment) -> IntelRdt | None:
-    """The class of service by its own field, or by name among the resources."""
+    """By `rdt`, or by `resources.rdt_class`, NRI's older field for the class alone."""
     wanted, by_class = linux.rdt, linux.resources.HasField("rdt_class")
     if not wanted.ListFields() and not by_class:
         return None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods and containers as plugins see them.
+"""Pods and containers as NRI's protobuf messages.
 
-What a container consists of is read off its OCI spec, which has what the request, the image and the pod come to.
+A container's content is that of its OCI spec, in which request, image, pod and earlier adjustments are merged.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ HOOKS = {
 """The kinds of OCI hooks: NRI's names and the OCI spec's."""
 
 _NAMESPACES = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid", "user": "user"}
-"""The pod's namespaces: their names in the OCI spec, and those that they are pinned by."""
+"""The pod's namespaces: types in the OCI spec, and file names of their pins."""
 
 
 # -- pods -----------------------------------------------------------------------------------------------------
 
 
 def pod(live: PodEntry) -> pb.PodSandbox:
-    """A pod; `pid` is that of its CT's first process."""
+    """A pod; `pid` is the host PID of its CT's init."""
     value, config = live.value, live.value.config
     return pb.PodSandbox(
         id=value.id,
@@ -88,7 +88,7 @@ def _own_namespaces(config: SandboxConfig, *, mapped: bool) -> list[str]:
 
 
 def resources(limits: Resources) -> pb.LinuxResources:
-    """Limits; those that are not said are left out."""
+    """Limits; unset ones are omitted."""
     message = pb.LinuxResources()
     memory, cpu = message.memory, message.cpu
     for wrapped, value in (
@@ -119,7 +119,7 @@ def resources(limits: Resources) -> pb.LinuxResources:
 
 
 def container(live: ContainerEntry) -> pb.Container:
-    """A container; `pid` is 0 unless it runs. A reboot takes the OCI spec away: less is known without."""
+    """A container; `pid` is 0 unless it runs. Without the OCI spec, which is lost in a reboot, less is set."""
     value, config = live.value, live.value.config
     message = pb.Container(
         id=value.id,
@@ -136,7 +136,7 @@ def container(live: ContainerEntry) -> pb.Container:
         status_reason=value.reason,
         status_message=value.message,
         CDI_devices=[pb.CDIDevice(name=name) for name in config.cdi_devices],
-        # Present even if empty: plugins read them without a test for nil.
+        # Present even if empty: Go plugins dereference them without a test for nil.
         hooks=pb.Hooks(),
         linux=pb.LinuxContainer(resources=pb.LinuxResources(cpu=pb.LinuxCPU())),
         user=pb.User(),
@@ -175,14 +175,14 @@ def _add_spec(message: pb.Container, spec: Spec, device_nodes: Path) -> None:
 
 
 def _profile(profile: SecurityProfile | None, *, privileged: bool) -> pb.SecurityProfile:
-    """No profile means none, as the CRI has it."""
+    """An unset profile means unconfined (CRI SecurityProfile)."""
     if profile is None or privileged:
         return pb.SecurityProfile(profile_type=pb.SecurityProfile.UNCONFINED)
     return pb.SecurityProfile(profile_type=_PROFILES[profile.kind], localhost_ref=profile.localhost_ref)
 
 
 def _add_mounts(message: pb.Container, spec: Spec, device_nodes: Path) -> None:
-    """Mounts; those of device nodes, which stand for devices in a user namespace, as the devices they are."""
+    """Add mounts, and as devices the bind mounts of device nodes in a user namespace."""
     for mount in spec.mounts:
         source = Path(mount.source)
         if source.parent == device_nodes:
@@ -227,7 +227,7 @@ def _linux(spec: Spec) -> pb.LinuxContainer:
 
 
 def _add_scheduling(message: pb.LinuxContainer, spec: Spec) -> None:
-    """What only plugins have set."""
+    """Add what only plugins can have set."""
     if (wanted := spec.process.io_priority) is not None:
         message.io_priority.priority = wanted.priority
         setattr(message.io_priority, "class", pb.IOPrioClass.Value(wanted.class_))
@@ -286,7 +286,7 @@ def _seccomp(policy: runtime_spec.Seccomp) -> pb.LinuxSeccomp:
 
 
 def _wrap(message: Any, values: Mapping[str, Any]) -> None:
-    """Set wrapped values; those that are None stay absent."""
+    """Set wrapper fields; None leaves them absent."""
     for name, value in values.items():
         if value is not None:
             getattr(message, name).value = value

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ttrpc messages are read as they were written, however the trunk cuts them, and nothing else is."""
+"""ttrpc messages round-trip in any fragmentation of the trunk; invalid frames are refused."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What plugins want becomes an adjustment; what cannot be had is refused by its name."""
+"""Container adjustments of NRI are converted; unsupported settings are refused by name."""
 
 from __future__ import annotations
 
@@ -92,19 +92,19 @@ def test_empty_container_adjustment_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "words"),
+    ("wanted", "message"),
     [
-        (linux(cgroups_path="/else"), "the cgroup '/else' cannot be had"),
+        (linux(cgroups_path="/else"), "the cgroup '/else' is not supported"),
         (linux(devices=[pb.LinuxDevice(path="/dev/f", type="p")]), "the device /dev/f is of type 'p'"),
         (
             linux(resources=pb.LinuxResources(blockio_class=pb.OptionalString(value="slow"))),
             "there is no block I/O class 'slow'",
         ),
-        (linux(scheduler=pb.LinuxScheduler(policy=99)), "LinuxSchedulerPolicy 99 is not known"),  # type: ignore[arg-type]
+        (linux(scheduler=pb.LinuxScheduler(policy=99)), "LinuxSchedulerPolicy 99 is unknown"),  # type: ignore[arg-type]
     ],
 )
-def test_unsupported_adjustment_is_refused(wanted: pb.ContainerAdjustment, words: str) -> None:
-    with pytest.raises(FailedPrecondition, match=words):
+def test_unsupported_adjustment_is_refused(wanted: pb.ContainerAdjustment, message: str) -> None:
+    with pytest.raises(FailedPrecondition, match=message):
         from_proto.adjustment(wanted, GROUP)
 
 

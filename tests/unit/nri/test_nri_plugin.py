@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interface is what the code takes it for: its calls, its events, and lists of any length."""
+"""The calls and events of NRI's service, the split of Synchronize, and the discovery of plugins."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pvecri.nri.proto import nri_pb2 as pb
 from pvecri.pods.manager import PodManager
 
 NO_PODS = cast(PodManager, None)
-"""Nobody asks for pods before a plugin joins."""
+"""The Pod Manager is not used before a plugin connects."""
 
 
 def test_every_event_has_a_call() -> None:
@@ -29,7 +29,7 @@ def test_every_event_has_a_call() -> None:
 
 
 def test_state_change_replaces_only_calls_with_empty_responses() -> None:
-    assert {call.method for call in CALLS.values() if not call.notice} == {
+    assert {call.method for call in CALLS.values() if not call.notification} == {
         *("CreateContainer", "UpdateContainer", "StopContainer", "UpdatePodSandbox", "ValidateContainerAdjustment")
     }
 
