@@ -11,7 +11,7 @@ Rules:
 * A message's data has at most MAX_DATA bytes. A larger one is skipped without buffering it.
 * Trunk frames split a connection's bytes anywhere. Frames of unknown connections are skipped.
 * A message is written in one trunk frame if it has at most FIRST bytes, else in two, split at FIRST: NRI's Go
-  library fails if a frame is larger than the buffer that it reads into, at first one of 4096 bytes (decision 0040).
+  library fails if a frame is larger than the buffer that it reads into, at first 4096 bytes (decision 0040).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exec and Attach: a command's streams over SPDY or WebSocket, and how it ended."""
+"""Exec and Attach over SPDY or WebSocket: the command's streams and its exit status."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from pvecri.supervision import describe, report
 
 log = logging.getLogger(__name__)
 
-OPENING_PATIENCE = 30.0
-"""Seconds in which a SPDY client must have opened the streams that it asked for, as the kubelet has it."""
+STREAM_CREATION_TIMEOUT = 30.0
+"""Seconds for a SPDY client to open the streams that it requested; the kubelet's streamCreationTimeout."""
 
 
-def wanted(request: CommandRequest, version: Version) -> set[StreamType]:
-    """The streams that a command has."""
-    asked = {
+def requested_streams(request: CommandRequest, version: Version) -> set[StreamType]:
+    """The streams of a command."""
+    requested = {
         StreamType.ERROR: True,
         StreamType.STDIN: request.stdin,
         StreamType.STDOUT: request.stdout,
         StreamType.STDERR: request.stderr,
         StreamType.RESIZE: request.tty and version.resize,
     }
-    return {kind for kind, yes in asked.items() if yes}
+    return {kind for kind, yes in requested.items() if yes}
 
 
 async def serve_over_spdy(
     request: CommandRequest, version: Version, transport: Transport, idle_timeout: float
 ) -> None:
-    """Run the command for a client that opens its streams one by one."""
+    """Run the command for a SPDY client, which opens its streams one by one."""
     activity = Activity()
-    opening = _Opening(wanted(request, version))
-    connection = SpdyConnection(transport, activity, opening.add)
+    collector = _StreamCollector(requested_streams(request, version))
+    connection = SpdyConnection(transport, activity, collector.add)
 
     async def work() -> None:
-        await _run(request, version, await opening.complete())
+        await _run(request, version, await collector.complete())
 
     await serve(connection, work(), activity, idle_timeout)
 
@@ -54,16 +54,16 @@ async def serve_over_spdy(
 async def serve_over_websocket(
     request: CommandRequest, version: Version, websocket: WebSocket, idle_timeout: float
 ) -> None:
-    """Run the command for a client whose channels are there from the start."""
+    """Run the command for a WebSocket client, whose channels exist from the start."""
     activity = Activity()
     connection = ChannelConnection(websocket, activity, version.framing, len(CHANNELS))
     streams = dict(zip(CHANNELS, connection.streams, strict=True))
-    unused = streams.keys() - wanted(request, version)
+    unused = streams.keys() - requested_streams(request, version)
     for kind in unused:
         streams.pop(kind).discard()
 
     async def work() -> None:
-        # Clients wait for a first message before they take the connection as made.
+        # As from the kubelet: an empty message notifies the client that the connection is established.
         first = next(kind for kind in (*CHANNELS[1:3], StreamType.ERROR) if kind in streams)
         await streams[first].write(b"")
         await _run(request, version, streams)
@@ -71,8 +71,8 @@ async def serve_over_websocket(
     await serve(connection, work(), activity, idle_timeout)
 
 
-class _Opening:
-    """The streams of a SPDY connection, until all that are wanted are there."""
+class _StreamCollector:
+    """Collects the streams that a SPDY client opens until all requested ones are open."""
 
     def __init__(self, kinds: set[StreamType]) -> None:
         self._missing = kinds
@@ -91,19 +91,19 @@ class _Opening:
 
     async def complete(self) -> Mapping[StreamType, PeerStream]:
         try:
-            async with asyncio.timeout(OPENING_PATIENCE):
+            async with asyncio.timeout(STREAM_CREATION_TIMEOUT):
                 await self._complete.wait()
         except TimeoutError:
             missing = ", ".join(sorted(kind.value for kind in self._missing))
             raise DeadlineExceeded(
-                f"the client did not open these streams in {OPENING_PATIENCE:g} s: {missing}"
+                f"the client did not open these streams within {STREAM_CREATION_TIMEOUT:g} s: {missing}"
             ) from None
         return self._streams
 
 
 async def _run(request: CommandRequest, version: Version, streams: Mapping[StreamType, PeerStream]) -> None:
     resize = streams.get(StreamType.RESIZE)
-    status = await _outcome(
+    status = await _run_to_status(
         request,
         version,
         CommandStreams(
@@ -121,8 +121,8 @@ async def _run(request: CommandRequest, version: Version, streams: Mapping[Strea
         await stream.finish()
 
 
-async def _outcome(request: CommandRequest, version: Version, streams: CommandStreams) -> bytes:
-    """Run the command; how it ended, as the client is to be told."""
+async def _run_to_status(request: CommandRequest, version: Version, streams: CommandStreams) -> bytes:
+    """Run the command; returns its status for the error stream."""
     try:
         return remotecommand.exit_status(version, await request.run(streams))
     except PvecriError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The streaming server: gives out one-time URLs, and serves those who come with them."""
+"""The streaming server: issues one-time URLs, and serves the clients that connect with them."""
 
 from __future__ import annotations
 
@@ -26,31 +26,29 @@ from pvecri.supervision import report
 
 log = logging.getLogger(__name__)
 
-REQUEST_PATIENCE = 30.0
-"""Seconds in which a client that connected must have sent its request."""
+REQUEST_TIMEOUT = 30.0
+"""Seconds for a new connection to send its request."""
 
-MAX_STRANGERS = 64
-"""Connections that may be without a session. Whoever has a URL shows it at once, so of more the oldest must go."""
+MAX_UNAUTHENTICATED = 64
+"""Connections without a valid URL yet. Real clients send theirs at once, so of more the oldest is closed."""
 
 SPDY = "spdy/3.1"
 WEBSOCKET = "websocket"
 
 
 class StreamingServer:
-    """Serves between `start` and `close`."""
+    """Issues URLs and serves connections between `start` and `close`."""
 
     def __init__(self, config: StreamingConfig) -> None:
         self._config = config
         self._tokens: Tokens[Request] = Tokens(config.url_lifetime)
         self._connections: set[asyncio.Task[None]] = set()
-        self._strangers: dict[
-            asyncio.Task[None], TcpTransport
-        ] = {}  # who have not shown a URL yet, the oldest first
+        self._unauthenticated: dict[asyncio.Task[None], TcpTransport] = {}  # the oldest first
         self._server: asyncio.Server | None = None
         self._base = ""
 
     async def start(self) -> None:
-        """Listen; ConfigError when the address or the certificate cannot be used."""
+        """Listen; ConfigError if the address or the certificate cannot be used."""
         config = self._config
         context = tls.server_context(config.tls_cert, config.tls_key, "streaming")
         try:
@@ -64,7 +62,7 @@ class StreamingServer:
         log.info("streaming on %s", self._base)
 
     async def close(self) -> None:
-        """Take no new connections and end those that there are: their commands are killed."""
+        """Stop listening and close all connections: their commands are killed."""
         if self._server is not None:
             self._server.close()
         for task in self._connections:
@@ -72,32 +70,32 @@ class StreamingServer:
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     def url(self, request: Request) -> str:
-        """A URL by which a client may come once for `request`; ResourceExhausted when too many wait to be used."""
+        """Issue a one-time URL for `request`; ResourceExhausted if too many are unused."""
         return f"{self._base}/{request.kind.value}/{self._tokens.issue(request)}"
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
-        transport = self._strangers[task] = TcpTransport(reader, writer)
-        if len(self._strangers) > MAX_STRANGERS:
-            next(iter(self._strangers.values())).abort()
+        transport = self._unauthenticated[task] = TcpTransport(reader, writer)
+        if len(self._unauthenticated) > MAX_UNAUTHENTICATED:
+            next(iter(self._unauthenticated.values())).abort()
         try:
             await self._serve(transport)
         except asyncio.CancelledError:
-            pass  # by close: the task ends here in any case, and asyncio's server would log it as an error
+            pass  # by `close`; asyncio's server would log it as an error
         except Exception as error:
             report(error, "streaming connection", "a streaming connection failed")
         finally:
             transport.abort()
             self._connections.discard(task)
-            self._strangers.pop(task, None)
+            self._unauthenticated.pop(task, None)
 
     async def _serve(self, transport: TcpTransport) -> None:
         exchange = HttpExchange(transport)
         with suppress(BrokenPipeError):
             try:
-                request = await receive_within(exchange, REQUEST_PATIENCE)
+                request = await receive_within(exchange, REQUEST_TIMEOUT)
                 if request is not None:
                     await self._dispatch(request, exchange, transport)
             except HttpError as error:
@@ -112,21 +110,21 @@ class StreamingServer:
         elif http.upgrade == SPDY:
             await self._serve_spdy(request, http, exchange, transport)
         else:
-            raise HttpError(400, "an upgrade to SPDY/3.1 or WebSocket is expected")
+            raise HttpError(400, "an upgrade to SPDY/3.1 or WebSocket is required")
 
     def _claim(self, http: HttpRequest) -> Request:
-        """What the URL stands for; it cannot be used again."""
+        """Consume the URL's token and return its request; the connection counts as a session from now on."""
         if http.method not in {"GET", "POST"}:
             raise HttpError(405, f"{http.method} is not allowed", [("allow", "GET, POST")])
-        if len(self._connections) - len(self._strangers) >= self._config.max_sessions:
+        if len(self._connections) - len(self._unauthenticated) >= self._config.max_sessions:
             raise HttpError(503, f"streaming.max_sessions ({self._config.max_sessions}) is reached")
         kind, _, token = http.path.partition("?")[0].removeprefix("/").partition("/")
-        request = self._tokens.take(token)
+        request = self._tokens.consume(token)
         if request is None or request.kind.value != kind:
             raise HttpError(404, "unknown, used or expired; ask for a new URL (streaming.url_lifetime)")
         task = asyncio.current_task()
         assert task is not None
-        self._strangers.pop(task, None)
+        self._unauthenticated.pop(task, None)
         return request
 
     # -- SPDY -------------------------------------------------------------------------------------------------
@@ -136,7 +134,7 @@ class StreamingServer:
     ) -> None:
         offered = http.values(PROTOCOL_HEADER)
         if not offered:
-            raise HttpError(400, f"the header {PROTOCOL_HEADER} is expected")
+            raise HttpError(400, f"the header {PROTOCOL_HEADER} is required")
         idle = self._config.idle_timeout
         if isinstance(request, ForwardRequest):
             if portforward.SPDY_PROTOCOL not in offered:
@@ -177,7 +175,7 @@ class StreamingServer:
 async def _accept(http: HttpRequest, transport: TcpTransport, protocol: str) -> WebSocket:
     """The server's half of the WebSocket handshake."""
     if http.method != "GET":
-        raise HttpError(405, "a WebSocket begins with GET", [("allow", "GET")])
+        raise HttpError(405, "a WebSocket handshake must be a GET", [("allow", "GET")])
     connection = WSConnection(ConnectionType.SERVER)
     try:
         connection.initiate_upgrade_connection(
@@ -185,7 +183,7 @@ async def _accept(http: HttpRequest, transport: TcpTransport, protocol: str) -> 
         )
     except RemoteProtocolError as error:
         raise HttpError(400, str(error)) from None
-    list(connection.events())  # the request, which we know
+    list(connection.events())  # wsproto's Request event, which must be consumed
     await transport.write(connection.send(AcceptConnection(subprotocol=protocol or None)))
     return WebSocket(transport, connection)
 
@@ -205,13 +203,13 @@ def _no_common_protocol(offered: Sequence[str], known: Sequence[str]) -> HttpErr
     names = [name for name in known if name]
     return HttpError(
         403,
-        f"no common protocol: the client has {', '.join(offered)}; the server has {', '.join(names)}",
+        f"no common protocol: the client offers {', '.join(offered)}; the server supports {', '.join(names)}",
         [("x-accepted-stream-protocol-versions", name) for name in names],
     )
 
 
 def _reachable(host: str) -> str:
-    """The host for a URL: an address that means all of the machine's is no address to connect to."""
+    """The host for a URL: loopback for the unspecified address, which clients cannot connect to."""
     address = ip_address(host)
     if address.is_unspecified:
         return "127.0.0.1" if address.version == 4 else "[::1]"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Versions are negotiated, terminals resized and outcomes told as Kubernetes' clients expect it."""
+"""Negotiation, terminal sizes and status objects of the remote command protocol."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two ends of a SPDY connection understand each other, and a peer that breaks the rules is told apart."""
+"""The SPDY codec: both sides of a connection against each other, and protocol violations."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_data_after_fin_is_a_protocol_error() -> None:
     client, server, stream = opened()
     receive(server, client.data(stream, b"", fin=True))
 
-    with pytest.raises(ProtocolError, match="finished before"):
+    with pytest.raises(ProtocolError, match="half-closed already"):
         receive(server, frames.encode(frames.Data(stream, Flag.NONE, b"x")))
 
 
@@ -196,4 +196,4 @@ def test_arbitrary_bytes_raise_only_protocol_errors(pieces: list[bytes]) -> None
         for piece in pieces:
             list(server.receive(piece))
             assert len(server.streams) <= 3
-            assert server.held <= frames.MAX_CONTROL + 8
+            assert server.buffered <= frames.MAX_CONTROL + 8

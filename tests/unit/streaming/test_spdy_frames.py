@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SPDY frames are read as they were written, however the bytes come, and nothing else is."""
+"""SPDY frames round-trip in any fragmentation; malformed ones are refused."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_large_data_frame_is_delivered_in_pieces() -> None:
 
     assert sum(len(frame.payload) for frame in payloads if isinstance(frame, Data)) == 1 << 20
     assert [frame.flags for frame in payloads if isinstance(frame, Data) and frame.flags] == [Flag.FIN]
-    assert reader.held == 0
+    assert reader.buffered == 0
 
 
 @pytest.mark.parametrize(
@@ -116,4 +116,4 @@ def test_arbitrary_bytes_are_parsed_or_refused_in_bounded_memory(pieces: list[by
     with suppress(ProtocolError):
         for piece in pieces:
             list(reader.receive(piece))
-            assert reader.held <= MAX_CONTROL + 8
+            assert reader.buffered <= MAX_CONTROL + 8

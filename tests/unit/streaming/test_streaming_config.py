@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of the streaming server that cannot be used are refused by their names."""
+"""Invalid settings of the streaming server are refused by name."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client's stream holds a bounded amount, and both of its ends learn when the other is done."""
+"""Buffer limits, EOF and reset of a client's stream."""
 
 from __future__ import annotations
 
