@@ -42,8 +42,9 @@ def make_nodes(directory: Path, devices: Sequence[HostDevice], mappings: Iterabl
     table = tuple(mappings)
     for index, device in enumerate(devices):
         path = directory / str(index)
+        # nodev must not be set: it would make the nodes unusable in the bind mounts, too.
         os.mknod(path, kinds[device.kind] | device.mode, os.makedev(device.major, device.minor))
-        path.chmod(device.mode)
+        path.chmod(device.mode)  # mknod(2) applies the umask
         os.chown(path, host_id(device.uid, table), host_id(device.gid, table))
 
 

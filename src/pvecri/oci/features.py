@@ -76,6 +76,7 @@ async def discover(config: Config) -> HostFeatures:
     trees = cgroups.detect()
     own = capabilities.effective()
     apparmor_enabled = _enabled(Path("/sys/module/apparmor/parameters/enabled"), "Y")
+    # The kernel raises oom_score_adj for anybody, and lowers it with CAP_SYS_RESOURCE only.
     current = int(Path("/proc/self/oom_score_adj").read_text())
     return HostFeatures(
         cgroups=trees,

@@ -34,6 +34,8 @@ async def kill_command(process: asyncio.subprocess.Process, cgroups: Cgroups, gr
                 tree = processes.descendants(process.pid)
                 if not tree and _stop_if_childless(process.pid):
                     break
+                # A background process is reparented to the CT's init when its parent dies: then its session alone
+                # shows where it came from. nsenter itself is in the daemon's session.
                 sessions |= {_session(pid) for pid in tree} - {_session(os.getpid()), -1}
                 _kill([*tree, *_members(cgroups.processes(group), sessions)])
                 await asyncio.wait([ended], timeout=KILL_INTERVAL)

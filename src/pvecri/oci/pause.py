@@ -66,6 +66,7 @@ def build(plan: PausePlan) -> bytes:
                 cwd="/",
                 capabilities=Capabilities(),
                 no_new_privileges=True,
+                # If it is killed the pod's namespaces end, and with them all containers that share PIDs.
                 oom_score_adj=plan.features.lowest_oom_score_adj,
                 apparmor_profile=apparmor.DEFAULT_PROFILE if confined else "",
             ),

@@ -146,10 +146,10 @@ class OciRuntime:
                     pass_fds=(writer,),
                     env={**os.environ, "_OCI_SYNCPIPE": str(writer)},
                 )
-            os.close(writer)
+            os.close(writer)  # else the pipe has no EOF if conmon dies
             writer = -1
             answer = await _read_line(reader)
-            await process.wait()
+            await process.wait()  # conmon forks: this parent exits, the monitor stays
         finally:
             os.close(reader)
             if writer >= 0:
@@ -200,14 +200,14 @@ class OciRuntime:
 
         `pod` is None if the pod's PID namespace, and with it every process of the container, is gone.
         """
-        if not (self._root / container).exists():
+        if not (self._root / container).exists():  # saves starting a program that has nothing to do
             return
         await self._run(pod, "delete", "--force", container)
 
     def kill_monitor(self, pod: PodNamespaces, container: ContainerId) -> None:
         """Kill a container's conmon and its descendants, after an interrupted start. Idempotent."""
         for monitor in self._features.cgroups.processes(pod.cgroups.monitors):
-            if container in processes.command_line(monitor):
+            if container in processes.command_line(monitor):  # `-c ID`; its pid file may not exist yet
                 for pid in processes.stop_tree(monitor):
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
@@ -308,6 +308,7 @@ class OciRuntime:
 
     def _conmon(self, container: ContainerId, bundle: Bundle, stdio: Stdio) -> list[str]:
         log = f"k8s-file:{stdio.log}" if stdio.log else "none"
+        # Version 1 of the API: conmon reports a failed create on the sync pipe, with the OCI runtime's message.
         arguments = [
             self._features.conmon,
             "--api-version",
@@ -322,9 +323,11 @@ class OciRuntime:
         arguments += ["-r", self._program, f"--runtime-arg=--root={self._root}", "-b", str(bundle.directory)]
         arguments += ["-p", str(bundle.pid_file), "-P", str(bundle.conmon_pid_file)]
         arguments += ["--exit-dir", str(self._exit_dir), "--persist-dir", str(bundle.directory)]
+        # Without --full-attach the attach socket is below --socket-dir-path, by a truncated path.
         arguments += ["-l", log, "--log-size-max", str(stdio.log_size_max), "--log-level", "info", "--full-attach"]
-        arguments += ["--no-new-keyring"] * keyrings.SUPPORTED
+        arguments += ["--no-new-keyring"] * keyrings.SUPPORTED  # see linux/keyrings.py
         arguments += ["-t"] * stdio.tty + ["-i"] * stdio.stdin
+        # By default conmon closes the container's stdin when an attached client goes: that is stdin_once.
         arguments += ["--leave-stdin-open"] * (stdio.stdin and not stdio.stdin_once)
         return arguments
 
@@ -339,11 +342,14 @@ def enter_cgroup(cgroups: Cgroups, group: str) -> list[str]:
 def _enter(pod: PodNamespaces) -> list[str]:
     if pod.pid is None:
         return []
+    # setns(2) of a PID namespace applies to children only: nsenter forks. --propagation=unchanged: unshare(1) makes
+    # all mounts private by default, and volumes with mount propagation would not propagate.
     return ["nsenter", f"--pid={pod.pid}", "unshare", "--mount", "--propagation=unchanged", "--mount-proc", "--"]
 
 
 def _send_to_conmon(bundle: Bundle, message: str) -> None:
     try:
+        # O_NONBLOCK: without a reader open(2) of a FIFO fails with ENXIO instead of waiting for one.
         control = os.open(bundle.directory / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise FailedPrecondition(f"{bundle.directory.name}: no conmon is listening: {error.strerror}") from error

@@ -47,6 +47,7 @@ class ExecSession:
         async with ExecIO() as io:
             if self.tty:
                 terminal = io.terminal(streams)
+                # runc copies the window size of, and needs, a controlling terminal.
                 process = await self._start(["setsid", "--ctty"], terminal, terminal, terminal)
             else:
                 stdin, stdout = io.stdin(streams.stdin), io.output(streams.stdout)
@@ -65,6 +66,7 @@ class ExecSession:
             keyrings.start(*prefix, *arguments, stdin=stdin, stdout=stdout, stderr=stderr)
         )
         try:
+            # Shielded: a cancelled create_subprocess_exec kills nsenter alone, and its child lives on.
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
             await self.runtime.kill_exec(self.pod, self.container, await starting)
@@ -169,6 +171,7 @@ async def _conmon(bundle: Bundle) -> AsyncIterator[socket.socket]:
 async def _copy_output(connection: socket.socket, streams: CommandStreams) -> None:
     sinks = {_STDOUT: streams.stdout, _STDERR: streams.stderr}
     loop = asyncio.get_running_loop()
+    # SOCK_SEQPACKET: each receive is one packet, and the first byte is its stream.
     while packet := await loop.sock_recv(connection, _ATTACH_READ):
         sink = sinks.get(packet[0])
         if sink is not None:

@@ -14,6 +14,7 @@ HOST_SHM = "/dev/shm"
 
 def mounts(plan: Plan) -> tuple[Mount, ...]:
     """All mounts, parents first; one of the request replaces the default one at its destination."""
+    # A parent that is mounted later would hide its children.
     requested = sorted(plan.binds, key=lambda bind: len(PurePosixPath(bind.container_path).parts))
     taken = {_normal(bind.container_path) for bind in requested}
     provided = (*kernel_mounts(plan), *pod_mounts(plan), *device_mounts(plan))
@@ -51,6 +52,7 @@ def pod_mounts(plan: Plan) -> list[Mount]:
         _mount(f"/etc/{name}", "bind", str(plan.pod_files / name), "rbind", "rprivate", *access)
         for name in ("hosts", "hostname", "resolv.conf")
     ]
+    # Not a tmpfs of each container: containers of a pod share memory by /dev/shm as they share the IPC namespace.
     host_ipc = plan.sandbox.security.namespaces.ipc is NamespaceMode.NODE
     shm = HOST_SHM if host_ipc else str(plan.pod_files / "shm")
     return [*files, _mount("/dev/shm", "bind", shm, "rbind", "rprivate", "rw", "nosuid", "nodev", "noexec")]

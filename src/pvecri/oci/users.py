@@ -51,7 +51,7 @@ def _wanted(security: ContainerSecurity, image_user: str) -> tuple[str, str, str
 def _lines(rootfs: Path, path: str, fields: int) -> Iterator[list[str]]:
     for line in read_in_root(rootfs, path).splitlines():
         parts = line.split(":")
-        if len(parts) >= fields and not line.startswith("#"):
+        if len(parts) >= fields and not line.startswith("#"):  # an image's files may be malformed: skip
             yield parts
 
 
