@@ -71,14 +71,14 @@ class Cgroups:
     def make(self, group: str) -> None:
         """Create a group, whose parent exists, in every tree. Idempotent."""
         for directory in self.directories(group):
-            directory.mkdir(exist_ok=True)
+            directory.mkdir(exist_ok=True)  # cpu and cpuacct may be one tree: directories() has it once
         if "cpuset" in self.v1:
             _inherit_cpuset(self.directory(group, "cpuset"))
 
     def remove(self, group: str) -> None:
         """Remove a group and those below it in every tree. Idempotent; OSError EBUSY if a process is left."""
         for directory in self.directories(group):
-            for path, _, _ in os.walk(directory, topdown=False):
+            for path, _, _ in os.walk(directory, topdown=False):  # rmdir(2) refuses a group with children
                 with suppress(FileNotFoundError):
                     Path(path).rmdir()
 
@@ -97,12 +97,13 @@ class Cgroups:
 
     def processes(self, group: str) -> list[int]:
         """The host PIDs of the processes in the group and below it, parents before children."""
+        # One tree will do: runc, crun and LXC put a process into the same group of every tree.
         directory = self.v1.get("pids") or self.v1.get("memory") or self.v2
         if directory is None:
             return []
         found: list[int] = []
         for path, _, _ in os.walk(directory / group.lstrip("/")):
-            with suppress(FileNotFoundError, ProcessLookupError, OSError):
+            with suppress(OSError):  # ENODEV: the group was removed meanwhile
                 found.extend(int(pid) for pid in (Path(path) / "cgroup.procs").read_text().split())
         return found
 
@@ -110,7 +111,7 @@ class Cgroups:
         """Send SIGKILL to every process in the group and below it. Idempotent."""
         if self.v2 is not None and self.pure_v2:
             with suppress(FileNotFoundError):
-                (self.v2 / group.lstrip("/") / "cgroup.kill").write_text("1")
+                (self.v2 / group.lstrip("/") / "cgroup.kill").write_text("1")  # Linux 5.14
             return
         for pid in self.processes(group):
             with suppress(ProcessLookupError):
@@ -168,6 +169,7 @@ def detect(root: Path = ROOT, table: Path = Path("/proc/self/mounts")) -> Cgroup
             v2 = path
         elif fstype == "cgroup":
             for option in options.split(","):
+                # Others are mount options: rw, xattr, release_agent=….
                 if option in _V1_CONTROLLERS or option.startswith("name="):
                     v1[option] = path
     return Cgroups(v2=v2, v1=v1)

@@ -64,7 +64,7 @@ class AsyncFd:
                 loop = asyncio.get_running_loop()
                 await _ready(self.fd, asyncio.Event(), loop.add_writer, loop.remove_writer)
             except OSError as error:
-                if error.errno != errno.EIO:
+                if error.errno != errno.EIO:  # as in read
                     raise
                 raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
 
@@ -124,6 +124,7 @@ async def peer_gone(socket_fd: int, *, half: bool = True) -> None:
 
     With `half` a shutdown of the peer's sending side is enough.
     """
+    # An epoll of its own, watched by the loop: asyncio has no EPOLLRDHUP, and a read would consume data.
     with select.epoll() as watch:
         watch.register(socket_fd, select.EPOLLRDHUP if half else 0)  # EPOLLHUP is always reported
         loop = asyncio.get_running_loop()

@@ -91,6 +91,7 @@ def open_user_namespace(first_id: int, length: int) -> int:
         assert holder.stdout is not None
         try:
             holder.stdout.readline()  # unshare(1) has created the namespace
+            # Both maps can be written once, by a process of the parent namespace with CAP_SETUID and CAP_SETGID.
             for name in ("uid_map", "gid_map"):
                 Path(f"/proc/{holder.pid}/{name}").write_text(f"0 {first_id} {length}\n")
             return os.open(f"/proc/{holder.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)

@@ -45,7 +45,7 @@ def start(*command: str, **options: Any) -> Generator[Any, Any, Process]:
     try:
         future = next(starting)
     finally:
-        join_new_session_keyring()
+        join_new_session_keyring()  # the next child must not share this one's
     return (yield from _rest(starting, future))
 
 

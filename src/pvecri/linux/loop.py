@@ -41,6 +41,7 @@ def _configured(file_fd: int, file: Path, flags: int) -> tuple[Path, int]:
         device = _free()
         device_fd = os.open(device, flags | os.O_CLOEXEC)
         try:
+            # Linux 5.8; sets file and flags at once, where LOOP_SET_FD and LOOP_SET_STATUS64 leave a gap.
             fcntl.ioctl(device_fd, _LOOP_CONFIGURE, _request(file_fd, file, flags))
         except OSError as error:
             os.close(device_fd)

@@ -152,7 +152,7 @@ def open_clone(
     is by default, unmounting below the clone would unmount on the node as well.
     """
     attributes = MOUNT_ATTR_RDONLY if readonly else 0
-    fd = open_tree(source, OPEN_TREE_CLONE, recursive=recursive)
+    fd = open_tree(source, OPEN_TREE_CLONE, recursive=recursive)  # closing it unmounts the detached clone
     try:
         mount_setattr(
             fd,
@@ -234,7 +234,7 @@ def _mountpoints_below(path: Path) -> list[Path]:
     the table's escaped form (proc_pid_mountinfo(5)), are parsed.
     """
     top = path.parent.resolve() / path.name
-    needle = os.fsencode(top)
+    needle = os.fsencode(top)  # the backslash first: it is the escape character
     for byte in b"\\ \t\n":
         needle = needle.replace(bytes([byte]), b"\\%03o" % byte)
     lines = (line for line in Path("/proc/self/mountinfo").read_bytes().splitlines() if needle in line)

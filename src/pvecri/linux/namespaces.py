@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 def pin(namespace: Path, target: Path) -> None:
     """Keep a namespace (`/proc/PID/ns/net`) alive by a bind mount on the new file `target`."""
-    target.touch(mode=0o444)
+    target.touch(mode=0o444)  # a file can only be bound on a file
     try:
         mounts.bind(namespace, target, recursive=False)
     except OSError:
@@ -59,6 +59,8 @@ def run_inside(namespaces: list[Path], function: Callable[[], T]) -> T:
         except BaseException as error:  # raised below, in the caller's thread
             failure.append(error)
 
+    # setns(2) applies to the calling thread alone. A user or PID namespace cannot be entered so: for these the
+    # kernel wants a single-threaded process, or affects children only.
     thread = threading.Thread(target=enter, name="namespace")
     thread.start()
     thread.join()

@@ -42,6 +42,7 @@ def open_in_root(root: Path, path: str, flags: int = os.O_RDONLY, mode: int = 0)
 
 
 def _openat2(base: int, path: str, flags: int, mode: int) -> int:
+    # RESOLVE_IN_ROOT implies RESOLVE_NO_MAGICLINKS (/proc/PID/root) for now only, says openat2(2).
     how = _OpenHow(flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     return libc.syscall(
         SYS_OPENAT2, base, os.fsencode(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)), path=path
@@ -51,6 +52,7 @@ def _openat2(base: int, path: str, flags: int, mode: int) -> int:
 def read_in_root(root: Path, path: str, limit: int = 1 << 20) -> str:
     """The text of a regular file below `root`, at most `limit` bytes; empty if there is none."""
     try:
+        # An image may have a FIFO or a terminal there: do not block, and acquire no controlling terminal.
         fd = open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError:
         return ""

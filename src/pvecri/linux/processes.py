@@ -37,10 +37,11 @@ class Process:
         if self._fd < 0:
             return False
         try:
+            # The second field, the command's name in parentheses, may contain blanks and parentheses.
             state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):
             return False
-        return state not in "ZX" and self.send(0)
+        return state not in "ZX" and self.send(0)  # the PID may be another process's: ask the pidfd as well
 
     async def wait(self) -> None:
         """Return once the process has ended; any number of tasks may wait."""
@@ -48,7 +49,7 @@ class Process:
             loop = asyncio.get_running_loop()
             self._exited = loop.create_future()
             loop.add_reader(self._fd, self._on_exit)
-        await asyncio.shield(self._exited)
+        await asyncio.shield(self._exited)  # a cancelled waiter must not cancel the future of all
 
     def _on_exit(self) -> None:
         asyncio.get_running_loop().remove_reader(self._fd)
@@ -93,6 +94,7 @@ def children(pid: int) -> list[int]:
     """The PIDs of a process's children; none if it is gone."""
     found: list[int] = []
     with suppress(FileNotFoundError, ProcessLookupError):
+        # Children are listed by the thread that forked them.
         for task in list(Path(f"/proc/{pid}/task").iterdir()):
             with suppress(FileNotFoundError, ProcessLookupError):
                 found += [int(child) for child in (task / "children").read_text().split()]

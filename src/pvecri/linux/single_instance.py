@@ -54,7 +54,7 @@ def _listens(path: Path) -> bool:
         return False
     with socket.socket(socket.AF_UNIX) as probe:
         try:
-            probe.connect(str(path))
+            probe.connect(str(path))  # refused if no process listens, though the file exists
         except (ConnectionRefusedError, FileNotFoundError):
             return False
     return True

@@ -119,7 +119,7 @@ def _mount(wanted: pb.Mount) -> Mount:
 def _device(wanted: pb.LinuxDevice) -> HostDevice | None:
     if wanted.path.startswith(REMOVAL):
         return None
-    kind = {"u": "c"}.get(wanted.type, wanted.type)
+    kind = {"u": "c"}.get(wanted.type, wanted.type)  # u: mknod(1)'s unbuffered character device
     if kind not in ("c", "b"):
         raise FailedPrecondition(f"NRI: the device {wanted.path} is of type {wanted.type!r}, not c or b")
     return HostDevice(

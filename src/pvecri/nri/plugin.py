@@ -147,10 +147,10 @@ class Plugin:
             NRI_version=NRI_VERSION,
         )
         response = await self._call("Configure", request, pb.ConfigureResponse, self._config.request_timeout)
-        events = response.events & 0xFFFF_FFFF
+        events = response.events & 0xFFFF_FFFF  # a signed int32 in the protocol
         if events & ~VALID_EVENTS:
             raise PluginError(f"NRI plugin {self.name} subscribes to unknown events: {events:#x}")
-        self._events = events or VALID_EVENTS
+        self._events = events or VALID_EVENTS  # 0 subscribes to all
 
     async def _serve(self, method: str, payload: bytes) -> Message:
         if method == "RegisterPlugin":
@@ -166,7 +166,7 @@ class Plugin:
     def _register(self, request: pb.RegisterPluginRequest) -> None:
         if self._registered.done():
             raise CallFailed(Code.FAILED_PRECONDITION, "the plugin has registered already")
-        if not self._launched:
+        if not self._launched:  # NRI: the file name of a pre-installed plugin takes precedence
             self.base, self.index = request.plugin_name, request.plugin_idx
             if not _NAME.fullmatch(self.base) or not _INDEX.fullmatch(self.index):
                 problem = f"{self.index!r} and {self.base!r} are not a plugin's index (two digits) and name"
@@ -261,7 +261,7 @@ class Plugin:
 
     def _drop(self, method: str, error: Exception) -> None:
         log.error("NRI plugin %s is dropped: %s: %s", self.name, method, error)
-        self._connection.abort()
+        self._connection.abort()  # not close: a plugin that hangs does not read what is unsent
 
     # -- closing ----------------------------------------------------------------------------------------------
 

@@ -70,7 +70,7 @@ class Plugins(Hooks):
         if not await single_instance.remove_stale_socket(path):
             raise ConfigError(f"nri.socket: another process listens on {path} (nri.enabled = false disables NRI)")
         server = await asyncio.start_unix_server(self._accept, path)
-        path.chmod(0o600)
+        path.chmod(0o600)  # bind(2) has applied the umask only
         self._stack.callback(path.unlink, missing_ok=True)
         self._stack.callback(server.close)
         log.info("NRI plugins may connect to %s", path)
@@ -210,6 +210,7 @@ class Plugins(Hooks):
                 return None
             request = pb.CreateContainerRequest(pod=to_proto.pod(pod), container=to_proto.container(container))
             cgroup = request.container.linux.cgroups_path
+            # Chosen before the event: a plugin that is dropped during it still has to validate, and so fails it.
             validators = [plugin for plugin in self._plugins if _validates(plugin)]
             pristine = pb.ValidateContainerAdjustmentRequest(pod=request.pod, container=request.container)
             creation = Creation(request)

@@ -106,6 +106,7 @@ class TtrpcConnection:
             payload=request.SerializeToString(),
             timeout_nano=int(timeout * 1e9),
         )
+        # Odd IDs for both sides: each is the client of its own multiplexed connection.
         stream = self._next_stream
         self._next_stream += 2
         future = self._waiting[stream] = asyncio.get_running_loop().create_future()
@@ -140,6 +141,7 @@ class TtrpcConnection:
         if frame.connection is self._theirs and frame.kind == MessageType.RESPONSE:
             self._resolve(frame)
         elif frame.connection is self._ours and frame.kind == MessageType.REQUEST:
+            # A task: the reader must go on, for the responses to our own calls.
             self._supervisor.once("call of an NRI plugin", partial(self._respond, frame))
         # Others belong to streaming calls or to a later version of ttrpc.
 

@@ -308,18 +308,9 @@ class OciRuntime:
 
     def _conmon(self, container: ContainerId, bundle: Bundle, stdio: Stdio) -> list[str]:
         log = f"k8s-file:{stdio.log}" if stdio.log else "none"
-        # Version 1 of the API: conmon reports a failed create on the sync pipe, with the OCI runtime's message.
-        arguments = [
-            self._features.conmon,
-            "--api-version",
-            "1",
-            "-c",
-            container,
-            "-u",
-            container,
-            "-n",
-            container,
-        ]
+        # Version 1 has the key `data` on the sync pipe for a PID and for an error (`pid` in version 0).
+        arguments = [self._features.conmon, "--api-version", "1"]
+        arguments += ["-c", container, "-u", container, "-n", container]
         arguments += ["-r", self._program, f"--runtime-arg=--root={self._root}", "-b", str(bundle.directory)]
         arguments += ["-p", str(bundle.pid_file), "-P", str(bundle.conmon_pid_file)]
         arguments += ["--exit-dir", str(self._exit_dir), "--persist-dir", str(bundle.directory)]
@@ -342,8 +333,8 @@ def enter_cgroup(cgroups: Cgroups, group: str) -> list[str]:
 def _enter(pod: PodNamespaces) -> list[str]:
     if pod.pid is None:
         return []
-    # setns(2) of a PID namespace applies to children only: nsenter forks. --propagation=unchanged: unshare(1) makes
-    # all mounts private by default, and volumes with mount propagation would not propagate.
+    # setns(2) of a PID namespace applies to children only: nsenter forks. --propagation=unchanged: by default
+    # unshare(1) makes all mounts private, and volumes with mount propagation would not propagate.
     return ["nsenter", f"--pid={pod.pid}", "unshare", "--mount", "--propagation=unchanged", "--mount-proc", "--"]
 
 

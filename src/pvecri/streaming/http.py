@@ -66,7 +66,7 @@ class HttpExchange:
             raise HttpError(error.error_status_hint, str(error)) from None
         if _size(request) > MAX_REQUEST:
             raise HttpError(431, f"the request has more than {MAX_REQUEST} bytes")
-        rest, _ = self._http.trailing_data
+        rest, _ = self._http.trailing_data  # frames that the client has sent without waiting for the 101
         self._transport.unread(rest)
         headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers)
         return HttpRequest(request.method.decode(), request.target.decode("latin-1"), headers)

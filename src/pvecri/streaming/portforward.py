@@ -119,7 +119,7 @@ async def _forward(connect: Connect, pair: _Pair) -> None:
     data, error = pair.data, pair.error
     assert data is not None
     assert error is not None
-    error.discard()
+    error.discard()  # clients half-close it at once and send nothing
     try:
         with await connect(pair.port) as connection:
             await _copy(connection, data)
@@ -150,7 +150,7 @@ async def _copy(connection: socket.socket, stream: PeerStream) -> None:
     receiving = asyncio.create_task(_to_client(connection, stream))
     tasks = (sending, receiving)
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)  # EOF leaves the other direction
     finally:
         for task in tasks:
             task.cancel()

@@ -45,7 +45,7 @@ class SpdyConnection:
             while data := await self._transport.read():
                 for event in self._codec.receive(data):
                     if isinstance(event, GoAwayReceived):
-                        return
+                        return  # moby/spdystream sends it when it closes
                     await self._handle(event)
         except BrokenPipeError:
             return

@@ -189,6 +189,7 @@ class PeerStream:
         self.feed_end()
 
     def _signal(self) -> None:
+        # A reset stream has room: its connection must not wait for a reader that has gone.
         _set(self._readable, bool(self._chunks) or self._at_end)
         _set(self._room, self._buffered < LIMIT or self._reset)
 

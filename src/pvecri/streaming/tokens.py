@@ -47,7 +47,7 @@ class Tokens(Generic[T]):
 
     def _drop_expired(self) -> None:
         now = self._clock()
-        while self._pending:
+        while self._pending:  # in order of issue, and all have the same lifetime
             oldest = next(iter(self._pending))
             if self._pending[oldest][0] > now:
                 break

@@ -61,7 +61,7 @@ class TcpTransport:
         head, self._head = self._head, b""
         try:
             return head or await self._reader.read(READ_SIZE)
-        except OSError:
+        except OSError:  # ECONNRESET and TLS errors: to the reader a lost connection is one that has ended
             return b""
 
     async def write(self, data: bytes) -> None:
@@ -71,7 +71,7 @@ class TcpTransport:
             await self._writer.drain()
         except OSError as error:
             raise BrokenPipeError("the client has disconnected") from error
-        if self._writer.is_closing():
+        if self._writer.is_closing():  # drain does not raise for a connection that was closed cleanly
             raise BrokenPipeError("the client has disconnected")
 
     async def gone(self) -> None:
@@ -95,7 +95,7 @@ class TcpTransport:
             if not self._writer.is_closing():
                 async with asyncio.timeout(LINGER):
                     await self._writer.drain()
-                    if self._writer.can_write_eof():
+                    if self._writer.can_write_eof():  # TLS in asyncio has no half-close
                         self._writer.write_eof()
                     while await self._reader.read(READ_SIZE):
                         pass

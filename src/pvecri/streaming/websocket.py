@@ -57,7 +57,7 @@ class WebSocket:
 
     async def _handle(self, event: Event) -> bool:
         """Handle an event; False if the client has closed the connection."""
-        match event:
+        match event:  # Pong is ignored
             case BytesMessage():
                 self._fragments.append(Fragment(bytes(event.data), event.message_finished))
             case TextMessage():
