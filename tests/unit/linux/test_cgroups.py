@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Control groups of every kind of machine, as directories of plain files."""
+"""cgroups of version 1, version 2 and hybrid hosts, as directories of plain files."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_make_and_remove_are_idempotent(root: Path, v2: Cgroups) -> None:
 # -- processes -----------------------------------------------------------------------------------------------
 
 
-def hold(group: Path, *pids: int) -> None:
+def populate(group: Path, *pids: int) -> None:
     group.mkdir(parents=True, exist_ok=True)
     (group / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
 
@@ -143,17 +143,17 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_processes_include_child_groups(root: Path, v2: Cgroups) -> None:
-    hold(root / "lxc/105", 11)
-    hold(root / "lxc/105/ns", 12, 13)
-    hold(root / "lxc/105/ns/deep", 14)
-    hold(root / "lxc/1050", 15)
+    populate(root / "lxc/105", 11)
+    populate(root / "lxc/105/ns", 12, 13)
+    populate(root / "lxc/105/ns/deep", 14)
+    populate(root / "lxc/1050", 15)
     assert sorted(v2.processes("/lxc/105")) == [11, 12, 13, 14]
     assert v2.processes("/lxc/105")[0] == 11
 
 
 def test_processes_are_read_from_the_pids_tree(root: Path, v1: Cgroups) -> None:
-    hold(root / "pids/lxc/105", 11)
-    hold(root / "cpu,cpuacct/lxc/105", 12)
+    populate(root / "pids/lxc/105", 11)
+    populate(root / "cpu,cpuacct/lxc/105", 12)
     assert v1.processes("/lxc/105") == [11]
 
 
@@ -163,14 +163,14 @@ def test_missing_group_has_no_processes(v2: Cgroups) -> None:
 
 
 def test_v2_group_is_killed_by_cgroup_kill(root: Path, v2: Cgroups) -> None:
-    hold(root / "web")
+    populate(root / "web")
     (root / "web/cgroup.kill").touch()
     v2.kill("/web")
     assert (root / "web/cgroup.kill").read_text() == "1"
 
 
 def test_v1_group_is_killed_process_by_process(root: Path, v1: Cgroups, sleeper: subprocess.Popen[bytes]) -> None:
-    hold(root / "pids/web/inner", sleeper.pid)
+    populate(root / "pids/web/inner", sleeper.pid)
     v1.kill("/web")
     assert sleeper.wait() == -9
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pipes, ptys and sockets in the event loop: what nobody reads stays in the kernel, and ends are ends."""
+"""Pipes, ptys and sockets in the event loop: waiting, EOF and errors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_read_waits_for_data(pipe: tuple[AsyncFd, AsyncFd]) -> None:
 
 async def test_write_waits_for_the_reader(pipe: tuple[AsyncFd, AsyncFd]) -> None:
     reader, writer = pipe
-    data = os.urandom(3 << 18)  # more than a pipe holds
+    data = os.urandom(3 << 18)  # more than a pipe's capacity
     writing = asyncio.create_task(writer.write(data))
     await asyncio.sleep(0)
     assert not writing.done()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nothing that an image holds leads to a file of the node."""
+"""Paths in an untrusted root never resolve outside of it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes are held so that their number cannot come to mean another, and /proc tells of them what is asked."""
+"""Processes by pidfd, and the parsers of /proc/PID."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def child() -> Iterator[Child]:
 
 
 @pytest.fixture
-def held(child: Child) -> Iterator[Process]:
+def process(child: Child) -> Iterator[Process]:
     process = Process(child.pid)
     yield process
     process.close()
@@ -60,56 +60,56 @@ def test_opening_a_missing_process_fails(gone: int) -> None:
         Process(gone)
 
 
-def test_running_process_is_alive_and_gets_signals(held: Process, child: Child) -> None:
-    assert held.alive
-    assert held.send(signal.SIGTERM)
+def test_running_process_is_alive_and_gets_signals(process: Process, child: Child) -> None:
+    assert process.alive
+    assert process.send(signal.SIGTERM)
     assert child.wait() == -signal.SIGTERM
 
 
-def test_zombie_is_not_alive(held: Process, child: Child) -> None:
+def test_zombie_is_not_alive(process: Process, child: Child) -> None:
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert processes.status(child.pid)["State"].startswith("Z")
-    assert not held.alive
+    assert not process.alive
 
 
-def test_send_to_an_ended_process_returns_false(held: Process, child: Child) -> None:
+def test_send_to_an_ended_process_returns_false(process: Process, child: Child) -> None:
     child.kill()
     child.wait()
-    assert not held.alive
-    assert not held.send(signal.SIGKILL)
+    assert not process.alive
+    assert not process.send(signal.SIGKILL)
 
 
-async def test_every_waiter_is_woken(held: Process, child: Child) -> None:
-    waiting = [asyncio.create_task(held.wait()) for _ in range(3)]
+async def test_every_waiter_is_woken(process: Process, child: Child) -> None:
+    waiting = [asyncio.create_task(process.wait()) for _ in range(3)]
     child.kill()
     await asyncio.gather(*waiting)
-    await held.wait()
+    await process.wait()
 
 
-async def test_cancelled_wait_leaves_other_waiters(held: Process, child: Child) -> None:
-    patient = asyncio.create_task(held.wait())
-    impatient = asyncio.create_task(held.wait())
+async def test_cancelled_wait_leaves_other_waiters(process: Process, child: Child) -> None:
+    waiting = asyncio.create_task(process.wait())
+    cancelled = asyncio.create_task(process.wait())
     await asyncio.sleep(0)
-    impatient.cancel()
+    cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await impatient
+        await cancelled
     child.kill()
-    await patient
+    await waiting
 
 
-async def test_close_cancels_waiters_and_keeps_the_process(held: Process, child: Child) -> None:
-    waiting = asyncio.create_task(held.wait())
+async def test_close_cancels_waiters_and_keeps_the_process(process: Process, child: Child) -> None:
+    waiting = asyncio.create_task(process.wait())
     await asyncio.sleep(0)
     for _ in range(2):
-        held.close()
+        process.close()
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert child.poll() is None
-    assert not held.alive
+    assert not process.alive
 
 
-# -- what /proc tells ----------------------------------------------------------------------------------------
+# -- /proc ---------------------------------------------------------------------------------------------------
 
 
 def test_status_is_parsed(child: Child) -> None:
@@ -124,9 +124,9 @@ def test_command_name_is_truncated_to_15_bytes(child: Child, tmp_path: Path) -> 
     program.symlink_to("/bin/cat")
     with started(program) as odd:
         assert processes.command_name(odd.pid) == "a program) with"
-        held = Process(odd.pid)
-        assert held.alive
-        held.close()
+        process = Process(odd.pid)
+        assert process.alive
+        process.close()
 
 
 def test_innermost_pid() -> None:

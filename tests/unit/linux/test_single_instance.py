@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a killed process leaves, and what a living one has."""
+"""Locks and sockets of a killed process are taken over, those of a living one are not."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def held(path: Path) -> AsyncIterator[Callable[[], None]]:
-    """A locked file, and what lets it go."""
+async def locked_file(path: Path) -> AsyncIterator[Callable[[], None]]:
+    """A locked file; yields the function that unlocks it."""
     with ExitStack() as stack:
         fd = os.open(path, os.O_RDWR | os.O_CREAT)
         stack.callback(os.close, fd)
@@ -30,7 +30,7 @@ async def held(path: Path) -> AsyncIterator[Callable[[], None]]:
         yield stack.close
 
 
-async def locked(path: Path) -> bool:
+async def try_lock(path: Path) -> bool:
     fd = os.open(path, os.O_RDWR)
     try:
         return await single_instance.lock(fd)
@@ -39,18 +39,18 @@ async def locked(path: Path) -> bool:
 
 
 async def test_lock_waits_for_a_dying_owner(path: Path) -> None:
-    async with held(path) as let_go:
-        waiting = asyncio.create_task(locked(path))
+    async with locked_file(path) as unlock:
+        waiting = asyncio.create_task(try_lock(path))
         await asyncio.sleep(0)  # it has tried once
         assert not waiting.done()
-        let_go()
+        unlock()
         assert await waiting
 
 
 async def test_lock_of_a_living_process_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(single_instance, "LINGER", 0.05)
-    async with held(path):
-        assert not await locked(path)
+    async with locked_file(path):
+        assert not await try_lock(path)
 
 
 async def test_stale_socket_is_removed(path: Path) -> None:

@@ -103,8 +103,8 @@ def test_oversized_message_is_skipped_and_reported() -> None:
     half = len(data) // 2
     trunk = b"".join(struct.pack(">II", 1, len(part)) + part for part in (data[:half], data[half:]))
     after = Message(Connection.PLUGIN, 9, MessageType.REQUEST, b"after")
-    told = Message(Connection.PLUGIN, 7, MessageType.REQUEST, None)
-    assert list(reader.feed(trunk + encode(after))) == [told, after]
+    skipped = Message(Connection.PLUGIN, 7, MessageType.REQUEST, None)
+    assert list(reader.feed(trunk + encode(after))) == [skipped, after]
 
 
 def test_encoding_an_oversized_message_is_refused() -> None:

@@ -31,7 +31,7 @@ def merged(*adjustments: pb.ContainerAdjustment, container: pb.Container | None 
     return creation
 
 
-# What one plugin adjustments, and the name by which a conflict over it is told.
+# Adjustments, by the name of the field in a conflict.
 ADJUSTMENTS = {
     "annotations 'k'": pb.ContainerAdjustment(annotations={"k": "v"}),
     "mounts '/m'": pb.ContainerAdjustment(mounts=[pb.Mount(destination="/m")]),

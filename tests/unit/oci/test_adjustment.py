@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An adjustment changes in an OCI spec what it names, and nothing else."""
+"""Adjustments change the named parts of an OCI spec, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices that vendors describe in files are found by name, and change a spec as their files say."""
+"""CDI: spec files are found and parsed, and their edits are applied to an OCI spec."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ from pvecri.oci.cdi import DeviceNode, EditMount, Edits, Hook
 from pvecri.oci.runtime_spec import Mount, User
 
 
-def write(directory: Path, name: str, kind: str = "vendor.com/gpu", **said: Any) -> Path:
+def write(directory: Path, name: str, kind: str = "vendor.com/gpu", **fields: Any) -> Path:
     """A spec file; `devices` by name with the edits for each, `edits` those for all."""
-    devices = [{"name": device, "containerEdits": edits} for device, edits in said.pop("devices", {}).items()]
-    described = {"cdiVersion": "0.6.0", "kind": kind, "devices": devices, "containerEdits": said.pop("edits", {})}
+    devices = [{"name": device, "containerEdits": edits} for device, edits in fields.pop("devices", {}).items()]
+    described = {
+        "cdiVersion": "0.6.0",
+        "kind": kind,
+        "devices": devices,
+        "containerEdits": fields.pop("edits", {}),
+    }
     directory.mkdir(exist_ok=True)
     path = directory / name
-    path.write_text(json.dumps(described | said))
+    path.write_text(json.dumps(described | fields))
     return path
 
 
@@ -194,8 +199,8 @@ def test_unset_fields_of_a_device_node_come_from_the_host_device() -> None:
 
 
 def test_zero_fields_of_a_device_node_are_kept() -> None:
-    said = DeviceNode(path="/dev/null", major=0, minor=0, file_mode=0, uid=5, gid=6, permissions="r", type="b")
-    (device,) = cdi.devices([Edits(device_nodes=(said,))])
+    node = DeviceNode(path="/dev/null", major=0, minor=0, file_mode=0, uid=5, gid=6, permissions="r", type="b")
+    (device,) = cdi.devices([Edits(device_nodes=(node,))])
     assert (device.kind, device.major, device.minor, device.mode) == ("b", 0, 0, 0)
     assert (device.uid, device.gid, device.access) == (5, 6, "r")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who owns a device on the node that belongs to somebody in a container's user namespace."""
+"""Host IDs of device owners in a user namespace."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the daemon finds out about its machine: programs by what they say of themselves, AppArmor by the kernel."""
+"""Detection of the OCI runtime, the lowest oom_score_adj and AppArmor."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pvecri.oci.features import HostFeatures, RuntimeBinary
 
 @pytest.fixture(autouse=True)
 def _no_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Find no program but those that a test makes: nobody's AppArmor is changed."""
+    """Empty PATH but for a test's own programs, so that AppArmor is not changed."""
     monkeypatch.setenv("PATH", str(tmp_path))
 
 
 def program(directory: Path, name: str, version: str = "", features: str = "{}") -> Path:
-    """A program that answers `--version` and `features` with these words."""
+    """A program with these outputs of `--version` and `features`."""
     directory.mkdir(exist_ok=True)
     path = directory / name
     answers = f"case $1 in --version) echo '{version}';; features) echo '{features}';; *) exit 1;; esac"
@@ -38,7 +38,7 @@ async def discovered(path: Path, conmon: str = "/bin/true") -> HostFeatures:
 
 
 @pytest.mark.parametrize(
-    ("said", "kind", "version"),
+    ("output", "kind", "version"),
     [
         ("runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1+deb12u1\nspec: 1.0.2-dev", "runc", (1, 1, 5)),
         ("runc version 1.3.0-rc.1", "runc", (1, 3, 0)),
@@ -54,9 +54,9 @@ async def discovered(path: Path, conmon: str = "/bin/true") -> HostFeatures:
     ],
 )
 async def test_oci_runtime_is_identified_by_its_version_output(
-    said: str, kind: str, version: tuple[int, ...], tmp_path: Path
+    output: str, kind: str, version: tuple[int, ...], tmp_path: Path
 ) -> None:
-    path = program(tmp_path, "runtime", said)
+    path = program(tmp_path, "runtime", output)
     if kind:
         assert (await discovered(path)).oci_runtime == RuntimeBinary(str(path), kind, version)
     else:

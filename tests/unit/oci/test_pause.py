@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The OCI spec of a pause container: what it gets, and above all what not."""
+"""The OCI spec of a pause container."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_pause_joins_or_creates_the_pods_namespaces() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "present"),
     [
         ({"made": ("user",), "mappings": MAPPED}, True),
         ({"joined": POD, "mappings": MAPPED}, False),
@@ -54,9 +54,9 @@ def test_pause_joins_or_creates_the_pods_namespaces() -> None:
     ],
 )
 def test_id_mappings_are_set_for_a_new_user_namespace_and_for_old_runc(
-    changes: dict[str, Any], said: bool
+    changes: dict[str, Any], present: bool
 ) -> None:
-    assert ("uidMappings" in spec(**changes)["linux"]) is said
+    assert ("uidMappings" in spec(**changes)["linux"]) is present
 
 
 def test_pause_runs_as_root_if_nobody_is_not_mapped() -> None:

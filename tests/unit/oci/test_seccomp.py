@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seccomp profiles, from the containers' format to the OCI spec's."""
+"""Conversion of seccomp profiles to the OCI spec."""
 
 from __future__ import annotations
 

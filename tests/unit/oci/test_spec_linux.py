@@ -71,12 +71,12 @@ def test_namespaces_follow_the_modes_of_the_request(wanted: Plan, expected: dict
 
 
 @pytest.mark.parametrize(
-    ("mappings", "runtime", "said"), [(MAPPED, OLD_RUNC, True), (MAPPED, RUNC, False), ((), OLD_RUNC, False)]
+    ("mappings", "runtime", "present"), [(MAPPED, OLD_RUNC, True), (MAPPED, RUNC, False), ((), OLD_RUNC, False)]
 )
-def test_id_mappings_with_a_userns_path_are_for_old_runc_only(mappings: Any, runtime: Any, said: bool) -> None:
+def test_id_mappings_with_a_userns_path_are_for_old_runc_only(mappings: Any, runtime: Any, present: bool) -> None:
     document = linux(plan(mappings=mappings, features=able(oci_runtime=runtime)))
-    assert ("uidMappings" in document) is said
-    if said:
+    assert ("uidMappings" in document) is present
+    if present:
         assert document["uidMappings"] == [{"containerID": 0, "hostID": 100_000, "size": 65_536}]
 
 

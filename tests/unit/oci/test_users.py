@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who a container's process runs as."""
+"""Resolution of a container's user and groups."""
 
 from __future__ import annotations
 
