@@ -122,7 +122,11 @@ def limits(wanted: model.Resources, features: HostFeatures) -> Resources:
         cpus=wanted.cpuset_cpus,
         mems=wanted.cpuset_mems,
     )
-    memory = _memory(wanted, features)
+    limit = wanted.memory_limit or None
+    # Swap is memory and swap together, and equals the limit if unset: no swap, as the kubelet expects. Without
+    # swap accounting (version 1: swapaccount=1 on the kernel's command line) runc fails if it is set.
+    swap = (wanted.memory_swap_limit or limit) if limit and features.swap_limit else None
+    memory = Memory(limit=limit, reservation=wanted.memory_reservation or None, swap=swap)
     hugepages = wanted.hugepage_limits if "hugetlb" in features.controllers else ()
     pids = wanted.pids_limit if "pids" in features.controllers else 0
     return Resources(
@@ -132,14 +136,6 @@ def limits(wanted: model.Resources, features: HostFeatures) -> Resources:
         pids=Pids(limit=pids) if pids else None,
         unified=wanted.unified if features.cgroups.pure_v2 else {},
     )
-
-
-def _memory(wanted: model.Resources, features: HostFeatures) -> Memory:
-    """`swap` is memory and swap together, and equals the limit if unset: no swap, as the kubelet expects."""
-    limit = wanted.memory_limit or None
-    # Without swap accounting (version 1: swapaccount=1 on the kernel's command line) runc fails if it is set.
-    swap = (wanted.memory_swap_limit or limit) if limit and features.swap_limit else None
-    return Memory(limit=limit, reservation=wanted.memory_reservation or None, swap=swap)
 
 
 def device_rules(plan: Plan) -> tuple[DeviceRule, ...]:

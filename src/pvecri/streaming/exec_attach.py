@@ -102,32 +102,25 @@ class _StreamCollector:
 
 
 async def _run(request: CommandRequest, version: Version, streams: Mapping[StreamType, PeerStream]) -> None:
+    """Run the command, send its status on the error stream, and half-close all streams."""
     resize = streams.get(StreamType.RESIZE)
-    status = await _run_to_status(
-        request,
-        version,
-        CommandStreams(
-            stdin=streams.get(StreamType.STDIN),
-            stdout=streams.get(StreamType.STDOUT),
-            stderr=streams.get(StreamType.STDERR),
-            sizes=PeerSizes(resize) if resize else None,
-        ),
+    command = CommandStreams(
+        stdin=streams.get(StreamType.STDIN),
+        stdout=streams.get(StreamType.STDOUT),
+        stderr=streams.get(StreamType.STDERR),
+        sizes=PeerSizes(resize) if resize else None,
     )
+    try:
+        status = remotecommand.exit_status(version, await request.run(command))
+    except PvecriError as error:
+        log.info("%s: %s: %s", request.kind.value, error.status, error)
+        status = remotecommand.failure_status(version, str(error))
+    except Exception as error:  # a fault: the client gets it as any other failure
+        report(error, "streaming connection", request.kind.value)
+        status = remotecommand.failure_status(version, f"{request.kind.value}: {describe(error)}")
     for stream in streams.values():
         stream.discard()
     if status:
         await streams[StreamType.ERROR].write(status)
     for stream in streams.values():
         await stream.finish()
-
-
-async def _run_to_status(request: CommandRequest, version: Version, streams: CommandStreams) -> bytes:
-    """Run the command; returns its status for the error stream."""
-    try:
-        return remotecommand.exit_status(version, await request.run(streams))
-    except PvecriError as error:
-        log.info("%s: %s: %s", request.kind.value, error.status, error)
-        return remotecommand.failure_status(version, str(error))
-    except Exception as error:  # a fault: the client is told of it as of any other failure
-        report(error, "streaming connection", request.kind.value)
-        return remotecommand.failure_status(version, f"{request.kind.value}: {describe(error)}")

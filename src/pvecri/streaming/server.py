@@ -95,22 +95,20 @@ class StreamingServer:
         exchange = HttpExchange(transport)
         with suppress(BrokenPipeError):
             try:
-                request = await receive_within(exchange, REQUEST_TIMEOUT)
-                if request is not None:
-                    await self._dispatch(request, exchange, transport)
+                http = await receive_within(exchange, REQUEST_TIMEOUT)
+                if http is None:
+                    return
+                request = self._claim(http)
+                if http.upgrade == WEBSOCKET:
+                    await self._serve_websocket(request, http, transport)
+                elif http.upgrade == SPDY:
+                    await self._serve_spdy(request, http, exchange, transport)
+                else:
+                    raise HttpError(400, "an upgrade to SPDY/3.1 or WebSocket is required")
             except HttpError as error:
                 log.info("streaming request refused: %d %s", error.status, error)
                 await exchange.refuse(error)
                 await transport.close()
-
-    async def _dispatch(self, http: HttpRequest, exchange: HttpExchange, transport: TcpTransport) -> None:
-        request = self._claim(http)
-        if http.upgrade == WEBSOCKET:
-            await self._serve_websocket(request, http, transport)
-        elif http.upgrade == SPDY:
-            await self._serve_spdy(request, http, exchange, transport)
-        else:
-            raise HttpError(400, "an upgrade to SPDY/3.1 or WebSocket is required")
 
     def _claim(self, http: HttpRequest) -> Request:
         """Consume the URL's token and return its request; the connection counts as a session from now on."""
@@ -150,26 +148,22 @@ class StreamingServer:
 
     async def _serve_websocket(self, request: Request, http: HttpRequest, transport: TcpTransport) -> None:
         offered = http.values("sec-websocket-protocol") or [""]
+        idle = self._config.idle_timeout
         if isinstance(request, CommandRequest):
             version = _negotiate(offered, WEBSOCKET_VERSIONS)
             websocket = await _accept(http, transport, version.name)
-            await exec_attach.serve_over_websocket(request, version, websocket, self._config.idle_timeout)
+            await exec_attach.serve_over_websocket(request, version, websocket, idle)
             return
         known = (portforward.TUNNEL_PROTOCOL, *portforward.CHANNEL_PROTOCOLS)
         protocol = next((name for name in offered if name in known), None)
         if protocol is None:
             raise _no_common_protocol(offered, known)
         websocket = await _accept(http, transport, protocol)
-        await self._forward_websocket(request, protocol, websocket)
-
-    async def _forward_websocket(self, request: ForwardRequest, protocol: str, websocket: WebSocket) -> None:
-        idle = self._config.idle_timeout
         if protocol == portforward.TUNNEL_PROTOCOL:
             await portforward.serve_over_spdy(request, WebSocketTransport(websocket), idle)
         else:
-            await portforward.serve_over_channels(
-                request, portforward.CHANNEL_PROTOCOLS[protocol], websocket, idle
-            )
+            framing = portforward.CHANNEL_PROTOCOLS[protocol]
+            await portforward.serve_over_channels(request, framing, websocket, idle)
 
 
 async def _accept(http: HttpRequest, transport: TcpTransport, protocol: str) -> WebSocket:
