@@ -112,7 +112,6 @@ class RuntimeConfig(Section, frozen=True):
     run_dir: Path = Path("/run/pvecri")
     oci_runtime: str = "auto"
     conmon: str = "conmon"
-    lxc_path: Path = Path("/var/lib/lxc")
     seccomp_profile: Path = Path("/usr/share/containers/seccomp.json")
     start_timeout: Positive = 60.0
     log_size_max: int = -1
@@ -322,7 +321,7 @@ def _check(config: Config, origin: str) -> None:
     _check_metrics(config.metrics, origin)
     if config.images.storage and config.images.root:
         raise ConfigError(f"{origin}: set images.root or images.storage, not both")
-    for name in ("socket", "state_dir", "run_dir", "lxc_path"):
+    for name in ("socket", "state_dir", "run_dir"):
         if not getattr(config.runtime, name).is_absolute():
             raise ConfigError(f"{origin}: runtime.{name}: must be an absolute path")
     if config.log.level.lower() not in LOG_LEVELS:

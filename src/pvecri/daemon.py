@@ -19,10 +19,10 @@ from pvecri.cri.server import CriServer
 from pvecri.errors import DeadlineExceeded, Unavailable
 from pvecri.images import placement
 from pvecri.images.manager import ImageManager
-from pvecri.linux import takeover
+from pvecri.linux import single_instance
 from pvecri.network.manager import NetworkManager
 from pvecri.nri.plugins import Plugins
-from pvecri.oci import abilities
+from pvecri.oci import features
 from pvecri.pods.health import ProxmoxHealth, image_store_condition
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.manager import PodManager
@@ -50,7 +50,7 @@ async def check(config: Config) -> list[str]:
 
     ConfigError if credentials cannot be read or a program is missing.
     """
-    await abilities.discover(config)
+    await features.discover(config)
     proxmox = ProxmoxApi(config.proxmox, image_storage=config.images.template_storage)
     await proxmox.start()
     try:
@@ -71,7 +71,7 @@ async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
     stop = _stop_event()
     async with AsyncExitStack() as stack:
         await lock(config, stack)
-        found = await abilities.discover(config)
+        found = await features.discover(config)
         proxmox = ProxmoxApi(config.proxmox, image_storage=config.images.template_storage)
         await proxmox.start()
         stack.push_async_callback(proxmox.close)
@@ -143,7 +143,7 @@ async def lock(config: Config, stack: AsyncExitStack) -> None:
     directory.mkdir(mode=0o711, parents=True, exist_ok=True)
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     stack.callback(os.close, fd)
-    if not await takeover.lock(fd):
+    if not await single_instance.lock(fd):
         raise ConfigError(f"runtime.state_dir: another pvecri uses {directory}")
 
 

@@ -275,7 +275,7 @@ def test_a_cgroup_outside_the_ct_is_refused(cri: CriClient, plug: Plug) -> None:
     adjustment = pb.ContainerAdjustment(linux=pb.LinuxContainerAdjustment(cgroups_path="/elsewhere"))
     plug(CreateContainer=adjusting(adjustment))
     pod = cri.run_pod()
-    with refused(grpc.StatusCode.FAILED_PRECONDITION, "'/elsewhere' cannot be had"):
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, "'/elsewhere' is not supported"):
         cri.create(pod, cri.container_config("true"))
 
 

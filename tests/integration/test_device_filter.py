@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pvecri.linux import cgroups, devices
+from pvecri.linux import cgroups, device_filter
 
 BPF_PROG_LOAD = 5
 BPF_PROG_ATTACH = 8
@@ -40,15 +40,15 @@ def attach_program(group: Path, instructions: bytes) -> None:
         ctypes.addressof(licence), 0, 0, 0, 0,
     )  # fmt: skip
     try:
-        program = devices.bpf(BPF_PROG_LOAD, bytearray(load))
+        program = device_filter.bpf(BPF_PROG_LOAD, bytearray(load))
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ENOSYS, errno.EPERM):
             pytest.skip(f"this kernel does not load device programs: {error.strerror}")
         raise
     target = os.open(group, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        request = struct.pack("=IIII", target, program, devices.BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI)
-        devices.bpf(BPF_PROG_ATTACH, bytearray(request))
+        request = struct.pack("=IIII", target, program, device_filter.BPF_CGROUP_DEVICE, BPF_F_ALLOW_MULTI)
+        device_filter.bpf(BPF_PROG_ATTACH, bytearray(request))
     finally:
         os.close(target)
         os.close(program)
@@ -70,10 +70,10 @@ def test_processes_may_use_devices_again_once_the_filter_is_lifted(group: Path) 
     attach_program(group, DENY_ALL)
     assert not can_open_null_inside(group)
 
-    assert devices.lift_device_filter(group) == 1
+    assert device_filter.lift(group) == 1
 
     assert can_open_null_inside(group)
 
 
 def test_a_group_without_a_filter_is_left_as_it_is(group: Path) -> None:
-    assert devices.lift_device_filter(group) == 0
+    assert device_filter.lift(group) == 0

@@ -77,8 +77,7 @@ def test_a_bind_mount_of_the_same_filesystem_is_a_mount_point(area: Path) -> Non
 
 def test_a_readonly_mount_refuses_writes_and_its_source_does_not(area: Path) -> None:
     source, target = directory(area / "s"), directory(area / "t")
-    mounts.bind(source, target)
-    mounts.make_readonly(target)
+    mounts.bind_clone(source, target, readonly=True)
     with refused(errno.EROFS):
         (target / "file").touch()
     (source / "file").touch()
@@ -147,8 +146,7 @@ def test_a_mount_below_a_shared_path_is_made_once_where_all_is_shared_as_under_s
 def test_a_slave_receives_mounts_and_sends_none(area: Path) -> None:
     source, target = directory(area / "s"), directory(area / "t")
     mounts.ensure_shared(source)
-    mounts.bind(source, target)
-    mounts.make_slave(target)
+    mounts.bind_clone(source, target)
     mounts.mount("none", directory(source / "down"), "tmpfs")
     mounts.mount("none", directory(target / "up"), "tmpfs")
     assert mounts.is_mountpoint(target / "down")

@@ -13,7 +13,7 @@ import pytest
 from support.netns import network_namespace
 
 from pvecri.linux import namespaces
-from pvecri.oci.forwarding import PodPorts
+from pvecri.oci.port_forward import PodPorts
 
 
 @pytest.fixture

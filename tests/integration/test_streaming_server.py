@@ -30,7 +30,7 @@ from pvecri.config import ConfigError, StreamingConfig
 from pvecri.errors import FailedPrecondition
 from pvecri.streaming.remotecommand import StreamType
 from pvecri.streaming.requests import CommandRequest, ForwardRequest, Kind
-from pvecri.streaming.server import MAX_STRANGERS, StreamingServer
+from pvecri.streaming.server import MAX_UNAUTHENTICATED, StreamingServer
 from pvecri.streaming.streams import CommandStreams
 
 STDIN, STDOUT = StreamType.STDIN, StreamType.STDOUT
@@ -109,7 +109,7 @@ async def test_a_url_can_be_used_once() -> None:
         (lambda url: url, [("upgrade", "websocket")], "POST", "405"),
         (lambda url: url, [("upgrade", "websocket")], "GET", "400"),
         (lambda url: url, [("upgrade", "h2c")], "POST", "400: an upgrade to SPDY/3.1 or WebSocket"),
-        (lambda url: url, SPDY[:1], "POST", "400: the header x-stream-protocol-version is expected"),
+        (lambda url: url, SPDY[:1], "POST", "400: the header x-stream-protocol-version is required"),
         (lambda url: url, [*SPDY[:1], ("x-stream-protocol-version", "v9")], "POST", "403: no common protocol"),
         (lambda url: url, [*SPDY, ("padding", "x" * 20_000)], "POST", "431"),
     ],
@@ -134,7 +134,7 @@ async def test_one_session_too_many_is_refused() -> None:
 async def test_connections_without_a_request_keep_nobody_out() -> None:
     async with serving(StreamingConfig(max_sessions=1)) as server:
         url = server.url(command(echo))
-        idle = [await in_thread(lambda: dial(url)) for _ in range(MAX_STRANGERS + 10)]
+        idle = [await in_thread(lambda: dial(url)) for _ in range(MAX_UNAUTHENTICATED + 10)]
         assert await in_thread(lambda: idle[0].recv(1)) == b""
         assert (await in_thread(lambda: converse(SpdyCommand(url, STDIN, STDOUT)))).exit_code == 3
         for connection in idle:

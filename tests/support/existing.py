@@ -20,7 +20,7 @@ _PROXMOX = (
     *("url", "node", "token_id", "token_secret_file", "fingerprint", "ca_file", "pool"),
     *("rootfs_size_gib", "request_timeout", "task_timeout"),
 )
-_RUNTIME = ("lxc_path", "oci_runtime", "conmon", "seccomp_profile", "start_timeout")
+_RUNTIME = ("oci_runtime", "conmon", "seccomp_profile", "start_timeout")
 
 
 class Existing:
@@ -43,7 +43,7 @@ class Existing:
         return {**self._taken("proxmox", _PROXMOX), **storages}
 
     def runtime(self) -> dict[str, object]:
-        """Of the section [runtime]: the programs, and LXC's directory."""
+        """Of the section [runtime]: the programs."""
         return self._taken("runtime", _RUNTIME)
 
     def _taken(self, section: str, keys: tuple[str, ...]) -> dict[str, object]:

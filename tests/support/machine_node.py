@@ -83,7 +83,7 @@ class Node(ABC):
 
     def runtime_settings(self) -> dict[str, object]:
         """What the daemon's section [runtime] has besides the tests' own directories."""
-        return {"lxc_path": str(self.lxc_path)}
+        return {}
 
     # -- what tests do ----------------------------------------------------------------------------------------
 
@@ -275,7 +275,7 @@ class ExistingNode(Node):
     def __init__(self, existing: Existing) -> None:
         self._existing = existing
         proxmox = existing.settings.proxmox
-        self.lxc_path = existing.settings.runtime.lxc_path
+        self.lxc_path = Path("/var/lib/lxc")  # as Proxmox has it
         self.storage, self.template_storage = proxmox.storage, proxmox.template_storage
         self.rootfs_size_gib, self.cni_dirs = proxmox.rootfs_size_gib, existing.settings.network.bin_dirs
         url = urlsplit(proxmox.url)
@@ -311,7 +311,7 @@ class ExistingNode(Node):
 
     def runtime_settings(self) -> dict[str, object]:
         """See Node."""
-        return {**super().runtime_settings(), **self._existing.runtime()}
+        return self._existing.runtime()
 
     def make_ct(self, vmid: int) -> None:
         """See Node. Unprivileged, in the pool and with notes that name the run."""

@@ -15,6 +15,8 @@ from threading import Thread
 
 from pvecri.linux import libc, namespaces
 
+CLONE_NEWNET = 0x4000_0000
+
 
 @contextmanager
 def network_namespace() -> Iterator[Path]:
@@ -43,7 +45,7 @@ def own_network_namespace() -> Iterator[Path]:
     """
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        libc.call("unshare", namespaces.CLONE_NEWNET)
+        libc.call("unshare", CLONE_NEWNET)
         try:
             subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
             yield Path(f"/proc/self/fd/{before}")

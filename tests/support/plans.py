@@ -24,17 +24,16 @@ from pvecri.model import (
     SandboxId,
     SandboxMetadata,
     SandboxSecurity,
-    Vmid,
 )
-from pvecri.oci.abilities import Abilities, OciRuntime
 from pvecri.oci.capabilities import DEFAULT
+from pvecri.oci.features import HostFeatures, RuntimeBinary
 from pvecri.oci.plan import Plan
 
 V2 = Cgroups(v2=Path("/sys/fs/cgroup"), v1={})
 V1 = Cgroups(v2=None, v1={"memory": Path("/sys/fs/cgroup/memory"), "devices": Path("/sys/fs/cgroup/devices")})
-RUNC = OciRuntime("/usr/bin/runc", "runc", (1, 1, 15), frozenset({"rro"}))
-OLD_RUNC = OciRuntime("/usr/bin/runc", "runc", (1, 1, 5))
-ABILITIES = Abilities(
+RUNC = RuntimeBinary("/usr/bin/runc", "runc", (1, 1, 15), frozenset({"rro"}))
+OLD_RUNC = RuntimeBinary("/usr/bin/runc", "runc", (1, 1, 5))
+FEATURES = HostFeatures(
     cgroups=V2,
     oci_runtime=RUNC,
     conmon="/usr/bin/conmon",
@@ -57,7 +56,7 @@ MAPPED = (IdMapping(container_id=0, host_id=100_000, length=65_536),)
 PLAN = Plan(
     id=ContainerId("c" * 64),
     sandbox_id=SandboxId("5" * 64),
-    vmid=Vmid(105),
+    cgroup=f"/lxc/105/{'c' * 64}",
     config=CONTAINER,
     sandbox=SANDBOX,
     image=ImageConfig(),
@@ -75,7 +74,7 @@ PLAN = Plan(
     target_pid=None,
     capabilities=DEFAULT,
     seccomp=None,
-    abilities=ABILITIES,
+    features=FEATURES,
 )
 
 
@@ -99,6 +98,6 @@ def in_pod(**modes: Any) -> Plan:
     return plan(sandbox=changed(SANDBOX, security=SandboxSecurity(namespaces=NamespaceOptions(**modes))))
 
 
-def able(**changes: Any) -> Abilities:
-    """The plain plan's abilities with other fields."""
-    return replace(ABILITIES, **changes)
+def able(**changes: Any) -> HostFeatures:
+    """The plain plan's features with other fields."""
+    return replace(FEATURES, **changes)

@@ -346,7 +346,7 @@ class WebSocketCommand:
         self.client.send(message, text=self.framing.base64)
 
     def finish(self, kind: StreamType) -> None:
-        self.client.send(channels.encode_close(CHANNELS.index(kind)))
+        self.client.send(bytes((channels.CLOSE, CHANNELS.index(kind))))
 
     def got(self, kind: StreamType) -> bytes:
         return bytes(self._received[CHANNELS.index(kind)])

@@ -71,13 +71,13 @@ MAKES_TASKS = {
     "images.registry.proxy": "the request that makes it awaits it",
     "images.unpacking.client": "catches all itself, and every job under way gets an answer",
     "network.plugins": "the run of the plugin awaits it",
-    "oci.copying": "leaving the context awaits it",
-    "oci.killing": "the kill awaits it",
+    "oci.exec_io": "leaving the context awaits it",
+    "oci.kill": "the kill awaits it",
     "oci.sessions": "the session awaits it",
-    "streaming.forward": "a task group or the copy awaits it",
+    "streaming.portforward": "a task group or the copy awaits it",
     "streaming.session": "the session awaits it and reports its error",
     "streaming.streams": "the wait awaits it",
-    "streaming.wire": "the wait awaits it, and what outlasts the wait raises nothing",
+    "streaming.transport": "the wait awaits it, and what outlasts the wait raises nothing",
     "image_cli": "the command awaits it",
 }
 """Modules that make tasks without a supervisor, and who gets to see such a task's exception (decision 0068)."""

@@ -86,7 +86,6 @@ def test_error_for_a_number_out_of_range_names_the_setting(setting: str, value: 
         ("runtime.socket = 'pvecri.sock'", "runtime.socket: must be an absolute path"),
         ("runtime.state_dir = 'state'", "runtime.state_dir: must be an absolute path"),
         ("runtime.run_dir = ''", "runtime.run_dir: must be an absolute path"),
-        ("runtime.lxc_path = './lxc'", "runtime.lxc_path: must be an absolute path"),
         ("log.level = 'loud'", "log.level: 'loud' is none of debug, info, warning, error"),
         ("runtime.sockets = '/s'", "Object contains unknown field `sockets` - at `runtime`"),
         ("proxmox.vmid_range.middle = 150", "Object contains unknown field `middle` - at `proxmox.vmid_range`"),

@@ -152,7 +152,6 @@ vmid_range = {{ first = {plan.vmids[0]}, last = {plan.vmids[-1]} }}
 socket = "{plan.socket}"
 state_dir = "{plan.state / "pvecri"}"
 run_dir = "{plan.run}"
-lxc_path = "{plan.lxc_path}"
 
 [images]
 insecure_registries = [{registries}]

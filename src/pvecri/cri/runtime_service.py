@@ -18,6 +18,7 @@ from pvecri.cri.monitoring_calls import MonitoringCalls
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.cri.streaming_calls import StreamingCalls
 from pvecri.images.manager import ImageManager
+from pvecri.oci.pod_cgroups import PodCgroups
 from pvecri.pods import user_namespaces
 from pvecri.pods.manager import PodManager
 from pvecri.streaming.server import StreamingServer
@@ -136,7 +137,7 @@ class RuntimeService(ListCalls, MonitoringCalls, StreamingCalls):
                     "node": self._config.proxmox.node_name,
                     "privileged": sandbox.privileged,
                     "userNamespace": responses.user_namespace(sandbox),
-                    "cgroup": f"/lxc/{sandbox.vmid}",
+                    "cgroup": PodCgroups(sandbox.vmid).ct,
                     "config": await self._pods.ct_config(sandbox.id),
                 }
             )
@@ -195,7 +196,7 @@ class RuntimeService(ListCalls, MonitoringCalls, StreamingCalls):
                 {
                     "sandboxID": sandbox.id,
                     "vmid": sandbox.vmid,
-                    "cgroup": f"/lxc/{sandbox.vmid}/{container.id}",
+                    "cgroup": PodCgroups(sandbox.vmid).container(container.id),
                     "runtimeSpec": json.loads(self._pods.oci_spec(container.id)),
                 }
             )

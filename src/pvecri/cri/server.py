@@ -24,7 +24,7 @@ from pvecri import metrics
 from pvecri.config import ConfigError
 from pvecri.cri.proto import cri_pb2
 from pvecri.errors import PvecriError, Unimplemented
-from pvecri.linux import takeover
+from pvecri.linux import single_instance
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class CriServer:
     async def start(self) -> None:
         """Listen. ConfigError if another process listens on the socket."""
         self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if not await takeover.remove_socket(self._path):
+        if not await single_instance.remove_stale_socket(self._path):
             raise ConfigError(f"runtime.socket: another process listens on {self._path}")
         self._server.add_insecure_port(f"unix:{self._path}")
         await self._server.start()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linux from Python, plainly: mounts, namespaces, cgroups, pidfds. Thin, typed, no policy."""
+"""System calls and kernel files: mounts, namespaces, cgroups, pidfds. Thin, typed, no policy."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel counts for a control group, versions 1 and 2 in the same terms.
+"""Resource usage of a cgroup, in the same terms for versions 1 and 2.
 
-Counters cover the group and all below it since it was made. Times are nanoseconds, sizes bytes. What this machine
-does not count (a controller that is off, a file of a later kernel) is None or left out, never 0. Sources: the
-kernel's admin-guide, cgroup-v2.rst, cgroup-v1/ and accounting/psi.rst.
+Counters include the groups below and start at the group's creation. Times are nanoseconds, sizes bytes. What this
+kernel does not count (no controller, a file of a later version) is None or omitted, never 0. Sources: the kernel's
+admin-guide, cgroup-v2.rst, cgroup-v1/ and accounting/psi.rst.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from pvecri.linux.cgroups import Cgroups
 
 UNLIMITED = 1 << 60
-"""Version 1 writes "no limit" as a number near 2^63."""
+"""Version 1 shows "no limit" as 2^63 less a page."""
 
 _MICROSECOND = 1000
 _HUGEPAGES = Path("/sys/kernel/mm/hugepages")
@@ -24,7 +24,7 @@ _HUGEPAGES = Path("/sys/kernel/mm/hugepages")
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """Processor time, all cores together. `throttled` is how long a quota has held the group back."""
+    """CPU time of all cores together; `throttled` is the time during which a CFS quota was exhausted."""
 
     usage: int
     user: int | None = None
@@ -36,9 +36,9 @@ class Cpu:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Memory. A limit of None is no limit. `own_page_faults` are those of the group without the groups below.
+    """Memory and swap. A limit of None is no limit. `own_page_faults` exclude the groups below.
 
-    `limit_hits` is how often the limit was reached, `oom_kills` how many processes were killed for want of memory.
+    `limit_hits` is how often the limit was reached, `oom_kills` how many processes the OOM killer has killed.
     """
 
     usage: int
@@ -60,13 +60,13 @@ class Memory:
 
     @property
     def working_set(self) -> int:
-        """What cannot be reclaimed at once, as the kubelet counts it."""
+        """Usage less inactive page cache: what the kubelet compares with eviction thresholds."""
         return max(0, self.usage - self.inactive_file)
 
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """How long tasks waited for something, and what part of the last 10, 60 and 300 seconds, in percent."""
+    """One line of a `*.pressure` file: total stall time, and percentages of the last 10, 60 and 300 seconds."""
 
     total: int
     avg10: float
@@ -76,7 +76,7 @@ class Stall:
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """Pressure stall information: `some` task waited; all of them did (`full`)."""
+    """Pressure stall information (PSI): `some` tasks stalled, or all non-idle ones at once (`full`)."""
 
     some: Stall
     full: Stall | None
@@ -84,7 +84,7 @@ class Pressure:
 
 @dataclass(frozen=True, slots=True)
 class DeviceIo:
-    """What was read from and written to a block device, in bytes and in operations."""
+    """Bytes and operations on one block device."""
 
     major: int
     minor: int
@@ -96,7 +96,7 @@ class DeviceIo:
 
 @dataclass(frozen=True, slots=True)
 class Hugepages:
-    """Huge pages of one size, such as `2MB`, in bytes."""
+    """Usage of huge pages of one size, such as `2MB`, in bytes."""
 
     size: str
     usage: int
@@ -104,7 +104,7 @@ class Hugepages:
 
 
 class Accounting:
-    """Reads groups' counters. Every method answers None, or nothing, for a group that is gone."""
+    """Reads the counters of groups. Every method returns None or an empty list for a group that is gone."""
 
     def __init__(self, cgroups: Cgroups) -> None:
         self._v2 = cgroups.pure_v2
@@ -116,14 +116,14 @@ class Accounting:
         return self._trees.get(controller, self._unified) + group
 
     def cpu_time(self, group: str) -> int | None:
-        """Only `Cpu.usage`: one small file."""
+        """`Cpu.usage` alone, which is one small file to read."""
         if self._v2:
             usage = _table(f"{self._unified}{group}/cpu.stat").get("usage_usec")
             return None if usage is None else usage * _MICROSECOND
         return _number(f"{self._directory(group, 'cpuacct')}/cpuacct.usage")
 
     def cpu(self, group: str) -> Cpu | None:
-        """Processor time."""
+        """CPU time and throttling."""
         return self._cpu_v2(group) if self._v2 else self._cpu_v1(group)
 
     def _cpu_v2(self, group: str) -> Cpu | None:
@@ -155,7 +155,7 @@ class Accounting:
         )
 
     def memory(self, group: str) -> Memory | None:
-        """Memory and swap."""
+        """Memory and swap usage and limits."""
         directory = self._directory(group, "memory")
         stat = _table(f"{directory}/memory.stat")
         usage = _number(f"{directory}/{'memory.current' if self._v2 else 'memory.usage_in_bytes'}")
@@ -164,11 +164,11 @@ class Accounting:
         return _memory_v2(directory, stat, usage) if self._v2 else _memory_v1(directory, stat, usage)
 
     def pressure(self, group: str, resource: str) -> Pressure | None:
-        """Stalls for want of a `resource`: cpu, memory or io. A hybrid machine's version 2 tree has them too."""
+        """PSI of a `resource`: cpu, memory or io. A hybrid host has it in its version 2 tree."""
         return parse_pressure(_read(f"{self._unified}{group}/{resource}.pressure")) if self._unified else None
 
     def io(self, group: str) -> list[DeviceIo]:
-        """Use of block devices; only of those that were used."""
+        """I/O per block device; devices without any are omitted."""
         if self._v2:
             return parse_io_stat(_read(f"{self._unified}{group}/io.stat"))
         directory = self._directory(group, "blkio")
@@ -178,16 +178,16 @@ class Accounting:
         )
 
     def tasks(self, group: str) -> int | None:
-        """How many processes and threads there are now."""
+        """The number of processes and threads."""
         return _number(f"{self._directory(group, 'pids')}/pids.current")
 
     def tasks_max(self, group: str) -> int | None:
-        """How many there may be; 0 is no limit."""
+        """The limit of `tasks`; 0 is none."""
         text = _read(f"{self._directory(group, 'pids')}/pids.max").strip()
         return (0 if text == b"max" else int(text)) if text else None
 
     def hugepages(self, group: str) -> list[Hugepages]:
-        """Use of huge pages, size by size."""
+        """Huge pages per size."""
         directory = self._directory(group, "hugetlb")
         current = "current" if self._v2 else "usage_in_bytes"
         found = []
@@ -211,7 +211,7 @@ def _memory_v2(directory: str, stat: Mapping[str, int], usage: int) -> Memory:
         inactive_file=stat.get("inactive_file", 0),
         page_faults=faults,
         major_page_faults=major_faults,
-        own_page_faults=faults,  # version 2 does not tell them apart
+        own_page_faults=faults,  # version 2 has only counters that include the groups below
         own_major_page_faults=major_faults,
         max_usage=_number(f"{directory}/memory.peak"),
         kernel=stat.get("kernel"),
@@ -246,7 +246,7 @@ def _memory_v1(directory: str, stat: Mapping[str, int], usage: int) -> Memory:
 
 
 def parse_pressure(text: bytes) -> Pressure | None:
-    """A `*.pressure` file; older kernels have no `full` line for the cpu."""
+    """A `*.pressure` file; None if it is empty. `full` is absent for the cpu before Linux 5.13."""
     stalls: dict[bytes, Stall] = {}
     for line in text.splitlines():
         kind, *fields = line.split()
@@ -261,7 +261,7 @@ def parse_pressure(text: bytes) -> Pressure | None:
 
 
 def parse_io_stat(text: bytes) -> list[DeviceIo]:
-    """Version 2's `io.stat`: `8:0 rbytes=1 wbytes=2 rios=3 wios=4 …`; a device without numbers was not used."""
+    """Version 2's `io.stat`: `8:0 rbytes=1 wbytes=2 rios=3 wios=4 …`, a device without I/O has no fields."""
     found = []
     for line in text.splitlines():
         device, *fields = line.split()
@@ -274,7 +274,7 @@ def parse_io_stat(text: bytes) -> list[DeviceIo]:
 
 
 def parse_blkio(bytes_text: bytes, operations_text: bytes) -> list[DeviceIo]:
-    """Version 1's `blkio.throttle.*` files: lines of `8:0 Read 4096`."""
+    """Version 1's `blkio.throttle.*` files: lines such as `8:0 Read 4096`."""
     sizes, operations = dict(_blkio_lines(bytes_text)), dict(_blkio_lines(operations_text))
     found = []
     for device in dict.fromkeys(device for device, _ in sizes):
@@ -288,12 +288,12 @@ def parse_blkio(bytes_text: bytes, operations_text: bytes) -> list[DeviceIo]:
 def _blkio_lines(text: bytes) -> Iterator[tuple[tuple[bytes, bytes], int]]:
     for line in text.splitlines():
         words = line.split()
-        if len(words) == 3:  # the last line is a total
+        if len(words) == 3:  # the last line, `Total N`, has two
             yield (words[0], words[1]), int(words[2])
 
 
 def swap_total() -> int:
-    """The machine's swap, used or not."""
+    """The node's swap space in bytes (SwapTotal)."""
     for line in _read("/proc/meminfo").splitlines():
         if line.startswith(b"SwapTotal:"):
             return int(line.split()[1]) << 10
@@ -301,7 +301,7 @@ def swap_total() -> int:
 
 
 def _hugepage_sizes() -> Iterator[str]:
-    """As cgroup files name them: `2MB`, `1GB`."""
+    """Page sizes in the names of cgroup files: `2MB`, `1GB`."""
     for directory in sorted(_HUGEPAGES.glob("hugepages-*kB")):
         size = int(directory.name.removeprefix("hugepages-").removesuffix("kB"))
         unit = next((pair for pair in ((1 << 20, "GB"), (1 << 10, "MB")) if size >= pair[0]), (1, "KB"))
@@ -309,14 +309,14 @@ def _hugepage_sizes() -> Iterator[str]:
 
 
 def _read(path: str) -> bytes:
-    """A file's content, empty when it is not there. Plain system calls: hundreds are read for one request."""
+    """A file's content, empty if there is none. Plain system calls: a metrics request reads hundreds."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return b""
     try:
         return os.read(fd, 1 << 16)
-    except OSError:  # the group went away just now, or the kernel does not count this
+    except OSError:  # ENODEV: the group was removed after open(2); EOPNOTSUPP: PSI is disabled
         return b""
     finally:
         os.close(fd)
@@ -328,7 +328,7 @@ def _number(path: str) -> int | None:
 
 
 def _limit(path: str) -> int | None:
-    """A limit, None when there is none."""
+    """A limit in bytes; None for no limit."""
     text = _read(path).strip()
     if not text or text == b"max":
         return None
@@ -337,6 +337,6 @@ def _limit(path: str) -> int | None:
 
 
 def _table(path: str) -> dict[str, int]:
-    """A file of `key number` lines; empty when it is not there."""
+    """A flat keyed file, `key number` lines; empty if there is none."""
     words = _read(path).decode().split()
     return dict(zip(words[::2], map(int, words[1::2]), strict=False))

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Subvolumes, snapshots and their accounting on btrfs (linux/btrfs.h, linux/btrfs_tree.h): thin, without policy.
+"""btrfs ioctls: subvolumes, snapshots, quotas and usage (linux/btrfs.h, linux/btrfs_tree.h).
 
-The ioctls take microseconds where the btrfs program takes milliseconds to start. Every function raises OSError
-with the path it was about.
+An ioctl takes microseconds, starting btrfs(8) milliseconds. Every function raises OSError with its path.
 """
 
 from __future__ import annotations
@@ -43,27 +42,27 @@ _LIMIT_MAX_EXCLUSIVE: Final = 1 << 1
 
 
 class Written(NamedTuple):
-    """What was added to a snapshot since it was made: bytes of file extents, and inodes."""
+    """Bytes of file extents and inodes that a snapshot has beyond its source."""
 
     bytes: int
     inodes: int
 
 
 def create_subvolume(path: Path) -> None:
-    """A new, empty subvolume; FileExistsError when something is there."""
+    """Create an empty subvolume; FileExistsError if `path` exists."""
     with _opened(path.parent) as fd:
         _ioctl(fd, _SUBVOL_CREATE, struct.pack("=q4088s", 0, os.fsencode(path.name)), path)
 
 
 def snapshot(source: Path, path: Path) -> None:
-    """A writable snapshot of the subvolume `source`; FileExistsError when something is there."""
+    """Create a writable snapshot of the subvolume `source`; FileExistsError if `path` exists."""
     with _opened(path.parent) as fd, _opened(source) as source_fd:
         request = struct.pack("=qQQ32s4040s", source_fd, 0, 0, b"", os.fsencode(path.name))
         _ioctl(fd, _SNAP_CREATE_V2, request, path)
 
 
 def set_readonly(path: Path, *, readonly: bool) -> None:
-    """Whether anything in the subvolume can be changed. Idempotent."""
+    """Set or clear a subvolume's read-only flag. Idempotent."""
     with _opened(path) as fd:
         (flags,) = struct.unpack("=Q", fcntl.ioctl(fd, _SUBVOL_GETFLAGS, bytes(8)))
         wanted = flags | _RDONLY if readonly else flags & ~_RDONLY
@@ -72,7 +71,7 @@ def set_readonly(path: Path, *, readonly: bool) -> None:
 
 
 def is_btrfs(path: Path) -> bool:
-    """Whether the directory lies on btrfs."""
+    """Whether a directory is on btrfs."""
     with _opened(path) as fd:
         try:
             _ioctl(fd, _GET_SUBVOL_INFO, bytes(504), path)
@@ -84,13 +83,13 @@ def is_btrfs(path: Path) -> bool:
 
 
 def is_subvolume(path: Path) -> bool:
-    """Whether `path` is a subvolume's top directory; it has inode 256 there, and on btrfs nothing else has."""
+    """Whether `path`, on btrfs, is a subvolume's top directory: only those have inode 256."""
     found = path.lstat()
     return stat.S_ISDIR(found.st_mode) and found.st_ino == _FIRST_INODE
 
 
 def delete_subvolume(path: Path) -> None:
-    """Delete a subvolume, and those that were made inside it. Its space is freed by the kernel, later."""
+    """Delete a subvolume with those nested in it. The kernel's cleaner frees its space asynchronously."""
     try:
         _destroy(path)
     except OSError as error:
@@ -103,21 +102,21 @@ def delete_subvolume(path: Path) -> None:
 
 
 def limit_written(path: Path, size: int) -> None:
-    """Let the subvolume hold `size` bytes of its own at most. OSError ENOTCONN where quotas are not enabled."""
+    """Limit a subvolume's exclusive bytes. OSError ENOTCONN if quotas are not enabled on the filesystem."""
     with _opened(path) as fd:
         # btrfs_ioctl_qgroup_limit_args: qgroup 0 is that of the descriptor's subvolume.
         _ioctl(fd, _QGROUP_LIMIT, struct.pack("=QQQQQQ", 0, _LIMIT_MAX_EXCLUSIVE, 0, size, 0, 0), path)
 
 
 def written(path: Path) -> Written:
-    """What was written to a snapshot since it was made, found by generation: only what is new is looked at.
+    """Usage of a snapshot beyond its source: of the tree, only leaves of a later generation are read.
 
-    What is still in memory only is not counted yet.
+    Dirty pages are counted after the next commit only.
     """
     size = inodes = 0
     with _opened(path) as fd:
         info = _ioctl(fd, _GET_SUBVOL_INFO, bytes(504), path)
-        (made,) = struct.unpack_from("=Q", info, 352)  # otransid: the transaction that made it
+        (made,) = struct.unpack_from("=Q", info, 352)  # otransid: the transaction that created it
         extents: dict[int, int] = {}
         for kind, item in _items_since(fd, made + 1, path):
             if kind == _INODE_ITEM:
@@ -130,13 +129,13 @@ def written(path: Path) -> Written:
 
 
 def _inline_bytes(item: bytes, made: int) -> int:
-    """struct btrfs_file_extent_item: what a small file takes in the tree itself."""
+    """The size of an inline extent, which a small file has in the tree itself (struct btrfs_file_extent_item)."""
     generation, size = struct.unpack_from("=QQ", item)
     return int(size) if generation > made and item[20] == 0 else 0
 
 
 def _new_extent(item: bytes, made: int) -> dict[int, int]:
-    """Where a new extent lies on the disk, and its size there; files may share one. Holes lie nowhere."""
+    """A new extent's disk address and size. Reflinked files share an address; a hole has address 0."""
     (generation,) = struct.unpack_from("=Q", item)
     if generation <= made or item[20] == 0:
         return {}
@@ -162,7 +161,7 @@ def _items_since(fd: int, generation: int, path: Path) -> Iterator[tuple[int, by
             _transid, objectid, offset, kind, length = struct.unpack_from("=QQQII", found, position)
             yield kind, bytes(found[position + 32 : position + 32 + length])
             position += 32 + length
-        # The next possible key after the last one that was found.
+        # Resume after the last key: keys are ordered by (objectid, type, offset).
         if offset < _MAX:
             offset += 1
         elif kind < 255:
@@ -177,7 +176,7 @@ def _destroy(path: Path) -> None:
 
 
 def _nested(path: Path) -> list[Path]:
-    """The subvolumes directly below one another, the outermost only."""
+    """The subvolumes below a path, without those nested in them."""
     found: list[Path] = []
     for directory, names, _ in os.walk(path):
         inside = [Path(directory, name) for name in names]
@@ -197,7 +196,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _ioctl(fd: int, code: int, request: bytes, path: Path) -> bytearray:
-    """The request as the kernel leaves it."""
+    """The request as the kernel has modified it."""
     buffer = bytearray(request)
     try:
         fcntl.ioctl(fd, code, buffer)

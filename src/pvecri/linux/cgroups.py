@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Control groups, version 2 and version 1 (each controller a tree of its own) behind one set of calls.
+"""cgroups of version 2, and of version 1 with a tree for each controller, behind one set of calls.
 
-A *group* is a path such as `/lxc/105/web`, the same in every tree. Proxmox VE 8 and 9 have version 2 only;
-older hosts and many development machines have version 1, or both ("hybrid").
+A *group* is a path such as `/lxc/105/web`, the same in every tree. Proxmox VE 8 and 9 have version 2 only; older
+hosts have version 1, or hybrid: version 1's controllers beside a version 2 tree without any.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvecri.linux import devices
+from pvecri.linux import device_filter
 
 ROOT = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
 class DeviceRule:
-    """One entry of a device allow-list; `kind` is c, b or a, a number None means any."""
+    """An entry of a device allow-list; `kind` is c, b or a, None any number."""
 
     kind: str
     major: int | None
@@ -39,7 +39,7 @@ EVERY_DEVICE = (DeviceRule("c", None, None), DeviceRule("b", None, None))
 
 @dataclass(frozen=True)
 class Cgroups:
-    """The machine's cgroup trees. `v2` is the unified tree's mount point, pure or hybrid; `v1` by controller."""
+    """The node's cgroup trees by mount point: `v2` the unified one, also of a hybrid host; `v1` by controller."""
 
     v2: Path | None
     v1: dict[str, Path]
@@ -51,13 +51,13 @@ class Cgroups:
 
     @property
     def controllers(self) -> frozenset[str]:
-        """The names of the controllers that can be used."""
+        """The names of the available controllers."""
         if self.pure_v2 and self.v2 is not None:
             return frozenset((self.v2 / "cgroup.controllers").read_text().split())
         return frozenset(self.v1)
 
     def directories(self, group: str) -> list[Path]:
-        """The group's directory in every tree, whether it exists or not."""
+        """The group's directory in each tree; it need not exist."""
         trees = {*self.v1.values()} | ({self.v2} if self.v2 else set())
         return sorted(tree / group.lstrip("/") for tree in trees)
 
@@ -69,19 +69,16 @@ class Cgroups:
         return tree / group.lstrip("/")
 
     def make(self, group: str) -> None:
-        """Make a group in every tree; its parent exists. Idempotent."""
+        """Create a group, whose parent exists, in every tree. Idempotent."""
         for directory in self.directories(group):
-            directory.mkdir(exist_ok=True)
+            directory.mkdir(exist_ok=True)  # cpu and cpuacct may be one tree: directories() has it once
         if "cpuset" in self.v1:
             _inherit_cpuset(self.directory(group, "cpuset"))
 
     def remove(self, group: str) -> None:
-        """Remove a group and those below it, in every tree; they hold no process. Idempotent.
-
-        OSError (EBUSY) when a process is left in it.
-        """
+        """Remove a group and those below it in every tree. Idempotent; OSError EBUSY if a process is left."""
         for directory in self.directories(group):
-            for path, _, _ in os.walk(directory, topdown=False):
+            for path, _, _ in os.walk(directory, topdown=False):  # rmdir(2) refuses a group with children
                 with suppress(FileNotFoundError):
                     Path(path).rmdir()
 
@@ -99,13 +96,14 @@ class Cgroups:
         return []
 
     def processes(self, group: str) -> list[int]:
-        """The host pids of the processes in the group and below it, the oldest group first."""
+        """The host PIDs of the processes in the group and below it, parents before children."""
+        # One tree will do: runc, crun and LXC put a process into the same group of every tree.
         directory = self.v1.get("pids") or self.v1.get("memory") or self.v2
         if directory is None:
             return []
         found: list[int] = []
         for path, _, _ in os.walk(directory / group.lstrip("/")):
-            with suppress(FileNotFoundError, ProcessLookupError, OSError):
+            with suppress(OSError):  # ENODEV: the group was removed meanwhile
                 found.extend(int(pid) for pid in (Path(path) / "cgroup.procs").read_text().split())
         return found
 
@@ -113,26 +111,26 @@ class Cgroups:
         """Send SIGKILL to every process in the group and below it. Idempotent."""
         if self.v2 is not None and self.pure_v2:
             with suppress(FileNotFoundError):
-                (self.v2 / group.lstrip("/") / "cgroup.kill").write_text("1")
+                (self.v2 / group.lstrip("/") / "cgroup.kill").write_text("1")  # Linux 5.14
             return
         for pid in self.processes(group):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def freeze(self, group: str, *, frozen: bool) -> None:
-        """Stop every process in the group and below it, or let them go on; returns without waiting. Idempotent.
+        """Freeze or thaw the group and those below it; returns without waiting. Idempotent.
 
-        FileNotFoundError when there is no such group.
+        FileNotFoundError if there is no such group.
         """
         freezer = self.v1.get("freezer")
         if freezer is not None:
             (freezer / group.lstrip("/") / "freezer.state").write_text("FROZEN" if frozen else "THAWED")
         else:
-            # A hybrid host's version 2 tree has no controllers, but this file belongs to none.
+            # A core file since Linux 5.2, so that a hybrid host's version 2 tree has it without any controller.
             self._unified(group, "cgroup.freeze").write_text("1" if frozen else "0")
 
     def is_frozen(self, group: str) -> bool:
-        """Whether no process of the group runs any more; a group that is gone has none."""
+        """Whether all processes are frozen; True for a group that is gone."""
         freezer = self.v1.get("freezer")
         with suppress(FileNotFoundError):
             if freezer is not None:
@@ -146,23 +144,20 @@ class Cgroups:
         return self.v2 / group.lstrip("/") / file
 
     def allow_devices(self, group: str, rules: Iterable[DeviceRule]) -> None:
-        """Let the groups below use more devices: a child may never have more than its parent.
+        """Allow the groups below more devices: a child never has more than its parent.
 
-        Version 1 adds the rules to the group's list. Version 2 has a program in place of a list, which cannot be
-        added to, so the group's filter is lifted and the children's own decide.
+        Version 1 appends the rules to the group's list. Version 2 has a BPF program instead, which cannot be
+        changed: the group's is detached, and the children's own decide.
         """
         if not self.v1 and self.v2 is not None:
-            devices.lift_device_filter(self.v2 / group.lstrip("/"))
+            device_filter.lift(self.v2 / group.lstrip("/"))
             return
         for rule in rules:
             (self.directory(group, "devices") / "devices.allow").write_text(str(rule))
 
 
 def detect(root: Path = ROOT, table: Path = Path("/proc/self/mounts")) -> Cgroups:
-    """Find out which trees the machine has, by what the mount table shows at and below `root`.
-
-    What is mounted elsewhere, in a chroot say, is not for us.
-    """
+    """The trees that the mount table has at and below `root`. Others, in a chroot for instance, are ignored."""
     v1: dict[str, Path] = {}
     v2: Path | None = None
     for line in table.read_text().splitlines():
@@ -174,6 +169,7 @@ def detect(root: Path = ROOT, table: Path = Path("/proc/self/mounts")) -> Cgroup
             v2 = path
         elif fstype == "cgroup":
             for option in options.split(","):
+                # Others are mount options: rw, xattr, release_agent=….
                 if option in _V1_CONTROLLERS or option.startswith("name="):
                     v1[option] = path
     return Cgroups(v2=v2, v1=v1)
@@ -186,7 +182,7 @@ _V1_CONTROLLERS = frozenset(
 
 
 def _inherit_cpuset(directory: Path) -> None:
-    """A new v1 cpuset is empty, and a process cannot enter it before it has CPUs and memory nodes."""
+    """Copy the parent's CPUs and memory nodes: a new v1 cpuset is empty and refuses processes (ENOSPC)."""
     for name in ("cpuset.cpus", "cpuset.mems"):
         if not (directory / name).read_text().strip():
             (directory / name).write_text((directory.parent / name).read_text())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pipes and ptys in the event loop, without a buffer of our own: what nobody reads stays in the kernel."""
+"""Pipes and ptys in the event loop, unbuffered: unread data stays in the kernel and blocks its writer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import termios
 from collections.abc import Callable
 
 CHUNK = 32 << 10
-"""Bytes read at once: half of a pipe."""
+"""Bytes per read: half of a pipe's default capacity."""
 
 STDIO_MODE = 0o666
-"""Of the pipes that are a container's standard streams."""
+"""The mode of the pipes that are a container's standard streams."""
 
 
 class AsyncFd:
-    """An end of a pipe, or the master of a pty, that this owns. One task may read and one may write at a time."""
+    """Owns one end of a pipe, or the master of a pty. One task may read and one may write at a time."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -29,7 +29,7 @@ class AsyncFd:
         os.set_blocking(fd, False)
 
     async def read(self, size: int = CHUNK) -> bytes:
-        """The next bytes, as soon as there are any; empty at the end."""
+        """Wait for data and return up to `size` bytes; empty at EOF."""
         loop = asyncio.get_running_loop()
         while (data := self._read_now(size)) is None:
             if self._ends_when_empty:
@@ -39,23 +39,23 @@ class AsyncFd:
         return data
 
     def end_when_empty(self) -> None:
-        """Have what is in the pipe now read to its end, though a process may still have its other side open."""
+        """Report EOF once the pipe is empty, even if a process still has its write end open."""
         self._ends_when_empty = True
         self._wake.set()
 
     def _read_now(self, size: int) -> bytes | None:
-        """As `read`, but None when there is nothing to read now."""
+        """As `read` without waiting; None if there is no data."""
         try:
             return os.read(self.fd, size)
         except BlockingIOError:
             return None
         except OSError as error:
-            if error.errno != errno.EIO:  # how a pty says that no process has its other side open
+            if error.errno != errno.EIO:  # a pty's master after the last close of its slave
                 raise
             return b""
 
     async def write(self, data: bytes) -> None:
-        """Write all of `data`; BrokenPipeError when nobody reads any more."""
+        """Write all of `data`; BrokenPipeError if the other end is closed."""
         view = memoryview(data)
         while view:
             try:
@@ -64,26 +64,26 @@ class AsyncFd:
                 loop = asyncio.get_running_loop()
                 await _ready(self.fd, asyncio.Event(), loop.add_writer, loop.remove_writer)
             except OSError as error:
-                if error.errno != errno.EIO:
+                if error.errno != errno.EIO:  # as in read
                     raise
                 raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
 
     def resize(self, columns: int, rows: int) -> None:
-        """Set a pty's size; the foreground processes are told by SIGWINCH."""
+        """Set a pty's window size; the kernel sends SIGWINCH to the foreground process group."""
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("=HHHH", rows, columns, 0, 0))
 
     def close(self) -> None:
-        """Close it; nobody may be waiting on it. Idempotent."""
+        """Close the descriptor, on which no task may be waiting. Idempotent."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
 
 def open_pipe() -> tuple[int, int]:
-    """A pipe for the standard streams of a container's command: the end to read from, then the one to write to.
+    """A pipe for a standard stream of a container's command: its read end and its write end.
 
-    Any user of the container may open it by name (`/dev/stdout`, `/proc/self/fd/1`), as newer conmons have it: a
-    pipe is its maker's otherwise, the node's root's, mode 0600.
+    With mode 0666, which newer versions of conmon set as well, any user of the container may reopen it
+    (`/dev/stdout`, `/proc/self/fd/1`). A new pipe is its creator's, the node's root's, with mode 0600.
     """
     reading, writing = os.pipe()
     os.fchmod(writing, STDIO_MODE)
@@ -91,7 +91,7 @@ def open_pipe() -> tuple[int, int]:
 
 
 class Pipe:
-    """A pipe whose reading end, `ours`, stays here; a context that closes what is open of it."""
+    """A pipe for a child's output: `ours` is the read end, `theirs` the child's. A context that closes both."""
 
     def __init__(self) -> None:
         reading, self.theirs = open_pipe()
@@ -101,7 +101,7 @@ class Pipe:
         return self
 
     def started(self) -> None:
-        """The program has its end: close it here, so that its end is seen. Idempotent."""
+        """Close the child's end here once it has inherited it: else `ours` never reaches EOF. Idempotent."""
         if self.theirs >= 0:
             os.close(self.theirs)
             self.theirs = -1
@@ -120,11 +120,12 @@ async def _ready(fd: int, ready: asyncio.Event, add: Callable[..., None], remove
 
 
 async def peer_gone(socket_fd: int, *, half: bool = True) -> None:
-    """Return when a socket's peer has gone, also while data that came before is unread.
+    """Return once a socket's peer has closed it, even while received data is unread.
 
-    With `half` it is enough that the peer sends no more.
+    With `half` a shutdown of the peer's sending side is enough.
     """
+    # An epoll of its own, watched by the loop: asyncio has no EPOLLRDHUP, and a read would consume data.
     with select.epoll() as watch:
-        watch.register(socket_fd, select.EPOLLRDHUP if half else 0)  # a full hang-up is always reported
+        watch.register(socket_fd, select.EPOLLRDHUP if half else 0)  # EPOLLHUP is always reported
         loop = asyncio.get_running_loop()
         await _ready(watch.fileno(), asyncio.Event(), loop.add_reader, loop.remove_reader)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filesystems and the block devices below them, as an administrator knows them: by name and size."""
+"""Filesystems and block devices as df(1) and lsblk(8) show them: names and sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DEVICES = Path("/sys/dev/block")
 
 @dataclass(frozen=True, slots=True)
 class Filesystem:
-    """`device` as mount(8) shows it, the size in bytes, and inodes (0 where they have no limit)."""
+    """`device` is the mount's source, `size` in bytes, `inodes` 0 if unlimited."""
 
     device: str
     size: int
@@ -24,7 +24,7 @@ class Filesystem:
 
 
 def filesystem(path: Path) -> Filesystem:
-    """The filesystem that `path` lies on; OSError when it does not exist."""
+    """The filesystem that `path` is on; OSError if it does not exist."""
     found = os.statvfs(path)
     return Filesystem(
         device=_source(path.resolve()),
@@ -36,13 +36,13 @@ def filesystem(path: Path) -> Filesystem:
 
 @lru_cache(maxsize=16)
 def _source(path: Path) -> str:
-    """What is mounted there. It stays for as long as somebody keeps files in it, so it is looked up once."""
+    """The source of the mount that `path` is on. Cached: the paths asked for are roots of storage in use."""
     holding = [mount for mount in mounts.mounts() if path.is_relative_to(mount.mountpoint)]
     return max(holding, key=lambda mount: (len(mount.mountpoint.parts), mount.mount_id)).source
 
 
 def block_device(major: int, minor: int) -> str:
-    """A block device's path such as `/dev/sda`; its numbers when the machine has no name for it."""
+    """A block device's path such as `/dev/sda`; `MAJOR:MINOR` if sysfs has no name for it."""
     link = _DEVICES / f"{major}:{minor}"
     try:
         return f"/dev/{link.readlink().name}"

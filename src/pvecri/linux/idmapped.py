@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Idmapped clones of mounts (mount_setattr(2), MOUNT_ATTR_IDMAP), and a user namespace to try them with."""
+"""Idmapped mounts (mount_setattr(2), MOUNT_ATTR_IDMAP), and a user namespace to test for their support with."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from pvecri.linux.mounts import MountEntry
 log = logging.getLogger(__name__)
 
 _REFUSED = frozenset({errno.EINVAL, errno.EPERM})
-"""What the kernel answers for a filesystem that cannot be idmapped, and for a mount that is idmapped already."""
+"""errno for a filesystem without idmapped mounts, and for a mount that is idmapped already."""
 
 
 def bind_tree(source: Path, target: Path, userns_fd: int) -> list[MountEntry]:
-    """Show `source`, with all that is mounted below it, at `target` with the IDs of a user namespace.
+    """Bind mount `source`, with the mounts below it, at `target`, idmapped to a user namespace.
 
-    Answers with the mounts that cannot be idmapped. They are shown as they are: their files belong to nobody in
-    that user namespace. OSError for other causes; the caller unmounts what is there by then.
+    Returns the mounts that cannot be idmapped, which are bound unmapped: their files belong to nobody in that user
+    namespace. OSError for other causes; the caller then unmounts what is there.
     """
     try:
         mounts.bind_clone(source, target, userns_fd, recursive=True)
     except OSError as error:
         if error.errno not in _REFUSED:
             raise
-        # The kernel maps all of a tree or none, and of a detached tree only the top can be named: one by one then.
+        # mount_setattr with AT_RECURSIVE is all or nothing, and only the top of a detached tree has a descriptor.
         return _bind_one_by_one(source, target, userns_fd)
     return []
 
@@ -44,11 +44,11 @@ def _bind_one_by_one(source: Path, target: Path, userns_fd: int) -> list[MountEn
         mapped = can_be_mapped(shown, userns_fd)
         try:
             mounts.bind_clone(shown, place, userns_fd if mapped else None)
-        except FileNotFoundError:  # it was unmounted meanwhile, or another mount hides it
+        except FileNotFoundError:  # unmounted meanwhile, or hidden below another mount
             continue
         except PermissionError:
-            # In the clone a directory that belongs to unmapped IDs is closed to everyone, the node's root
-            # included.
+            # In an idmapped mount nobody may enter a directory of unmapped IDs: CAP_DAC_OVERRIDE covers mapped
+            # inodes only (capable_wrt_inode_uidgid).
             log.info("%s: not shown below %s: its directory belongs to IDs that the pod lacks", shown, source)
             continue
         if not mapped:
@@ -57,7 +57,7 @@ def _bind_one_by_one(source: Path, target: Path, userns_fd: int) -> list[MountEn
 
 
 def can_be_mapped(source: Path, userns_fd: int) -> bool:
-    """Whether the mount that `source` is on can be idmapped. Mounts nothing."""
+    """Whether the mount that `source` is on can be idmapped; tested on a detached clone."""
     try:
         os.close(mounts.open_clone(source, userns_fd))
     except OSError as error:
@@ -68,7 +68,7 @@ def can_be_mapped(source: Path, userns_fd: int) -> bool:
 
 
 def mounts_from(source: Path, table: Sequence[MountEntry]) -> list[MountEntry]:
-    """The mount that `source` is on, then those below it, of several at one place the one that is seen."""
+    """The mount that `source` is on, then those below it, parents first; of stacked mounts the topmost."""
     seen = {entry.mountpoint: entry for entry in table}
     holding = max(
         (entry for entry in seen.values() if source.is_relative_to(entry.mountpoint)),
@@ -81,16 +81,17 @@ def mounts_from(source: Path, table: Sequence[MountEntry]) -> list[MountEntry]:
 
 
 def open_user_namespace(first_id: int, length: int) -> int:
-    """A descriptor of a new user namespace, in which 0 is `first_id` of the node; the caller closes it.
+    """A descriptor of a new user namespace that maps 0 to the host ID `first_id`; the caller closes it.
 
-    No process is left in it. OSError or subprocess.SubprocessError when it cannot be made.
+    It has no process. OSError or subprocess.SubprocessError if it cannot be created.
     """
     command = ["unshare", "--user", "sh", "-c", "echo; read _"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdin is not None
         assert holder.stdout is not None
         try:
-            holder.stdout.readline()  # it is in the namespace now
+            holder.stdout.readline()  # unshare(1) has created the namespace
+            # Both maps can be written once, by a process of the parent namespace with CAP_SETUID and CAP_SETGID.
             for name in ("uid_map", "gid_map"):
                 Path(f"/proc/{holder.pid}/{name}").write_text(f"0 {first_id} {length}\n")
             return os.open(f"/proc/{holder.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What network interfaces of other network namespaces have counted."""
+"""Counters of the network interfaces of other network namespaces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pvecri.linux import namespaces
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What went in or out: bytes and packets, and packets that were faulty or dropped."""
+    """Counters of one direction; `errors` and `dropped` are packets."""
 
     bytes: int
     packets: int
@@ -23,7 +23,7 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """An interface's counters since it was made."""
+    """An interface's counters since its creation."""
 
     name: str
     received: Traffic
@@ -31,9 +31,9 @@ class Interface:
 
 
 def read(network_namespaces: Sequence[Path]) -> list[tuple[Interface, ...] | None]:
-    """The interfaces of each namespace, given by path, without `lo`; None for one that is gone.
+    """The interfaces of each namespace, by path, without `lo`; None for a namespace that is gone.
 
-    One thread goes from namespace to namespace. Blocks: call it from a worker thread.
+    One thread enters all of them in turn. Blocks: call it from a worker thread.
     """
     return namespaces.run_inside([], lambda: [_enter_and_read(path) for path in network_namespaces])
 
@@ -43,14 +43,14 @@ def _enter_and_read(namespace: Path) -> tuple[Interface, ...] | None:
         namespaces.setns(namespace)
     except OSError:
         return None
-    # Not /proc/net: that is the namespace of the process's main thread.
+    # /proc/net is /proc/self/net: the network namespace of the main thread, not of this one.
     fd = os.open("/proc/thread-self/net/dev", os.O_RDONLY | os.O_CLOEXEC)
     with os.fdopen(fd) as file:
         return parse(file.read())
 
 
 def parse(text: str) -> tuple[Interface, ...]:
-    """/proc/net/dev (proc_pid_net(5)): two lines of headings, then eight counters received and eight sent."""
+    """/proc/net/dev (proc_pid_net(5)): two header lines, then per line eight counters received and eight sent."""
     found = []
     for line in text.splitlines()[2:]:
         name, _, numbers = line.rpartition(":")

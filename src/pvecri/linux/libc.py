@@ -1,29 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C library, for the system calls that Python's standard library does not have."""
+"""The C library, for the system calls that Python's standard library does not have.
+
+Arguments go to ctypes as they are: an int as a C int, bytes as a pointer, None as NULL; wrap others (c_ulong).
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
+from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
 
 
-def call(name: str, *arguments: object, path: str = "") -> int:
-    """Call a libc function that answers -1 and errno on failure; OSError carries `path`."""
+def call(name: str, *arguments: object, path: str | Path = "") -> int:
+    """Call a libc function that returns -1 and sets errno if it fails: OSError with `path`."""
     result: int = getattr(_libc, name)(*arguments)
     if result == -1:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path or name)
+        raise OSError(number, os.strerror(number), str(path) or name)
     return result
 
 
-def syscall(number: int, *arguments: object, path: str = "") -> int:
-    """Make a system call that libc has no function for."""
-    function = _libc.syscall
-    function.restype = ctypes.c_long
-    result: int = function(ctypes.c_long(number), *arguments)
-    if result == -1:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error), path or f"syscall {number}")
-    return result
+def syscall(number: int, *arguments: object, path: str | Path = "") -> int:
+    """As `call`, for a system call that libc has no function for."""
+    return call("syscall", ctypes.c_long(number), *arguments, path=path or f"syscall {number}")

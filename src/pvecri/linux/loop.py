@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loop devices (loop(4)): files as block devices, for the time of a mount. Every function raises OSError."""
+"""Loop devices (loop(4)) that live as long as their mounts. Every function raises OSError."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TRIES: Final = 100
 
 @contextlib.contextmanager
 def attached(file: Path, *, readonly: bool) -> Iterator[Path]:
-    """A loop device for `file`; it is detached with the end of the context and of all mounts made of it."""
+    """A loop device for `file`, which the kernel detaches after the context and the last mount (autoclear)."""
     flags = os.O_RDONLY if readonly else os.O_RDWR
     file_fd = os.open(file, flags | os.O_CLOEXEC)
     try:
@@ -36,11 +36,12 @@ def attached(file: Path, *, readonly: bool) -> Iterator[Path]:
 
 
 def _configured(file_fd: int, file: Path, flags: int) -> tuple[Path, int]:
-    """Others look for free devices at the same time; who configures one first has it."""
+    """A configured device, and its descriptor. Another process may configure the free one first: retry (EBUSY)."""
     for _ in range(_TRIES):
         device = _free()
         device_fd = os.open(device, flags | os.O_CLOEXEC)
         try:
+            # Linux 5.8; sets file and flags at once, where LOOP_SET_FD and LOOP_SET_STATUS64 leave a gap.
             fcntl.ioctl(device_fd, _LOOP_CONFIGURE, _request(file_fd, file, flags))
         except OSError as error:
             os.close(device_fd)
@@ -48,7 +49,7 @@ def _configured(file_fd: int, file: Path, flags: int) -> tuple[Path, int]:
                 raise OSError(error.errno, error.strerror, str(file)) from error
         else:
             return device, device_fd
-    raise OSError(errno.EBUSY, "no loop device could be had for", str(file))
+    raise OSError(errno.EBUSY, "no free loop device for", str(file))
 
 
 def _free() -> Path:
@@ -60,7 +61,7 @@ def _free() -> Path:
 
 
 def _request(file_fd: int, file: Path, flags: int) -> bytes:
-    """struct loop_config with its struct loop_info64 (linux/loop.h); the name is for losetup(8) to show."""
+    """struct loop_config with its struct loop_info64 (linux/loop.h); losetup(8) shows the name."""
     lo_flags = _LO_FLAGS_AUTOCLEAR | (_LO_FLAGS_READ_ONLY if flags == os.O_RDONLY else 0)
     name = os.fsencode(file)[:63]
     info = struct.pack("=5Q4I64s64s32s2Q", 0, 0, 0, 0, 0, 0, 0, 0, lo_flags, name, b"", b"", 0, 0)

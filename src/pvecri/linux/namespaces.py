@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Namespaces: pinning one by a bind mount, and acting inside one from a thread."""
+"""Namespaces: pinned by bind mounts, and entered by a thread (namespaces(7), setns(2))."""
 
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,19 +13,12 @@ from typing import TypeVar
 
 from pvecri.linux import libc, mounts
 
-CLONE_NEWNS = 0x0002_0000
-CLONE_NEWUTS = 0x0400_0000
-CLONE_NEWIPC = 0x0800_0000
-CLONE_NEWUSER = 0x1000_0000
-CLONE_NEWPID = 0x2000_0000
-CLONE_NEWNET = 0x4000_0000
-
 T = TypeVar("T")
 
 
 def pin(namespace: Path, target: Path) -> None:
-    """Keep a namespace (`/proc/PID/ns/net`) alive, and give it a path: a bind mount on the file `target`."""
-    target.touch(mode=0o444)
+    """Keep a namespace (`/proc/PID/ns/net`) alive by a bind mount on the new file `target`."""
+    target.touch(mode=0o444)  # a file can only be bound on a file
     try:
         mounts.bind(namespace, target, recursive=False)
     except OSError:
@@ -43,16 +37,16 @@ def setns(namespace: Path) -> None:
     """Move the calling thread into a namespace."""
     fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        libc.call("setns", fd, 0, path=str(namespace))
+        libc.call("setns", fd, 0, path=namespace)
     finally:
         os.close(fd)
 
 
 def run_inside(namespaces: list[Path], function: Callable[[], T]) -> T:
-    """Call `function` inside net, ipc or uts namespaces, in a thread that ends with it.
+    """The result of `function`, called inside net, ipc or uts namespaces; its exceptions are raised.
 
-    The thread is never reused, so nothing needs to be switched back. What `function` raises is raised.
-    Blocks: call it from a worker thread.
+    It runs in a thread of its own, which is not reused: nothing has to be switched back. Blocks: call it from a
+    worker thread.
     """
     outcome: list[T] = []
     failure: list[BaseException] = []
@@ -62,12 +56,22 @@ def run_inside(namespaces: list[Path], function: Callable[[], T]) -> T:
             for namespace in namespaces:
                 setns(namespace)
             outcome.append(function())
-        except BaseException as error:  # handed to the caller below
+        except BaseException as error:  # raised below, in the caller's thread
             failure.append(error)
 
+    # setns(2) applies to the calling thread alone. A user or PID namespace cannot be entered so: for these the
+    # kernel wants a single-threaded process, or affects children only.
     thread = threading.Thread(target=enter, name="namespace")
     thread.start()
     thread.join()
     if failure:
         raise failure[0]
     return outcome[0]
+
+
+def open_socket(netns: Path, family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
+    """A socket of a network namespace: it stays in the one it was made in, whichever thread uses it.
+
+    Blocks: call it from a worker thread. FileNotFoundError if the namespace is gone.
+    """
+    return run_inside([netns], lambda: socket.socket(family, kind))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes: pidfds to hold and signal them, and what /proc says of them."""
+"""Processes: pidfds, and /proc/PID."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 
 
 class Process:
-    """A process held by a pidfd: its number cannot come to mean another process.
+    """A process by its pidfd: signals cannot reach another process that has got its PID since.
 
-    The process need not be our child. `close` lets it go and does not end it.
+    It need not be a child of ours. `close` does not end it.
     """
 
     def __init__(self, pid: int) -> None:
-        """Take hold of process `pid`; ProcessLookupError when there is none."""
+        """Open a pidfd for process `pid`; ProcessLookupError if there is none."""
         self.pid = pid
         self._fd = os.pidfd_open(pid)
         self._exited: asyncio.Future[None] | None = None
 
     def send(self, number: int) -> bool:
-        """Send a signal; False when the process has ended already."""
+        """Send a signal; False if the process has ended."""
         try:
             signal.pidfd_send_signal(self._fd, number)
         except ProcessLookupError:
@@ -33,22 +33,23 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it has not ended. A zombie has ended."""
+        """Whether it has not ended. A zombie, which pidfd_send_signal(2) still reaches, has."""
         if self._fd < 0:
             return False
         try:
+            # The second field, the command's name in parentheses, may contain blanks and parentheses.
             state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):
             return False
-        return state not in "ZX" and self.send(0)
+        return state not in "ZX" and self.send(0)  # the PID may be another process's: ask the pidfd as well
 
     async def wait(self) -> None:
-        """Return when the process has ended; any number of tasks may wait."""
+        """Return once the process has ended; any number of tasks may wait."""
         if self._exited is None:
             loop = asyncio.get_running_loop()
             self._exited = loop.create_future()
             loop.add_reader(self._fd, self._on_exit)
-        await asyncio.shield(self._exited)
+        await asyncio.shield(self._exited)  # a cancelled waiter must not cancel the future of all
 
     def _on_exit(self) -> None:
         asyncio.get_running_loop().remove_reader(self._fd)
@@ -56,7 +57,7 @@ class Process:
             self._exited.set_result(None)
 
     def close(self) -> None:
-        """Let go of the process. Idempotent."""
+        """Close the pidfd and cancel those who wait. Idempotent."""
         if self._fd < 0:
             return
         if self._exited is not None and not self._exited.done():
@@ -67,7 +68,7 @@ class Process:
 
 
 def status(pid: int) -> dict[str, str]:
-    """/proc/PID/status as a dictionary; empty when the process is gone."""
+    """/proc/PID/status by key; empty if the process is gone."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -76,10 +77,7 @@ def status(pid: int) -> dict[str, str]:
 
 
 def stop_tree(pid: int) -> list[int]:
-    """SIGSTOP a process and all that descend from it, parents first, so that none can escape by forking.
-
-    Their numbers; those that are gone meanwhile are left out.
-    """
+    """SIGSTOP a process and its descendants, parents first, so that none escapes by forking; their PIDs."""
     try:
         os.kill(pid, signal.SIGSTOP)
     except ProcessLookupError:
@@ -88,14 +86,15 @@ def stop_tree(pid: int) -> list[int]:
 
 
 def descendants(pid: int) -> list[int]:
-    """All that descend from a process now, parents first; also those that have ended and are not yet collected."""
+    """The PIDs of a process's descendants, parents first, zombies included."""
     return [each for child in children(pid) for each in (child, *descendants(child))]
 
 
 def children(pid: int) -> list[int]:
-    """The children of a process; none when it is gone."""
+    """The PIDs of a process's children; none if it is gone."""
     found: list[int] = []
     with suppress(FileNotFoundError, ProcessLookupError):
+        # Children are listed by the thread that forked them.
         for task in list(Path(f"/proc/{pid}/task").iterdir()):
             with suppress(FileNotFoundError, ProcessLookupError):
                 found += [int(child) for child in (task / "children").read_text().split()]
@@ -103,7 +102,7 @@ def children(pid: int) -> list[int]:
 
 
 def command_name(pid: int) -> str:
-    """/proc/PID/comm: the first 15 bytes of the program's name; empty when the process is gone."""
+    """/proc/PID/comm: the first 15 bytes of the program's name; empty if the process is gone."""
     try:
         return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
     except (FileNotFoundError, ProcessLookupError):
@@ -120,7 +119,7 @@ def set_oom_score_adj(pid: int, score: int) -> None:
 
 
 def command_line(pid: int) -> list[str]:
-    """/proc/PID/cmdline: the program's arguments, its name first; empty when the process is gone."""
+    """/proc/PID/cmdline: argv; empty if the process is gone."""
     try:
         text = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
@@ -129,7 +128,7 @@ def command_line(pid: int) -> list[str]:
 
 
 def with_variable(name: str) -> dict[int, str]:
-    """The value of an environment variable in each process that was started with it. Reads all of /proc."""
+    """The value of an environment variable by the PID of each process that was started with it. Scans /proc."""
     found = {}
     prefix = f"{name}=".encode()
     for entry in Path("/proc").glob("[0-9]*/environ"):
@@ -141,25 +140,16 @@ def with_variable(name: str) -> dict[int, str]:
 
 
 def innermost_pid(pid: int) -> int:
-    """The number of process `pid` in its own pid namespace; 0 when it is gone."""
+    """The PID of a process in its own PID namespace (NSpid); 0 if it is gone."""
     return int(status(pid).get("NSpid", "0").split()[-1])
 
 
-def start_ticks(pid: int) -> int:
-    """When the process began, in clock ticks since boot: with the pid, its identity. 0 when it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return int(stat.rpartition(")")[2].split()[19])
-
-
 def open_files(pid: int) -> tuple[int, int]:
-    """How many file descriptors a process has, and how many of them are sockets; zeros when it is gone."""
+    """The number of a process's open descriptors, and of sockets among them; zeros if it is gone."""
     directory = f"/proc/{pid}/fd"
     files = sockets = 0
     with suppress(FileNotFoundError, ProcessLookupError):
-        for number in os.listdir(directory):  # noqa: PTH208, thousands of them in some processes
+        for number in os.listdir(directory):  # noqa: PTH208, some processes have thousands
             files += 1
             with suppress(FileNotFoundError, ProcessLookupError):
                 sockets += os.readlink(f"{directory}/{number}").startswith("socket:")  # noqa: PTH115
@@ -167,7 +157,7 @@ def open_files(pid: int) -> tuple[int, int]:
 
 
 def open_files_limit(pid: int) -> int | None:
-    """The soft limit of a process's file descriptors; None when there is none, or no such process."""
+    """A process's soft RLIMIT_NOFILE; None if it is unlimited or the process is gone."""
     try:
         limit, _ = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     except ProcessLookupError:

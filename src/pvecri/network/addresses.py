@@ -73,7 +73,7 @@ async def wait_for_dhcp(netns: Path, interface: ProxmoxInterface, timeout: float
     DeadlineExceeded after `timeout` seconds, NotFound if the namespace does not exist.
     """
     try:
-        control = await asyncio.to_thread(namespaces.run_inside, [netns], _socket)
+        control = await asyncio.to_thread(namespaces.open_socket, netns, socket.AF_INET, socket.SOCK_DGRAM)
     except FileNotFoundError as error:
         raise NotFound(f"network namespace {netns} does not exist") from error
     with control:
@@ -87,11 +87,6 @@ async def wait_for_dhcp(netns: Path, interface: ProxmoxInterface, timeout: float
                 "(network.plugin_timeout); Proxmox VE runs the client since version 9.1"
             ) from error
     return address
-
-
-def _socket() -> socket.socket:
-    # A socket stays in the network namespace that it was created in.
-    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
 
 def _address(control: socket.socket, name: str) -> str | None:

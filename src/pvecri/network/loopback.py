@@ -24,15 +24,10 @@ def bring_up(netns: Path) -> None:
     Blocks: call it in a thread. NotFound if the namespace does not exist.
     """
     try:
-        control = namespaces.run_inside([netns], _socket)
+        control = namespaces.open_socket(netns, socket.AF_INET, socket.SOCK_DGRAM)
     except FileNotFoundError as error:
         raise NotFound(f"network namespace {netns} does not exist") from error
     with control:
         _, flags = _IFREQ.unpack(fcntl.ioctl(control, SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0)))
         if not flags & IFF_UP:
             fcntl.ioctl(control, SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags | IFF_UP))
-
-
-def _socket() -> socket.socket:
-    # A socket stays in the network namespace that it was created in.
-    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

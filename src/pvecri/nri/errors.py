@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong with plugins.
+"""Errors of plugins.
 
 InternalError
-├── PluginError       a plugin refused what it was asked; the message carries its name and its words
-└── Conflict          two plugins want different things of one container
+├── PluginError       a plugin returned an error; the message has its name and its message
+└── Conflict          two plugins set the same field of one container
 Unavailable
-└── PluginGone        a plugin's connection has ended
+└── PluginGone        a plugin has disconnected
 PvecriError
-└── ProtocolError     a plugin sent what the protocol does not allow
+├── ProtocolError     a plugin violated the protocol
+└── CallFailed        the peer answered a call with an error status
 """
 
 from __future__ import annotations
@@ -16,25 +17,25 @@ from pvecri.errors import InternalError, PvecriError, Unavailable
 
 
 class PluginError(InternalError):
-    """A plugin refused."""
+    """A plugin returned an error, or did not register in time."""
 
 
 class Conflict(InternalError):
-    """Two plugins changed the same thing; neither can be said to be right."""
+    """Two plugins set the same field, and the later one did not remove the earlier's setting."""
 
 
 class PluginGone(Unavailable):
-    """The plugin's connection ended before it answered."""
+    """The plugin disconnected before it answered."""
 
 
 class ProtocolError(PvecriError):
-    """The plugin's connection cannot go on; no other one is touched."""
+    """The plugin's connection is closed; others are not affected."""
 
     status = "INVALID_ARGUMENT"
 
 
 class CallFailed(PvecriError):
-    """The other side answered a call with a status of its own; `code` is a gRPC status code."""
+    """The peer answered a call with an error; `code` is a gRPC status code."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message or f"status {code}")

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What travels between the runtime and a plugin, without I/O: bytes in, messages out, and back.
+"""The wire format of NRI, without I/O: bytes in, messages out, and back.
 
     trunk    connection, 32 bits | length, 32 bits | payload                           (NRI's multiplexer)
     message  length, 32 bits | stream, 32 bits | type, 8 bits | flags, 8 bits | data   (ttrpc protocol 1.2)
 
-Numbers are big-endian. One socket, the trunk, carries two logical connections, each a stream of ttrpc messages.
+Numbers are big-endian. One socket, the trunk, multiplexes two connections, each a stream of ttrpc messages.
 
 Rules:
 
-* A message's data has at most MAX_DATA bytes. The data of a larger one is passed over and not held.
-* Trunk frames cut a connection's bytes anywhere; frames of connections that we do not know are passed over.
-* We write a message as NRI's own implementation does, in one trunk frame when it fits FIRST bytes and else in two:
-  what is ahead of FIRST, and the rest. Readers of that implementation rely on it.
+* A message's data has at most MAX_DATA bytes. A larger one is skipped without buffering it.
+* Trunk frames split a connection's bytes anywhere. Frames of unknown connections are skipped.
+* A message is written in one trunk frame if it has at most FIRST bytes, else in two, split at FIRST: NRI's Go
+  library fails if a frame is larger than the buffer that it reads into, at first 4096 bytes (decision 0040).
 """
 
 from __future__ import annotations
@@ -32,23 +32,22 @@ _MAX_FRAME = MAX_DATA + _MESSAGE.size
 
 
 class Connection(IntEnum):
-    """The logical connections, by who answers there."""
+    """The multiplexed connections, by the side that serves calls on it."""
 
     PLUGIN = 1
     RUNTIME = 2
 
 
 class MessageType(IntEnum):
-    """Message types. Data messages belong to streaming calls, which NRI does not have."""
+    """Message types of unary calls; NRI has no streaming ones."""
 
     REQUEST = 1
     RESPONSE = 2
-    DATA = 3
 
 
 @dataclass(frozen=True)
 class Message:
-    """One ttrpc message; `kind` is a MessageType or one that we do not know. No `data`: it was too large."""
+    """A ttrpc message; `kind` is a MessageType or an unknown one, `data` None if it was too large."""
 
     connection: Connection
     stream: int
@@ -57,7 +56,7 @@ class Message:
 
 
 def encode(message: Message) -> bytes:
-    """The bytes for the trunk; ValueError when the data is larger than MAX_DATA."""
+    """The message in trunk frames; ValueError if its data is larger than MAX_DATA."""
     data = message.data or b""
     if len(data) > MAX_DATA:
         raise ValueError(f"a message of {len(data)} bytes is larger than {MAX_DATA}")
@@ -67,17 +66,17 @@ def encode(message: Message) -> bytes:
 
 
 class Reader:
-    """Takes the bytes of a trunk as they come. After a ProtocolError it is of no more use."""
+    """Parses the bytes of a trunk. Not usable after a ProtocolError."""
 
     def __init__(self) -> None:
         self._header = bytearray()
         self._connection = 0
         self._left = 0
-        """Bytes of the current frame that have not come yet."""
+        """Bytes of the current frame that are still to be received."""
         self._streams = {connection: _MessageReader(connection) for connection in Connection}
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """The messages that are complete with this piece; ProtocolError for a frame that cannot be."""
+        """The messages that `data` completes; ProtocolError for an oversized frame."""
         view = memoryview(data)
         while view:
             if not self._left:
@@ -100,13 +99,13 @@ class Reader:
 
 
 class _MessageReader:
-    """The messages of one logical connection."""
+    """Reassembles the messages of one connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._buffer = bytearray()
         self._skip = 0
-        """Bytes of a message that is too large which have not come yet."""
+        """Bytes of an oversized message that are still to be skipped."""
 
     def feed(self, piece: memoryview) -> Iterator[Message]:
         skipped = min(self._skip, len(piece))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One plugin: its registration, and what it is asked."""
+"""One plugin: its registration, and the calls to it."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ from pvecri.config import NriConfig
 from pvecri.errors import DeadlineExceeded
 from pvecri.nri.errors import CallFailed, PluginError, PluginGone, ProtocolError
 from pvecri.nri.frames import MAX_DATA, Connection
-from pvecri.nri.link import Code, Link
 from pvecri.nri.proto import nri_pb2 as pb
+from pvecri.nri.ttrpc import Code, TtrpcConnection
 from pvecri.supervision import Supervisor
 
 log = logging.getLogger(__name__)
 
 NRI_VERSION = "v0.12.2"
-"""The version of NRI that nri.proto is of, as plugins compare it."""
+"""The version of NRI of nri.proto, which plugins compare with theirs."""
 
 VALID_EVENTS = (1 << (pb.LAST - 1)) - 1
 _ENVELOPE = 4096
-"""Bytes of a message that are not its pods and containers, at most."""
+"""Bytes that are reserved for the rest of a Synchronize message, beside its pods and containers."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.+-]+")
 _INDEX = re.compile(r"[0-9]{2}")
 _FATAL = (DeadlineExceeded, PluginGone, ProtocolError)
 
 Update = Callable[[pb.UpdateContainersRequest], Awaitable[list[pb.ContainerUpdate]]]
-"""Does what a plugin asks for by itself; the answer is which updates failed."""
+"""Serves UpdateContainers, a plugin's unsolicited updates; returns those that failed."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call of a plugin. `notice` says that its answer is empty, so that StateChange can stand for it."""
+    """A call to a plugin. `notification` is whether its response is empty, so that StateChange can replace it."""
 
     method: str
     event: int
-    answer: type[Message]
-    notice: bool
+    response: type[Message]
+    notification: bool
 
 
 def _calls() -> dict[str, Call]:
-    """Every call that is an event to subscribe to, by its request's name: read off the interface."""
+    """The calls of all events, by the name of the request's message, from the service's descriptor."""
     calls: dict[str, Call] = {}
     for method in pb.DESCRIPTOR.services_by_name["Plugin"].methods:
         event = re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).upper()
-        if event in pb.Event.keys():  # noqa: SIM118 - no mapping
-            answer = GetMessageClass(method.output_type)
-            notice = not method.output_type.fields and method.name != "UpdatePodSandbox"
-            calls[method.input_type.name] = Call(method.name, pb.Event.Value(event), answer, notice)
+        if event in pb.Event.keys():  # noqa: SIM118 - an EnumTypeWrapper is no mapping
+            response = GetMessageClass(method.output_type)
+            notification = not method.output_type.fields and method.name != "UpdatePodSandbox"
+            calls[method.input_type.name] = Call(method.name, pb.Event.Value(event), response, notification)
     return calls
 
 
@@ -66,7 +66,7 @@ CALLS = _calls()
 
 
 class Plugin:
-    """A plugin on a socket: `start`, then ask it; `closed` tells when it is of no more use."""
+    """A plugin on a socket: `start` and `synchronize` it, then call it until it is `closed`."""
 
     def __init__(
         self,
@@ -78,9 +78,9 @@ class Plugin:
         identity: tuple[str, str] = ("", ""),
         configuration: str = "",
     ) -> None:
-        """`identity` is the index and the name of a plugin that was launched; others tell it themselves."""
+        """`identity` is index and name of a launched plugin; others register with theirs."""
         self._supervisor = Supervisor()
-        self._link = Link(reader, writer, Connection.RUNTIME, self._serve)
+        self._connection = TtrpcConnection(reader, writer, Connection.RUNTIME, self._serve)
         self._config = config
         self._update = update
         self._launched = bool(identity[0])
@@ -93,24 +93,24 @@ class Plugin:
 
     @property
     def name(self) -> str:
-        """As administrators know it: its index and its name."""
+        """Index and name, as the file of a pre-installed plugin is named."""
         return f"{self.index or '??'}-{self.base or 'plugin'}"
 
     @property
     def closed(self) -> bool:
-        """Whether its connection has ended."""
-        return self._link.closed
+        """Whether its connection is closed."""
+        return self._connection.closed
 
     def subscribed(self, request: type[Message]) -> bool:
-        """Whether it wants to be asked this."""
+        """Whether it subscribes to a request's event."""
         return bool(self._events >> (CALLS[request.DESCRIPTOR.name].event - 1) & 1)
 
     # -- registration -----------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Wait until it registers, configure it, and learn which events it wants.
+        """Wait for RegisterPlugin, then Configure it, which returns the events that it subscribes to.
 
-        PluginError when it does not do its part in time; its connection is closed then.
+        PluginError if it fails, or does not register within nri.registration_timeout; it is closed then.
         """
         self._runner = self._supervisor.once("NRI plugin", self._run, self.name)
         try:
@@ -129,13 +129,13 @@ class Plugin:
 
     async def _run(self) -> None:
         try:
-            await self._link.run()
+            await self._connection.run()
         except ProtocolError as error:
             log.warning("NRI plugin %s: %s", self.name, error)
         finally:
             if not self._registered.done():
-                self._registered.set_exception(PluginError("an NRI plugin went away before it registered"))
-                self._registered.exception()  # somebody may wait for it, or not
+                self._registered.set_exception(PluginError("an NRI plugin disconnected before it registered"))
+                self._registered.exception()  # retrieved, or asyncio logs it if nobody awaits it
 
     async def _configure(self) -> None:
         request = pb.ConfigureRequest(
@@ -146,11 +146,11 @@ class Plugin:
             request_timeout=int(self._config.request_timeout * 1000),
             NRI_version=NRI_VERSION,
         )
-        answer = await self._call("Configure", request, pb.ConfigureResponse, self._config.request_timeout)
-        events = answer.events & 0xFFFF_FFFF
+        response = await self._call("Configure", request, pb.ConfigureResponse, self._config.request_timeout)
+        events = response.events & 0xFFFF_FFFF  # a signed int32 in the protocol
         if events & ~VALID_EVENTS:
-            raise PluginError(f"NRI plugin {self.name} asks for events that there are not: {events:#x}")
-        self._events = events or VALID_EVENTS
+            raise PluginError(f"NRI plugin {self.name} subscribes to unknown events: {events:#x}")
+        self._events = events or VALID_EVENTS  # 0 subscribes to all
 
     async def _serve(self, method: str, payload: bytes) -> Message:
         if method == "RegisterPlugin":
@@ -166,123 +166,123 @@ class Plugin:
     def _register(self, request: pb.RegisterPluginRequest) -> None:
         if self._registered.done():
             raise CallFailed(Code.FAILED_PRECONDITION, "the plugin has registered already")
-        if not self._launched:
+        if not self._launched:  # NRI: the file name of a pre-installed plugin takes precedence
             self.base, self.index = request.plugin_name, request.plugin_idx
             if not _NAME.fullmatch(self.base) or not _INDEX.fullmatch(self.index):
                 problem = f"{self.index!r} and {self.base!r} are not a plugin's index (two digits) and name"
                 self._registered.set_exception(PluginError(f"NRI: {problem}"))
                 raise CallFailed(Code.INVALID_ARGUMENT, problem)
-        log.info("NRI plugin %s registers, of NRI %s", self.name, request.NRI_version or "unknown")
+        log.info("NRI plugin %s has registered, NRI version %s", self.name, request.NRI_version or "unknown")
         self._registered.set_result(None)
 
-    # -- what it is asked -------------------------------------------------------------------------------------
+    # -- calls ------------------------------------------------------------------------------------------------
 
     async def synchronize(
         self, pods: Iterable[pb.PodSandbox], containers: Iterable[pb.Container]
     ) -> list[pb.ContainerUpdate]:
-        """Tell it of all pods and containers, in as many messages as it takes; the updates that it asks for.
+        """Send all pods and containers, in one or more messages; returns the updates that it requests.
 
-        PluginError when it refuses, or does not answer within nri.registration_timeout; it is closed then.
+        PluginError if it returns an error, DeadlineExceeded after nri.registration_timeout; it is closed then.
         """
         requests = list(split(pods, containers))
         updates: list[pb.ContainerUpdate] = []
         try:
             for request in requests:
-                answer = await self._call(
+                response = await self._call(
                     "Synchronize", request, pb.SynchronizeResponse, self._config.registration_timeout
                 )
-                if request.more and (answer.update or not answer.more):
-                    raise PluginError(f"NRI plugin {self.name} does not take its pods in more than one message")
-                updates += answer.update
+                if request.more and (response.update or not response.more):
+                    raise PluginError(f"NRI plugin {self.name} does not support a split Synchronize")
+                updates += response.update
         except BaseException:
             self.close()
             raise
         return updates
 
-    async def ask(self, request: Message) -> Any:
-        """Its answer; None when it did not subscribe to the event, or was lost over it.
+    async def send(self, request: Message) -> Any:
+        """Its response; None if it does not subscribe to the event, or has just been dropped.
 
-        PluginError when it refuses.
+        PluginError if it returns an error. It is dropped if it times out, disconnects or violates the protocol.
         """
         call = CALLS[request.DESCRIPTOR.name]
         if self.closed or not self.subscribed(type(request)):
             return None
         try:
-            return await self._ask(call, request)
+            return await self._send(call, request)
         except _FATAL as error:
-            self._lose(call.method, error)
+            self._drop(call.method, error)
             return None
 
     async def validate(self, request: pb.ValidateContainerAdjustmentRequest) -> None:
-        """PluginError when it rejects the adjustment, or cannot be asked: what it guards is not left unguarded."""
+        """PluginError if it rejects the adjustment or has just been dropped: validation fails closed."""
         call = CALLS[request.DESCRIPTOR.name]
         try:
-            answer = await self._ask(call, request)
+            response = await self._send(call, request)
         except _FATAL as error:
-            self._lose(call.method, error)
-            raise PluginError(f"NRI plugin {self.name}, which validates, was lost: {error}") from error
-        if answer.reject:
-            reason = answer.reason or "no reason given"
+            self._drop(call.method, error)
+            raise PluginError(f"NRI plugin {self.name}, which validates, was dropped: {error}") from error
+        if response.reject:
+            reason = response.reason or "no reason given"
             raise PluginError(f"NRI plugin {self.name} rejects the adjustment: {reason}")
 
     async def shut_down(self) -> None:
-        """Tell it that the runtime ends, and close the connection."""
+        """Send Shutdown and close the connection."""
         with suppress(PluginError, *_FATAL):
             await self._call("Shutdown", pb.Empty(), pb.Empty, self._config.request_timeout)
         self.close()
 
-    async def _ask(self, call: Call, request: Any) -> Any:
+    async def _send(self, call: Call, request: Any) -> Any:
         timeout = self._config.request_timeout
-        if not (self._legacy and call.notice):
+        if not (self._legacy and call.notification):
             try:
-                return await self._link.call(call.method, request, call.answer, timeout)
+                return await self._connection.call(call.method, request, call.response, timeout)
             except CallFailed as error:
-                if error.code != Code.UNIMPLEMENTED or not call.notice:
-                    raise self._refusal(call.method, error) from error
-                # Plugins made for NRI before 0.10 take all notices by one call.
-                log.info("NRI plugin %s has no %s: it gets StateChange instead", self.name, call.method)
+                if error.code != Code.UNIMPLEMENTED or not call.notification:
+                    raise self._error(call.method, error) from error
+                # NRI before 0.10 had StateChange for all notifications.
+                log.info("NRI plugin %s does not implement %s: using StateChange", self.name, call.method)
                 self._legacy = True
         change = pb.StateChangeEvent(event=call.event, pod=request.pod)  # type: ignore[arg-type]
         if "container" in request.DESCRIPTOR.fields_by_name:
             change.container.CopyFrom(request.container)
         return await self._call("StateChange", change, pb.Empty, timeout)
 
-    async def _call(self, method: str, request: Message, answer: Any, timeout: float) -> Any:
+    async def _call(self, method: str, request: Message, response: Any, timeout: float) -> Any:
         try:
-            return await self._link.call(method, request, answer, timeout)
+            return await self._connection.call(method, request, response, timeout)
         except CallFailed as error:
-            raise self._refusal(method, error) from error
+            raise self._error(method, error) from error
 
-    def _refusal(self, method: str, error: CallFailed) -> Exception:
-        """A plugin that heeds our timeout says itself that it ran out."""
+    def _error(self, method: str, error: CallFailed) -> Exception:
+        """A plugin that observes ttrpc's timeout field returns DEADLINE_EXCEEDED itself."""
         if error.code == Code.DEADLINE_EXCEEDED:
             return DeadlineExceeded(f"{method}: {error}")
         return PluginError(f"NRI plugin {self.name}: {method}: {error}")
 
-    def _lose(self, method: str, error: Exception) -> None:
+    def _drop(self, method: str, error: Exception) -> None:
         log.error("NRI plugin %s is dropped: %s: %s", self.name, method, error)
-        self._link.abort()
+        self._connection.abort()  # not close: a plugin that hangs does not read what is unsent
 
-    # -- the end ----------------------------------------------------------------------------------------------
+    # -- closing ----------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End the connection. Idempotent."""
-        self._link.close()
+        """Close the connection. Idempotent."""
+        self._connection.close()
 
     async def wait(self) -> None:
-        """Until the connection has ended; after `start`."""
+        """Return once the connection, of a started plugin, is closed."""
         if self._runner is not None:
             await asyncio.wait([self._runner])
 
     def dismiss(self) -> None:
-        """Close it and stop listening to it."""
+        """Close the connection and stop reading it."""
         self.close()
         if self._runner is not None:
             self._runner.cancel()
 
 
 def split(pods: Iterable[pb.PodSandbox], containers: Iterable[pb.Container]) -> Iterable[pb.SynchronizeRequest]:
-    """Messages that hold them all, none too large to be sent; `more` is set in all but the last."""
+    """Synchronize messages for all entries, each within ttrpc's limit; `more` is set in all but the last."""
     current, size = pb.SynchronizeRequest(), _ENVELOPE
     for kind, entries in (("pods", pods), ("containers", containers)):
         for entry in entries:

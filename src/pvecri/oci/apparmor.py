@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AppArmor: the default profile for containers, and which profiles the kernel has loaded."""
+"""AppArmor: the default profile of containers, and the profiles that are loaded."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 DEFAULT_PROFILE = "pvecri-default"
 LOADED = Path("/sys/kernel/security/apparmor/profiles")
 
-# What a container has no business with, even as root: the kernel's switches that no namespace confines.
-# Signals come from runc and crun, which have profiles of their own on some systems.
+# Denies files of /proc and /sys that no namespace isolates. Signals may come from any peer: some
+# distributions confine runc and crun by profiles of their own.
 PROFILE_TEXT = f"""\
 abi <abi/3.0>,
 profile {DEFAULT_PROFILE} flags=(attach_disconnected,mediate_deleted) {{
@@ -42,7 +42,7 @@ profile {DEFAULT_PROFILE} flags=(attach_disconnected,mediate_deleted) {{
 
 
 async def load_default() -> bool:
-    """Load the default profile into the kernel, anew if need be; whether it is there. Needs apparmor_parser."""
+    """Load or replace the default profile by apparmor_parser(8); whether it is loaded. Failures are logged."""
     parser = shutil.which("apparmor_parser")
     if parser is None:
         log.warning("apparmor_parser is not installed: containers run without the profile %s", DEFAULT_PROFILE)
@@ -63,7 +63,7 @@ async def load_default() -> bool:
 
 
 def is_loaded(profile: str) -> bool:
-    """Whether the kernel knows a profile by this name."""
+    """Whether a profile of this name is loaded."""
     try:
         lines = LOADED.read_text().splitlines()
     except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Capability names, and the set that a container gets (capabilities(7); CRI Capability)."""
+"""Capabilities of a container (capabilities(7); CRI Capability)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = tuple(
     ).split()
 )
 
-# What a container has unless it says otherwise; the runtimes agree on these.
+# The default set of containerd and Docker.
 DEFAULT = frozenset(
     f"CAP_{name}"
     for name in (
@@ -32,7 +32,7 @@ DEFAULT = frozenset(
 
 
 def effective() -> frozenset[str]:
-    """The capabilities that this process has in its effective set."""
+    """This process's effective set (/proc/self/status CapEff)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("CapEff:"):
             bits = int(line.split()[1], 16)
@@ -41,9 +41,9 @@ def effective() -> frozenset[str]:
 
 
 def canonical(names: Iterable[str], field: str) -> frozenset[str]:
-    """CRI capability names, with or without `CAP_`, as the kernel's; `ALL` becomes every one.
+    """The kernel's names for CRI names, which may lack `CAP_`; `ALL` expands to every one.
 
-    InvalidArgument names `field` when a name is unknown.
+    InvalidArgument names `field` if a name is unknown.
     """
     found: set[str] = set()
     for name in names:
@@ -59,10 +59,10 @@ def canonical(names: Iterable[str], field: str) -> frozenset[str]:
 
 
 def granted(wanted: Capabilities, *, privileged: bool, available: frozenset[str]) -> frozenset[str]:
-    """The capabilities of a container: the default ones, plus `add`, less `drop`; a name in both is added.
+    """The capabilities of a container: the default set less `drop` plus `add`; a name in both is added.
 
-    ALL in `add` starts from every one, ALL in `drop` from none. A privileged container has all there are. What
-    the daemon itself does not hold (`available`) it cannot give, and leaves out.
+    ALL in `add` starts from every capability, ALL in `drop` from none. A privileged container gets all. Those that
+    the daemon lacks (not in `available`) are left out: the kernel would refuse them.
     """
     if privileged:
         return available
@@ -70,6 +70,6 @@ def granted(wanted: Capabilities, *, privileged: bool, available: frozenset[str]
     drop = canonical(wanted.drop, "config.linux.security_context.capabilities.drop_capabilities")
     all_added = any(name.upper() == "ALL" for name in wanted.add)
     if all_added:
-        # "everything but these": then a dropped name stays dropped.
+        # With ALL added a dropped name stays dropped: "all but these".
         return (frozenset(NAMES) - drop if drop != frozenset(NAMES) else frozenset(NAMES)) & available
     return ((DEFAULT - drop) | add) & available

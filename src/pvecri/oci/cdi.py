@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Container Device Interface: devices that vendors describe in files (CDI specification 0.8 and before).
+"""The Container Device Interface, CDI specification 0.8 and earlier: devices described by vendors in spec files.
 
-A spec file describes devices of one kind and, for each, what to edit in a container's OCI spec to give it that
-device. A request names devices in full: `vendor.com/class=name`.
+A spec file has devices of one kind and, for each, the edits of a container's OCI spec that inject it. A request
+names devices by their qualified names: `vendor.com/class=name`.
 """
 
 from __future__ import annotations
@@ -10,24 +10,25 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from pvecri.errors import InvalidArgument
 from pvecri.oci.devices import HostDevice
-
-Json = dict[str, Any]
+from pvecri.oci.runtime_spec import Hook as OciHook
+from pvecri.oci.runtime_spec import Mount, Spec
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The base of what a spec file holds; unknown fields are of a newer version and ignored."""
+    """An object of a spec file. Unknown fields, of a newer version, are ignored."""
 
 
 class DeviceNode(_Part, frozen=True):
-    """A device node for the container; what is not said is read off the node's own."""
+    """A device node; unset fields are those of the host's device."""
 
     path: str
     host_path: str = ""
@@ -41,7 +42,7 @@ class DeviceNode(_Part, frozen=True):
 
 
 class EditMount(_Part, frozen=True):
-    """A mount for the container."""
+    """A mount."""
 
     host_path: str
     container_path: str
@@ -50,7 +51,7 @@ class EditMount(_Part, frozen=True):
 
 
 class Hook(_Part, frozen=True):
-    """An OCI hook; `hook_name` says which."""
+    """An OCI hook of the kind `hook_name`, such as createRuntime."""
 
     hook_name: str
     path: str
@@ -58,16 +59,9 @@ class Hook(_Part, frozen=True):
     env: tuple[str, ...] = ()
     timeout: int | None = None
 
-    def described(self) -> Json:
-        """As the OCI spec has it, in the list of its name."""
-        described: Json = {"path": self.path, "args": list(self.args), "env": list(self.env)}
-        if self.timeout is not None:
-            described["timeout"] = self.timeout
-        return described
-
 
 class Edits(_Part, frozen=True):
-    """What giving a device changes (`containerEdits`)."""
+    """`containerEdits`."""
 
     env: tuple[str, ...] = ()
     device_nodes: tuple[DeviceNode, ...] = ()
@@ -88,9 +82,9 @@ class _Spec(_Part, frozen=True):
 
 
 def find(names: Iterable[str], directories: Iterable[Path]) -> tuple[Edits, ...]:
-    """The edits that the named devices call for: those of each file once, then those of each device.
+    """The edits of the named devices: those of each spec file once, before those of each device.
 
-    InvalidArgument names a device that no file describes, or the file that cannot be read.
+    InvalidArgument names a device that no file has, or a malformed file.
     """
     wanted = list(names)
     if not wanted:
@@ -108,7 +102,7 @@ def find(names: Iterable[str], directories: Iterable[Path]) -> tuple[Edits, ...]
 
 
 def _load(directories: Iterable[Path]) -> dict[str, tuple[Path, _Spec, _Device]]:
-    """All described devices by full name, with the file that has them; a later directory wins."""
+    """All devices by qualified name, with their files; a later directory takes precedence, as CDI has it."""
     known: dict[str, tuple[Path, _Spec, _Device]] = {}
     for directory in directories:
         for path in sorted(directory.glob("*")) if directory.is_dir() else ():
@@ -128,7 +122,7 @@ def _read(path: Path) -> _Spec:
 def _parsed(path: Path) -> Any:
     if path.suffix == ".json":
         return json.loads(path.read_text())
-    import yaml  # only where a vendor has written one
+    import yaml  # not at the top: most nodes have no CDI spec in YAML
 
     try:
         return yaml.safe_load(path.read_text())
@@ -139,28 +133,37 @@ def _parsed(path: Path) -> Any:
 # -- editing a spec -------------------------------------------------------------------------------------------
 
 
-def apply(document: Json, edits: Edits) -> None:
-    """Make the edits in an OCI spec, all but the devices (`devices`)."""
-    process = document["process"]
+def apply(spec: Spec, edits: Edits) -> Spec:
+    """The spec with all edits but the device nodes, which `devices` has."""
+    process = spec.process
     names = {entry.partition("=")[0] for entry in edits.env}
-    process["env"] = [entry for entry in process["env"] if entry.partition("=")[0] not in names] + list(edits.env)
-    groups = process["user"].setdefault("additionalGids", [])
-    groups += [gid for gid in edits.additional_gids if gid and gid not in groups]
-    document["mounts"] += [
-        {
-            "destination": mount.container_path,
-            "source": mount.host_path,
-            "type": mount.type,
-            "options": list(mount.options),
-        }
-        for mount in edits.mounts
-    ]
-    for hook in edits.hooks:
-        document.setdefault("hooks", {}).setdefault(hook.hook_name, []).append(hook.described())
+    kept = (entry for entry in process.env if entry.partition("=")[0] not in names)
+    # GID 0 is ignored, as the CDI specification has it: a vendor's file must not give a container the root group.
+    groups = dict.fromkeys((*(process.user.additional_gids or ()), *(gid for gid in edits.additional_gids if gid)))
+    added = (
+        Mount(destination=each.container_path, source=each.host_path, type=each.type, options=each.options)
+        for each in edits.mounts
+    )
+    user = replace(process.user, additional_gids=tuple(groups))
+    return replace(
+        spec,
+        process=replace(process, env=(*kept, *edits.env), user=user),
+        mounts=(*spec.mounts, *added),
+        hooks=add_hooks(spec.hooks, edits.hooks),
+    )
+
+
+def add_hooks(present: Mapping[str, tuple[OciHook, ...]], added: Iterable[Hook]) -> dict[str, tuple[OciHook, ...]]:
+    """The `hooks` of an OCI spec with others appended to their kinds."""
+    hooks = dict(present)
+    for each in added:
+        hook = OciHook(path=each.path, args=each.args, env=each.env, timeout=each.timeout)
+        hooks[each.hook_name] = (*hooks.get(each.hook_name, ()), hook)
+    return hooks
 
 
 def devices(edits: Iterable[Edits]) -> tuple[HostDevice, ...]:
-    """The device nodes of edits; InvalidArgument when the node has no such device."""
+    """The device nodes of edits; InvalidArgument if the host has no such device."""
     return tuple(_device(node) for each in edits for node in each.device_nodes)
 
 

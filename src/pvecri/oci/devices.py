@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices of the node as a container shall see them."""
+"""Devices of the host for containers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from pvecri.model import IdMapping
 
 @dataclass(frozen=True)
 class HostDevice:
-    """A device node; `kind` is c or b, `mode` its permission bits, `uid` and `gid` its owner in the container."""
+    """A device node; `kind` is c or b, `mode` permission bits, `uid` and `gid` IDs in the container.
+
+    `access` has the letters r, w and m of the cgroup's allow-list.
+    """
 
     container_path: str
     kind: str
@@ -28,10 +31,10 @@ class HostDevice:
 
 
 def make_nodes(directory: Path, devices: Sequence[HostDevice], mappings: Iterable[IdMapping]) -> None:
-    """Make a node for each device, named by its place in the sequence, in a filesystem of their own.
+    """Mount a tmpfs at the new `directory`, with a node for each device, named by its index.
 
-    A process in a user namespace cannot make device nodes, and the node's own belong to nobody there: such
-    containers get these bound. An owner that the namespace does not have becomes its root.
+    They are bind mounted into containers with a user namespace: mknod(2) fails there, and the host's own nodes
+    belong to nobody. An owner that is not mapped becomes the namespace's root.
     """
     directory.mkdir()
     mounts.mount("devices", directory, "tmpfs", mounts.MS_NOSUID | mounts.MS_NOEXEC, "mode=0755,size=64k")
@@ -39,14 +42,15 @@ def make_nodes(directory: Path, devices: Sequence[HostDevice], mappings: Iterabl
     table = tuple(mappings)
     for index, device in enumerate(devices):
         path = directory / str(index)
+        # nodev must not be set: it would make the nodes unusable in the bind mounts, too.
         os.mknod(path, kinds[device.kind] | device.mode, os.makedev(device.major, device.minor))
-        path.chmod(device.mode)
-        os.chown(path, outside(device.uid, table), outside(device.gid, table))
+        path.chmod(device.mode)  # mknod(2) applies the umask
+        os.chown(path, host_id(device.uid, table), host_id(device.gid, table))
 
 
-def outside(inside: int, mappings: Sequence[IdMapping]) -> int:
-    """An id of the container as the node has it; one that is not mapped becomes the container's root."""
+def host_id(container_id: int, mappings: Sequence[IdMapping]) -> int:
+    """The host ID of a container's ID; that of the container's root if it is not mapped."""
     for entry in mappings:
-        if entry.has(inside):
-            return entry.host_id + inside - entry.container_id
-    return outside(0, mappings) if inside else 0
+        if entry.has(container_id):
+            return entry.host_id + container_id - entry.container_id
+    return host_id(0, mappings) if container_id else 0

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the OCI spec of one container is built from: values only, so that the builders stay pure."""
+"""The input of the OCI spec builder: plain values, so that the builders are pure functions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pvecri.model import (
     ContainerConfig,
@@ -13,26 +12,22 @@ from pvecri.model import (
     ContainerUser,
     IdMapping,
     ImageConfig,
-    NamespaceMode,
     SandboxConfig,
     SandboxId,
-    Vmid,
 )
-from pvecri.oci.abilities import Abilities
 from pvecri.oci.adjustment import Adjustment
 from pvecri.oci.cdi import Edits
 from pvecri.oci.devices import HostDevice
-
-Json = dict[str, Any]
-"""A part of the OCI spec on its way to JSON; it never leaves this package."""
+from pvecri.oci.features import HostFeatures
+from pvecri.oci.runtime_spec import Seccomp
 
 
 @dataclass(frozen=True)
 class BindSource:
-    """One mount of the request, resolved: `source` is what to bind, on this host.
+    """A resolved mount of the request; `source` is a path of the node.
 
-    `restrictions` are the nosuid, nodev and noexec of the mount that the source is on: a user namespace cannot
-    take them off, and must repeat them to make the mount read-only.
+    `restrictions` are the nosuid, nodev and noexec of the mount that the source is on. They are locked in a user
+    namespace: a remount, as for read-only, fails with EPERM unless it repeats them (mount_namespaces(7)).
     """
 
     source: Path
@@ -45,16 +40,16 @@ class BindSource:
 
 @dataclass(frozen=True)
 class Plan:
-    """One container, with all its names resolved.
+    """A container, with every reference of the request resolved.
 
-    `namespace_dir` is where the pod's namespaces are pinned. `target_pid` is a pid as the OCI runtime sees it, in
-    the pod's pid namespace. `mappings` are those of the pod's user namespace, empty when it has the node's.
-    A container in a user namespace has its devices bound from `device_nodes`, where each is named by its index.
+    `namespace_dir` has the pins of the pod's namespaces. `target_pid` is a PID in the CT's PID namespace, which is
+    the OCI runtime's. `mappings` are those of the pod's user namespace, empty for the node's; a container in one
+    has its devices bind mounted from `device_nodes` (devices.make_nodes).
     """
 
     id: ContainerId
     sandbox_id: SandboxId
-    vmid: Vmid
+    cgroup: str
     config: ContainerConfig
     sandbox: SandboxConfig
     image: ImageConfig
@@ -71,23 +66,13 @@ class Plan:
     namespace_dir: str
     target_pid: int | None
     capabilities: frozenset[str]
-    seccomp: Json | None
-    abilities: Abilities
+    seccomp: Seccomp | None
+    features: HostFeatures
     pids_limit: int = 0
     edits: tuple[Edits, ...] = ()
     adjustment: Adjustment | None = None
 
     @property
     def privileged(self) -> bool:
-        """Whether the container was asked for as privileged."""
+        """Whether the request is for a privileged container."""
         return self.config.security.privileged
-
-    @property
-    def host_network(self) -> bool:
-        """Whether the pod uses the node's network, and with it the node's hostname."""
-        return self.sandbox.security.namespaces.network is NamespaceMode.NODE
-
-    @property
-    def cgroup(self) -> str:
-        """The container's group: beside the CT's own processes, below the CT's limits."""
-        return f"/lxc/{self.vmid}/{self.id}"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running OCI containers inside a pod's CT: conmon and the OCI runtime, in the CT's pid namespace.
+"""conmon and the OCI runtime, run in the PID namespace of a pod's CT.
 
-Both programs run in the host's mount namespace, so that paths mean what they mean to us, but in the pid
-namespace of the CT, so that everything dies with the CT. They need a /proc of that pid namespace: each run gets
-a private copy of the mount table in which only /proc is replaced; all else keeps propagating.
+They have the host's mount namespace, so that paths are the daemon's, but the CT's PID namespace, so that the
+kernel kills everything with the CT. They need a /proc of that namespace: each run gets a copy of the mount table
+in which only /proc is replaced, and whose other mounts keep their propagation.
 """
 
 from __future__ import annotations
@@ -17,23 +17,26 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from pvecri.concurrency import finish
 from pvecri.errors import CommandError, DeadlineExceeded, FailedPrecondition, InternalError, InvalidArgument
 from pvecri.linux import keyrings, processes
 from pvecri.linux.cgroups import Cgroups
 from pvecri.linux.fds import AsyncFd, Pipe
 from pvecri.model import ContainerId, Resources
-from pvecri.oci import spec, spec_linux
-from pvecri.oci.abilities import Abilities
-from pvecri.oci.killing import kill_command
+from pvecri.oci import runtime_spec, spec_linux
+from pvecri.oci.features import HostFeatures
+from pvecri.oci.kill import kill_command
+from pvecri.oci.pod_cgroups import PodCgroups
 
 EXEC_OUTPUT_LIMIT = 16 << 20
-"""Bytes of each of stdout and stderr that ExecSync returns, as CRI-O and containerd have it."""
+"""Bytes of stdout and of stderr that ExecSync returns at most, as with CRI-O and containerd."""
 
-# Enters the cgroups whose cgroup.procs files come first, then becomes the command behind `--`.
+# Enters the cgroups of the cgroup.procs files before `--`, then executes the command after it.
 _ENTER_CGROUPS = 'until [ "$1" = -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; exec "$@"'
 
-# What the OCI runtimes say when the command itself is at fault, rather than the machine.
+# Messages of runc and crun if the command cannot be executed: the request's fault, not the node's.
 _BAD_COMMAND = (
     "executable file not found",
     "no such file or directory",
@@ -44,59 +47,52 @@ _BAD_COMMAND = (
 
 @dataclass(frozen=True)
 class PodNamespaces:
-    """How to reach a pod. `pid` is a path to its CT's PID namespace, None if its containers use the node's.
-
-    `cgroup` is the group for the pod's monitors: in the CT's own, so that they share its limits and its end.
-    """
+    """How to reach a pod. `pid` is a path to its CT's PID namespace, None if its containers use the node's."""
 
     pid: Path | None
-    cgroup: str
+    cgroups: PodCgroups
 
     @property
     def depth(self) -> int:
-        """How many levels below the node's the PID namespace is that conmon's pid files count in."""
+        """The level of the PID namespace, below the node's, that conmon's pid files are relative to."""
         return 0 if self.pid is None else 1
-
-    def container_cgroup(self, container: ContainerId) -> str:
-        """A container's group: beside that of the monitors."""
-        return f"{Path(self.cgroup).parent}/{container}"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An OCI bundle's directory and what lies in it."""
+    """An OCI bundle's directory, and the files of conmon in it."""
 
     directory: Path
 
     @property
     def spec(self) -> Path:
-        """The OCI spec."""
+        """The OCI runtime spec."""
         return self.directory / "config.json"
 
     @property
     def pid_file(self) -> Path:
-        """Written by conmon: the container's first process, as the CT numbers it."""
+        """Written by conmon: the container's PID in the CT's PID namespace."""
         return self.directory / "pid"
 
     @property
     def conmon_pid_file(self) -> Path:
-        """Written by conmon: its own number in the CT."""
+        """Written by conmon: its own PID in the CT's PID namespace."""
         return self.directory / "conmon.pid"
 
     @property
     def conmon_log(self) -> Path:
-        """What conmon says; it is there once a start of the container was begun."""
+        """conmon's stderr; exists once a start of the container was attempted."""
         return self.directory / "conmon.log"
 
     @property
     def oom_file(self) -> Path:
-        """Made by conmon when the kernel killed a process of the container for want of memory."""
+        """Created by conmon if the OOM killer killed a process of the container."""
         return self.directory / "oom"
 
 
 @dataclass(frozen=True)
 class Stdio:
-    """How the container's standard streams are set up (CRI ContainerConfig.tty, stdin, stdin_once)."""
+    """The container's standard streams (CRI ContainerConfig.tty, stdin, stdin_once) and its log."""
 
     tty: bool = False
     stdin: bool = False
@@ -107,7 +103,7 @@ class Stdio:
 
 @dataclass(frozen=True)
 class ExecResult:
-    """How a command in a container ended, and what it wrote."""
+    """The result of ExecSync; outputs are truncated to EXEC_OUTPUT_LIMIT."""
 
     exit_code: int
     stdout: bytes
@@ -115,20 +111,20 @@ class ExecResult:
 
 
 class OciRuntime:
-    """One per daemon. Every method can run for many containers at once."""
+    """Runs conmon and the OCI runtime. Methods may be called concurrently for different containers."""
 
-    def __init__(self, abilities: Abilities, root: Path, exit_dir: Path) -> None:
-        """`root` is the OCI runtime's state directory, `exit_dir` where conmon writes exit codes."""
-        self._abilities = abilities
-        self._program = abilities.oci_runtime.path
+    def __init__(self, features: HostFeatures, root: Path, exit_dir: Path) -> None:
+        """`root` is the OCI runtime's --root, `exit_dir` conmon's --exit-dir."""
+        self._features = features
+        self._program = features.oci_runtime.path
         self._root = root
         self._exit_dir = exit_dir
 
     async def create(self, pod: PodNamespaces, container: ContainerId, bundle: Bundle, stdio: Stdio) -> None:
-        """Start conmon, which makes the container: all is set up, its command does not run yet.
+        """Start conmon, which creates the container; its command does not run before `start`.
 
-        InvalidArgument when the command cannot be executed, InternalError with the runtime's words otherwise;
-        conmon has ended then. A cancelled call has made the container all the same: `delete` it.
+        InvalidArgument if the command cannot be executed, InternalError with the runtime's message otherwise;
+        conmon has exited then. A cancelled call is finished first: `delete` the container.
         """
         await finish(self._create(pod, container, bundle, stdio))
 
@@ -136,7 +132,7 @@ class OciRuntime:
         reader, writer = os.pipe()
         try:
             arguments = [
-                *enter_cgroup(self._abilities.cgroups, pod.cgroup),
+                *enter_cgroup(self._features.cgroups, pod.cgroups.monitors),
                 *_enter(pod),
                 *self._conmon(container, bundle, stdio),
             ]
@@ -146,32 +142,28 @@ class OciRuntime:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
                     stderr=log,
-                    cwd=bundle.directory,  # where conmon writes of an OOM kill, besides the directory it is told
+                    cwd=bundle.directory,  # conmon creates `oom` in its cwd as well as in --persist-dir
                     pass_fds=(writer,),
                     env={**os.environ, "_OCI_SYNCPIPE": str(writer)},
                 )
-            os.close(writer)
+            os.close(writer)  # else the pipe has no EOF if conmon dies
             writer = -1
             answer = await _read_line(reader)
-            await process.wait()
+            await process.wait()  # conmon forks: this parent exits, the monitor stays
         finally:
             os.close(reader)
             if writer >= 0:
                 os.close(writer)
-        _check_answer(answer, bundle)
+        _check_sync(answer, bundle)
 
     async def run_detached(self, pod: PodNamespaces, container: ContainerId, bundle: Bundle) -> None:
-        """Make a container and let its command run, without a conmon: nobody waits for its end or reads its
-        output.
-
-        CommandError with the OCI runtime's message.
-        """
+        """Create and start a container without conmon: no exit code, no log. CommandError if the runtime fails."""
         await finish(self._run_detached(pod, container, bundle))
 
     async def _run_detached(self, pod: PodNamespaces, container: ContainerId, bundle: Bundle) -> None:
         options = ["--detach", "--bundle", str(bundle.directory), "--pid-file", str(bundle.pid_file)]
         options += ["--no-new-keyring"] * keyrings.SUPPORTED
-        # To a file: its command inherits the stream, so that the end of a pipe would come with the command's own.
+        # To a file: the container's process inherits it, so that a pipe would not reach EOF before that exits.
         with bundle.conmon_log.open("w+b") as log:
             process = await keyrings.start(
                 *_enter(pod),
@@ -184,44 +176,44 @@ class OciRuntime:
             if status:
                 log.seek(0)
                 errors = log.read(1 << 16).decode(errors="replace")
-                raise CommandError(f"{self._abilities.oci_runtime.kind} run {container}", status, errors)
+                raise CommandError(f"{self._features.oci_runtime.kind} run {container}", status, errors)
 
     async def start(self, pod: PodNamespaces, container: ContainerId) -> None:
-        """Let the container's command run; its container was created."""
+        """Start a created container's command."""
         await self._run(pod, "start", container)
 
     async def update(self, pod: PodNamespaces, container: ContainerId, wanted: Resources) -> None:
-        """Change a running container's limits; CommandError when the kernel does not take them."""
-        limits = json.dumps(spec_linux.limits(wanted, self._abilities)).encode()
+        """Update a running container's limits; CommandError if the kernel refuses them."""
+        limits = msgspec.json.encode(spec_linux.limits(wanted, self._features))
         await self._run(pod, "update", "--resources", "-", container, stdin=limits)
 
     async def checkpoint(self, pod: PodNamespaces, container: ContainerId, images: Path, work: Path) -> None:
-        """Have CRIU write a running container's state into the new directory `images`; it goes on running.
+        """Have CRIU dump a running container into the new directory `images`, and leave it running.
 
-        CommandError with CRIU's words, which `work`/dump.log has in full.
+        CommandError with CRIU's message; its log is `work`/dump.log.
         """
         paths = ("--image-path", str(images), "--work-path", str(work))
         await self._run(pod, "checkpoint", *paths, "--leave-running", "--file-locks", container)
 
     async def delete(self, pod: PodNamespaces | None, container: ContainerId) -> None:
-        """Remove what the OCI runtime keeps of a container, killing what is left of it. Idempotent.
+        """Kill what is left of a container and delete the OCI runtime's state of it. Idempotent.
 
-        `pod` is None when the pod's pid namespace is gone, and with it every process of the container.
+        `pod` is None if the pod's PID namespace, and with it every process of the container, is gone.
         """
-        if not (self._root / container).exists():
+        if not (self._root / container).exists():  # saves starting a program that has nothing to do
             return
         await self._run(pod, "delete", "--force", container)
 
-    def abandon(self, pod: PodNamespaces, container: ContainerId) -> None:
-        """Kill the conmon of a container whose start nobody waits for any more, and what it began. Idempotent."""
-        for monitor in self._abilities.cgroups.processes(pod.cgroup):
-            if container in processes.command_line(monitor):
+    def kill_monitor(self, pod: PodNamespaces, container: ContainerId) -> None:
+        """Kill a container's conmon and its descendants, after an interrupted start. Idempotent."""
+        for monitor in self._features.cgroups.processes(pod.cgroups.monitors):
+            if container in processes.command_line(monitor):  # `-c ID`; its pid file may not exist yet
                 for pid in processes.stop_tree(monitor):
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
 
-    def forget(self, container: ContainerId) -> None:
-        """Drop what the OCI runtime keeps of a container that it cannot delete itself. Idempotent."""
+    def remove_state(self, container: ContainerId) -> None:
+        """Remove the OCI runtime's state of a container that it fails to delete. Idempotent."""
         shutil.rmtree(self._root / container, ignore_errors=True)
 
     async def exec(
@@ -234,8 +226,8 @@ class OciRuntime:
     ) -> ExecResult:
         """Run a command in a running container and wait for it.
 
-        After `timeout` seconds its whole session is killed: DeadlineExceeded. A command that cannot be executed
-        ends as a shell would have it: 126 or 127 is the OCI runtime's choice, with its words on stderr.
+        After `timeout` seconds its whole session is killed: DeadlineExceeded. If the command cannot be executed,
+        the exit code is the OCI runtime's choice of 126 or 127, and stderr has its message.
         """
         arguments = self.exec_arguments(pod, container, bundle, command)
         with Pipe() as stdout, Pipe() as stderr:
@@ -246,7 +238,7 @@ class OciRuntime:
                 stdout.started()
                 stderr.started()
                 async with asyncio.timeout(timeout):
-                    written, complained, code = await asyncio.gather(
+                    output, errors, code = await asyncio.gather(
                         _drain(stdout.ours), _drain(stderr.ours), process.wait()
                     )
             except TimeoutError:
@@ -254,7 +246,7 @@ class OciRuntime:
                 raise DeadlineExceeded(message) from None
             finally:
                 await self.kill_exec(pod, container, process)
-        return ExecResult(code, written, complained)
+        return ExecResult(code, output, errors)
 
     def exec_arguments(
         self,
@@ -265,42 +257,42 @@ class OciRuntime:
         *,
         tty: bool = False,
     ) -> list[str]:
-        """What runs a command in a running container; it ends as the command does.
+        """The argv that executes a command in a running container; its exit code is the command's.
 
-        With `tty` the command gets a terminal of its own, and what runs it must have one as its standard streams
-        and its controlling terminal: the size of the one becomes the other's.
+        With `tty` the command gets a pty, and this argv needs a controlling terminal as its standard streams,
+        whose size the OCI runtime copies.
         """
         options = ["--tty"] * tty
-        if self._abilities.oci_runtime.executes_at_the_root:
-            options += ["--cwd", spec.working_dir(bundle.spec.read_bytes())]
+        if self._features.oci_runtime.exec_ignores_cwd:
+            options += ["--cwd", runtime_spec.decode(bundle.spec.read_bytes()).process.cwd]
         return [*_enter(pod), *self._oci("exec", *options, container, *command)]
 
     async def kill_exec(
         self, pod: PodNamespaces, container: ContainerId, process: asyncio.subprocess.Process
     ) -> None:
-        """Kill what `exec_arguments` began, when it has not ended, with all of the command's session; wait for it.
+        """Kill a process of `exec_arguments` with the command's whole session, and wait for it. Idempotent.
 
-        The command descends from `process`, wherever in its start it is.
+        The command is a descendant of `process` at every stage of its start.
         """
         if process.returncode is None:
-            await finish(kill_command(process, self._abilities.cgroups, pod.container_cgroup(container)))
+            await finish(kill_command(process, self._features.cgroups, pod.cgroups.container(container)))
 
     def reopen_log(self, bundle: Bundle) -> None:
-        """Tell conmon to open the log file anew (after it was renamed); FailedPrecondition when it is gone."""
-        _tell_conmon(bundle, "2 0 0")
+        """Have conmon reopen the log file, after a rename; FailedPrecondition if conmon is gone."""
+        _send_to_conmon(bundle, "2 0 0")
 
     def resize(self, bundle: Bundle, columns: int, rows: int) -> None:
-        """Set the size of a container's terminal; FailedPrecondition when its conmon is gone."""
-        _tell_conmon(bundle, f"1 {rows} {columns}")
+        """Set the size of a container's terminal; FailedPrecondition if its conmon is gone."""
+        _send_to_conmon(bundle, f"1 {rows} {columns}")
 
     def host_pid(self, pod: PodNamespaces, group: str, pid_file: Path) -> int:
-        """The host's number of a process in a cgroup, by the number in the pod that a file holds.
+        """The host PID of a process in a cgroup, whose PID in the CT's PID namespace is in `pid_file`.
 
-        ProcessLookupError when it is not there, OSError or ValueError when the file says nothing.
+        ProcessLookupError if there is none, OSError if the file cannot be read.
         """
         wanted = pid_file.read_text().strip()
-        for pid in self._abilities.cgroups.processes(group):
-            numbers = processes.status(pid).get("NSpid", "").split()  # one a level, the host's first
+        for pid in self._features.cgroups.processes(group):
+            numbers = processes.status(pid).get("NSpid", "").split()  # one per level, the host's first
             if len(numbers) > pod.depth and numbers[pod.depth] == wanted:
                 return pid
         raise ProcessLookupError(f"no process {wanted} in cgroup {group}")
@@ -309,36 +301,30 @@ class OciRuntime:
         command = [*(_enter(pod) if pod else ()), *self._oci(*arguments)]
         status, errors = await finish(_communicate(command, stdin))
         if status:
-            raise CommandError(f"{self._abilities.oci_runtime.kind} {' '.join(arguments)}", status, errors)
+            raise CommandError(f"{self._features.oci_runtime.kind} {' '.join(arguments)}", status, errors)
 
     def _oci(self, *arguments: str) -> list[str]:
         return [self._program, f"--root={self._root}", *arguments]
 
     def _conmon(self, container: ContainerId, bundle: Bundle, stdio: Stdio) -> list[str]:
         log = f"k8s-file:{stdio.log}" if stdio.log else "none"
-        arguments = [
-            self._abilities.conmon,
-            "--api-version",
-            "1",
-            "-c",
-            container,
-            "-u",
-            container,
-            "-n",
-            container,
-        ]
+        # Version 1 has the key `data` on the sync pipe for a PID and for an error (`pid` in version 0).
+        arguments = [self._features.conmon, "--api-version", "1"]
+        arguments += ["-c", container, "-u", container, "-n", container]
         arguments += ["-r", self._program, f"--runtime-arg=--root={self._root}", "-b", str(bundle.directory)]
         arguments += ["-p", str(bundle.pid_file), "-P", str(bundle.conmon_pid_file)]
         arguments += ["--exit-dir", str(self._exit_dir), "--persist-dir", str(bundle.directory)]
+        # Without --full-attach the attach socket is below --socket-dir-path, by a truncated path.
         arguments += ["-l", log, "--log-size-max", str(stdio.log_size_max), "--log-level", "info", "--full-attach"]
-        arguments += ["--no-new-keyring"] * keyrings.SUPPORTED
+        arguments += ["--no-new-keyring"] * keyrings.SUPPORTED  # see linux/keyrings.py
         arguments += ["-t"] * stdio.tty + ["-i"] * stdio.stdin
+        # By default conmon closes the container's stdin when an attached client goes: that is stdin_once.
         arguments += ["--leave-stdin-open"] * (stdio.stdin and not stdio.stdin_once)
         return arguments
 
 
 def enter_cgroup(cgroups: Cgroups, group: str) -> list[str]:
-    """The beginning of a command whose process, and all it forks, shall be in a cgroup; the group is made."""
+    """An argv prefix that runs a command in a cgroup, which is created."""
     cgroups.make(group)
     files = [str(directory / "cgroup.procs") for directory in cgroups.directories(group)]
     return ["/bin/sh", "-c", _ENTER_CGROUPS, "sh", *files, "--"]
@@ -347,11 +333,14 @@ def enter_cgroup(cgroups: Cgroups, group: str) -> list[str]:
 def _enter(pod: PodNamespaces) -> list[str]:
     if pod.pid is None:
         return []
+    # setns(2) of a PID namespace applies to children only: nsenter forks. --propagation=unchanged: by default
+    # unshare(1) makes all mounts private, and volumes with mount propagation would not propagate.
     return ["nsenter", f"--pid={pod.pid}", "unshare", "--mount", "--propagation=unchanged", "--mount-proc", "--"]
 
 
-def _tell_conmon(bundle: Bundle, message: str) -> None:
+def _send_to_conmon(bundle: Bundle, message: str) -> None:
     try:
+        # O_NONBLOCK: without a reader open(2) of a FIFO fails with ENXIO instead of waiting for one.
         control = os.open(bundle.directory / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise FailedPrecondition(f"{bundle.directory.name}: no conmon is listening: {error.strerror}") from error
@@ -361,17 +350,17 @@ def _tell_conmon(bundle: Bundle, message: str) -> None:
         os.close(control)
 
 
-def _check_answer(answer: bytes, bundle: Bundle) -> None:
-    """Conmon answers {"data": PID} or {"data": -1, "message": TEXT}."""
+def _check_sync(answer: bytes, bundle: Bundle) -> None:
+    """conmon writes {"data": PID} or {"data": -1, "message": TEXT} to its sync pipe."""
     try:
         document = json.loads(answer)
         pid, message = int(document["data"]), str(document.get("message", "")).strip()
     except (ValueError, KeyError, TypeError):
-        said = bundle.conmon_log.read_text(errors="replace")[-2000:].strip()
-        raise InternalError(f"conmon ended before the container was made: {said or 'no output'}") from None
+        log = bundle.conmon_log.read_text(errors="replace")[-2000:].strip()
+        raise InternalError(f"conmon exited before the container was created: {log or 'no output'}") from None
     if pid > 0:
         return
-    if "exec:" in message and any(words in message for words in _BAD_COMMAND):
+    if "exec:" in message and any(text in message for text in _BAD_COMMAND):
         raise InvalidArgument("config.command", message)
     raise InternalError(f"the OCI runtime could not create the container: {message}")
 
@@ -389,7 +378,7 @@ async def _communicate(command: list[str], stdin: bytes | None) -> tuple[int, st
 
 
 async def _read_line(fd: int) -> bytes:
-    """Read from a pipe until a line's end or its close."""
+    """Read a pipe to a newline or EOF."""
     loop = asyncio.get_running_loop()
     os.set_blocking(fd, False)
     collected = b""
@@ -408,7 +397,7 @@ async def _read_line(fd: int) -> bytes:
 
 
 async def _drain(stream: AsyncFd) -> bytes:
-    """All that a pipe gives, of which the first EXEC_OUTPUT_LIMIT bytes are kept."""
+    """Read a pipe to EOF; return the first EXEC_OUTPUT_LIMIT bytes."""
     kept = bytearray()
     while chunk := await stream.read(1 << 16):
         kept += chunk[: EXEC_OUTPUT_LIMIT - len(kept)]

@@ -1,119 +1,101 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The OCI runtime spec (config.json) of a container, from its plan: pure functions, one for each part."""
+"""Builds the OCI runtime spec (config.json) of a container from its plan: pure functions, one for each part."""
 
 from __future__ import annotations
 
-import json
+from msgspec.structs import asdict, replace
 
 from pvecri.errors import InvalidArgument
-from pvecri.linux.cgroups import DeviceRule
+from pvecri.linux import cgroups
 from pvecri.model import Resources
 from pvecri.oci import adjustment, cdi, spec_linux, spec_mounts
-from pvecri.oci.abilities import Abilities
-from pvecri.oci.plan import Json, Plan
+from pvecri.oci.features import HostFeatures
+from pvecri.oci.plan import Plan
+from pvecri.oci.runtime_spec import OCI_VERSION, Capabilities, Process, Root, Spec, User, decode, encode
 
-OCI_VERSION = "1.0.2"
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def build(plan: Plan) -> bytes:
-    """The spec as JSON; InvalidArgument names the field of the request that has no meaning here."""
-    document: Json = {
-        "ociVersion": OCI_VERSION,
-        "root": {"path": str(plan.rootfs), "readonly": plan.config.security.readonly_rootfs},
-        "process": process(plan),
-        "mounts": spec_mounts.mounts(plan),
-        "annotations": described_by(plan),
-        "linux": spec_linux.linux(plan),
-    }
+    """The spec as JSON; InvalidArgument names a field of the request that is not supported."""
+    spec = Spec(
+        oci_version=OCI_VERSION,
+        root=Root(path=str(plan.rootfs), readonly=plan.config.security.readonly_rootfs),
+        process=process(plan),
+        mounts=spec_mounts.mounts(plan),
+        annotations=annotations_of(plan),
+        linux=spec_linux.linux(plan),
+    )
     for edits in plan.edits:
-        cdi.apply(document, edits)
+        spec = cdi.apply(spec, edits)
     if plan.adjustment is not None:
-        adjustment.apply(document, plan.adjustment)
-    return json.dumps(document, indent=1).encode()
+        spec = adjustment.apply(spec, plan.adjustment)
+    return encode(spec)
 
 
-def with_limits(document: bytes, wanted: Resources, abilities: Abilities) -> bytes:
-    """A spec with other limits, for a container that has not been started."""
-    changed: Json = json.loads(document)
-    changed["linux"]["resources"] |= spec_linux.limits(wanted, abilities)
-    return json.dumps(changed, indent=1).encode()
+def with_limits(document: bytes, wanted: Resources, features: HostFeatures) -> bytes:
+    """A spec with updated limits, for a container that has not been started; unset ones are kept."""
+    spec, limits = decode(document), spec_linux.limits(wanted, features)
+    changed = {name: value for name, value in asdict(limits).items() if value}
+    return encode(replace(spec, linux=replace(spec.linux, resources=replace(spec.linux.resources, **changed))))
 
 
-def allowed_devices(document: bytes) -> list[DeviceRule]:
-    """The devices that a spec allows, beyond those that every container has."""
-    rules = json.loads(document)["linux"]["resources"]["devices"]
-    return [
-        DeviceRule(rule["type"], rule.get("major"), rule.get("minor"), rule["access"])
-        for rule in rules
-        if rule["allow"]
-    ]
+def allowed_devices(document: bytes) -> list[cgroups.DeviceRule]:
+    """The allow rules of a spec, which lack the devices that the OCI runtime allows every container."""
+    rules = decode(document).linux.resources.devices
+    return [cgroups.DeviceRule(each.type, each.major, each.minor, each.access) for each in rules if each.allow]
 
 
-def working_dir(document: bytes) -> str:
-    """Where the container's own process starts."""
-    return str(json.loads(document)["process"]["cwd"])
-
-
-def process(plan: Plan) -> Json:
-    """The `process` object: what runs, as whom, with which rights."""
+def process(plan: Plan) -> Process:
+    """The `process` object."""
     config = plan.config
-    capabilities = sorted(plan.capabilities)
-    ambient = sorted(spec_linux.ambient_capabilities(plan))
-    described: Json = {
-        "terminal": config.tty,
-        "user": {
-            "uid": plan.user.uid,
-            "gid": plan.user.gid,
-            "additionalGids": list(plan.user.groups),
-            "umask": 0o022,
-        },
-        "args": arguments(plan),
-        "env": environment(plan),
-        "cwd": config.working_dir or plan.image.working_dir or "/",
-        "capabilities": {
-            "bounding": capabilities,
-            "effective": capabilities,
-            "permitted": capabilities,
-            # Inheritable stays empty, so that execve keeps file capabilities' meaning, unless ambient needs it.
-            "inheritable": ambient,
-            "ambient": ambient,
-        },
-        "noNewPrivileges": config.security.no_new_privs,
-        "oomScoreAdj": max(config.resources.oom_score_adj, plan.abilities.lowest_oom_score_adj),
-    }
-    profile = spec_linux.apparmor_profile(plan)
-    if profile:
-        described["apparmorProfile"] = profile
-    return described
+    capabilities = tuple(sorted(plan.capabilities))
+    ambient = tuple(sorted(spec_linux.ambient_capabilities(plan)))
+    return Process(
+        terminal=config.tty,
+        user=User(uid=plan.user.uid, gid=plan.user.gid, additional_gids=plan.user.groups, umask=0o022),
+        args=arguments(plan),
+        env=environment(plan),
+        cwd=config.working_dir or plan.image.working_dir or "/",
+        capabilities=Capabilities(
+            bounding=capabilities,
+            effective=capabilities,
+            permitted=capabilities,
+            # Empty unless ambient needs it: with more, execve(2) of a file with inheritable capabilities gains
+            # them even after the process has dropped them (CVE-2022-24769).
+            inheritable=ambient,
+            ambient=ambient,
+        ),
+        no_new_privileges=config.security.no_new_privs,
+        # The kernel lets only CAP_SYS_RESOURCE lower it, and the OCI runtimes fail if they cannot set it.
+        oom_score_adj=max(config.resources.oom_score_adj, plan.features.lowest_oom_score_adj),
+        apparmor_profile=spec_linux.apparmor_profile(plan),
+    )
 
 
-def arguments(plan: Plan) -> list[str]:
-    """What to execute: `command` replaces the image's entrypoint and its cmd, `args` its cmd alone.
-
-    (CRI ContainerConfig.command and args, which follow the rules of Kubernetes' `command` and `args`.)
-    """
+def arguments(plan: Plan) -> tuple[str, ...]:
+    """The argv: `command` overrides the image's entrypoint and cmd, `args` its cmd (CRI ContainerConfig)."""
     config, image = plan.config, plan.image
     if config.command:
-        return [*config.command, *config.args]
-    combined = [*image.entrypoint, *(config.args or image.cmd)]
+        return (*config.command, *config.args)
+    combined = (*image.entrypoint, *(config.args or image.cmd))
     if not combined:
         raise InvalidArgument("config.command", f"none is given and the image {plan.image_reference} has none")
     return combined
 
 
-def environment(plan: Plan) -> list[str]:
-    """NAME=VALUE, each name once: the image's, then the request's over it."""
+def environment(plan: Plan) -> tuple[str, ...]:
+    """NAME=VALUE with unique names: the image's, overridden by the request's."""
     variables = dict(entry.partition("=")[::2] for entry in (DEFAULT_PATH, *plan.image.env))
     if plan.config.tty:
         variables.setdefault("TERM", "xterm")
     variables["HOSTNAME"] = plan.hostname
     variables.update(plan.config.envs)
-    return [f"{name}={value}" for name, value in variables.items()]
+    return tuple(f"{name}={value}" for name, value in variables.items())
 
 
-def described_by(plan: Plan) -> dict[str, str]:
-    """What OCI hooks and tools look for, under the names that CRI runtimes share."""
+def annotations_of(plan: Plan) -> dict[str, str]:
+    """The request's annotations, and those that OCI hooks and tools look for (containerd's names)."""
     metadata = plan.sandbox.metadata
     return plan.config.annotations | {
         "io.kubernetes.cri.container-type": "container",

@@ -1,27 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `mounts` of an OCI spec: the kernel's filesystems, the pod's files, then what the request asks for."""
+"""The `mounts` of an OCI spec: kernel filesystems, the pod's files, then the request's mounts."""
 
 from __future__ import annotations
 
 from pathlib import PurePosixPath
 
 from pvecri.model import NamespaceMode
-from pvecri.oci.plan import BindSource, Json, Plan
+from pvecri.oci.plan import BindSource, Plan
+from pvecri.oci.runtime_spec import Mount
 
 HOST_SHM = "/dev/shm"
 
 
-def mounts(plan: Plan) -> list[Json]:
-    """All mounts, in the order they are made; one of the request replaces ours at the same place."""
+def mounts(plan: Plan) -> tuple[Mount, ...]:
+    """All mounts, parents first; one of the request replaces the default one at its destination."""
+    # A parent that is mounted later would hide its children.
     requested = sorted(plan.binds, key=lambda bind: len(PurePosixPath(bind.container_path).parts))
     taken = {_normal(bind.container_path) for bind in requested}
     provided = (*kernel_mounts(plan), *pod_mounts(plan), *device_mounts(plan))
-    ours = [mount for mount in provided if mount["destination"] not in taken]
-    return [*ours, *(bind_mount(bind) for bind in requested)]
+    ours = [mount for mount in provided if mount.destination not in taken]
+    return (*ours, *(bind_mount(bind) for bind in requested))
 
 
-def kernel_mounts(plan: Plan) -> list[Json]:
-    """proc, dev and sys. A privileged container may write to sysfs and to its cgroups."""
+def kernel_mounts(plan: Plan) -> list[Mount]:
+    """proc, dev and sys; sysfs and cgroup are writable in a privileged container."""
     writable = "rw" if plan.privileged else "ro"
     return [
         _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
@@ -34,7 +36,7 @@ def kernel_mounts(plan: Plan) -> list[Json]:
             "noexec",
             "newinstance",
             "ptmxmode=0666",
-            "mode=0622",  # /dev/stdout is for every user of the container, also where it is a terminal
+            "mode=0622",  # others may write: /dev/stdout is a terminal for any user of the container
             "gid=5",
         ),
         _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
@@ -43,20 +45,21 @@ def kernel_mounts(plan: Plan) -> list[Json]:
     ]
 
 
-def pod_mounts(plan: Plan) -> list[Json]:
-    """What the containers of a pod share: hosts, hostname, resolv.conf and /dev/shm."""
+def pod_mounts(plan: Plan) -> list[Mount]:
+    """The files that the pod's containers share: hosts, hostname, resolv.conf and /dev/shm."""
     access = ("ro", *plan.pod_files_restrictions) if plan.config.security.readonly_rootfs else ("rw",)
     files = [
         _mount(f"/etc/{name}", "bind", str(plan.pod_files / name), "rbind", "rprivate", *access)
         for name in ("hosts", "hostname", "resolv.conf")
     ]
+    # Not a tmpfs of each container: containers of a pod share memory by /dev/shm as they share the IPC namespace.
     host_ipc = plan.sandbox.security.namespaces.ipc is NamespaceMode.NODE
     shm = HOST_SHM if host_ipc else str(plan.pod_files / "shm")
     return [*files, _mount("/dev/shm", "bind", shm, "rbind", "rprivate", "rw", "nosuid", "nodev", "noexec")]
 
 
-def device_mounts(plan: Plan) -> list[Json]:
-    """The devices of a container in a user namespace, which cannot make nodes of its own."""
+def device_mounts(plan: Plan) -> list[Mount]:
+    """Bind mounts of devices for a container in a user namespace, where mknod(2) fails."""
     if not plan.mappings:
         return []
     return [
@@ -65,15 +68,15 @@ def device_mounts(plan: Plan) -> list[Json]:
     ]
 
 
-def bind_mount(bind: BindSource) -> Json:
-    """One mount of the request."""
+def bind_mount(bind: BindSource) -> Mount:
+    """A mount of the request."""
     access = "rro" if bind.recursive_readonly else "ro" if bind.readonly else "rw"
     options = ("rbind", bind.propagation, access, *(bind.restrictions if bind.readonly else ()))
     return _mount(_normal(bind.container_path), "bind", str(bind.source), *options)
 
 
-def _mount(destination: str, kind: str, source: str, *options: str) -> Json:
-    return {"destination": destination, "type": kind, "source": source, "options": list(options)}
+def _mount(destination: str, kind: str, source: str, *options: str) -> Mount:
+    return Mount(destination=destination, type=kind, source=source, options=options)
 
 
 def _normal(path: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who a container's process runs as: the request, the image and the image's passwd and group files."""
+"""The user of a container's process, from the request, the image and its /etc/passwd and /etc/group."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pvecri.errors import InvalidArgument
-from pvecri.linux.paths import read_in_root
+from pvecri.linux.openat2 import read_in_root
 from pvecri.model import ContainerSecurity, ContainerUser, GroupsPolicy
 
 _SECURITY = "config.linux.security_context"
 
 
 def resolve(security: ContainerSecurity, image_user: str, rootfs: Path) -> ContainerUser:
-    """Decide uid, gid and groups as the CRI states it.
+    """UID, GID and supplementary groups (CRI LinuxContainerSecurityContext).
 
-    run_as_user, else run_as_username, else the image's `user[:group]`, else root. A name needs an entry in the
-    image's /etc/passwd, a number does not. With the policy MERGE the groups that /etc/group lists for the user
-    are added. InvalidArgument names the field that cannot be resolved.
+    run_as_user, else run_as_username, else the image's `user[:group]`, else root. A name must be in the image's
+    /etc/passwd, a number need not. The policy MERGE adds the user's groups in /etc/group. InvalidArgument names
+    the field that cannot be resolved.
     """
     if security.run_as_group is not None and security.run_as_user is None and not security.run_as_username:
         raise InvalidArgument(
@@ -39,7 +39,7 @@ def resolve(security: ContainerSecurity, image_user: str, rootfs: Path) -> Conta
 
 
 def _wanted(security: ContainerSecurity, image_user: str) -> tuple[str, str, str]:
-    """(user, group, the field they come from); a group only when the image names one."""
+    """(user, group, the field they come from); the group is empty unless the image names one."""
     if security.run_as_user is not None:
         return str(security.run_as_user), "", f"{_SECURITY}.run_as_user"
     if security.run_as_username:
@@ -51,12 +51,12 @@ def _wanted(security: ContainerSecurity, image_user: str) -> tuple[str, str, str
 def _lines(rootfs: Path, path: str, fields: int) -> Iterator[list[str]]:
     for line in read_in_root(rootfs, path).splitlines():
         parts = line.split(":")
-        if len(parts) >= fields and not line.startswith("#"):
+        if len(parts) >= fields and not line.startswith("#"):  # an image's files may be malformed: skip
             yield parts
 
 
 def _passwd_entry(rootfs: Path, wanted: str) -> tuple[str, int, int] | None:
-    """(name, uid, gid) of the first passwd entry with that name, or with that uid when it is a number."""
+    """(name, uid, gid) of the first passwd entry with that name or UID."""
     for name, _, uid, gid, *_ in _lines(rootfs, "/etc/passwd", 4):
         if wanted in (name, uid) and uid.isdecimal() and gid.isdecimal():
             return name, int(uid), int(gid)

@@ -15,7 +15,7 @@ from pvecri.images.manager import ImageManager
 from pvecri.linux import mounts
 from pvecri.model import Container, ContainerState, Sandbox, SandboxPhase
 from pvecri.network.manager import NetworkManager
-from pvecri.oci.abilities import Abilities
+from pvecri.oci.features import HostFeatures
 from pvecri.oci.runtime import OciRuntime
 from pvecri.pods.container.checkpoint import Checkpoints
 from pvecri.pods.container.create import ContainerCreator
@@ -53,33 +53,33 @@ class PodManager:
     def __init__(
         self,
         config: Config,
-        abilities: Abilities,
+        features: HostFeatures,
         proxmox: ProxmoxApi,
         images: ImageManager,
         network: NetworkManager,
         hooks: Hooks,
     ) -> None:
-        runtime, cgroups = config.runtime, abilities.cgroups
+        runtime, cgroups = config.runtime, features.cgroups
         exit_dir, oci_dir = _make_directories(runtime)
         self._supervisor = supervisor = Supervisor()
-        self._abilities = abilities
+        self._features = features
         self._config = config
         self._images = images
         self._network = network
         self._store = Store(runtime.state_dir / "pods.db")
         self.registry = registry = Registry(self._store, runtime.run_dir)
         self._cts = cts = SandboxCts(config, proxmox, registry, cgroups, self._store.installation_id())
-        oci_runtime = OciRuntime(abilities, oci_dir, exit_dir)
+        oci_runtime = OciRuntime(features, oci_dir, exit_dir)
         self._volumes = VolumeProbe()
         self._tags = CtTags(registry, proxmox, config.proxmox.tags)
         # Not in the run directory: systemd mounts /run with noexec.
-        pauses = Pauses(abilities, oci_runtime, runtime.state_dir / "pause")
+        pauses = Pauses(features, oci_runtime, runtime.state_dir / "pause")
         pauses.prepare()
         exits = ContainerExits(registry, images, oci_runtime, cgroups, exit_dir, hooks, supervisor)
-        self.container_starter = ContainerStarter(config, abilities, registry, oci_runtime, exits, hooks)
+        self.container_starter = ContainerStarter(config, features, registry, oci_runtime, exits, hooks)
         self.container_stopper = stopper = ContainerStopper(registry)
         self.container_remover = remover = ContainerRemover(registry, images, stopper, exits, hooks)
-        self.container_updater = ContainerUpdater(abilities, registry, oci_runtime, hooks)
+        self.container_updater = ContainerUpdater(features, registry, oci_runtime, hooks)
         self.container_exec = ContainerExec(registry, oci_runtime)
         self.checkpoints = Checkpoints(registry, oci_runtime, images)
         teardown = SandboxTeardown(registry, cts, network, stopper, remover, pauses, hooks, supervisor)
@@ -97,7 +97,7 @@ class PodManager:
             runtime.default_sysctls,
         )
         self.sandbox_updater = SandboxUpdater(registry, cts, hooks)
-        self.container_creator = ContainerCreator(config, abilities, registry, images, pauses, teardown, hooks)
+        self.container_creator = ContainerCreator(config, features, registry, images, pauses, teardown, hooks)
         self.streams = Streams(registry, oci_runtime)
         self.events = registry.events
         self._layers = WritableLayers(images.rootfs_usage, supervisor)
@@ -155,7 +155,7 @@ class PodManager:
     @property
     def recursive_readonly_mounts(self) -> bool:
         """CRI RuntimeHandlerFeatures.recursive_read_only_mounts."""
-        return self._abilities.oci_runtime.recursive_readonly
+        return self._features.oci_runtime.recursive_readonly
 
     # -- queries ----------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from pvecri.model import (
     SandboxId,
     SandboxPhase,
 )
+from pvecri.oci.pod_cgroups import PodCgroups
 from pvecri.oci.runtime import Bundle, PodNamespaces
 from pvecri.pods.events import OF_CONTAINER, OF_SANDBOX, Event, EventKind, Events
 from pvecri.pods.store import Store, StoreUnavailable
@@ -103,22 +104,17 @@ class PodEntry:
         return self.directory / "ns" / kind
 
     @property
-    def cgroup(self) -> str:
-        """The CT's cgroup (`lxc.cgroup.dir.container` of PVE::LXC)."""
-        return f"/lxc/{self.value.vmid}"
-
-    def group(self, container: ContainerId) -> str:
-        """The cgroup of a container, below the CT's."""
-        return f"{self.cgroup}/{container}"
+    def cgroups(self) -> PodCgroups:
+        """The cgroups of the CT and of what runs in it."""
+        return PodCgroups(self.value.vmid)
 
     @property
     def namespaces(self) -> PodNamespaces:
         """The PID namespace and the cgroup in which conmon and the OCI runtime run."""
         options = self.value.config.security.namespaces
-        cgroup = f"{self.cgroup}/conmon"
         uses_nodes = options.pid is NamespaceMode.NODE
         # hostPID: the OCI runtime can create a container in the node's PID namespace only from inside it.
-        return PodNamespaces(pid=None if uses_nodes else self.namespace("pid"), cgroup=cgroup)
+        return PodNamespaces(pid=None if uses_nodes else self.namespace("pid"), cgroups=self.cgroups)
 
     @property
     def alive(self) -> bool:

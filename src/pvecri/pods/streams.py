@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from pvecri.model import NamespaceMode
-from pvecri.oci.forwarding import PodPorts
+from pvecri.oci.port_forward import PodPorts
 from pvecri.oci.runtime import OciRuntime
-from pvecri.oci.sessions import AttachSession, ExecSession, FormerClients
+from pvecri.oci.sessions import AttachSession, DetachedConnections, ExecSession
 from pvecri.pods.registry import Registry
 
 
@@ -16,7 +16,7 @@ class Streams:
     def __init__(self, registry: Registry, runtime: OciRuntime) -> None:
         self._registry = registry
         self._runtime = runtime
-        self._former = FormerClients()
+        self._detached = DetachedConnections()
 
     def exec(self, container_id: str, command: list[str], *, tty: bool) -> ExecSession:
         """A command for a running container (CRI Exec); NotFound or FailedPrecondition."""
@@ -28,7 +28,7 @@ class Streams:
         """The streams of a running container (CRI Attach); NotFound or FailedPrecondition."""
         container = self._registry.running_container(container_id)
         stdin_once = container.value.config.stdin_once
-        return AttachSession(self._runtime, container.id, container.bundle, stdin_once, self._former)
+        return AttachSession(self._runtime, container.id, container.bundle, stdin_once, self._detached)
 
     def ports(self, sandbox_id: str) -> PodPorts:
         """The ports of a ready pod (CRI PortForward); NotFound or FailedPrecondition."""

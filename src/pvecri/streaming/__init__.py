@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streaming: the HTTP server behind Exec, Attach and PortForward, and the codecs of the protocols it speaks."""
+"""Streaming: the HTTP server behind Exec, Attach and PortForward, and the codecs of its protocols."""

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The channel protocols over WebSocket messages (`*.channel.k8s.io`), without I/O.
 
-Every message belongs to one channel: its first byte is the channel's number, the rest is data. In the base64
-variants the message is text: the number is a digit and the data base64. From version 5 on the message [255, N]
-says that the sender sends no more on channel N.
+The first byte of a message is its channel's number, the rest is data. In the base64 variants the message is text:
+the number is a digit and the data base64. From version 5 on the message [255, N] half-closes channel N.
 
 Rules:
 
-* Messages come in fragments, and data is handed out as it comes: nothing is held but the piece of base64 that
-  does not make a whole byte yet, and a close signal.
-* Channels that do not exist are skipped, as Kubernetes does; a malformed close signal or base64 is an error.
+* Fragments are not reassembled: their data is delivered at once. Only an incomplete base64 quantum and a close
+  signal are buffered.
+* Unknown channels are skipped, as Kubernetes does. A malformed close signal or base64 is an error.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ CLOSE = 255
 
 @dataclass(frozen=True)
 class ChannelData:
-    """Bytes of a channel."""
+    """Data of a channel."""
 
     channel: int
     payload: bytes
@@ -33,7 +32,7 @@ class ChannelData:
 
 @dataclass(frozen=True)
 class ChannelClosed:
-    """The peer sends no more on a channel."""
+    """The peer has half-closed a channel."""
 
     channel: int
 
@@ -43,7 +42,7 @@ ChannelEvent = ChannelData | ChannelClosed
 
 @dataclass(frozen=True)
 class Framing:
-    """Which of the variants."""
+    """A variant of the protocol."""
 
     base64: bool = False
     close_signal: bool = False
@@ -53,17 +52,17 @@ BINARY = Framing()
 
 
 class ChannelReader:
-    """Takes the fragments of one connection's messages. After a ProtocolError it is of no more use."""
+    """Parses the fragments of one connection's messages. Not usable after a ProtocolError."""
 
     def __init__(self, framing: Framing, channels: int) -> None:
-        """`channels` is how many there are, from 0 on."""
+        """`channels` is the number of channels, which start at 0."""
         self._framing = framing
         self._channels = channels
-        self._channel: int | None = None  # of the message that is being read
-        self._held = b""
+        self._channel: int | None = None  # of the current message; None before its first byte
+        self._buffer = b""
 
     def receive(self, fragment: bytes, *, finished: bool) -> list[ChannelEvent]:
-        """The events of a fragment; `finished` when it is a message's last. ProtocolError."""
+        """The events of a fragment, `finished` for a message's last one; ProtocolError if it is malformed."""
         if self._channel is None and fragment:
             self._channel = self._number(fragment[0])
             fragment = fragment[1:]
@@ -75,29 +74,29 @@ class ChannelReader:
             if payload and self._channel < self._channels:
                 events = [ChannelData(self._channel, payload)]
         if finished:
-            self._channel, self._held = None, b""
+            self._channel, self._buffer = None, b""
         return events
 
     def _number(self, byte: int) -> int:
-        # Whatever is no digit comes out as a channel that does not exist.
+        # Anything but a digit becomes the number of an unknown channel.
         return (byte - ord("0")) % 256 if self._framing.base64 else byte
 
     def _close(self, fragment: bytes, *, finished: bool) -> list[ChannelEvent]:
-        self._held += fragment[:2]
-        if len(self._held) > 1 or (finished and not self._held):
-            raise ProtocolError("close signal: one channel must follow it")
+        self._buffer += fragment[:2]
+        if len(self._buffer) > 1 or (finished and not self._buffer):
+            raise ProtocolError("close signal: not followed by exactly one channel")
         if not finished:
             return []
-        if self._held[0] >= self._channels:
-            raise ProtocolError(f"close signal: there is no channel {self._held[0]}")
-        return [ChannelClosed(self._held[0])]
+        if self._buffer[0] >= self._channels:
+            raise ProtocolError(f"close signal: unknown channel {self._buffer[0]}")
+        return [ChannelClosed(self._buffer[0])]
 
     def _decode(self, fragment: bytes, *, finished: bool) -> bytes:
-        text = self._held + fragment
+        text = self._buffer + fragment
         whole = len(text) - len(text) % 4
         if finished and whole != len(text):
             raise ProtocolError("base64: the message is incomplete")
-        self._held = text[whole:]
+        self._buffer = text[whole:]
         try:
             return base64.b64decode(text[:whole], validate=True)
         except binascii.Error as error:
@@ -105,12 +104,7 @@ class ChannelReader:
 
 
 def encode(framing: Framing, channel: int, payload: bytes) -> bytes:
-    """One message; it is to be sent as text when the framing is base64, as binary otherwise."""
+    """A message, to be sent as text if the framing is base64, else as binary."""
     if framing.base64:
         return b"%d" % channel + base64.b64encode(payload)
     return bytes((channel,)) + payload
-
-
-def encode_close(channel: int) -> bytes:
-    """The message that says that we send no more on a channel, for framings that have it."""
-    return bytes((CLOSE, channel))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be wrong with a peer."""
+"""Errors of peers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pvecri.errors import PvecriError
 
 
 class ProtocolError(PvecriError):
-    """The peer sent what the protocol does not allow. Its connection cannot go on; no other one is touched."""
+    """The peer violated the protocol. Its connection is closed; others are not affected."""
 
     status = "INVALID_ARGUMENT"

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The remote command protocol of exec and attach, above SPDY streams or WebSocket channels, without I/O.
 
-Source: k8s.io/apimachinery/pkg/util/remotecommand names the versions. What they add to each other:
+Source: k8s.io/apimachinery/pkg/util/remotecommand names the versions. What each adds:
 
-    channel.k8s.io       the streams error, stdin, stdout and stderr; the outcome is text on the error stream,
-                         and nothing when all went well
-    v2.channel.k8s.io    stdin can be closed by either side (SPDY only)
+    channel.k8s.io       the streams error, stdin, stdout and stderr; an error is text on the error stream,
+                         success is an empty error stream
+    v2.channel.k8s.io    stdin can be half-closed (SPDY only)
     v3.channel.k8s.io    the stream resize, for a tty (SPDY only; WebSocket has had its channel from the start)
-    v4.channel.k8s.io    the outcome is a metav1.Status in JSON, with the exit code
-    v5.channel.k8s.io    stdin can be closed by the client (WebSocket only)
+    v4.channel.k8s.io    the error stream has a metav1.Status in JSON, with the exit code
+    v5.channel.k8s.io    stdin can be half-closed (WebSocket only)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pvecri.streaming.channels import BINARY, Framing
 from pvecri.streaming.errors import ProtocolError
 
 SIZE_LIMIT = 1024
-"""Bytes that a message of the resize stream may have."""
+"""The maximum bytes of a JSON object on the resize stream."""
 
 
 class StreamType(Enum):
@@ -41,7 +41,7 @@ CHANNELS = (StreamType.STDIN, StreamType.STDOUT, StreamType.STDERR, StreamType.E
 
 @dataclass(frozen=True)
 class Version:
-    """What a version of the protocol has."""
+    """A version of the protocol; `resize` is whether it has the stream, `json_status` a metav1.Status."""
 
     name: str
     framing: Framing = BINARY
@@ -63,32 +63,32 @@ WEBSOCKET_VERSIONS = (
     Version("base64.channel.k8s.io", Framing(base64=True), json_status=False),
     Version("", json_status=False),
 )
-"""The last one is for clients that name no subprotocol."""
+"""The last one is for clients that request no subprotocol."""
 
 
 def negotiate(offered: Sequence[str], versions: Sequence[Version]) -> Version | None:
-    """The first version of the client's list that we have; None when we have none of them."""
+    """The first version of the client's list that is supported; None if there is none."""
     known = {version.name: version for version in versions}
     return next((known[name] for name in offered if name in known), None)
 
 
 @dataclass(frozen=True)
 class TerminalSize:
-    """In characters."""
+    """A terminal's size in characters."""
 
     columns: int
     rows: int
 
 
 class SizeReader:
-    """Reads the resize stream: JSON objects `{"Width": 80, "Height": 24}`, one after the other."""
+    """Parses the resize stream: consecutive JSON objects `{"Width": 80, "Height": 24}`."""
 
     def __init__(self) -> None:
         self._text = ""
         self._decoder = json.JSONDecoder()
 
     def receive(self, data: bytes) -> list[TerminalSize]:
-        """The sizes that `data` completes; ProtocolError."""
+        """The sizes that `data` completes; ProtocolError if it is malformed."""
         self._text = (self._text + data.decode("ascii", "replace")).lstrip()
         sizes = []
         while self._text:
@@ -112,7 +112,7 @@ def _size(value: object) -> TerminalSize:
 
 
 def exit_status(version: Version, code: int) -> bytes:
-    """What the error stream says of a command that ended with an exit code."""
+    """The content of the error stream for an exit code."""
     if not version.json_status:
         return b"" if code == 0 else f"command terminated with non-zero exit code: {code}".encode()
     if code == 0:
@@ -129,7 +129,7 @@ def exit_status(version: Version, code: int) -> bytes:
 
 
 def failure_status(version: Version, message: str) -> bytes:
-    """What the error stream says when there is no exit code, because something failed."""
+    """The content of the error stream for a failure without an exit code."""
     if not version.json_status:
         return message.encode()
     return _json(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a streaming URL stands for: the part of Exec, Attach and PortForward that begins when the client comes."""
+"""The requests behind streaming URLs: what runs once the client of Exec, Attach or PortForward connects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pvecri.streaming.streams import CommandStreams
 
 
 class Kind(Enum):
-    """Which call; the value is the first part of the URL's path."""
+    """The CRI call; the value is the first segment of the URL's path."""
 
     EXEC = "exec"
     ATTACH = "attach"
@@ -23,8 +23,8 @@ class Kind(Enum):
 class CommandRequest:
     """Exec or Attach.
 
-    `run` is called once, with the streams that are asked for here, and returns the exit code. It raises a
-    PvecriError, whose message the client gets, and is cancelled when the client leaves.
+    `run` is called once, with the requested streams, and returns the exit code. The client gets the message of a
+    PvecriError that it raises. It is cancelled if the client disconnects.
     """
 
     kind: Kind
@@ -39,8 +39,8 @@ class CommandRequest:
 class ForwardRequest:
     """PortForward.
 
-    `connect` gives a non-blocking socket that is connected to a port of the pod, or raises OSError. `ports` are
-    those that the CRI call named: only clients that forward over WebSocket channels need them.
+    `connect` returns a non-blocking socket that is connected to a port of the pod, or raises OSError. `ports` are
+    those of the CRI call, which only clients with WebSocket channels need.
     """
 
     ports: tuple[int, ...]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The streaming server: gives out one-time URLs, and serves those who come with them."""
+"""The streaming server: issues one-time URLs, and serves the clients that connect with them."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from wsproto.utilities import RemoteProtocolError
 
 from pvecri import tls
 from pvecri.config import ConfigError, StreamingConfig
-from pvecri.streaming import command, forward
+from pvecri.streaming import exec_attach, portforward
 from pvecri.streaming.http import PROTOCOL_HEADER, HttpError, HttpExchange, HttpRequest, receive_within
 from pvecri.streaming.remotecommand import SPDY_VERSIONS, WEBSOCKET_VERSIONS, Version, negotiate
 from pvecri.streaming.requests import CommandRequest, ForwardRequest, Request
 from pvecri.streaming.tokens import Tokens
-from pvecri.streaming.websocket import WebSocket, WebSocketWire
-from pvecri.streaming.wire import READ_SIZE, TcpWire
+from pvecri.streaming.transport import READ_SIZE, TcpTransport
+from pvecri.streaming.websocket import WebSocket, WebSocketTransport
 from pvecri.supervision import report
 
 log = logging.getLogger(__name__)
 
-REQUEST_PATIENCE = 30.0
-"""Seconds in which a client that connected must have sent its request."""
+REQUEST_TIMEOUT = 30.0
+"""Seconds for a new connection to send its request."""
 
-MAX_STRANGERS = 64
-"""Connections that may be without a session. Whoever has a URL shows it at once, so of more the oldest must go."""
+MAX_UNAUTHENTICATED = 64
+"""Connections without a valid URL yet. Real clients send theirs at once, so of more the oldest is closed."""
 
 SPDY = "spdy/3.1"
 WEBSOCKET = "websocket"
 
 
 class StreamingServer:
-    """Serves between `start` and `close`."""
+    """Issues URLs and serves connections between `start` and `close`."""
 
     def __init__(self, config: StreamingConfig) -> None:
         self._config = config
         self._tokens: Tokens[Request] = Tokens(config.url_lifetime)
         self._connections: set[asyncio.Task[None]] = set()
-        self._strangers: dict[asyncio.Task[None], TcpWire] = {}  # who have not shown a URL yet, the oldest first
+        self._unauthenticated: dict[asyncio.Task[None], TcpTransport] = {}  # the oldest first
         self._server: asyncio.Server | None = None
         self._base = ""
 
     async def start(self) -> None:
-        """Listen; ConfigError when the address or the certificate cannot be used."""
+        """Listen; ConfigError if the address or the certificate cannot be used."""
         config = self._config
         context = tls.server_context(config.tls_cert, config.tls_key, "streaming")
         try:
@@ -62,7 +62,7 @@ class StreamingServer:
         log.info("streaming on %s", self._base)
 
     async def close(self) -> None:
-        """Take no new connections and end those that there are: their commands are killed."""
+        """Stop listening and close all connections: their commands are killed."""
         if self._server is not None:
             self._server.close()
         for task in self._connections:
@@ -70,110 +70,106 @@ class StreamingServer:
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     def url(self, request: Request) -> str:
-        """A URL by which a client may come once for `request`; ResourceExhausted when too many wait to be used."""
+        """Issue a one-time URL for `request`; ResourceExhausted if too many are unused."""
         return f"{self._base}/{request.kind.value}/{self._tokens.issue(request)}"
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
-        wire = self._strangers[task] = TcpWire(reader, writer)
-        if len(self._strangers) > MAX_STRANGERS:
-            next(iter(self._strangers.values())).abort()
+        transport = self._unauthenticated[task] = TcpTransport(reader, writer)
+        if len(self._unauthenticated) > MAX_UNAUTHENTICATED:
+            next(iter(self._unauthenticated.values())).abort()
         try:
-            await self._serve(wire)
+            await self._serve(transport)
         except asyncio.CancelledError:
-            pass  # by close: the task ends here in any case, and asyncio's server would log it as an error
+            pass  # by `close`; asyncio's server would log it as an error
         except Exception as error:
             report(error, "streaming connection", "a streaming connection failed")
         finally:
-            wire.abort()
+            transport.abort()
             self._connections.discard(task)
-            self._strangers.pop(task, None)
+            self._unauthenticated.pop(task, None)
 
-    async def _serve(self, wire: TcpWire) -> None:
-        exchange = HttpExchange(wire)
+    async def _serve(self, transport: TcpTransport) -> None:
+        exchange = HttpExchange(transport)
         with suppress(BrokenPipeError):
             try:
-                request = await receive_within(exchange, REQUEST_PATIENCE)
-                if request is not None:
-                    await self._dispatch(request, exchange, wire)
+                http = await receive_within(exchange, REQUEST_TIMEOUT)
+                if http is None:
+                    return
+                request = self._claim(http)
+                if http.upgrade == WEBSOCKET:
+                    await self._serve_websocket(request, http, transport)
+                elif http.upgrade == SPDY:
+                    await self._serve_spdy(request, http, exchange, transport)
+                else:
+                    raise HttpError(400, "an upgrade to SPDY/3.1 or WebSocket is required")
             except HttpError as error:
                 log.info("streaming request refused: %d %s", error.status, error)
                 await exchange.refuse(error)
-                await wire.close()
-
-    async def _dispatch(self, http: HttpRequest, exchange: HttpExchange, wire: TcpWire) -> None:
-        request = self._claim(http)
-        if http.upgrade == WEBSOCKET:
-            await self._serve_websocket(request, http, wire)
-        elif http.upgrade == SPDY:
-            await self._serve_spdy(request, http, exchange, wire)
-        else:
-            raise HttpError(400, "an upgrade to SPDY/3.1 or WebSocket is expected")
+                await transport.close()
 
     def _claim(self, http: HttpRequest) -> Request:
-        """What the URL stands for; it cannot be used again."""
+        """Consume the URL's token and return its request; the connection counts as a session from now on."""
         if http.method not in {"GET", "POST"}:
             raise HttpError(405, f"{http.method} is not allowed", [("allow", "GET, POST")])
-        if len(self._connections) - len(self._strangers) >= self._config.max_sessions:
+        if len(self._connections) - len(self._unauthenticated) >= self._config.max_sessions:
             raise HttpError(503, f"streaming.max_sessions ({self._config.max_sessions}) is reached")
         kind, _, token = http.path.partition("?")[0].removeprefix("/").partition("/")
-        request = self._tokens.take(token)
+        request = self._tokens.consume(token)
         if request is None or request.kind.value != kind:
             raise HttpError(404, "unknown, used or expired; ask for a new URL (streaming.url_lifetime)")
         task = asyncio.current_task()
         assert task is not None
-        self._strangers.pop(task, None)
+        self._unauthenticated.pop(task, None)
         return request
 
     # -- SPDY -------------------------------------------------------------------------------------------------
 
     async def _serve_spdy(
-        self, request: Request, http: HttpRequest, exchange: HttpExchange, wire: TcpWire
+        self, request: Request, http: HttpRequest, exchange: HttpExchange, transport: TcpTransport
     ) -> None:
         offered = http.values(PROTOCOL_HEADER)
         if not offered:
-            raise HttpError(400, f"the header {PROTOCOL_HEADER} is expected")
+            raise HttpError(400, f"the header {PROTOCOL_HEADER} is required")
         idle = self._config.idle_timeout
         if isinstance(request, ForwardRequest):
-            if forward.SPDY_PROTOCOL not in offered:
-                raise _no_common_protocol(offered, [forward.SPDY_PROTOCOL])
-            await exchange.switch(_spdy_headers(forward.SPDY_PROTOCOL))
-            await forward.serve_over_spdy(request, wire, idle)
+            if portforward.SPDY_PROTOCOL not in offered:
+                raise _no_common_protocol(offered, [portforward.SPDY_PROTOCOL])
+            await exchange.switch(_spdy_headers(portforward.SPDY_PROTOCOL))
+            await portforward.serve_over_spdy(request, transport, idle)
             return
         version = _negotiate(offered, SPDY_VERSIONS)
         await exchange.switch(_spdy_headers(version.name))
-        await command.serve_over_spdy(request, version, wire, idle)
+        await exec_attach.serve_over_spdy(request, version, transport, idle)
 
     # -- WebSocket --------------------------------------------------------------------------------------------
 
-    async def _serve_websocket(self, request: Request, http: HttpRequest, wire: TcpWire) -> None:
+    async def _serve_websocket(self, request: Request, http: HttpRequest, transport: TcpTransport) -> None:
         offered = http.values("sec-websocket-protocol") or [""]
+        idle = self._config.idle_timeout
         if isinstance(request, CommandRequest):
             version = _negotiate(offered, WEBSOCKET_VERSIONS)
-            websocket = await _accept(http, wire, version.name)
-            await command.serve_over_websocket(request, version, websocket, self._config.idle_timeout)
+            websocket = await _accept(http, transport, version.name)
+            await exec_attach.serve_over_websocket(request, version, websocket, idle)
             return
-        known = (forward.TUNNEL_PROTOCOL, *forward.CHANNEL_PROTOCOLS)
+        known = (portforward.TUNNEL_PROTOCOL, *portforward.CHANNEL_PROTOCOLS)
         protocol = next((name for name in offered if name in known), None)
         if protocol is None:
             raise _no_common_protocol(offered, known)
-        websocket = await _accept(http, wire, protocol)
-        await self._forward_websocket(request, protocol, websocket)
-
-    async def _forward_websocket(self, request: ForwardRequest, protocol: str, websocket: WebSocket) -> None:
-        idle = self._config.idle_timeout
-        if protocol == forward.TUNNEL_PROTOCOL:
-            await forward.serve_over_spdy(request, WebSocketWire(websocket), idle)
+        websocket = await _accept(http, transport, protocol)
+        if protocol == portforward.TUNNEL_PROTOCOL:
+            await portforward.serve_over_spdy(request, WebSocketTransport(websocket), idle)
         else:
-            await forward.serve_over_channels(request, forward.CHANNEL_PROTOCOLS[protocol], websocket, idle)
+            framing = portforward.CHANNEL_PROTOCOLS[protocol]
+            await portforward.serve_over_channels(request, framing, websocket, idle)
 
 
-async def _accept(http: HttpRequest, wire: TcpWire, protocol: str) -> WebSocket:
+async def _accept(http: HttpRequest, transport: TcpTransport, protocol: str) -> WebSocket:
     """The server's half of the WebSocket handshake."""
     if http.method != "GET":
-        raise HttpError(405, "a WebSocket begins with GET", [("allow", "GET")])
+        raise HttpError(405, "a WebSocket handshake must be a GET", [("allow", "GET")])
     connection = WSConnection(ConnectionType.SERVER)
     try:
         connection.initiate_upgrade_connection(
@@ -181,9 +177,9 @@ async def _accept(http: HttpRequest, wire: TcpWire, protocol: str) -> WebSocket:
         )
     except RemoteProtocolError as error:
         raise HttpError(400, str(error)) from None
-    list(connection.events())  # the request, which we know
-    await wire.write(connection.send(AcceptConnection(subprotocol=protocol or None)))
-    return WebSocket(wire, connection)
+    list(connection.events())  # wsproto's Request event, which must be consumed
+    await transport.write(connection.send(AcceptConnection(subprotocol=protocol or None)))
+    return WebSocket(transport, connection)
 
 
 def _spdy_headers(protocol: str) -> list[tuple[str, str]]:
@@ -201,13 +197,13 @@ def _no_common_protocol(offered: Sequence[str], known: Sequence[str]) -> HttpErr
     names = [name for name in known if name]
     return HttpError(
         403,
-        f"no common protocol: the client has {', '.join(offered)}; the server has {', '.join(names)}",
+        f"no common protocol: the client offers {', '.join(offered)}; the server supports {', '.join(names)}",
         [("x-accepted-stream-protocol-versions", name) for name in names],
     )
 
 
 def _reachable(host: str) -> str:
-    """The host for a URL: an address that means all of the machine's is no address to connect to."""
+    """The host for a URL: loopback for the unspecified address, which clients cannot connect to."""
     address = ip_address(host)
     if address.is_unspecified:
         return "127.0.0.1" if address.version == 4 else "[::1]"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The life of one connection: work goes on until it is done, the client leaves, or too long nothing happens."""
+"""Serving one connection: until its work is done, the client disconnects, or it is idle for too long."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ from pvecri.supervision import report
 log = logging.getLogger(__name__)
 
 
-class Link(Protocol):
-    """The protocol's side of a connection."""
+class Connection(Protocol):
+    """A connection of either protocol, SPDY or WebSocket channels."""
 
     async def run(self) -> None:
-        """Read until the client leaves; ProtocolError when it breaks the protocol."""
+        """Read until the client disconnects; ProtocolError if it violates the protocol."""
         ...
 
     async def close(self) -> None:
-        """Say goodbye, and close when the client has everything. Not while `run` runs."""
+        """Close cleanly, after the client has received everything. Not while `run` runs."""
         ...
 
 
-async def serve(link: Link, work: Coroutine[None, None, None], activity: Activity, idle_timeout: float) -> None:
-    """Do `work` while the link reads. Work that is not done when the client leaves is cancelled.
+async def serve(
+    connection: Connection, work: Coroutine[None, None, None], activity: Activity, idle_timeout: float
+) -> None:
+    """Run `work` and the connection's reader until either is done, or idle for `idle_timeout` seconds.
 
-    Nothing passing over the connection for `idle_timeout` seconds ends it, too.
+    Unfinished work is cancelled.
     """
-    reading = asyncio.create_task(link.run(), name="streaming: read")
+    reading = asyncio.create_task(connection.run(), name="streaming: read")
     working = asyncio.create_task(work, name="streaming: work")
     idle = asyncio.create_task(activity.wait_idle(idle_timeout), name="streaming: idle")
     tasks = (reading, working, idle)
@@ -46,7 +48,7 @@ async def serve(link: Link, work: Coroutine[None, None, None], activity: Activit
         endings = await asyncio.gather(*tasks, return_exceptions=True)
         _report(endings)
     if endings[1] is None:
-        await link.close()
+        await connection.close()
 
 
 def _report(endings: Sequence[BaseException | None]) -> None:

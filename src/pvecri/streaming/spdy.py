@@ -3,21 +3,21 @@
 
 Rules:
 
-* Either side opens streams, the client odd ones, the server even ones, each with a larger number than the last.
-* A stream ends when both sides have sent FIN, or at once when either resets it:
+* Stream IDs ascend; the client's are odd, the server's even.
+* A stream is closed once both sides have sent FIN, or at once if either resets it:
 
       state           send FIN        receive FIN      reset by either
-      OPEN            LOCAL_CLOSED    REMOTE_CLOSED    (forgotten)
-      LOCAL_CLOSED    -               (forgotten)      (forgotten)
-      REMOTE_CLOSED   (forgotten)     error            (forgotten)
+      OPEN            LOCAL_CLOSED    REMOTE_CLOSED    (closed)
+      LOCAL_CLOSED    -               (closed)         (closed)
+      REMOTE_CLOSED   (closed)        error            (closed)
 
-* What still comes for a stream that is forgotten is dropped: the peer may not know yet. What comes for one that
-  never was is an error.
-* At most `max_streams` are open; one too many is refused, and the others go on.
-* Windows: the library that client-go, kubelet and crictl use (moby/spdystream) never sends WINDOW_UPDATE and does
-  not wait for it, so a sender that kept to the 64 KiB of section 2.6.8 would hang. Neither side keeps windows;
-  the transport's own flow control is what slows a sender down.
-* Whoever gets a PING with a number of the peer's choosing sends it back.
+* Frames of a closed stream are dropped: the peer may have sent them before it knew. Those of a stream that was
+  never opened are an error.
+* At most `max_streams` are open; further ones are refused.
+* No flow-control windows: moby/spdystream, the library of client-go, kubelet and crictl, never sends WINDOW_UPDATE
+  and does not wait for it, so a sender that kept to the 64 KiB of section 2.6.8 would hang. TCP's own flow control
+  is what slows a sender down (decision 0031).
+* A PING with an ID of the peer's parity is echoed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_STREAMS = 1024
 
 
 class Role(Enum):
-    """Which end of the connection; the value is the number of its first stream."""
+    """The side of the connection; the value is its first stream ID."""
 
     CLIENT = 1
     SERVER = 2
@@ -43,7 +43,7 @@ class Role(Enum):
 
 @dataclass(frozen=True)
 class StreamOpened:
-    """The peer opened a stream: answer with `reply` or `reset`."""
+    """The peer opened a stream: send `reply` or `reset`."""
 
     stream: int
     headers: Headers
@@ -58,7 +58,7 @@ class StreamReplied:
 
 @dataclass(frozen=True)
 class StreamRefused:
-    """The peer opened one stream too many: answer with `reset`."""
+    """The peer exceeded `max_streams`: send `reset`."""
 
     stream: int
     status: ResetStatus
@@ -66,7 +66,7 @@ class StreamRefused:
 
 @dataclass(frozen=True)
 class DataReceived:
-    """Bytes of a stream."""
+    """Data of a stream."""
 
     stream: int
     payload: bytes
@@ -74,21 +74,21 @@ class DataReceived:
 
 @dataclass(frozen=True)
 class StreamFinished:
-    """The peer sends no more on a stream."""
+    """The peer has half-closed a stream (FIN)."""
 
     stream: int
 
 
 @dataclass(frozen=True)
 class StreamReset:
-    """The peer ended a stream in both directions."""
+    """The peer has reset a stream."""
 
     stream: int
 
 
 @dataclass(frozen=True)
 class PingReceived:
-    """Answer with `ping` and the same number."""
+    """Send `ping` with the same ID."""
 
     number: int
 
@@ -130,7 +130,7 @@ _AFTER_FIN: Mapping[tuple[_State, _Fin], _State | None] = {
 
 
 class SpdyCodec:
-    """One end of one connection. The bytes that its methods return are to be sent in the order of the calls."""
+    """One side of a connection. The bytes that its methods return must be sent in the order of the calls."""
 
     def __init__(self, role: Role, max_streams: int = MAX_STREAMS) -> None:
         self._role = role
@@ -145,18 +145,18 @@ class SpdyCodec:
 
     @property
     def streams(self) -> list[int]:
-        """The streams that are open, at least in one direction."""
+        """The streams that are open in at least one direction."""
         return list(self._streams)
 
     @property
-    def held(self) -> int:
-        """How many received bytes are held until more come."""
-        return self._reader.held
+    def buffered(self) -> int:
+        """The number of received bytes of an incomplete frame."""
+        return self._reader.buffered
 
     # -- receiving --------------------------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> Iterator[Event]:
-        """The events of bytes from the peer; ProtocolError ends the connection. Must be iterated to its end."""
+        """The events of received bytes; ProtocolError, which ends the connection. Must be iterated to its end."""
         for frame in self._reader.receive(data):
             yield from self._events(frame)
 
@@ -167,7 +167,7 @@ class SpdyCodec:
             case frames.SynStream(stream, flags, block):
                 yield from self._stream_opened(stream, flags, self._decompressor.decompress(block))
             case frames.SynReply(stream, flags, block) | frames.MoreHeaders(stream, flags, block):
-                self._decompressor.decompress(block)  # read for its effect on later blocks; it says nothing to us
+                self._decompressor.decompress(block)  # for its effect on the zlib stream; its headers are unused
                 if stream in self._streams:
                     if isinstance(frame, frames.SynReply):
                         yield StreamReplied(stream)
@@ -204,20 +204,20 @@ class SpdyCodec:
                 raise ProtocolError(f"data frame: stream {stream} was never opened")
             return
         if self._streams[stream] is _State.REMOTE_CLOSED:
-            raise ProtocolError(f"data frame: stream {stream} was finished before")
+            raise ProtocolError(f"data frame: stream {stream} is half-closed already")
         if payload:
             yield DataReceived(stream, payload)
         yield from self._fin_received(stream, flags)
 
     def _fin_received(self, stream: int, flags: Flag) -> Iterator[Event]:
-        # The receiver of an event may have reset the stream before it asks for the next one.
+        # The consumer of the previous event may have reset the stream.
         if Flag.FIN in flags and stream in self._streams:
             if not self._fin(stream, _Fin.RECEIVED):
-                raise ProtocolError(f"stream {stream} was finished before")
+                raise ProtocolError(f"stream {stream} is half-closed already")
             yield StreamFinished(stream)
 
     def _fin(self, stream: int, fin: _Fin) -> bool:
-        """Move on; False where the state does not allow it."""
+        """Change the stream's state; False if that is not allowed."""
         move = (self._streams[stream], fin)
         if move not in _AFTER_FIN:
             return False
@@ -231,18 +231,18 @@ class SpdyCodec:
     # -- sending ----------------------------------------------------------------------------------------------
 
     def open(self, headers: Mapping[str, str]) -> tuple[int, bytes]:
-        """Open a stream: its number, and what to send."""
+        """Open a stream; returns its ID and the bytes to send."""
         stream = self._next_own
         self._next_own += 2
         self._streams[stream] = _State.OPEN
         return stream, frames.encode(frames.SynStream(stream, Flag.NONE, self._compressor.compress(headers)))
 
     def reply(self, stream: int) -> bytes:
-        """Accept a stream of the peer's: before this the peer takes no data of it."""
+        """Accept a stream of the peer, which must be sent before data."""
         return frames.encode(frames.SynReply(stream, Flag.NONE, self._compressor.compress({})))
 
     def data(self, stream: int, payload: bytes, *, fin: bool = False) -> bytes:
-        """Send bytes, and with `fin` no more; nothing to send when the stream does not take data from us."""
+        """A data frame, `fin` to half-close the stream; empty if this side has closed it already."""
         if self._streams.get(stream) not in {_State.OPEN, _State.REMOTE_CLOSED}:
             return b""
         if fin:
@@ -250,15 +250,15 @@ class SpdyCodec:
         return frames.encode(frames.Data(stream, Flag.FIN if fin else Flag.NONE, payload))
 
     def reset(self, stream: int, status: ResetStatus) -> bytes:
-        """End a stream in both directions."""
+        """Reset a stream."""
         self._streams.pop(stream, None)
         return frames.encode(frames.RstStream(stream, status))
 
     def ping(self, number: int) -> bytes:
-        """Ask the peer, or answer it."""
+        """A PING, or the response to one."""
         return frames.encode(frames.Ping(number))
 
     def go_away(self, status: GoAwayStatus = GoAwayStatus.OK) -> bytes:
-        """Say that the connection ends; streams that the peer opens after this are ignored."""
+        """A GOAWAY; streams that the peer opens after it are ignored."""
         self._going_away = True
         return frames.encode(frames.GoAway(self._last_peer, status))

@@ -6,10 +6,10 @@
 
 Rules:
 
-* The reader holds at most the body of one control frame, MAX_CONTROL bytes. The payload of a data frame, which
-  can have 16 MiB, is never held: it is handed out in pieces as it comes.
-* A body has the length that its type requires, to the byte.
-* Types that are not known are skipped, as section 2.2.1 asks.
+* At most one control frame, of MAX_CONTROL bytes, is buffered. The payload of a data frame, up to 16 MiB, is
+  delivered in pieces as it arrives.
+* A body has exactly the length that its type requires.
+* Unknown types are skipped (section 2.2.1).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Type(IntEnum):
 
 
 class Flag(IntFlag):
-    """Frame flags. FIN: the sender's last frame of the stream."""
+    """Frame flags; FIN half-closes the stream."""
 
     NONE = 0
     FIN = 1
@@ -51,7 +51,7 @@ class Flag(IntFlag):
 
 
 class ResetStatus(IntEnum):
-    """Why a stream is reset (section 2.6.3)."""
+    """Status codes of RST_STREAM (section 2.6.3)."""
 
     PROTOCOL_ERROR = 1
     INVALID_STREAM = 2
@@ -61,7 +61,7 @@ class ResetStatus(IntEnum):
 
 
 class GoAwayStatus(IntEnum):
-    """Why a connection ends (section 2.6.6)."""
+    """Status codes of GOAWAY (section 2.6.6)."""
 
     OK = 0
     PROTOCOL_ERROR = 1
@@ -96,7 +96,7 @@ class MoreHeaders:
 
 @dataclass(frozen=True)
 class RstStream:
-    """Ends a stream in both directions; `status` is a ResetStatus, or one we do not know."""
+    """Resets a stream; `status` is a ResetStatus or an unknown code."""
 
     stream: int
     status: int
@@ -104,7 +104,7 @@ class RstStream:
 
 @dataclass(frozen=True)
 class Ping:
-    """To be sent back as it is, when the peer chose the number."""
+    """To be echoed if the peer chose the ID."""
 
     number: int
 
@@ -119,7 +119,7 @@ class GoAway:
 
 @dataclass(frozen=True)
 class Settings:
-    """Values that the receiver may heed: (id, value)."""
+    """Settings as (id, value); ignored here."""
 
     values: tuple[tuple[int, int], ...]
 
@@ -134,7 +134,7 @@ class WindowUpdate:
 
 @dataclass(frozen=True)
 class Data:
-    """A piece of a data frame's payload; FIN stands with the last piece only. Pieces may be empty."""
+    """A piece of a data frame's payload, which may be empty; FIN is set in the last piece only."""
 
     stream: int
     flags: Flag
@@ -145,27 +145,27 @@ Frame = SynStream | SynReply | MoreHeaders | RstStream | Ping | GoAway | Setting
 
 
 class FrameReader:
-    """Takes the bytes of one direction as they come. After a ProtocolError it is of no more use."""
+    """Parses the bytes of one direction. Not usable after a ProtocolError."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._stream = 0  # of the data frame that is being read
+        self._stream = 0  # of the current data frame
         self._flags = Flag.NONE
-        self._remaining = 0  # of its payload
-        self._skip = 0  # of a control frame that is not known
+        self._remaining = 0  # bytes of its payload
+        self._skip = 0  # bytes of an unknown control frame
 
     @property
-    def held(self) -> int:
-        """How many bytes are held until more come."""
+    def buffered(self) -> int:
+        """The number of bytes of an incomplete frame."""
         return len(self._buffer)
 
     @property
     def in_payload(self) -> bool:
-        """Whether more pieces of the last data frame are to come."""
+        """Whether pieces of the current data frame are still to be received."""
         return self._remaining > 0
 
     def receive(self, data: bytes) -> Iterator[Frame]:
-        """The frames that `data` completes; ProtocolError. Must be iterated to its end."""
+        """The frames that `data` completes; ProtocolError if one is malformed. Must be iterated to its end."""
         self._buffer += data
         while self._buffer:
             if self._skip:
@@ -186,7 +186,7 @@ class FrameReader:
                     yield from self._begin_data(first, flags, length)
 
     def _take(self, count: int) -> bytes:
-        """At most `count` bytes off the buffer's front."""
+        """Remove at most `count` bytes from the front of the buffer."""
         taken = bytes(memoryview(self._buffer)[:count])
         del self._buffer[: len(taken)]
         return taken
@@ -205,7 +205,7 @@ class FrameReader:
         return Data(self._stream, Flag.NONE if self._remaining else self._flags, payload)
 
     def _control(self, first: int, flags: int, length: int) -> tuple[Frame, ...] | None:
-        """The frame at the buffer's front; empty when it is to be skipped, None when it is not complete."""
+        """The frame at the front of the buffer; empty for one to skip, None if it is incomplete."""
         version, number = (first & STREAM_MASK) >> 16, first & 0xFFFF
         if version != VERSION:
             raise ProtocolError(f"control frame: version {version} is not {VERSION}")
@@ -229,7 +229,7 @@ def _unpack(kind: Type, layout: struct.Struct, body: bytes) -> tuple[int, ...]:
 
 
 def _opening(kind: Type, body: bytes, block_at: int) -> tuple[int, bytes]:
-    """The stream's number and the header block of a frame that has both."""
+    """The stream ID and the header block of a frame that has both."""
     if len(body) < block_at:
         raise ProtocolError(f"{kind.name} frame: {len(body)} bytes are too few")
     return _stream(kind, int.from_bytes(body[:4], "big")), body[block_at:]
@@ -300,7 +300,7 @@ _PARSERS: dict[int, Callable[[int, bytes], Frame]] = {
 
 
 def encode(frame: Frame) -> bytes:
-    """The frame's bytes. A data frame's payload has at most MAX_DATA bytes."""
+    """The frame's bytes. A data frame's payload must not exceed MAX_DATA bytes."""
     if isinstance(frame, Data):
         return _HEADER.pack(frame.stream, frame.flags << 24 | len(frame.payload)) + frame.payload
     kind, flags, body = _content(frame)

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """SPDY/3.1 header blocks (SPDY protocol draft 3.1, section 2.6.10), without I/O.
 
-A block is a number of headers, and for each its name and its value; every number and every length is 32 bits.
-All blocks of one direction of a connection are one zlib stream, primed with a dictionary that the protocol fixes
-and flushed after each block. So a block that cannot be read ends the connection: those after it cannot be either.
-
-What a peer can make us hold is bounded: MAX_BLOCK bytes for a block, decompressed.
+A block is the number of headers, then the length and text of each name and value; numbers are 32 bits. All blocks
+of one direction are one zlib stream with the protocol's dictionary, flushed after each block. So a malformed block
+ends the connection: later ones cannot be decompressed. A block has at most MAX_BLOCK bytes decompressed.
 """
 
 from __future__ import annotations
@@ -18,10 +16,10 @@ from pvecri.streaming.errors import ProtocolError
 MAX_BLOCK = 64 << 10
 
 WINDOW_BITS = 11
-"""Of our own compression: the dictionary fits, and a connection takes 20 KiB in place of zlib's usual 256."""
+"""The compressor's window: the dictionary fits, and it takes 20 KiB instead of the 256 KiB of zlib's default."""
 
 Headers = dict[str, str]
-"""By name, in lower case. Several values of one name are one string, with NUL between them."""
+"""By name in lower case. Several values of one name are one string, separated by NUL."""
 
 _WORDS = (
     "options head post put delete trace accept accept-charset accept-encoding accept-language accept-ranges age "
@@ -40,7 +38,7 @@ _TAIL = (
     "text/javascript,publicprivatemax-age=gzip,deflate,sdchcharset=utf-8charset=iso-8859-1,utf-,*,enq=0."
 )
 DICTIONARY = b"".join(len(word).to_bytes(4, "big") + word.encode() for word in _WORDS) + _TAIL.encode()
-"""The dictionary of section 2.6.10.1: words, each after its length, then text without lengths."""
+"""The dictionary of section 2.6.10.1: words with their lengths, then text without."""
 
 
 class HeaderCompressor:
@@ -50,7 +48,7 @@ class HeaderCompressor:
         self._zlib = zlib.compressobj(wbits=WINDOW_BITS, memLevel=1, zdict=DICTIONARY)
 
     def compress(self, headers: Mapping[str, str]) -> bytes:
-        """The block of `headers`; blocks must be sent in the order in which they were made."""
+        """The block of `headers`. Blocks must be sent in the order of the calls."""
         parts = [len(headers).to_bytes(4, "big")]
         for text in (text for pair in headers.items() for text in pair):
             data = text.encode()
@@ -59,13 +57,13 @@ class HeaderCompressor:
 
 
 class HeaderDecompressor:
-    """The receiving direction of one connection. After a ProtocolError it is of no more use."""
+    """The receiving direction of one connection. Not usable after a ProtocolError."""
 
     def __init__(self) -> None:
         self._zlib = zlib.decompressobj(zdict=DICTIONARY)
 
     def decompress(self, block: bytes) -> Headers:
-        """The headers of the next block; ProtocolError when it is malformed or larger than MAX_BLOCK."""
+        """The headers of the next block; ProtocolError if it is malformed or larger than MAX_BLOCK."""
         try:
             plain = self._zlib.decompress(block, MAX_BLOCK + 1)
         except zlib.error as error:
@@ -73,7 +71,7 @@ class HeaderDecompressor:
         if len(plain) > MAX_BLOCK or self._zlib.unconsumed_tail:
             raise ProtocolError(f"header block: larger than {MAX_BLOCK} bytes")
         if self._zlib.eof:
-            raise ProtocolError("header block: the zlib stream has an end")
+            raise ProtocolError("header block: the zlib stream is terminated")
         return _parse(plain)
 
 
@@ -85,12 +83,12 @@ def _parse(block: bytes) -> Headers:
         name, rest = _text(rest)
         value, rest = _text(rest)
         if not name or name != name.lower():
-            raise ProtocolError(f"header block: {name!r} is not a header's name in lower case")
+            raise ProtocolError(f"header block: {name!r} is not a header name in lower case")
         if name in headers:
-            raise ProtocolError(f"header block: {name!r} is there twice")
+            raise ProtocolError(f"header block: duplicate header {name!r}")
         headers[name] = value
     if rest:
-        raise ProtocolError("header block: longer than its headers")
+        raise ProtocolError("header block: trailing bytes")
     return headers
 
 

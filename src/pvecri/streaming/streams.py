@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The streams between a client and what it talks to, and the bounds on what is held of them.
+"""Streams of a client, with bounded buffers.
 
-What runs a command or forwards a port sees Source and Sink. A PeerStream is both, at this end of a connection: the
-connection feeds it, up to LIMIT bytes, and then reads no more from the client until there is room again.
+Commands and port-forwards see a Source and a Sink. A PeerStream is both for one stream of a connection, which
+feeds it up to LIMIT bytes and then stops reading from the client until there is room.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from pvecri.streaming.remotecommand import SizeReader, TerminalSize
 log = logging.getLogger(__name__)
 
 LIMIT = 64 << 10
-"""Bytes of a stream from the client that are held before its connection is no longer read."""
+"""Bytes buffered per stream before its connection is no longer read."""
 
 CHUNK_COST = 64
-"""What a chunk counts besides its bytes, so that many small ones are bounded as well."""
+"""Bytes that a chunk counts in addition, for its own memory, so that many small ones are bounded as well."""
 
 
 class Source(Protocol):
-    """Where bytes come from."""
+    """An input stream."""
 
     async def read(self) -> bytes:
-        """The next bytes; empty at the end."""
+        """The next bytes; empty at EOF."""
         ...
 
 
 class Sink(Protocol):
-    """Where bytes go."""
+    """An output stream."""
 
     async def write(self, data: bytes) -> None:
-        """Return when there is room for more; BrokenPipeError when nobody takes them any more."""
+        """Write, and return once there is room for more; BrokenPipeError if the reader has gone."""
         ...
 
 
 class Sizes(Protocol):
-    """The sizes that a terminal takes on."""
+    """A terminal's sizes."""
 
     async def next(self) -> TerminalSize | None:
-        """Wait for the next size; None when no more come."""
+        """Wait for the next size; None at EOF."""
         ...
 
 
 @dataclass(frozen=True)
 class CommandStreams:
-    """A command's side of its client; None for what the client did not ask for."""
+    """The streams of a command; None for those that were not requested."""
 
     stdin: Source | None = None
     stdout: Sink | None = None
@@ -62,71 +62,71 @@ class CommandStreams:
 
 
 class Activity:
-    """When anything but a heartbeat last passed over a connection."""
+    """The time of the last data, heartbeats excluded, on a connection."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
 
     def touch(self) -> None:
-        """Now."""
+        """Record data."""
         self._last = time.monotonic()
 
     async def wait_idle(self, seconds: float) -> None:
-        """Return when nothing has passed for so long."""
+        """Return once there has been no data for `seconds`."""
         while (left := self._last + seconds - time.monotonic()) > 0:
             await asyncio.sleep(left)
 
 
 class Carrier(Protocol):
-    """What a stream needs of the connection that carries it."""
+    """A connection, as its streams use it."""
 
     async def send(self, stream: int, data: bytes) -> None:
-        """Send bytes of a stream and return when the connection takes more; BrokenPipeError when it is gone."""
+        """Send data of a stream, and return once there is room; BrokenPipeError if the client has gone."""
         ...
 
     async def send_end(self, stream: int) -> None:
-        """Say that no more comes on a stream, as far as the protocol can. BrokenPipeError when it is gone."""
+        """Half-close a stream, if the protocol can. BrokenPipeError if the client has gone."""
         ...
 
 
 class PeerStream:
-    """One stream of a connection with a client: `number` is its number, or its channel's, there."""
+    """One stream of a connection with a client; `number` is its SPDY stream ID or its channel."""
 
     def __init__(self, number: int, carrier: Carrier, activity: Activity) -> None:
         self.number = number
         self._carrier = carrier
         self._activity = activity
         self._chunks: deque[bytes] = deque()
-        self._held = 0
-        self._at_end = False  # the client sends no more
+        self._buffered = 0
+        self._at_end = False  # received EOF
         self._reset = False
-        self._finished = False  # we send no more
+        self._finished = False  # sent EOF
         self._discarding = False
         self._readable = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
 
-    # -- for what runs the command or forwards the port ------------------------------------------------------
+    # -- for the command or the port-forward ------------------------------------------------------------------
 
     async def read(self) -> bytes:
-        """As Source has it."""
+        """See Source."""
         await self._readable.wait()
         if not self._chunks:
             return b""
         data = self._chunks.popleft()
-        self._held -= len(data) + CHUNK_COST
+        self._buffered -= len(data) + CHUNK_COST
         self._signal()
         return data
 
     async def write(self, data: bytes) -> None:
-        """As Sink has it."""
+        """See Sink."""
         if self._reset or self._finished:
             raise BrokenPipeError(f"stream {self.number} is closed")
         self._activity.touch()
         await self._carrier.send(self.number, data)
 
     async def finish(self) -> None:
-        """Say that no more is written. Idempotent; nothing happens when the client is gone."""
+        """Half-close the stream. Idempotent; does nothing if the client has gone."""
         if self._finished or self._reset:
             return
         self._finished = True
@@ -136,26 +136,26 @@ class PeerStream:
             self._reset = True
 
     def discard(self) -> None:
-        """Drop what has come and what will: nobody reads it. Idempotent."""
+        """Discard buffered and future data. Idempotent."""
         self._discarding = True
         self._chunks.clear()
-        self._held = 0
+        self._buffered = 0
         self._signal()
 
     @property
     def was_reset(self) -> bool:
-        """Whether the client ended it in both directions."""
+        """Whether the client has reset the stream or disconnected."""
         return self._reset
 
     # -- for the connection ----------------------------------------------------------------------------------
 
     @property
     def has_room(self) -> bool:
-        """Whether more may be fed."""
+        """Whether the buffer is below LIMIT."""
         return self._room.is_set()
 
     async def wait_for_room(self, gone: Callable[[], Coroutine[None, None, None]]) -> None:
-        """Wait until more may be fed; BrokenPipeError when `gone` returns first: the client has left."""
+        """Wait until `has_room`; BrokenPipeError if `gone` returns first, since the client has disconnected."""
         if self.has_room:
             return
         waits = {asyncio.create_task(self._wait_for_room()), asyncio.create_task(gone())}
@@ -171,26 +171,27 @@ class PeerStream:
         await self._room.wait()
 
     def feed(self, data: bytes) -> None:
-        """Take bytes from the client."""
+        """Buffer data from the client."""
         self._activity.touch()
         if not self._discarding and not self._at_end:
             self._chunks.append(data)
-            self._held += len(data) + CHUNK_COST
+            self._buffered += len(data) + CHUNK_COST
         self._signal()
 
     def feed_end(self) -> None:
-        """No more come from the client. Idempotent."""
+        """Record EOF from the client. Idempotent."""
         self._at_end = True
         self._signal()
 
     def reset(self) -> None:
-        """The client ended the stream in both directions, or is gone. Idempotent."""
+        """Record a reset, or the disconnection of the client. Idempotent."""
         self._reset = True
         self.feed_end()
 
     def _signal(self) -> None:
+        # A reset stream has room: its connection must not wait for a reader that has gone.
         _set(self._readable, bool(self._chunks) or self._at_end)
-        _set(self._room, self._held < LIMIT or self._reset)
+        _set(self._room, self._buffered < LIMIT or self._reset)
 
 
 def _set(event: asyncio.Event, value: bool) -> None:
@@ -201,7 +202,7 @@ def _set(event: asyncio.Event, value: bool) -> None:
 
 
 class PeerSizes:
-    """The resize stream of a client, as Sizes has it."""
+    """A client's resize stream; see Sizes."""
 
     def __init__(self, stream: PeerStream) -> None:
         self._stream = stream
@@ -209,7 +210,7 @@ class PeerSizes:
         self._sizes: deque[TerminalSize] = deque()
 
     async def next(self) -> TerminalSize | None:
-        """As Sizes has it. Of a client that sends something else no more is read."""
+        """See Sizes. Malformed input ends the stream: the rest is discarded."""
         while not self._sizes:
             data = await self._stream.read()
             if not data:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WebSocket connections over a wire (RFC 6455, by wsproto), and what Kubernetes puts into their messages."""
+"""WebSocket connections over a transport (RFC 6455, by wsproto), and Kubernetes' protocols in their messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pvecri.streaming import channels
 from pvecri.streaming.channels import ChannelClosed, ChannelData, ChannelReader, Framing
 from pvecri.streaming.errors import ProtocolError
 from pvecri.streaming.streams import Activity, PeerStream
-from pvecri.streaming.wire import Wire
+from pvecri.streaming.transport import Transport
 
 NORMAL_CLOSURE = 1000
 PROTOCOL_ERROR = 1002
@@ -25,30 +25,30 @@ PROTOCOL_ERROR = 1002
 
 @dataclass(frozen=True)
 class Fragment:
-    """A part of a message, `finished` with its last one. Text is UTF-8."""
+    """A fragment of a message, `finished` for the last one. Text is in UTF-8."""
 
     data: bytes
     finished: bool
 
 
 class WebSocket:
-    """The server's end, after the handshake. Any number of tasks may send, one may receive."""
+    """The server's side, after the handshake. Any number of tasks may send, one may receive."""
 
-    def __init__(self, wire: Wire, connection: WSConnection) -> None:
-        self._wire = wire
+    def __init__(self, transport: Transport, connection: WSConnection) -> None:
+        self._transport = transport
         self._connection = connection
         self._fragments: deque[Fragment] = deque()
 
     async def receive(self) -> Fragment | None:
-        """The next part of a message; None when the client has gone. ProtocolError."""
+        """The next fragment; None if the client has gone, ProtocolError if it violates the protocol."""
         while not self._fragments:
-            for event in self._parse(await self._wire.read()):
+            for event in self._parse(await self._transport.read()):
                 if not await self._handle(event):
                     return None
         return self._fragments.popleft()
 
     def _parse(self, data: bytes) -> Iterator[Event]:
-        """Wsproto's events; as one that says that the client has gone when there is no data."""
+        """wsproto's events; a CloseConnection for empty data, which is EOF."""
         try:
             self._connection.receive_data(data or None)
             yield from self._connection.events()
@@ -56,80 +56,80 @@ class WebSocket:
             raise ProtocolError(f"WebSocket: {error}") from None
 
     async def _handle(self, event: Event) -> bool:
-        """False when the client has gone."""
-        match event:
+        """Handle an event; False if the client has closed the connection."""
+        match event:  # Pong is ignored
             case BytesMessage():
                 self._fragments.append(Fragment(bytes(event.data), event.message_finished))
             case TextMessage():
                 self._fragments.append(Fragment(event.data.encode(), event.message_finished))
             case Ping():
-                await self._wire.write(self._connection.send(event.response()))
+                await self._transport.write(self._connection.send(event.response()))
             case CloseConnection():
                 with suppress(BrokenPipeError, LocalProtocolError):
-                    await self._wire.write(self._connection.send(event.response()))
+                    await self._transport.write(self._connection.send(event.response()))
                 return False
         return True
 
     async def send(self, data: bytes, *, text: bool = False) -> None:
-        """Send one message; BrokenPipeError when the client is gone."""
+        """Send one message; BrokenPipeError if the client has gone."""
         message: Event = TextMessage(data.decode()) if text else BytesMessage(data)
         try:
             frame = self._connection.send(message)
         except LocalProtocolError as error:
             raise BrokenPipeError("the connection is closing") from error
-        await self._wire.write(frame)
+        await self._transport.write(frame)
 
     async def gone(self) -> None:
-        """Return when the client has gone, also while what it sent before is unread."""
-        await self._wire.gone()
+        """Return once the client has gone, even while received data is unread."""
+        await self._transport.gone()
 
     async def close(self, code: int = NORMAL_CLOSURE) -> None:
-        """Say goodbye, and close when the client has everything. Not while something receives."""
+        """Send a close frame, and close once the client has received everything. Not during `receive`."""
         if self._connection.state is ConnectionState.OPEN:
             with suppress(BrokenPipeError, LocalProtocolError):
-                await self._wire.write(self._connection.send(CloseConnection(code)))
-        await self._wire.close()
+                await self._transport.write(self._connection.send(CloseConnection(code)))
+        await self._transport.close()
 
 
-class WebSocketWire:
-    """Bytes in binary messages: the wire on which SPDY is tunnelled through a WebSocket."""
+class WebSocketTransport:
+    """A byte stream in binary messages: the transport of SPDY that is tunnelled through a WebSocket."""
 
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
 
     async def read(self) -> bytes:
-        """As Wire has it. An empty message says nothing."""
+        """See Transport. Empty messages are ignored."""
         while (fragment := await self._websocket.receive()) is not None:
             if fragment.data:
                 return fragment.data
         return b""
 
     async def write(self, data: bytes) -> None:
-        """As Wire has it."""
+        """See Transport."""
         if data:
             await self._websocket.send(data)
 
     async def gone(self) -> None:
-        """As Wire has it."""
+        """See Transport."""
         await self._websocket.gone()
 
     async def close(self) -> None:
-        """As Wire has it."""
+        """See Transport."""
         await self._websocket.close()
 
 
-class ChannelLink:
-    """A connection whose messages belong to channels, each a PeerStream from the start."""
+class ChannelConnection:
+    """A connection with one PeerStream per channel."""
 
     def __init__(self, websocket: WebSocket, activity: Activity, framing: Framing, count: int) -> None:
-        """`count` is how many channels there are."""
+        """`count` is the number of channels."""
         self._websocket = websocket
         self._framing = framing
         self._reader = ChannelReader(framing, count)
         self.streams = [PeerStream(number, self, activity) for number in range(count)]
 
     async def run(self) -> None:
-        """Read until the client leaves; ProtocolError when it breaks the protocol. All streams have ended then."""
+        """Read until the client disconnects; ProtocolError if it violates the protocol. Resets all streams."""
         try:
             while (fragment := await self._websocket.receive()) is not None:
                 for event in self._reader.receive(fragment.data, finished=fragment.finished):
@@ -150,12 +150,12 @@ class ChannelLink:
                 stream.feed_end()
 
     async def send(self, stream: int, data: bytes) -> None:
-        """As Carrier has it."""
+        """See Carrier."""
         await self._websocket.send(channels.encode(self._framing, stream, data), text=self._framing.base64)
 
     async def send_end(self, stream: int) -> None:
-        """As Carrier has it: a server cannot say this of one channel, its end of the connection says it of all."""
+        """See Carrier. A server cannot half-close a channel: it closes the whole connection."""
 
     async def close(self) -> None:
-        """Say goodbye, and close when the client has everything. Not while `run` runs."""
+        """Send a close frame, and close once the client has received everything. Not while `run` runs."""
         await self._websocket.close()

@@ -76,14 +76,14 @@ def accounting(request: pytest.FixtureRequest, tmp_path: Path) -> Accounting:
     return Accounting(Cgroups(v2=None, v1={name: tmp_path / name for name in controllers}))
 
 
-def test_cpu_time_is_in_nanoseconds(accounting: Accounting) -> None:
+def test_cpu_usage_is_in_nanoseconds(accounting: Accounting) -> None:
     assert accounting.cpu_time(GROUP) == 7_000_000
     assert accounting.cpu(GROUP) == Cpu(
         usage=7_000_000, user=4_000_000, system=3_000_000, periods=9, throttled_periods=2, throttled=5000
     )
 
 
-def test_memory_is_in_bytes_and_no_limit_is_none(accounting: Accounting) -> None:
+def test_memory_limit_is_none_if_unlimited(accounting: Accounting) -> None:
     memory = accounting.memory(GROUP)
     assert memory is not None
     assert (memory.usage, memory.limit, memory.working_set, memory.rss) == (200, 1000, 170, 100)
@@ -93,11 +93,11 @@ def test_memory_is_in_bytes_and_no_limit_is_none(accounting: Accounting) -> None
     assert (memory.limit_hits, memory.oom_kills) == (3, 1)
 
 
-def test_tasks_without_a_limit_have_the_limit_0(accounting: Accounting) -> None:
+def test_unlimited_pids_are_zero(accounting: Accounting) -> None:
     assert (accounting.tasks(GROUP), accounting.tasks_max(GROUP)) == (4, 0)
 
 
-def test_a_group_that_is_gone_has_no_counters(accounting: Accounting) -> None:
+def test_removed_group_has_no_counters(accounting: Accounting) -> None:
     gone = "/lxc/106"
     assert accounting.cpu_time(gone) is None
     assert accounting.cpu(gone) is None
@@ -107,14 +107,14 @@ def test_a_group_that_is_gone_has_no_counters(accounting: Accounting) -> None:
     assert accounting.io(gone) == []
 
 
-def test_swap_of_version_1_is_what_the_common_limit_leaves(tmp_path: Path) -> None:
+def test_v1_swap_limit_excludes_memory(tmp_path: Path) -> None:
     write(tmp_path, {**V1, "memory/memory.memsw.limit_in_bytes": "1500\n"})
     memory = Accounting(Cgroups(v2=None, v1={"memory": tmp_path / "memory"})).memory(GROUP)
     assert memory is not None
     assert memory.swap_limit == 500
 
 
-def test_page_cache_larger_than_the_usage_leaves_no_negative_working_set() -> None:
+def test_working_set_is_never_negative() -> None:
     memory = Memory(
         usage=10,
         limit=None,
@@ -138,17 +138,17 @@ def test_pressure_totals_are_nanoseconds() -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"full avg10=0.00 avg60=0.00 avg300=0.00 total=1\n"])
-def test_pressure_that_the_kernel_does_not_tell_is_none(text: bytes) -> None:
+def test_pressure_is_none_without_psi(text: bytes) -> None:
     assert parse_pressure(text) is None
 
 
-def test_pressure_of_an_older_kernel_has_no_full_stall() -> None:
+def test_cpu_pressure_of_older_kernels_has_no_full_line() -> None:
     pressure = parse_pressure(b"some avg10=0.00 avg60=0.00 avg300=0.00 total=1\n")
     assert pressure is not None
     assert pressure.full is None
 
 
-def test_block_devices_read_the_same_from_both_versions() -> None:
+def test_block_io_is_the_same_on_v1_and_v2() -> None:
     expected = [DeviceIo(8, 0, read_bytes=4096, written_bytes=8192, reads=1, writes=2)]
     v2 = b"8:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0\n7:0 \n"
     sizes = b"8:0 Read 4096\n8:0 Write 8192\n8:0 Sync 0\nTotal 12288\n"
@@ -157,7 +157,7 @@ def test_block_devices_read_the_same_from_both_versions() -> None:
     assert parse_blkio(b"Total 0\n", b"Total 0\n") == []
 
 
-def test_interfaces_are_read_without_the_loopback() -> None:
+def test_interfaces_exclude_loopback() -> None:
     text = (
         "Inter-|   Receive                               |  Transmit\n"
         " face |bytes    packets errs drop fifo frame compr multicast|bytes    packets errs drop fifo colls\n"

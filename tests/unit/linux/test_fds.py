@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pipes, ptys and sockets in the event loop: what nobody reads stays in the kernel, and ends are ends."""
+"""Pipes, ptys and sockets in the event loop: waiting, EOF and errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pipe() -> Iterator[tuple[AsyncFd, AsyncFd]]:
     writer.close()
 
 
-async def test_what_is_written_can_be_read_and_then_comes_the_end(pipe: tuple[AsyncFd, AsyncFd]) -> None:
+async def test_read_returns_written_bytes_then_eof(pipe: tuple[AsyncFd, AsyncFd]) -> None:
     reader, writer = pipe
     await writer.write(b"one")
     assert await reader.read(2) == b"on"
@@ -34,7 +34,7 @@ async def test_what_is_written_can_be_read_and_then_comes_the_end(pipe: tuple[As
     assert await reader.read() == b""
 
 
-async def test_a_reader_waits_until_there_is_something(pipe: tuple[AsyncFd, AsyncFd]) -> None:
+async def test_read_waits_for_data(pipe: tuple[AsyncFd, AsyncFd]) -> None:
     reader, writer = pipe
     reading = asyncio.create_task(reader.read())
     await asyncio.sleep(0)
@@ -43,9 +43,9 @@ async def test_a_reader_waits_until_there_is_something(pipe: tuple[AsyncFd, Asyn
     assert await reading == b"late"
 
 
-async def test_a_writer_waits_until_somebody_reads_and_loses_nothing(pipe: tuple[AsyncFd, AsyncFd]) -> None:
+async def test_write_waits_for_the_reader(pipe: tuple[AsyncFd, AsyncFd]) -> None:
     reader, writer = pipe
-    data = os.urandom(3 << 18)  # more than a pipe holds
+    data = os.urandom(3 << 18)  # more than a pipe's capacity
     writing = asyncio.create_task(writer.write(data))
     await asyncio.sleep(0)
     assert not writing.done()
@@ -56,7 +56,7 @@ async def test_a_writer_waits_until_somebody_reads_and_loses_nothing(pipe: tuple
     assert received == data
 
 
-async def test_a_reader_that_is_cancelled_leaves_the_rest_to_the_next(pipe: tuple[AsyncFd, AsyncFd]) -> None:
+async def test_cancelled_read_loses_no_data(pipe: tuple[AsyncFd, AsyncFd]) -> None:
     reader, writer = pipe
     reading = asyncio.create_task(reader.read())
     await asyncio.sleep(0)
@@ -67,21 +67,21 @@ async def test_a_reader_that_is_cancelled_leaves_the_rest_to_the_next(pipe: tupl
     assert await reader.read() == b"for the next"
 
 
-async def test_writing_to_nobody_is_a_broken_pipe(pipe: tuple[AsyncFd, AsyncFd]) -> None:
+async def test_write_without_a_reader_is_a_broken_pipe(pipe: tuple[AsyncFd, AsyncFd]) -> None:
     reader, writer = pipe
     reader.close()
     with pytest.raises(BrokenPipeError):
         await writer.write(b"x")
 
 
-async def test_a_reader_can_be_told_to_end_when_the_pipe_is_empty(pipe: tuple[AsyncFd, AsyncFd]) -> None:
+async def test_end_when_empty_drains_the_pipe(pipe: tuple[AsyncFd, AsyncFd]) -> None:
     reader, writer = pipe
     await writer.write(b"rest")
     reader.end_when_empty()
     assert [await reader.read(), await reader.read()] == [b"rest", b""]
 
 
-async def test_a_reader_that_waits_can_be_told_to_end(pipe: tuple[AsyncFd, AsyncFd]) -> None:
+async def test_end_when_empty_wakes_a_waiting_reader(pipe: tuple[AsyncFd, AsyncFd]) -> None:
     reader, _ = pipe
     reading = asyncio.create_task(reader.read())
     await asyncio.sleep(0)
@@ -89,7 +89,7 @@ async def test_a_reader_that_waits_can_be_told_to_end(pipe: tuple[AsyncFd, Async
     assert await reading == b""
 
 
-def test_closing_twice_is_fine_and_closes_no_other(pipe: tuple[AsyncFd, AsyncFd]) -> None:
+def test_close_is_idempotent(pipe: tuple[AsyncFd, AsyncFd]) -> None:
     reader, writer = pipe
     number = reader.fd
     reader.close()
@@ -102,7 +102,7 @@ def test_closing_twice_is_fine_and_closes_no_other(pipe: tuple[AsyncFd, AsyncFd]
 # -- ptys ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_pty_ends_when_no_process_has_its_other_side() -> None:
+async def test_pty_reads_eof_after_its_slave_closes() -> None:
     master, slave = os.openpty()
     terminal = AsyncFd(master)
     os.write(slave, b"bye")
@@ -111,7 +111,7 @@ async def test_a_pty_ends_when_no_process_has_its_other_side() -> None:
     terminal.close()
 
 
-async def test_a_ptys_size_is_what_it_is_set_to() -> None:
+async def test_resize_sets_the_window_size() -> None:
     master, slave = os.openpty()
     terminal = AsyncFd(master)
     terminal.resize(columns=132, rows=43)
@@ -125,7 +125,7 @@ async def test_a_ptys_size_is_what_it_is_set_to() -> None:
 
 
 @pytest.mark.parametrize("unread", [b"", b"came before"])
-async def test_a_peer_that_goes_is_noticed_although_something_is_unread(unread: bytes) -> None:
+async def test_peer_gone_with_unread_data(unread: bytes) -> None:
     ours, peers = socket.socketpair()
     with ours:
         watching = asyncio.create_task(peer_gone(ours.fileno()))

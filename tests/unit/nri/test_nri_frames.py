@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ttrpc messages are read as they were written, however the trunk cuts them, and nothing else is."""
+"""ttrpc messages round-trip in any fragmentation of the trunk; invalid frames are refused."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def trunk_frames(data: bytes) -> list[tuple[int, int]]:
 
 
 @given(st.lists(MESSAGES, max_size=6), CUTS)
-def test_messages_come_out_as_they_went_in(messages: list[Message], cuts: list[int]) -> None:
+def test_messages_round_trip(messages: list[Message], cuts: list[int]) -> None:
     reader = Reader()
     data = b"".join(encode(message) for message in messages)
     assert [message for piece in pieces(data, cuts) for message in reader.feed(piece)] == messages
 
 
 @given(MESSAGES, MESSAGES, CUTS)
-def test_connections_may_be_interleaved_frame_by_frame(one: Message, two: Message, cuts: list[int]) -> None:
+def test_frames_of_two_connections_may_interleave(one: Message, two: Message, cuts: list[int]) -> None:
     one, two = (
         Message(connection, each.stream, each.kind, each.data)
         for connection, each in zip(Connection, (one, two), strict=True)
@@ -80,7 +80,7 @@ def _payload(data: bytes) -> bytes:
 
 
 @given(st.binary(max_size=400), CUTS)
-def test_any_bytes_are_read_or_refused(data: bytes, cuts: list[int]) -> None:
+def test_arbitrary_bytes_are_parsed_or_refused(data: bytes, cuts: list[int]) -> None:
     reader = Reader()
     with suppress(ProtocolError):
         for piece in pieces(data, cuts):
@@ -91,32 +91,32 @@ def test_any_bytes_are_read_or_refused(data: bytes, cuts: list[int]) -> None:
     ("size", "lengths"),
     [(0, [10]), (FIRST - 10, [FIRST]), (FIRST - 9, [FIRST, 1]), (100_000, [FIRST, 100_010 - FIRST])],
 )
-def test_a_message_is_cut_where_other_implementations_expect_it(size: int, lengths: list[int]) -> None:
+def test_large_message_is_split_as_in_the_reference_implementation(size: int, lengths: list[int]) -> None:
     data = encode(Message(Connection.RUNTIME, 1, MessageType.REQUEST, b"x" * size))
     assert trunk_frames(data) == [(2, length) for length in lengths]
 
 
-def test_a_message_that_is_too_large_is_passed_over_and_told_of() -> None:
+def test_oversized_message_is_skipped_and_reported() -> None:
     reader = Reader()
     header = struct.pack(">IIBB", MAX_DATA + 1, 7, MessageType.REQUEST, 0)
     data = header + b"x" * (MAX_DATA + 1)
     half = len(data) // 2
     trunk = b"".join(struct.pack(">II", 1, len(part)) + part for part in (data[:half], data[half:]))
     after = Message(Connection.PLUGIN, 9, MessageType.REQUEST, b"after")
-    told = Message(Connection.PLUGIN, 7, MessageType.REQUEST, None)
-    assert list(reader.feed(trunk + encode(after))) == [told, after]
+    skipped = Message(Connection.PLUGIN, 7, MessageType.REQUEST, None)
+    assert list(reader.feed(trunk + encode(after))) == [skipped, after]
 
 
-def test_too_large_a_message_is_not_written() -> None:
+def test_encoding_an_oversized_message_is_refused() -> None:
     with pytest.raises(ValueError, match="larger"):
         encode(Message(Connection.PLUGIN, 1, MessageType.REQUEST, b"x" * (MAX_DATA + 1)))
 
 
-def test_frames_of_unknown_connections_are_passed_over() -> None:
+def test_frames_of_unknown_connections_are_skipped() -> None:
     message = Message(Connection.PLUGIN, 1, MessageType.RESPONSE, b"hello")
     assert list(Reader().feed(struct.pack(">II", 77, 5) + b"other" + encode(message))) == [message]
 
 
-def test_a_frame_that_no_message_can_need_is_refused() -> None:
+def test_oversized_trunk_frame_is_refused() -> None:
     with pytest.raises(ProtocolError):
         list(Reader().feed(struct.pack(">II", 1, MAX_DATA + 11)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interface is what the code takes it for: its calls, its events, and lists of any length."""
+"""The calls and events of NRI's service, the split of Synchronize, and the discovery of plugins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from pvecri.config import ConfigError, NriConfig
-from pvecri.nri import launching
+from pvecri.nri import launcher
 from pvecri.nri.frames import MAX_DATA
 from pvecri.nri.plugin import CALLS, VALID_EVENTS, split
 from pvecri.nri.plugins import Plugins
@@ -19,23 +19,23 @@ from pvecri.nri.proto import nri_pb2 as pb
 from pvecri.pods.manager import PodManager
 
 NO_PODS = cast(PodManager, None)
-"""Nobody asks for pods before a plugin joins."""
+"""The Pod Manager is not used before a plugin connects."""
 
 
-def test_every_event_has_its_call() -> None:
+def test_every_event_has_a_call() -> None:
     events = {value for name, value in pb.Event.items() if name not in ("UNKNOWN", "LAST")}
     assert {call.event for call in CALLS.values()} == events
     assert sum(1 << (event - 1) for event in events) == VALID_EVENTS
 
 
-def test_only_calls_without_an_answer_can_become_state_changes() -> None:
-    assert {call.method for call in CALLS.values() if not call.notice} == {
+def test_state_change_replaces_only_calls_with_empty_responses() -> None:
+    assert {call.method for call in CALLS.values() if not call.notification} == {
         *("CreateContainer", "UpdateContainer", "StopContainer", "UpdatePodSandbox", "ValidateContainerAdjustment")
     }
 
 
 @pytest.mark.parametrize("size", [0, 100, 70_000, MAX_DATA - 10_000])
-def test_a_long_list_is_told_in_messages_that_can_be_sent(size: int) -> None:
+def test_synchronize_is_split_below_the_message_limit(size: int) -> None:
     pods = [pb.PodSandbox(id=str(number), name="x" * size) for number in range(5)]
     containers = [pb.Container(id=str(number), name="x" * size) for number in range(70)]
     requests = list(split(pods, containers))
@@ -45,21 +45,21 @@ def test_a_long_list_is_told_in_messages_that_can_be_sent(size: int) -> None:
     assert [each.id for request in requests for each in request.containers] == [each.id for each in containers]
 
 
-def test_plugins_of_the_node_are_found_in_their_order_with_their_configuration(tmp_path: Path) -> None:
+def test_preinstalled_plugins_are_discovered_in_order(tmp_path: Path) -> None:
     for name, mode in (("20-b", 0o755), ("10-a", 0o755), ("30-not-executable", 0o644), ("badly-named", 0o755)):
         (tmp_path / name).touch(mode=mode)
         (tmp_path / name).chmod(mode)
     (tmp_path / "a.conf").write_text("general")
     (tmp_path / "b.conf").write_text("general")
     (tmp_path / "20-b.conf").write_text("special")
-    found = launching.discover(NriConfig(plugin_dir=tmp_path, plugin_config_dir=tmp_path))
+    found = launcher.discover(NriConfig(plugin_dir=tmp_path, plugin_config_dir=tmp_path))
     assert [(each.index, each.name, each.configuration) for each in found] == [
         ("10", "a", "general"),
         ("20", "b", "special"),
     ]
 
 
-async def test_a_socket_that_somebody_listens_on_is_left_to_him(tmp_path: Path) -> None:
+async def test_socket_in_use_is_not_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "nri.sock"
     plugins = Plugins(NriConfig(socket=path, plugin_dir=tmp_path))
     async with await asyncio.start_unix_server(lambda *_: None, path):
@@ -71,11 +71,11 @@ async def test_a_socket_that_somebody_listens_on_is_left_to_him(tmp_path: Path) 
     assert not path.exists()
 
 
-async def test_a_socket_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+async def test_unusable_socket_path_is_a_config_error(tmp_path: Path) -> None:
     plugins = Plugins(NriConfig(socket=tmp_path / ("long" * 40), plugin_dir=tmp_path))
     with pytest.raises(ConfigError, match=r"nri\.socket: .*long"):
         await plugins.start(NO_PODS)
 
 
-def test_a_node_without_plugins_has_none(tmp_path: Path) -> None:
-    assert launching.discover(NriConfig(plugin_dir=tmp_path / "missing")) == []
+def test_missing_plugin_dir_has_no_plugins(tmp_path: Path) -> None:
+    assert launcher.discover(NriConfig(plugin_dir=tmp_path / "missing")) == []

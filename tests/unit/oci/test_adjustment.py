@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An adjustment changes in an OCI spec what it names, and nothing else."""
+"""Adjustments change the named parts of an OCI spec, and nothing else."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import pytest
 from support.plans import PLAN
 
 from pvecri.oci import spec
-from pvecri.oci.adjustment import (
-    AddedMount,
-    Adjustment,
-    DeviceAccess,
+from pvecri.oci.adjustment import Adjustment
+from pvecri.oci.cdi import Hook
+from pvecri.oci.runtime_spec import (
+    DeviceRule,
+    IntelRdt,
     IoPriority,
     MemoryPolicy,
-    Rdt,
+    Mount,
     Rlimit,
     Scheduler,
     Seccomp,
     Syscall,
-    SyscallArgument,
+    SyscallArg,
 )
-from pvecri.oci.cdi import Hook
 
 
 def built(adjustment: Adjustment | None = None) -> dict[str, Any]:
@@ -44,7 +44,7 @@ SYSCALL = Syscall(
     names=("ptrace",),
     action="SCMP_ACT_ERRNO",
     errno_ret=1,
-    args=(SyscallArgument(index=0, value=0, value_two=0, op="SCMP_CMP_EQ"),),
+    args=(SyscallArg(index=0, value=0, value_two=0, op="SCMP_CMP_EQ"),),
 )
 
 
@@ -76,7 +76,7 @@ SYSCALL = Syscall(
             {"policy": "SCHED_BATCH", "nice": 5},
         ),
         (
-            Adjustment(rdt=Rdt(clos_id="gold", schemata=("L3:0=f",))),
+            Adjustment(rdt=IntelRdt(clos_id="gold", schemata=("L3:0=f",))),
             "linux.intelRdt",
             {"closID": "gold", "schemata": ["L3:0=f"]},
         ),
@@ -102,7 +102,7 @@ SYSCALL = Syscall(
         ),
     ],
 )
-def test_a_part_is_set(adjustment: Adjustment, path: str, expected: object) -> None:
+def test_adjustment_sets_only_the_named_part(adjustment: Adjustment, path: str, expected: object) -> None:
     document = built(adjustment)
     assert at(document, path) == expected
     top = path.partition(".")[0]
@@ -112,11 +112,11 @@ def test_a_part_is_set(adjustment: Adjustment, path: str, expected: object) -> N
             assert document[name] == before[name]
 
 
-def test_nothing_is_changed_by_an_adjustment_that_asks_for_nothing() -> None:
+def test_empty_adjustment_changes_nothing() -> None:
     assert built(Adjustment()) == built()
 
 
-def test_variables_are_added_replaced_and_removed() -> None:
+def test_environment_variables_are_added_replaced_and_removed() -> None:
     environment = built(Adjustment(env={"PATH": "/bin", "HOSTNAME": None, "NEW": "1"}))["process"]["env"]
     assert environment == ["PATH=/bin", "NEW=1"]
 
@@ -127,29 +127,29 @@ def test_annotations_are_removed() -> None:
     assert name not in built(Adjustment(annotations={name: None}))["annotations"]
 
 
-def test_a_mount_replaces_what_was_at_its_place() -> None:
-    shm = AddedMount(destination="/dev/shm", type="tmpfs", source="tmpfs", options=("size=1m",))
+def test_mount_replaces_the_one_at_the_same_destination() -> None:
+    shm = Mount(destination="/dev/shm", type="tmpfs", source="tmpfs", options=("size=1m",))
     mounts = built(Adjustment(mounts={"/dev/shm": shm, "/sys": None}))["mounts"]
     assert [each for each in mounts if each["destination"] in ("/dev/shm", "/sys")] == [
         {"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m"]}
     ]
 
 
-def test_parents_are_mounted_before_what_is_below_them() -> None:
-    added: dict[str, AddedMount | None] = {
-        path: AddedMount(destination=path, type="tmpfs") for path in ("/data/a/b", "/data")
+def test_mounts_are_sorted_by_depth() -> None:
+    added: dict[str, Mount | None] = {
+        path: Mount(destination=path, type="tmpfs") for path in ("/data/a/b", "/data")
     }
     places = [each["destination"] for each in built(Adjustment(mounts=added))["mounts"]]
     assert places.index("/data") < places.index("/data/a/b")
 
 
 @pytest.mark.parametrize("mode", ["rslave", "rshared"])
-def test_a_mount_that_propagates_has_a_root_that_lets_it(mode: str) -> None:
-    mount = AddedMount(destination="/m", type="bind", source="/", options=("rbind", mode))
+def test_rootfs_propagation_follows_added_mounts(mode: str) -> None:
+    mount = Mount(destination="/m", type="bind", source="/", options=("rbind", mode))
     assert built(Adjustment(mounts={"/m": mount}))["linux"]["rootfsPropagation"] == mode
 
 
-def test_namespaces_are_joined_made_and_left_out() -> None:
+def test_namespaces_are_joined_created_and_removed() -> None:
     changes = {"network": "/run/netns/x", "ipc": None, "cgroup": ""}
     namespaces = built(Adjustment(namespaces=changes))["linux"]["namespaces"]
     kinds = {each["type"]: each.get("path") for each in namespaces}
@@ -158,8 +158,8 @@ def test_namespaces_are_joined_made_and_left_out() -> None:
     assert "ipc" not in kinds
 
 
-def test_device_rules_come_after_those_of_the_container() -> None:
-    rules = built(Adjustment(device_rules=(DeviceAccess(allow=True, type="c", major=10, access="rw"),)))
+def test_device_rules_are_appended() -> None:
+    rules = built(Adjustment(device_rules=(DeviceRule(allow=True, type="c", major=10, access="rw"),)))
     assert rules["linux"]["resources"]["devices"][-1] == {"allow": True, "type": "c", "major": 10, "access": "rw"}
 
 
@@ -168,8 +168,8 @@ def test_device_rules_come_after_those_of_the_container() -> None:
     [
         (Adjustment(io_priority=IoPriority()), "process.ioPriority"),
         (Adjustment(scheduler=Scheduler()), "process.scheduler"),
-        (Adjustment(rdt=Rdt()), "linux.intelRdt"),
+        (Adjustment(rdt=IntelRdt()), "linux.intelRdt"),
     ],
 )
-def test_a_part_without_content_is_taken_away(adjustment: Adjustment, path: str) -> None:
+def test_empty_part_removes_the_part(adjustment: Adjustment, path: str) -> None:
     assert at(built(adjustment), path) is None

@@ -33,33 +33,33 @@ def of(*names: str) -> frozenset[str]:
         (Capabilities(add=("CHOWN",), drop=("CHOWN",)), DEFAULT),
     ],
 )
-def test_what_is_added_and_dropped_counts_from_the_default(wanted: Capabilities, expected: frozenset[str]) -> None:
+def test_add_and_drop_apply_to_the_default_set(wanted: Capabilities, expected: frozenset[str]) -> None:
     assert granted(wanted, privileged=False, available=EVERY) == expected
 
 
-def test_nobody_gets_what_the_daemon_does_not_have() -> None:
+def test_capabilities_that_the_daemon_lacks_are_left_out() -> None:
     available = EVERY - of("SYS_RESOURCE")
     wanted = Capabilities(add=("SYS_RESOURCE", "SYS_ADMIN"))
     assert granted(wanted, privileged=False, available=available) == DEFAULT | of("SYS_ADMIN")
     assert granted(Capabilities(add=("ALL",)), privileged=False, available=available) == available
 
 
-def test_a_privileged_container_has_all_that_the_daemon_has() -> None:
+def test_privileged_container_gets_every_capability_of_the_daemon() -> None:
     available = EVERY - of("SYS_RESOURCE")
     assert granted(Capabilities(drop=("ALL",)), privileged=True, available=available) == available
 
 
 @pytest.mark.parametrize(("key", "field"), [("add", "add_capabilities"), ("drop", "drop_capabilities")])
-def test_an_unknown_capability_is_named_with_its_field(key: str, field: str) -> None:
+def test_unknown_capability_is_an_invalid_argument(key: str, field: str) -> None:
     with pytest.raises(InvalidArgument, match=rf"capabilities\.{field}: unknown capability 'FLY'"):
         granted(Capabilities(**{key: ("FLY",)}), privileged=False, available=EVERY)
 
 
-def test_names_with_and_without_the_prefix_are_one() -> None:
+def test_cap_prefix_is_optional() -> None:
     assert canonical(["CAP_CHOWN", "chown", "Kill"], "field") == of("CHOWN", "KILL")
 
 
-def test_the_names_are_in_the_kernels_order() -> None:
+def test_names_are_in_the_order_of_the_kernels_numbers() -> None:
     assert (NAMES.index("CAP_CHOWN"), NAMES.index("CAP_SYS_ADMIN"), NAMES.index("CAP_CHECKPOINT_RESTORE")) == (
         0,
         21,
@@ -67,7 +67,7 @@ def test_the_names_are_in_the_kernels_order() -> None:
     )
 
 
-def test_the_effective_set_is_read_from_the_kernel() -> None:
+def test_effective_set_is_read_from_proc() -> None:
     status = Path("/proc/self/status").read_text()
     mask = int(status.partition("CapEff:")[2].split()[0], 16) & ((1 << len(NAMES)) - 1)
     assert sum(1 << NAMES.index(name) for name in effective()) == mask

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who owns a device on the node that belongs to somebody in a container's user namespace."""
+"""Host IDs of device owners in a user namespace."""
 
 from __future__ import annotations
 
 import pytest
 
 from pvecri.model import IdMapping
-from pvecri.oci.devices import outside
+from pvecri.oci.devices import host_id
 
 USERS = (
     IdMapping(container_id=1000, host_id=1000, length=1),
@@ -25,10 +25,10 @@ USERS = (
         (65_534, 100_000),
     ],
 )
-def test_an_id_is_where_its_mapping_puts_it_and_one_without_is_roots(inside: int, expected: int) -> None:
-    assert outside(inside, USERS) == expected
+def test_host_id_follows_the_mapping_and_unmapped_ids_become_root(inside: int, expected: int) -> None:
+    assert host_id(inside, USERS) == expected
 
 
-def test_without_a_root_in_the_namespace_the_nodes_root_is_left() -> None:
-    assert outside(5, USERS[:1]) == 0
-    assert outside(0, ()) == 0
+def test_host_id_is_zero_if_the_namespace_does_not_map_root() -> None:
+    assert host_id(5, USERS[:1]) == 0
+    assert host_id(0, ()) == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The OCI spec of a pause container: what it gets, and above all what not."""
+"""The OCI spec of a pause container."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pvecri.oci.apparmor import DEFAULT_PROFILE
 from pvecri.oci.pause import PausePlan
 
 PLAN = PausePlan(
-    rootfs=Path("/run/pause"), cgroup="/lxc/105/pause", joined={}, made=(), mappings=(), abilities=able()
+    rootfs=Path("/run/pause"), cgroup="/lxc/105/pause", joined={}, made=(), mappings=(), features=able()
 )
 POD = {"network": "/ns/net", "ipc": "/ns/ipc", "uts": "/ns/uts", "user": "/ns/user"}
 
@@ -27,7 +27,7 @@ def spec(**changes: Any) -> dict[str, Any]:
     return document
 
 
-def test_it_has_no_right_and_nothing_of_the_nodes() -> None:
+def test_pause_has_no_capabilities_and_no_mounts_of_the_node() -> None:
     document = spec()
     process = document["process"]
     assert process["capabilities"] == {}
@@ -38,7 +38,7 @@ def test_it_has_no_right_and_nothing_of_the_nodes() -> None:
     assert document["linux"]["resources"]["devices"] == [{"allow": False, "access": "rwm"}]
 
 
-def test_it_joins_what_the_pod_has_and_makes_the_rest() -> None:
+def test_pause_joins_or_creates_the_pods_namespaces() -> None:
     namespaces = {each["type"]: each.get("path", "") for each in spec(joined=POD)["linux"]["namespaces"]}
     assert namespaces == {"mount": "", "pid": "", **POD}
     made = {each["type"]: each.get("path", "") for each in spec(made=tuple(POD))["linux"]["namespaces"]}
@@ -46,24 +46,24 @@ def test_it_joins_what_the_pod_has_and_makes_the_rest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "present"),
     [
         ({"made": ("user",), "mappings": MAPPED}, True),
         ({"joined": POD, "mappings": MAPPED}, False),
-        ({"joined": POD, "mappings": MAPPED, "abilities": able(oci_runtime=OLD_RUNC)}, True),
+        ({"joined": POD, "mappings": MAPPED, "features": able(oci_runtime=OLD_RUNC)}, True),
     ],
 )
-def test_mappings_are_for_a_user_namespace_that_it_makes_and_for_old_runc(
-    changes: dict[str, Any], said: bool
+def test_id_mappings_are_set_for_a_new_user_namespace_and_for_old_runc(
+    changes: dict[str, Any], present: bool
 ) -> None:
-    assert ("uidMappings" in spec(**changes)["linux"]) is said
+    assert ("uidMappings" in spec(**changes)["linux"]) is present
 
 
-def test_without_nobody_in_the_mapping_it_is_root_of_the_user_namespace() -> None:
+def test_pause_runs_as_root_if_nobody_is_not_mapped() -> None:
     small = (IdMapping(container_id=0, host_id=100_000, length=1000),)
     assert spec(made=("user",), mappings=small)["process"]["user"] == {"uid": 0, "gid": 0}
 
 
-def test_it_is_confined_where_the_default_profile_is_loaded() -> None:
+def test_pause_gets_the_default_apparmor_profile_if_loaded() -> None:
     assert "apparmorProfile" not in spec()["process"]
-    assert spec(abilities=able(apparmor_default=True))["process"]["apparmorProfile"] == DEFAULT_PROFILE
+    assert spec(features=able(apparmor_default=True))["process"]["apparmorProfile"] == DEFAULT_PROFILE

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seccomp profiles, from the containers' format to the OCI spec's."""
+"""Conversion of seccomp profiles to the OCI spec."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pvecri.errors import InvalidArgument
@@ -21,10 +22,17 @@ def local(path: str) -> SecurityProfile:
     return SecurityProfile(kind=ProfileKind.LOCALHOST, localhost_ref=path)
 
 
+def resolve(document: dict[str, Any], capabilities: frozenset[str] = frozenset(), machine: str = "x86_64") -> Any:
+    """The OCI `linux.seccomp` that a profile comes to, as its JSON has it."""
+    profile = msgspec.convert(document, seccomp.Profile)
+    resolved = seccomp.resolve(profile, capabilities=capabilities, machine=machine)
+    return msgspec.json.decode(msgspec.json.encode(resolved))
+
+
 def names(entry: dict[str, Any], capabilities: frozenset[str] = frozenset(), machine: str = "x86_64") -> list[str]:
     """The system calls that are left of a profile with one entry."""
     document = {"defaultAction": ERRNO, "syscalls": [{"names": ["mount"], "action": ALLOW, **entry}]}
-    resolved = seccomp.resolve(document, capabilities=capabilities, machine=machine)
+    resolved = resolve(document, capabilities=capabilities, machine=machine)
     return [name for each in resolved["syscalls"] for name in each["names"]]
 
 
@@ -46,13 +54,13 @@ def names(entry: dict[str, Any], capabilities: frozenset[str] = frozenset(), mac
         ({"includes": {"arches": ["riscv64"]}}, set(), "riscv64", True),
     ],
 )
-def test_conditions_on_capabilities_and_architectures_are_decided(
+def test_includes_and_excludes_are_evaluated(
     entry: dict[str, Any], capabilities: set[str], machine: str, applies: bool
 ) -> None:
     assert names(entry, frozenset(capabilities), machine) == (["mount"] if applies else [])
 
 
-def test_an_entry_keeps_its_arguments_and_error_number() -> None:
+def test_syscall_keeps_its_arguments_and_errno() -> None:
     args = [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}]
     document = {
         "defaultAction": ERRNO,
@@ -62,7 +70,7 @@ def test_an_entry_keeps_its_arguments_and_error_number() -> None:
             {"name": "old", "action": ALLOW, "errnoRet": 1},
         ],
     }
-    resolved = seccomp.resolve(document, capabilities=frozenset(), machine="x86_64")
+    resolved = resolve(document)
     assert resolved == {
         "defaultAction": ERRNO,
         "defaultErrnoRet": 38,
@@ -81,22 +89,18 @@ def test_an_entry_keeps_its_arguments_and_error_number() -> None:
         ("riscv64", None),
     ],
 )
-def test_the_machines_architecture_and_its_lesser_ones_are_covered(
-    machine: str, expected: list[str] | None
-) -> None:
+def test_arch_map_adds_the_sub_architectures(machine: str, expected: list[str] | None) -> None:
     arch_map = [
         {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]},
         {"architecture": "SCMP_ARCH_AARCH64"},
     ]
-    resolved = seccomp.resolve(
-        {"defaultAction": ERRNO, "archMap": arch_map}, capabilities=frozenset(), machine=machine
-    )
+    resolved = resolve({"defaultAction": ERRNO, "archMap": arch_map}, machine=machine)
     assert resolved.get("architectures") == expected
 
 
-def test_a_profile_in_the_oci_format_keeps_its_architectures() -> None:
+def test_oci_format_profile_keeps_its_architectures() -> None:
     document = {"defaultAction": ALLOW, "architectures": ["SCMP_ARCH_X86_64"], "flags": ["x"], "syscalls": []}
-    assert seccomp.resolve(document, capabilities=frozenset(), machine="x86_64") == document
+    assert resolve(document) == document
 
 
 @pytest.mark.parametrize(
@@ -107,14 +111,14 @@ def test_a_profile_in_the_oci_format_keeps_its_architectures() -> None:
         (RUNTIME_DEFAULT, True),
     ],
 )
-def test_who_asks_for_no_filter_gets_none(profile: SecurityProfile | None, privileged: bool) -> None:
+def test_unset_unconfined_and_privileged_have_no_filter(profile: SecurityProfile | None, privileged: bool) -> None:
     answer = seccomp.for_container(
         profile, default=Path("/nowhere"), capabilities=frozenset(), privileged=privileged
     )
     assert answer is None
 
 
-def test_the_default_and_a_profile_of_the_nodes_are_read_from_their_files(tmp_path: Path) -> None:
+def test_runtime_default_and_localhost_profiles_are_read_from_files(tmp_path: Path) -> None:
     for name in ("default", "local"):
         (tmp_path / name).write_text(json.dumps({"defaultAction": name}))
     for profile, expected in ((RUNTIME_DEFAULT, "default"), (local(str(tmp_path / "local")), "local")):
@@ -122,7 +126,7 @@ def test_the_default_and_a_profile_of_the_nodes_are_read_from_their_files(tmp_pa
             profile, default=tmp_path / "default", capabilities=frozenset(), privileged=False
         )
         assert filter_ is not None
-        assert filter_["defaultAction"] == expected
+        assert filter_.default_action == expected
 
 
 @pytest.mark.parametrize(
@@ -136,12 +140,12 @@ def test_the_default_and_a_profile_of_the_nodes_are_read_from_their_files(tmp_pa
         (RUNTIME_DEFAULT, r"runtime\.seccomp_profile: cannot read"),
     ],
 )
-def test_a_profile_that_cannot_be_read_is_named(profile: SecurityProfile, message: str, tmp_path: Path) -> None:
+def test_unreadable_seccomp_profile_is_named(profile: SecurityProfile, message: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=message):
         seccomp.for_container(profile, default=tmp_path / "none", capabilities=frozenset(), privileged=False)
 
 
-def test_a_profile_that_is_no_json_is_named(tmp_path: Path) -> None:
+def test_malformed_seccomp_profile_is_named(tmp_path: Path) -> None:
     (tmp_path / "profile").write_text("{")
     profile = local(str(tmp_path / "profile"))
     with pytest.raises(InvalidArgument, match=f"cannot read the seccomp profile {tmp_path}/profile"):

@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
-from support.plans import ABILITIES, V1, able, configured, plan, secured
+from support.plans import FEATURES, V1, able, configured, plan, secured
 
 from pvecri.errors import InvalidArgument
 from pvecri.linux.cgroups import DeviceRule
@@ -20,13 +21,13 @@ def built(**changes: Any) -> dict[str, Any]:
     return document
 
 
-def test_a_spec_has_all_its_parts() -> None:
+def test_spec_has_every_section() -> None:
     document = built()
     assert set(document) == {"ociVersion", "root", "process", "mounts", "annotations", "linux"}
     assert document["root"] == {"path": "/rootfs", "readonly": False}
 
 
-def test_a_read_only_root_is_said_so() -> None:
+def test_readonly_rootfs_is_set() -> None:
     assert json.loads(spec.build(secured(readonly_rootfs=True)))["root"]["readonly"] is True
 
 
@@ -42,7 +43,7 @@ def test_a_read_only_root_is_said_so() -> None:
         (("/e",), (), (), (), ["/e"]),
     ],
 )
-def test_command_and_args_replace_the_images_as_kubernetes_has_it(
+def test_command_and_args_override_entrypoint_and_cmd(
     entrypoint: tuple[str, ...],
     cmd: tuple[str, ...],
     command: tuple[str, ...],
@@ -51,10 +52,10 @@ def test_command_and_args_replace_the_images_as_kubernetes_has_it(
 ) -> None:
     image = ImageConfig(entrypoint=entrypoint, cmd=cmd)
     wanted = plan(config=configured(command=command, args=args).config, image=image)
-    assert spec.arguments(wanted) == expected
+    assert list(spec.arguments(wanted)) == expected
 
 
-def test_nothing_to_run_is_an_invalid_argument() -> None:
+def test_missing_command_is_an_invalid_argument() -> None:
     with pytest.raises(InvalidArgument, match=r"^config\.command: none is given and the image registry\.example"):
         spec.arguments(configured(command=()))
 
@@ -74,7 +75,7 @@ def test_nothing_to_run_is_an_invalid_argument() -> None:
         (("BARE",), (), False, {"BARE": ""}),
     ],
 )
-def test_the_request_wins_over_the_image_in_the_environment(
+def test_environment_of_the_request_overrides_the_image(
     image: tuple[str, ...], request_: tuple[tuple[str, str], ...], tty: bool, expected: dict[str, str]
 ) -> None:
     wanted = plan(config=configured(envs=request_, tty=tty).config, image=ImageConfig(env=image))
@@ -88,36 +89,34 @@ def test_the_request_wins_over_the_image_in_the_environment(
     ("image", "request_", "expected"),
     [("", "", "/"), ("/srv", "", "/srv"), ("/srv", "/tmp", "/tmp"), ("", "/tmp", "/tmp")],
 )
-def test_the_working_directory_is_the_requests_the_images_or_the_root(
-    image: str, request_: str, expected: str
-) -> None:
+def test_working_directory_of_the_request_overrides_the_image(image: str, request_: str, expected: str) -> None:
     wanted = plan(config=configured(working_dir=request_).config, image=ImageConfig(working_dir=image))
-    assert spec.process(wanted)["cwd"] == expected
+    assert spec.process(wanted).cwd == expected
 
 
-def test_the_user_is_the_resolved_one() -> None:
-    described = spec.process(plan(user=ContainerUser(uid=1000, gid=50, groups=(50, 90))))["user"]
-    assert described == {"uid": 1000, "gid": 50, "additionalGids": [50, 90], "umask": 0o022}
+def test_resolved_user_is_set() -> None:
+    described = spec.process(plan(user=ContainerUser(uid=1000, gid=50, groups=(50, 90)))).user
+    assert msgspec.to_builtins(described) == {"uid": 1000, "gid": 50, "additionalGids": (50, 90), "umask": 0o022}
 
 
-def test_only_ambient_capabilities_are_inheritable() -> None:
+def test_inheritable_set_equals_the_ambient_set() -> None:
     wanted = secured(capabilities=Capabilities(ambient=("NET_BIND_SERVICE", "SYS_ADMIN")))
-    described = spec.process(wanted)["capabilities"]
-    assert described["effective"] == described["bounding"] == described["permitted"] == sorted(wanted.capabilities)
+    described = spec.process(wanted).capabilities
+    assert described.effective == described.bounding == described.permitted == tuple(sorted(wanted.capabilities))
     # SYS_ADMIN is not among the container's own, so it cannot be ambient either.
-    assert described["ambient"] == described["inheritable"] == ["CAP_NET_BIND_SERVICE"]
+    assert described.ambient == described.inheritable == ("CAP_NET_BIND_SERVICE",)
 
 
 @pytest.mark.parametrize(("wanted", "lowest", "expected"), [(-998, -1000, -998), (-998, 0, 0), (1000, 0, 1000)])
-def test_the_oom_score_is_raised_to_what_may_be_set(wanted: int, lowest: int, expected: int) -> None:
+def test_oom_score_adj_is_clamped_to_the_lowest_settable(wanted: int, lowest: int, expected: int) -> None:
     config = configured(resources=Resources(oom_score_adj=wanted)).config
-    described = spec.process(plan(config=config, abilities=able(lowest_oom_score_adj=lowest)))
-    assert described["oomScoreAdj"] == expected
+    described = spec.process(plan(config=config, features=able(lowest_oom_score_adj=lowest)))
+    assert described.oom_score_adj == expected
 
 
-def test_a_terminal_and_no_new_privileges_are_passed_on() -> None:
-    assert spec.process(configured(tty=True))["terminal"] is True
-    assert spec.process(secured(no_new_privs=True))["noNewPrivileges"] is True
+def test_terminal_and_no_new_privileges_are_set() -> None:
+    assert spec.process(configured(tty=True)).terminal is True
+    assert spec.process(secured(no_new_privs=True)).no_new_privileges is True
 
 
 @pytest.mark.parametrize(
@@ -130,39 +129,39 @@ def test_a_terminal_and_no_new_privileges_are_passed_on() -> None:
         (None, False, False, False),
     ],
 )
-def test_the_default_apparmor_profile_confines_who_does_not_opt_out(
+def test_default_apparmor_profile_applies_unless_unconfined_or_privileged(
     profile: ProfileKind | None, privileged: bool, loaded: bool, expected: bool
 ) -> None:
     wanted = SecurityProfile(kind=profile) if profile else None
     config = secured(apparmor=wanted, privileged=privileged).config
-    abilities = able(apparmor=loaded, apparmor_default=loaded)
-    assert ("apparmorProfile" in spec.process(plan(config=config, abilities=abilities))) is expected
+    features = able(apparmor=loaded, apparmor_default=loaded)
+    assert bool(spec.process(plan(config=config, features=features)).apparmor_profile) is expected
 
 
-def test_a_demanded_apparmor_profile_that_cannot_be_had_is_refused() -> None:
+def test_localhost_apparmor_profile_is_refused_without_apparmor() -> None:
     profile = SecurityProfile(kind=ProfileKind.LOCALHOST, localhost_ref="mine")
     with pytest.raises(InvalidArgument, match=r"apparmor\.localhost_ref: .* does not have AppArmor"):
         spec.process(secured(apparmor=profile))
 
 
-def test_annotations_name_the_pod_and_cannot_be_forged() -> None:
+def test_request_cannot_override_the_runtimes_annotations() -> None:
     forged = {"io.kubernetes.cri.sandbox-name": "forged", "mine": "kept"}
-    described = spec.described_by(configured(annotations=forged))
+    described = spec.annotations_of(configured(annotations=forged))
     assert described["io.kubernetes.cri.sandbox-name"] == "web-0"
     assert described["io.kubernetes.cri.sandbox-namespace"] == "shop"
     assert described["io.kubernetes.cri.container-name"] == "web"
     assert described["mine"] == "kept"
 
 
-def test_new_limits_replace_those_of_a_spec_and_leave_the_rest() -> None:
+def test_with_limits_replaces_only_the_limits() -> None:
     before = spec.build(configured(resources=Resources(memory_limit=1 << 20, cpu_shares=512)))
-    after = json.loads(spec.with_limits(before, Resources(memory_limit=2 << 20), ABILITIES))
+    after = json.loads(spec.with_limits(before, Resources(memory_limit=2 << 20), FEATURES))
     assert after["linux"]["resources"]["memory"]["limit"] == 2 << 20
     assert after["linux"]["resources"]["devices"] == json.loads(before)["linux"]["resources"]["devices"]
     assert after["process"] == json.loads(before)["process"]
 
 
-def test_the_devices_that_a_privileged_spec_allows_are_all() -> None:
+def test_privileged_spec_allows_every_device() -> None:
     document = spec.build(secured(privileged=True))
     assert spec.allowed_devices(document) == [DeviceRule("c", None, None), DeviceRule("b", None, None)]
-    assert spec.allowed_devices(spec.build(plan(abilities=able(cgroups=V1)))) == []
+    assert spec.allowed_devices(spec.build(plan(features=able(cgroups=V1)))) == []

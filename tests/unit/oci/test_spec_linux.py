@@ -7,22 +7,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from support.plans import ABILITIES, MAPPED, OLD_RUNC, RUNC, V1, V2, able, configured, in_pod, plan, secured
+from support.plans import FEATURES, MAPPED, OLD_RUNC, RUNC, V1, V2, able, configured, in_pod, plan, secured
 
 from pvecri.model import HugepageLimit, NamespaceMode, NamespaceOptions, Resources
 from pvecri.oci import spec_linux
 from pvecri.oci.devices import HostDevice
 from pvecri.oci.plan import BindSource, Plan
+from pvecri.oci.runtime_spec import Part, Seccomp
 
 NODE, POD = NamespaceMode.NODE, NamespaceMode.POD
 KVM = HostDevice("/dev/kvm", "c", 10, 232, 0o660, 0, 104, "rw")
 POD_PATHS = {"network": "/run/pod/ns/net", "uts": "/run/pod/ns/uts", "ipc": "/run/pod/ns/ipc"}
 
 
+def builtins(part: Part) -> Any:
+    """A part of the spec as its JSON has it."""
+    return msgspec.json.decode(msgspec.json.encode(part))
+
+
+def linux(wanted: Plan) -> Any:
+    """The `linux` object of a plan's spec, as its JSON has it."""
+    return builtins(spec_linux.linux(wanted))
+
+
 def described(wanted: Plan) -> dict[str, str]:
     """Namespaces by type, with their paths; empty for a new one."""
-    return {entry["type"]: entry.get("path", "") for entry in spec_linux.namespaces(wanted)}
+    return {entry.type: entry.path for entry in spec_linux.namespaces(wanted)}
 
 
 @pytest.mark.parametrize(
@@ -51,39 +63,37 @@ def described(wanted: Plan) -> dict[str, str]:
             secured(privileged=True, namespaces=NamespaceOptions(pid=NamespaceMode.CONTAINER)),
             {"mount": "", **POD_PATHS, "pid": ""},
         ),
-        (plan(abilities=able(cgroups=V1)), {"mount": "", **POD_PATHS, "pid": ""}),
+        (plan(features=able(cgroups=V1)), {"mount": "", **POD_PATHS, "pid": ""}),
     ],
 )
-def test_namespaces_are_the_pods_or_the_nodes_as_the_modes_say(wanted: Plan, expected: dict[str, str]) -> None:
+def test_namespaces_follow_the_modes_of_the_request(wanted: Plan, expected: dict[str, str]) -> None:
     assert described(wanted) == expected
 
 
 @pytest.mark.parametrize(
-    ("mappings", "runtime", "said"), [(MAPPED, OLD_RUNC, True), (MAPPED, RUNC, False), ((), OLD_RUNC, False)]
+    ("mappings", "runtime", "present"), [(MAPPED, OLD_RUNC, True), (MAPPED, RUNC, False), ((), OLD_RUNC, False)]
 )
-def test_only_an_old_runc_is_told_the_mappings_of_a_namespace_that_it_joins(
-    mappings: Any, runtime: Any, said: bool
-) -> None:
-    document = spec_linux.linux(plan(mappings=mappings, abilities=able(oci_runtime=runtime)))
-    assert ("uidMappings" in document) is said
-    if said:
+def test_id_mappings_with_a_userns_path_are_for_old_runc_only(mappings: Any, runtime: Any, present: bool) -> None:
+    document = linux(plan(mappings=mappings, features=able(oci_runtime=runtime)))
+    assert ("uidMappings" in document) is present
+    if present:
         assert document["uidMappings"] == [{"containerID": 0, "hostID": 100_000, "size": 65_536}]
 
 
-def test_paths_are_hidden_from_all_but_privileged_containers() -> None:
+def test_masked_and_readonly_paths_are_omitted_for_privileged_containers() -> None:
     hidden = {"masked_paths": ("/proc/kcore",), "readonly_paths": ("/proc/sys",)}
-    document = spec_linux.linux(secured(**hidden))
+    document = linux(secured(**hidden))
     assert (document["maskedPaths"], document["readonlyPaths"]) == (["/proc/kcore"], ["/proc/sys"])
-    assert not {"maskedPaths", "readonlyPaths"} & set(spec_linux.linux(secured(privileged=True, **hidden)))
+    assert not {"maskedPaths", "readonlyPaths"} & set(linux(secured(privileged=True, **hidden)))
 
 
-def test_the_cgroup_lies_in_the_cts() -> None:
-    assert spec_linux.linux(plan())["cgroupsPath"] == f"/lxc/105/{'c' * 64}"
+def test_cgroups_path_is_below_the_cts_cgroup() -> None:
+    assert linux(plan())["cgroupsPath"] == f"/lxc/105/{'c' * 64}"
 
 
-def test_a_seccomp_filter_is_passed_on() -> None:
-    assert "seccomp" not in spec_linux.linux(plan())
-    assert spec_linux.linux(plan(seccomp={"defaultAction": "x"}))["seccomp"] == {"defaultAction": "x"}
+def test_seccomp_filter_is_set() -> None:
+    assert "seccomp" not in linux(plan())
+    assert linux(plan(seccomp=Seccomp(default_action="x")))["seccomp"] == {"defaultAction": "x"}
 
 
 @pytest.mark.parametrize(
@@ -96,8 +106,8 @@ def test_a_seccomp_filter_is_passed_on() -> None:
         (Resources(cpuset_cpus="0-1", cpuset_mems="0"), {"cpus": "0-1", "mems": "0"}),
     ],
 )
-def test_cpu_says_what_was_said(wanted: Resources, expected: dict[str, Any]) -> None:
-    assert spec_linux.cpu(wanted) == expected
+def test_unset_cpu_limits_are_omitted(wanted: Resources, expected: dict[str, Any]) -> None:
+    assert builtins(spec_linux.limits(wanted, FEATURES)).get("cpu", {}) == expected
 
 
 @pytest.mark.parametrize(
@@ -110,48 +120,46 @@ def test_cpu_says_what_was_said(wanted: Resources, expected: dict[str, Any]) -> 
         (100, 300, False, {"limit": 100}),
     ],
 )
-def test_memory_has_no_swap_unless_asked_for(
+def test_swap_limit_defaults_to_the_memory_limit(
     limit: int, swap: int, counted: bool, expected: dict[str, int]
 ) -> None:
     wanted = Resources(memory_limit=limit, memory_swap_limit=swap)
-    assert spec_linux.memory(wanted, able(swap_limit=counted)) == expected
+    assert builtins(spec_linux.limits(wanted, able(swap_limit=counted))).get("memory", {}) == expected
 
 
-def test_what_the_machine_has_no_controller_for_is_left_out() -> None:
+def test_limits_without_a_controller_are_omitted() -> None:
     wanted = Resources(hugepage_limits=(HugepageLimit(page_size="2MB", limit=4096),), unified={"memory.high": "1"})
-    everything = spec_linux.limits(wanted, ABILITIES)
+    everything = builtins(spec_linux.limits(wanted, FEATURES))
     assert everything == {
         "hugepageLimits": [{"pageSize": "2MB", "limit": 4096}],
         "unified": {"memory.high": "1"},
     }
-    assert spec_linux.limits(wanted, able(controllers=frozenset(), cgroups=V1)) == {}
+    assert builtins(spec_linux.limits(wanted, able(controllers=frozenset(), cgroups=V1))) == {}
 
 
 @pytest.mark.parametrize(
     ("limit", "controllers", "expected"), [(100, {"pids"}, 100), (0, {"pids"}, None), (1, set(), None)]
 )
-def test_the_number_of_processes_is_limited_as_configured(
-    limit: int, controllers: set[str], expected: int | None
-) -> None:
-    wanted = plan(pids_limit=limit, abilities=able(controllers=frozenset(controllers)))
-    assert spec_linux.resources(wanted).get("pids", {}).get("limit") == expected
+def test_pids_limit_of_the_configuration_is_set(limit: int, controllers: set[str], expected: int | None) -> None:
+    wanted = plan(pids_limit=limit, features=able(controllers=frozenset(controllers)))
+    assert builtins(spec_linux.resources(wanted)).get("pids", {}).get("limit") == expected
 
 
-def test_a_container_may_use_its_devices_alone() -> None:
-    denied, allowed = spec_linux.device_rules(plan(devices=(KVM,)))
+def test_device_rules_deny_all_but_the_requested_devices() -> None:
+    denied, allowed = map(builtins, spec_linux.device_rules(plan(devices=(KVM,))))
     assert denied == {"allow": False, "access": "rwm"}
     assert allowed == {"allow": True, "type": "c", "major": 10, "minor": 232, "access": "rw"}
 
 
-def test_a_privileged_container_may_use_every_device_on_both_cgroup_versions() -> None:
+def test_privileged_device_rules_avoid_type_a() -> None:
     for trees in (V1, V2):
-        wanted = replace(secured(privileged=True), abilities=able(cgroups=trees))
+        wanted = replace(secured(privileged=True), features=able(cgroups=trees))
         rules = spec_linux.device_rules(wanted)
-        assert [(rule["allow"], rule.get("type")) for rule in rules] == [(False, None), (True, "c"), (True, "b")]
+        assert [(rule.allow, rule.type) for rule in rules] == [(False, ""), (True, "c"), (True, "b")]
 
 
-def test_devices_are_made_but_in_a_user_namespace_where_they_are_bound() -> None:
-    (made,) = spec_linux.linux(plan(devices=(KVM,)))["devices"]
+def test_devices_are_omitted_in_a_user_namespace() -> None:
+    (made,) = linux(plan(devices=(KVM,)))["devices"]
     assert made == {
         "path": "/dev/kvm",
         "type": "c",
@@ -161,7 +169,7 @@ def test_devices_are_made_but_in_a_user_namespace_where_they_are_bound() -> None
         "uid": 0,
         "gid": 104,
     }
-    assert spec_linux.linux(plan(devices=(KVM,), mappings=MAPPED))["devices"] == []
+    assert linux(plan(devices=(KVM,), mappings=MAPPED))["devices"] == []
 
 
 @pytest.mark.parametrize(
@@ -173,11 +181,11 @@ def test_devices_are_made_but_in_a_user_namespace_where_they_are_bound() -> None
         (["rslave", "rshared"], "rshared"),
     ],
 )
-def test_the_root_propagates_as_far_as_any_mount_does(modes: list[str], expected: str) -> None:
+def test_rootfs_propagation_is_the_widest_of_the_mounts(modes: list[str], expected: str) -> None:
     binds = tuple(BindSource(Path("/src"), f"/{index}", False, False, mode) for index, mode in enumerate(modes))
-    assert spec_linux.linux(plan(binds=binds))["rootfsPropagation"] == expected
+    assert linux(plan(binds=binds))["rootfsPropagation"] == expected
 
 
-def test_limits_of_the_request_reach_the_spec() -> None:
-    resources = spec_linux.resources(configured(resources=Resources(memory_limit=4096, cpu_shares=2)))
+def test_limits_of_the_request_are_set() -> None:
+    resources = builtins(spec_linux.resources(configured(resources=Resources(memory_limit=4096, cpu_shares=2))))
     assert (resources["memory"]["limit"], resources["cpu"]["shares"]) == (4096, 2)

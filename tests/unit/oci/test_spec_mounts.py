@@ -13,6 +13,7 @@ from pvecri.model import NamespaceMode
 from pvecri.oci import spec_mounts
 from pvecri.oci.devices import HostDevice
 from pvecri.oci.plan import BindSource, Plan
+from pvecri.oci.runtime_spec import Mount
 
 
 def bind(container_path: str, source: str = "/src", **changes: Any) -> BindSource:
@@ -20,44 +21,44 @@ def bind(container_path: str, source: str = "/src", **changes: Any) -> BindSourc
     return BindSource(Path(source), container_path, **fields)
 
 
-def at(wanted: Plan, destination: str) -> dict[str, Any]:
+def at(wanted: Plan, destination: str) -> Mount:
     """The only mount at a place."""
-    (found,) = (mount for mount in spec_mounts.mounts(wanted) if mount["destination"] == destination)
+    (found,) = (mount for mount in spec_mounts.mounts(wanted) if mount.destination == destination)
     return found
 
 
-def test_the_kernels_filesystems_come_first_and_nested_ones_after_their_parents() -> None:
-    destinations = [mount["destination"] for mount in spec_mounts.mounts(plan())]
+def test_kernel_filesystems_are_mounted_first() -> None:
+    destinations = [mount.destination for mount in spec_mounts.mounts(plan())]
     assert destinations[:6] == ["/proc", "/dev", "/dev/pts", "/dev/mqueue", "/sys", "/sys/fs/cgroup"]
     assert set(destinations[6:]) == {"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/shm"}
 
 
 @pytest.mark.parametrize(("privileged", "access"), [(False, "ro"), (True, "rw")])
-def test_sysfs_is_writable_only_for_privileged_containers(privileged: bool, access: str) -> None:
+def test_sysfs_and_cgroup_are_writable_only_if_privileged(privileged: bool, access: str) -> None:
     wanted = secured(privileged=privileged)
     for place in ("/sys", "/sys/fs/cgroup"):
-        assert access in at(wanted, place)["options"]
+        assert access in at(wanted, place).options
 
 
-def test_the_pods_files_are_read_only_with_the_root() -> None:
-    assert "rw" in at(plan(), "/etc/hosts")["options"]
-    assert {"ro", "nosuid"} <= set(at(secured(readonly_rootfs=True), "/etc/hosts")["options"])
-    assert "rw" in at(secured(readonly_rootfs=True), "/dev/shm")["options"]
+def test_pod_files_are_readonly_with_a_readonly_rootfs() -> None:
+    assert "rw" in at(plan(), "/etc/hosts").options
+    assert {"ro", "nosuid"} <= set(at(secured(readonly_rootfs=True), "/etc/hosts").options)
+    assert "rw" in at(secured(readonly_rootfs=True), "/dev/shm").options
 
 
-def test_dev_shm_is_the_pods_or_with_its_ipc_namespace_the_nodes() -> None:
-    assert at(plan(), "/dev/shm")["source"] == "/run/pod/files/shm"
-    assert at(in_pod(ipc=NamespaceMode.NODE), "/dev/shm")["source"] == "/dev/shm"
+def test_dev_shm_is_the_hosts_with_host_ipc() -> None:
+    assert at(plan(), "/dev/shm").source == "/run/pod/files/shm"
+    assert at(in_pod(ipc=NamespaceMode.NODE), "/dev/shm").source == "/dev/shm"
 
 
 @pytest.mark.parametrize("path", ["/etc/hosts", "/etc//hosts", "/etc/hosts/"])
-def test_a_mount_of_the_request_replaces_ours_at_the_same_place(path: str) -> None:
-    assert at(plan(binds=(bind(path),)), "/etc/hosts")["source"] == "/src"
+def test_requested_mount_replaces_the_default_one(path: str) -> None:
+    assert at(plan(binds=(bind(path),)), "/etc/hosts").source == "/src"
 
 
-def test_deeper_mounts_come_after_those_that_they_lie_in() -> None:
+def test_requested_mounts_are_sorted_by_depth() -> None:
     wanted = plan(binds=(bind("/a/b/c"), bind("/a"), bind("/a/b")))
-    assert [mount["destination"] for mount in spec_mounts.mounts(wanted)][-3:] == ["/a", "/a/b", "/a/b/c"]
+    assert [mount.destination for mount in spec_mounts.mounts(wanted)][-3:] == ["/a", "/a/b", "/a/b/c"]
 
 
 @pytest.mark.parametrize(
@@ -71,16 +72,16 @@ def test_deeper_mounts_come_after_those_that_they_lie_in() -> None:
         ({"restrictions": ("nosuid",)}, ["rbind", "rprivate", "rw"]),
     ],
 )
-def test_a_mount_has_the_options_that_it_asks_for(changes: dict[str, Any], options: list[str]) -> None:
-    assert spec_mounts.bind_mount(bind("/data", **changes))["options"] == options
+def test_bind_mount_options(changes: dict[str, Any], options: list[str]) -> None:
+    assert list(spec_mounts.bind_mount(bind("/data", **changes)).options) == options
 
 
-def test_a_relative_container_path_is_below_the_root() -> None:
-    assert spec_mounts.bind_mount(bind("data"))["destination"] == "/data"
+def test_relative_container_path_is_relative_to_the_root() -> None:
+    assert spec_mounts.bind_mount(bind("data")).destination == "/data"
 
 
-def test_devices_are_bound_in_a_user_namespace() -> None:
+def test_devices_are_bind_mounted_in_a_user_namespace() -> None:
     device = HostDevice("/dev/kvm", "c", 10, 232, 0o660, 0, 104, "rw")
     bound = at(plan(devices=(device,), mappings=MAPPED), "/dev/kvm")
-    assert (bound["source"], bound["type"]) == ("/run/devices/0", "bind")
+    assert (bound.source, bound.type) == ("/run/devices/0", "bind")
     assert spec_mounts.device_mounts(plan(devices=(device,))) == []

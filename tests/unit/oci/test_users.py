@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who a container's process runs as."""
+"""Resolution of a container's user and groups."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def user(uid: int, gid: int, *groups: int) -> ContainerUser:
         ),
     ],
 )
-def test_the_request_the_image_and_its_files_decide(
+def test_user_of_the_request_overrides_the_image(
     rootfs: Path, security: dict[str, Any], image_user: str, expected: ContainerUser
 ) -> None:
     assert resolve(ContainerSecurity(**security), image_user, rootfs) == expected
@@ -85,21 +85,21 @@ def test_the_request_the_image_and_its_files_decide(
         ({}, "alice:nobody", r"the image's user: the image has no group 'nobody'"),
     ],
 )
-def test_what_cannot_be_resolved_is_named(
+def test_unresolvable_user_is_an_invalid_argument(
     rootfs: Path, security: dict[str, Any], image_user: str, message: str
 ) -> None:
     with pytest.raises(InvalidArgument, match=message):
         resolve(ContainerSecurity(**security), image_user, rootfs)
 
 
-def test_an_image_without_the_files_takes_numbers_only(tmp_path: Path) -> None:
+def test_numeric_user_needs_no_passwd_file(tmp_path: Path) -> None:
     assert resolve(ContainerSecurity(), "7:8", tmp_path) == user(7, 8, 8)
     with pytest.raises(InvalidArgument, match="no user 'alice'"):
         resolve(ContainerSecurity(), "alice", tmp_path)
 
 
 @pytest.mark.parametrize("relative", [False, True])
-def test_a_link_that_leads_out_of_the_image_is_followed_inside_it(rootfs: Path, relative: bool) -> None:
+def test_symlinked_passwd_is_resolved_inside_the_rootfs(rootfs: Path, relative: bool) -> None:
     """The node's own /etc/passwd must not decide who a container runs as."""
     outside = rootfs.parent / "outside"
     outside.write_text("alice:x:0:0::/:/bin/sh\n")
@@ -113,7 +113,7 @@ def test_a_link_that_leads_out_of_the_image_is_followed_inside_it(rootfs: Path, 
     assert resolve(ContainerSecurity(run_as_username="alice"), "", rootfs).uid == 5
 
 
-def test_a_file_that_is_a_fifo_or_a_directory_does_not_block(rootfs: Path, tmp_path: Path) -> None:
+def test_passwd_that_is_not_a_regular_file_is_ignored(rootfs: Path, tmp_path: Path) -> None:
 
     (rootfs / "etc/passwd").unlink()
     os.mkfifo(rootfs / "etc/passwd")
@@ -123,6 +123,6 @@ def test_a_file_that_is_a_fifo_or_a_directory_does_not_block(rootfs: Path, tmp_p
     assert resolve(ContainerSecurity(run_as_user=5), "", rootfs).uid == 5
 
 
-def test_a_file_that_is_no_text_is_read_as_far_as_it_goes(rootfs: Path) -> None:
+def test_passwd_with_invalid_utf8_is_parsed(rootfs: Path) -> None:
     (rootfs / "etc/passwd").write_bytes(b"\xff\xfe:\0\nalice:x:1000:1001::/:/bin/sh\n")
     assert resolve(ContainerSecurity(run_as_username="alice"), "", rootfs).uid == 1000

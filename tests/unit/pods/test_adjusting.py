@@ -12,8 +12,9 @@ from support.plans import MAPPED, PLAN
 
 from pvecri.errors import FailedPrecondition
 from pvecri.model import Resources
-from pvecri.oci.adjustment import AddedMount, Adjustment
+from pvecri.oci.adjustment import Adjustment
 from pvecri.oci.devices import HostDevice
+from pvecri.oci.runtime_spec import Mount
 from pvecri.pods.container import adjustments
 
 NULL = HostDevice("/dev/null2", "c", 1, 3, 0o666, 0, 0, "rwm")
@@ -21,7 +22,7 @@ NULL = HostDevice("/dev/null2", "c", 1, 3, 0o666, 0, 0, "rwm")
 
 def bind(source: Path | str, *options: str) -> Adjustment:
     """An adjustment that shows a path of the node at /added."""
-    mount = AddedMount(destination="/added", type="bind", source=str(source), options=options)
+    mount = Mount(destination="/added", type="bind", source=str(source), options=options)
     return Adjustment(mounts={"/added": mount})
 
 
@@ -64,7 +65,7 @@ def test_mount_in_a_user_namespace_uses_an_idmapped_clone(tmp_path: Path) -> Non
 
 
 def test_mount_that_is_not_a_bind_mount_is_unchanged(tmp_path: Path) -> None:
-    mount = AddedMount(destination="/t", type="tmpfs", source="tmpfs")
+    mount = Mount(destination="/t", type="tmpfs", source="tmpfs")
     plan = adjustments.adjusted(PLAN, Adjustment(mounts={"/t": mount}), tmp_path / "staging", ())
     assert plan.adjustment is not None
     assert plan.adjustment.mounts == {"/t": mount}

@@ -191,8 +191,8 @@ def test_the_oci_runtime_reaches_a_pod_by_its_pinned_pid_namespace(
 ) -> None:
     namespaces = live(options, tmp_path).namespaces
     assert (namespaces.pid, namespaces.depth) == (tmp_path / WEB / "ns/pid", depth)
-    assert namespaces.cgroup == "/lxc/900007/conmon"
-    assert namespaces.container_cgroup(MAIN) == f"/lxc/900007/{MAIN}"
+    assert namespaces.cgroups.monitors == "/lxc/900007/conmon"
+    assert namespaces.cgroups.container(MAIN) == f"/lxc/900007/{MAIN}"
 
 
 def test_host_pid_pod_has_no_pid_namespace_to_enter(tmp_path: Path) -> None:

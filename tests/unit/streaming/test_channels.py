@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Channel messages are read as they were written, however they are fragmented."""
+"""Channel messages round-trip in any fragmentation."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from pvecri.streaming.channels import (
     BINARY,
+    CLOSE,
     ChannelClosed,
     ChannelData,
     ChannelEvent,
     ChannelReader,
     Framing,
     encode,
-    encode_close,
 )
 from pvecri.streaming.errors import ProtocolError
 
@@ -43,9 +43,7 @@ def payload(events: list[ChannelEvent]) -> bytes:
 
 
 @given(FRAMINGS, st.integers(0, CHANNELS - 1), st.binary(min_size=1, max_size=30))
-def test_a_message_is_read_as_it_was_written_wherever_it_is_cut(
-    framing: Framing, channel: int, data: bytes
-) -> None:
+def test_message_round_trips_in_any_fragmentation(framing: Framing, channel: int, data: bytes) -> None:
     message = encode(framing, channel, data)
 
     for at in range(len(message) + 1):
@@ -54,27 +52,27 @@ def test_a_message_is_read_as_it_was_written_wherever_it_is_cut(
         assert {event.channel for event in events} == {channel}
 
 
-def test_a_message_with_nothing_but_its_channel_says_nothing() -> None:
+def test_message_without_payload_has_no_event() -> None:
     assert read(BINARY, b"\1") == []
     assert read(BINARY, b"") == []
 
 
-def test_a_channel_that_does_not_exist_is_skipped() -> None:
+def test_unknown_channel_is_skipped() -> None:
     assert read(BINARY, b"\7lost") == []
     assert read(BASE64, b"x" + b"bG9zdA==") == []
 
 
-def test_a_close_signal_names_its_channel() -> None:
-    assert read(CLOSING, encode_close(0)) == [ChannelClosed(0)]
+def test_close_signal_closes_its_channel() -> None:
+    assert read(CLOSING, bytes((CLOSE, 0))) == [ChannelClosed(0)]
     assert read(CLOSING, b"\xff", b"\0") == [ChannelClosed(0)]
 
 
-def test_before_version_five_a_close_signal_is_a_channel_that_does_not_exist() -> None:
-    assert read(BINARY, encode_close(0)) == []
+def test_close_signal_is_unknown_before_v5() -> None:
+    assert read(BINARY, bytes((CLOSE, 0))) == []
 
 
 @pytest.mark.parametrize("message", [b"\xff", b"\xff\0\0", b"\xff\x09"])
-def test_a_malformed_close_signal_is_refused(message: bytes) -> None:
+def test_malformed_close_signal_is_refused(message: bytes) -> None:
     with pytest.raises(ProtocolError, match="close signal"):
         read(CLOSING, message)
 
@@ -86,7 +84,7 @@ def test_malformed_base64_is_refused(message: bytes) -> None:
 
 
 @given(FRAMINGS, st.lists(st.tuples(st.binary(max_size=20), st.booleans()), max_size=20))
-def test_arbitrary_messages_are_refused_or_read_and_never_pile_up(
+def test_arbitrary_messages_are_parsed_or_refused_in_bounded_memory(
     framing: Framing, fragments: list[tuple[bytes, bool]]
 ) -> None:
     reader = ChannelReader(framing, CHANNELS)
@@ -95,4 +93,4 @@ def test_arbitrary_messages_are_refused_or_read_and_never_pile_up(
         for fragment, finished in fragments:
             for event in reader.receive(fragment, finished=finished):
                 assert event.channel < CHANNELS
-            assert len(reader._held) < 4
+            assert len(reader._buffer) < 4

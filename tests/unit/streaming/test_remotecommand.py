@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Versions are negotiated, terminals resized and outcomes told as Kubernetes' clients expect it."""
+"""Negotiation, terminal sizes and status objects of the remote command protocol."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ V1 = SPDY_VERSIONS[-1]
         ([""], WEBSOCKET_VERSIONS, ""),
     ],
 )
-def test_the_clients_first_choice_that_we_have_is_taken(
+def test_negotiation_prefers_the_clients_order(
     offered: list[str], versions: tuple[Version, ...], chosen: str
 ) -> None:
     version = negotiate(offered, versions)
@@ -45,11 +45,11 @@ def test_the_clients_first_choice_that_we_have_is_taken(
     assert version.name == chosen
 
 
-def test_without_a_common_version_there_is_none() -> None:
+def test_negotiation_without_a_common_version() -> None:
     assert negotiate(["v9.channel.k8s.io"], SPDY_VERSIONS) is None
 
 
-def test_an_exit_code_is_a_cause_of_the_status() -> None:
+def test_exit_code_is_a_cause_in_the_status() -> None:
     status = json.loads(remotecommand.exit_status(V4, 7))
 
     assert status["status"] == "Failure"
@@ -57,18 +57,18 @@ def test_an_exit_code_is_a_cause_of_the_status() -> None:
     assert status["details"]["causes"] == [{"reason": "ExitCode", "message": "7"}]
 
 
-def test_success_is_said_in_json_and_is_silence_before_version_four() -> None:
+def test_success_is_json_and_empty_before_v4() -> None:
     assert json.loads(remotecommand.exit_status(V4, 0))["status"] == "Success"
     assert remotecommand.exit_status(V1, 0) == b""
 
 
-def test_a_failure_is_said_in_words() -> None:
+def test_failure_status_has_the_message() -> None:
     assert json.loads(remotecommand.failure_status(V4, "no such thing"))["message"] == "no such thing"
     assert remotecommand.failure_status(V1, "no such thing") == b"no such thing"
 
 
 @given(st.lists(st.tuples(st.integers(0, 65535), st.integers(0, 65535)), max_size=4), st.integers(1, 9))
-def test_sizes_are_read_however_they_come(sizes: list[tuple[int, int]], step: int) -> None:
+def test_sizes_are_parsed_in_any_fragmentation(sizes: list[tuple[int, int]], step: int) -> None:
     text = "\n".join(json.dumps({"Width": width, "Height": height}) for width, height in sizes).encode()
     reader = SizeReader()
 
@@ -88,13 +88,13 @@ def test_sizes_are_read_however_they_come(sizes: list[tuple[int, int]], step: in
         b"{" * 5000,
     ],
 )
-def test_what_is_no_size_is_refused(data: bytes) -> None:
+def test_malformed_size_is_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError, match="resize"):
         SizeReader().receive(data)
 
 
 @given(st.lists(st.binary(max_size=100), max_size=30))
-def test_arbitrary_bytes_are_refused_or_read_and_never_pile_up(pieces: list[bytes]) -> None:
+def test_arbitrary_bytes_are_parsed_or_refused_in_bounded_memory(pieces: list[bytes]) -> None:
     reader = SizeReader()
 
     with suppress(ProtocolError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two ends of a SPDY connection understand each other, and a peer that breaks the rules is told apart."""
+"""The SPDY codec: both sides of a connection against each other, and protocol violations."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def opened() -> tuple[SpdyCodec, SpdyCodec, int]:
     return client, server, stream
 
 
-def test_a_stream_is_opened_with_headers_and_accepted() -> None:
+def test_syn_stream_is_accepted_with_syn_reply() -> None:
     client, server = pair()
 
     stream, data = client.open({"streamtype": "error"})
@@ -53,7 +53,7 @@ def test_a_stream_is_opened_with_headers_and_accepted() -> None:
     assert receive(client, server.reply(stream)) == [StreamReplied(stream)]
 
 
-def test_clients_open_odd_streams_and_servers_even_ones() -> None:
+def test_stream_ids_are_odd_for_clients_and_even_for_servers() -> None:
     client, server = pair()
 
     assert [client.open({})[0] for _ in range(3)] == [1, 3, 5]
@@ -67,7 +67,7 @@ def test_data_goes_both_ways() -> None:
     assert receive(client, server.data(stream, b"pong")) == [DataReceived(stream, b"pong")]
 
 
-def test_a_stream_that_one_side_has_finished_goes_on_in_the_other_direction() -> None:
+def test_half_closed_stream_still_receives() -> None:
     client, server, stream = opened()
 
     assert receive(server, client.data(stream, b"last", fin=True)) == [
@@ -79,35 +79,35 @@ def test_a_stream_that_one_side_has_finished_goes_on_in_the_other_direction() ->
     assert (client.streams, server.streams) == ([], [])
 
 
-def test_after_its_fin_a_side_sends_nothing() -> None:
+def test_no_data_is_sent_after_fin() -> None:
     client, _, stream = opened()
     client.data(stream, b"", fin=True)
 
     assert client.data(stream, b"late") == b""
 
 
-def test_a_reset_ends_both_directions() -> None:
+def test_reset_closes_both_directions() -> None:
     client, server, stream = opened()
 
     assert receive(server, client.reset(stream, ResetStatus.CANCEL)) == [StreamReset(stream)]
     assert server.data(stream, b"late") == b""
 
 
-def test_what_comes_after_a_reset_is_dropped() -> None:
+def test_data_after_reset_is_dropped() -> None:
     client, server, stream = opened()
     server.reset(stream, ResetStatus.CANCEL)
 
     assert receive(server, client.data(stream, b"late", fin=True)) == []
 
 
-def test_a_ping_of_the_peers_is_to_be_answered_and_one_of_ours_is_not() -> None:
+def test_only_pings_of_the_peer_are_reported() -> None:
     client, server = pair()
 
     assert receive(server, client.ping(1)) == [PingReceived(1)]
     assert receive(client, server.ping(1)) == []
 
 
-def test_one_stream_too_many_is_refused_and_the_others_go_on() -> None:
+def test_stream_above_the_limit_is_refused() -> None:
     client, server = SpdyCodec(Role.CLIENT), SpdyCodec(Role.SERVER, max_streams=1)
     first, opening = client.open({})
     second, too_many = client.open({})
@@ -119,7 +119,7 @@ def test_one_stream_too_many_is_refused_and_the_others_go_on() -> None:
     assert receive(server, client.data(first, b"on")) == [DataReceived(first, b"on")]
 
 
-def test_settings_and_window_updates_are_taken_and_change_nothing() -> None:
+def test_settings_and_window_updates_are_ignored() -> None:
     client, server, stream = opened()
     settings = frames.encode(frames.Settings(((7, 1024),)))
     update = frames.encode(frames.WindowUpdate(stream, 100))
@@ -129,7 +129,7 @@ def test_settings_and_window_updates_are_taken_and_change_nothing() -> None:
     assert receive(server, client.data(stream, b"on")) == [DataReceived(stream, b"on")]
 
 
-def test_streams_that_are_opened_after_our_goodbye_are_ignored() -> None:
+def test_streams_after_goaway_are_ignored() -> None:
     client, server = pair()
     goodbye = server.go_away()
 
@@ -138,7 +138,7 @@ def test_streams_that_are_opened_after_our_goodbye_are_ignored() -> None:
 
 
 @pytest.mark.parametrize("stream", [2, 1])
-def test_a_stream_with_a_number_that_is_not_next_is_an_error(stream: int) -> None:
+def test_out_of_order_stream_id_is_a_protocol_error(stream: int) -> None:
     client, server = pair()
     receive(server, client.open({})[1])
     block = SpdyCodec(Role.CLIENT).open({})[1][18:]
@@ -147,21 +147,21 @@ def test_a_stream_with_a_number_that_is_not_next_is_an_error(stream: int) -> Non
         receive(server, frames.encode(frames.SynStream(stream, Flag.NONE, block)))
 
 
-def test_data_of_a_stream_that_never_was_is_an_error() -> None:
+def test_data_for_an_unopened_stream_is_a_protocol_error() -> None:
     with pytest.raises(ProtocolError, match="never opened"):
         receive(SpdyCodec(Role.SERVER), frames.encode(frames.Data(9, Flag.NONE, b"x")))
 
 
-def test_data_after_fin_is_an_error() -> None:
+def test_data_after_fin_is_a_protocol_error() -> None:
     client, server, stream = opened()
     receive(server, client.data(stream, b"", fin=True))
 
-    with pytest.raises(ProtocolError, match="finished before"):
+    with pytest.raises(ProtocolError, match="half-closed already"):
         receive(server, frames.encode(frames.Data(stream, Flag.NONE, b"x")))
 
 
 @given(st.data())
-def test_a_conversation_is_understood_however_its_bytes_are_cut(data: st.DataObject) -> None:
+def test_events_are_independent_of_fragmentation(data: st.DataObject) -> None:
     client, server = pair()
     sent = b""
     wanted: dict[int, bytes] = {}
@@ -189,11 +189,11 @@ VALID = [
 
 
 @given(st.lists(st.one_of(st.sampled_from(VALID), st.binary(max_size=30)), max_size=12))
-def test_arbitrary_bytes_end_at_worst_in_a_protocol_error(pieces: list[bytes]) -> None:
+def test_arbitrary_bytes_raise_only_protocol_errors(pieces: list[bytes]) -> None:
     server = SpdyCodec(Role.SERVER, max_streams=3)
 
     with suppress(ProtocolError):
         for piece in pieces:
             list(server.receive(piece))
             assert len(server.streams) <= 3
-            assert server.held <= frames.MAX_CONTROL + 8
+            assert server.buffered <= frames.MAX_CONTROL + 8

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SPDY frames are read as they were written, however the bytes come, and nothing else is."""
+"""SPDY frames round-trip in any fragmentation; malformed ones are refused."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def read(*pieces: bytes) -> list[Frame]:
 
 
 @given(st.lists(FRAMES, max_size=6))
-def test_frames_are_read_as_they_were_written(frames: list[Frame]) -> None:
+def test_frames_round_trip(frames: list[Frame]) -> None:
     assert read(b"".join(map(encode, frames))) == frames
 
 
 @given(st.lists(FRAMES, min_size=1, max_size=3))
-def test_it_does_not_matter_how_the_bytes_come(frames: list[Frame]) -> None:
+def test_frames_are_parsed_in_any_fragmentation(frames: list[Frame]) -> None:
     data = b"".join(map(encode, frames))
 
     for at in range(len(data) + 1):
@@ -74,7 +74,7 @@ def test_it_does_not_matter_how_the_bytes_come(frames: list[Frame]) -> None:
     assert read(*(data[at : at + 1] for at in range(len(data)))) == frames
 
 
-def test_a_large_data_frame_is_handed_out_as_it_comes() -> None:
+def test_large_data_frame_is_delivered_in_pieces() -> None:
     reader = FrameReader()
     data = encode(Data(1, Flag.FIN, bytes(1 << 20)))
 
@@ -82,7 +82,7 @@ def test_a_large_data_frame_is_handed_out_as_it_comes() -> None:
 
     assert sum(len(frame.payload) for frame in payloads if isinstance(frame, Data)) == 1 << 20
     assert [frame.flags for frame in payloads if isinstance(frame, Data) and frame.flags] == [Flag.FIN]
-    assert reader.held == 0
+    assert reader.buffered == 0
 
 
 @pytest.mark.parametrize(
@@ -98,22 +98,22 @@ def test_a_large_data_frame_is_handed_out_as_it_comes() -> None:
         (b"\x80\3\0\1" + b"\0\xff\xff\xff", f"more than {MAX_CONTROL}"),
     ],
 )
-def test_a_malformed_frame_is_refused(data: bytes, problem: str) -> None:
+def test_malformed_frame_is_refused(data: bytes, problem: str) -> None:
     with pytest.raises(ProtocolError, match=problem):
         read(data)
 
 
-def test_a_frame_of_an_unknown_type_is_skipped() -> None:
+def test_unknown_control_frame_is_skipped() -> None:
     unknown = b"\x80\3\0\x0b" + b"\0\0\0\x06" + b"unread"
 
     assert read(unknown + encode(Ping(7))) == [Ping(7)]
 
 
 @given(st.lists(st.binary(max_size=60), max_size=20))
-def test_arbitrary_bytes_are_refused_or_read_and_never_pile_up(pieces: list[bytes]) -> None:
+def test_arbitrary_bytes_are_parsed_or_refused_in_bounded_memory(pieces: list[bytes]) -> None:
     reader = FrameReader()
 
     with suppress(ProtocolError):
         for piece in pieces:
             list(reader.receive(piece))
-            assert reader.held <= MAX_CONTROL + 8
+            assert reader.buffered <= MAX_CONTROL + 8

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of the streaming server that cannot be used are refused by their names."""
+"""Invalid settings of the streaming server are refused by name."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ from pvecri.config import ConfigError, parse
         ("max_sessions = 0", "streaming.max_sessions"),
     ],
 )
-def test_a_setting_that_cannot_be_used_is_refused(setting: str, problem: str) -> None:
+def test_invalid_streaming_settings_are_refused(setting: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         parse(f"[streaming]\n{setting}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client's stream holds a bounded amount, and both of its ends learn when the other is done."""
+"""Buffer limits, EOF and reset of a client's stream."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def at_once() -> None:
     return
 
 
-async def test_what_is_fed_is_read_in_order_and_then_comes_the_end() -> None:
+async def test_fed_data_is_read_in_order_then_eof() -> None:
     peer = stream()
     peer.feed(b"one")
     peer.feed(b"two")
@@ -45,7 +45,7 @@ async def test_what_is_fed_is_read_in_order_and_then_comes_the_end() -> None:
     assert [await peer.read() for _ in range(4)] == [b"one", b"two", b"", b""]
 
 
-async def test_a_full_stream_takes_more_only_when_something_was_read() -> None:
+async def test_full_stream_has_room_after_a_read() -> None:
     peer = stream()
     peer.feed(bytes(LIMIT))
     waiting = asyncio.create_task(peer.wait_for_room(never))
@@ -56,7 +56,7 @@ async def test_a_full_stream_takes_more_only_when_something_was_read() -> None:
     await waiting
 
 
-async def test_many_small_chunks_fill_a_stream_too() -> None:
+async def test_small_chunks_count_against_the_limit() -> None:
     peer = stream()
 
     count = 0
@@ -67,7 +67,7 @@ async def test_many_small_chunks_fill_a_stream_too() -> None:
     assert count < LIMIT // 50
 
 
-async def test_waiting_for_room_ends_when_the_client_leaves() -> None:
+async def test_wait_for_room_ends_if_the_client_leaves() -> None:
     peer = stream()
     peer.feed(bytes(LIMIT))
 
@@ -75,7 +75,7 @@ async def test_waiting_for_room_ends_when_the_client_leaves() -> None:
         await peer.wait_for_room(at_once)
 
 
-async def test_a_stream_that_nobody_reads_drops_what_comes() -> None:
+async def test_discarded_stream_drops_data() -> None:
     peer = stream()
     peer.feed(bytes(LIMIT))
     peer.discard()
@@ -86,7 +86,7 @@ async def test_a_stream_that_nobody_reads_drops_what_comes() -> None:
     assert await peer.read() == b""
 
 
-async def test_after_a_reset_what_had_come_is_read_and_nothing_is_written() -> None:
+async def test_reset_stream_is_readable_and_not_writable() -> None:
     peer = stream()
     peer.feed(b"rest")
     peer.reset()
@@ -96,7 +96,7 @@ async def test_after_a_reset_what_had_come_is_read_and_nothing_is_written() -> N
         await peer.write(b"late")
 
 
-async def test_a_stream_is_finished_once() -> None:
+async def test_finish_is_idempotent() -> None:
     carrier = Recorder()
     peer = stream(carrier)
     await peer.write(b"data")
@@ -108,7 +108,7 @@ async def test_a_stream_is_finished_once() -> None:
         await peer.write(b"late")
 
 
-async def test_sizes_are_followed_until_the_client_sends_something_else() -> None:
+async def test_sizes_end_at_malformed_input() -> None:
     peer = stream()
     peer.feed(b'{"Width": 80, "Height": 24}{"Width": 81, "Height": 24}')
     peer.feed(b"nonsense")

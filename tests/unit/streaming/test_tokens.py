@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A token is good for one use within its life."""
+"""One-time tokens of streaming URLs."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ class Clock:
         return self.now
 
 
-def test_a_token_can_be_taken_once() -> None:
+def test_token_is_consumed_once() -> None:
     tokens: Tokens[str] = Tokens(60)
     token = tokens.issue("exec")
 
-    assert tokens.take(token) == "exec"
-    assert tokens.take(token) is None
+    assert tokens.consume(token) == "exec"
+    assert tokens.consume(token) is None
 
 
-def test_a_token_that_was_never_issued_stands_for_nothing() -> None:
-    assert Tokens[str](60).take("guess") is None
+def test_unknown_token_has_no_request() -> None:
+    assert Tokens[str](60).consume("guess") is None
 
 
-def test_a_token_expires() -> None:
+def test_token_expires() -> None:
     clock = Clock()
     tokens: Tokens[str] = Tokens(60, clock)
     early, late = tokens.issue("early"), tokens.issue("late")
 
     clock.now = 59.9
-    assert tokens.take(early) == "early"
+    assert tokens.consume(early) == "early"
     clock.now = 60
-    assert tokens.take(late) is None
+    assert tokens.consume(late) is None
 
 
-def test_only_so_many_tokens_wait_and_expired_ones_make_room() -> None:
+def test_pending_tokens_are_limited_and_expired_ones_removed() -> None:
     clock = Clock()
     tokens: Tokens[int] = Tokens(60, clock)
     for number in range(MAX_PENDING):
@@ -49,7 +49,7 @@ def test_only_so_many_tokens_wait_and_expired_ones_make_room() -> None:
     with pytest.raises(ResourceExhausted, match=r"streaming\.url_lifetime"):
         tokens.issue(-1)
     clock.now = 60
-    assert tokens.take(tokens.issue(1)) == 1
+    assert tokens.consume(tokens.issue(1)) == 1
 
 
 def test_tokens_cannot_be_guessed() -> None:

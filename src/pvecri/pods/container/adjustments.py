@@ -13,10 +13,11 @@ from pvecri.errors import FailedPrecondition, InvalidArgument
 from pvecri.linux import mounts
 from pvecri.model import ContainerConfig, Propagation
 from pvecri.oci import cdi
-from pvecri.oci.adjustment import AddedMount, Adjustment
+from pvecri.oci.adjustment import Adjustment
 from pvecri.oci.cdi import Edits
 from pvecri.oci.devices import HostDevice
 from pvecri.oci.plan import Plan
+from pvecri.oci.runtime_spec import Mount
 from pvecri.pods.container import volumes
 
 
@@ -60,7 +61,7 @@ def _cdi_devices(
         raise FailedPrecondition(f"a CDI device that an NRI plugin adds: {error.problem}") from error
 
 
-def _mounts(adjustment: Adjustment, staging: Path | None) -> dict[str, AddedMount | None]:
+def _mounts(adjustment: Adjustment, staging: Path | None) -> dict[str, Mount | None]:
     resolved = dict(adjustment.mounts)
     binds = [each for each in adjustment.mounts.values() if each is not None and each.is_bind]
     for index, mount in enumerate(binds):
@@ -68,7 +69,7 @@ def _mounts(adjustment: Adjustment, staging: Path | None) -> dict[str, AddedMoun
     return resolved
 
 
-def _bind(mount: AddedMount, clone: Path | None) -> AddedMount:
+def _bind(mount: Mount, clone: Path | None) -> Mount:
     """The checked mount, from its `clone` if it will have one."""
     what = f"the mount at {mount.destination} that an NRI plugin adds"
     source = Path(mount.source)

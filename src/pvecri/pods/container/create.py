@@ -27,7 +27,7 @@ from pvecri.model import (
     UserNamespaceReason,
 )
 from pvecri.oci import capabilities, cdi, devices, seccomp, spec, users
-from pvecri.oci.abilities import Abilities
+from pvecri.oci.features import HostFeatures
 from pvecri.oci.plan import BindSource, Plan
 from pvecri.pods import files, user_namespaces, validation
 from pvecri.pods.container import adjustments, bundle, declared_volumes, volumes
@@ -60,7 +60,7 @@ class ContainerCreator:
     def __init__(
         self,
         config: Config,
-        abilities: Abilities,
+        features: HostFeatures,
         registry: Registry,
         images: ImageManager,
         pauses: Pauses,
@@ -68,7 +68,7 @@ class ContainerCreator:
         hooks: Hooks,
     ) -> None:
         self._config = config
-        self._abilities = abilities
+        self._features = features
         self._registry = registry
         self._images = images
         self._pauses = pauses
@@ -198,14 +198,14 @@ class ContainerCreator:
         config = container.value.config
         security = config.security
         granted = capabilities.granted(
-            security.capabilities, privileged=security.privileged, available=self._abilities.capabilities
+            security.capabilities, privileged=security.privileged, available=self._features.capabilities
         )
         edits = cdi.find(config.cdi_devices, self._config.runtime.cdi_spec_dirs)
         requested = volumes.resolve_devices(config)
         return Plan(
             id=container.id,
             sandbox_id=pod.id,
-            vmid=pod.value.vmid,
+            cgroup=pod.cgroups.container(container.id),
             config=config,
             sandbox=pod.value.config,
             image=image.config,
@@ -228,7 +228,7 @@ class ContainerCreator:
                 capabilities=granted,
                 privileged=security.privileged,
             ),
-            abilities=self._abilities,
+            features=self._features,
             pids_limit=self._config.runtime.pids_limit,
             edits=edits,
         )

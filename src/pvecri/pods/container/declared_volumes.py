@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from pvecri.linux.paths import open_in_root
+from pvecri.linux.openat2 import open_in_root
 from pvecri.model import ContainerConfig, Propagation
 from pvecri.oci.plan import BindSource
 

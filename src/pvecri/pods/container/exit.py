@@ -61,9 +61,9 @@ class ContainerExits:
     def open_processes(self, pod: PodEntry, container: ContainerEntry) -> None:
         """Open pidfds of the container's first process and of its conmon; ProcessLookupError if one has exited."""
         namespaces, bundle = pod.namespaces, container.bundle
-        group = namespaces.container_cgroup(container.id)
+        group = namespaces.cgroups.container(container.id)
         container.process = Process(self._runtime.host_pid(namespaces, group, bundle.pid_file))
-        monitor = self._runtime.host_pid(namespaces, namespaces.cgroup, bundle.conmon_pid_file)
+        monitor = self._runtime.host_pid(namespaces, namespaces.cgroups.monitors, bundle.conmon_pid_file)
         container.monitor = Process(monitor)
 
     def watch(self, pod: PodEntry, container: ContainerEntry) -> None:
@@ -134,8 +134,8 @@ class ContainerExits:
             await self._runtime.delete(pod.namespaces if pod.alive else None, container.id)
         except CommandError as error:
             log.warning("container %s: %s", container.id, error)
-            self._cgroups.kill(f"{pod.cgroup}/{container.id}")
-            self._runtime.forget(container.id)
+            self._cgroups.kill(pod.cgroups.container(container.id))
+            self._runtime.remove_state(container.id)
 
     async def _remove_exit_file(self, container: ContainerEntry) -> None:
         # Until the exit code is in the store, the next daemon process reads it here.
@@ -157,7 +157,7 @@ class ContainerExits:
     def adopt(self, pod: PodEntry, container: ContainerEntry) -> None:
         """Watch a container that the previous daemon process started; it may have exited meanwhile."""
         if exposure.exposes(pod):  # the daemon may have ended while another container was being created
-            exposure.thaw(self._cgroups, pod.group(container.id))
+            exposure.thaw(self._cgroups, pod.cgroups.container(container.id))
         try:
             self.open_processes(pod, container)
         except (FileNotFoundError, ProcessLookupError, ValueError):  # it has exited
@@ -177,7 +177,7 @@ class ContainerExits:
 
     def abort_start(self, pod: PodEntry, container: ContainerEntry) -> None:
         """Undo a start during which the previous daemon process ended: its client got no success."""
-        self._runtime.abandon(pod.namespaces, container.id)
+        self._runtime.kill_monitor(pod.namespaces, container.id)
         container.notified = LifecycleEvent.STOPPED
         message = "the daemon ended while the container was being started"
         self.record(container, START_ERROR_CODE, "StartError", message)

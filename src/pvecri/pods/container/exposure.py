@@ -46,7 +46,11 @@ async def hidden(pod: PodEntry, container: ContainerEntry, cgroups: Cgroups) -> 
         yield
         return
     async with pod.pids_lock:
-        others = [pod.group(each.id) for each in pod.containers.values() if _runs(each) and each is not container]
+        others = [
+            pod.cgroups.container(each.id)
+            for each in pod.containers.values()
+            if _runs(each) and each is not container
+        ]
         try:
             await _freeze(cgroups, others)
             yield

@@ -20,7 +20,7 @@ from pvecri.errors import FailedPrecondition
 from pvecri.linux import namespaces
 from pvecri.model import ContainerId, NamespaceMode, SandboxId, UserNamespaceKind
 from pvecri.oci import pause
-from pvecri.oci.abilities import Abilities
+from pvecri.oci.features import HostFeatures
 from pvecri.oci.runtime import Bundle, OciRuntime
 from pvecri.oci.spec_linux import SHARED_PID
 from pvecri.pods.registry import PodEntry
@@ -34,9 +34,9 @@ def pause_id(sandbox: SandboxId) -> ContainerId:
 class Pauses:
     """Starts pause containers; they end with their CT."""
 
-    def __init__(self, abilities: Abilities, runtime: OciRuntime, directory: Path) -> None:
+    def __init__(self, features: HostFeatures, runtime: OciRuntime, directory: Path) -> None:
         """`directory` becomes the read-only root filesystem of all pause containers."""
-        self._abilities = abilities
+        self._features = features
         self._runtime = runtime
         self._rootfs = directory
 
@@ -61,7 +61,7 @@ class Pauses:
             raise FailedPrecondition(f"{pause.PROGRAM} is not installed on the node; pods with a pause need it")
         bundle = Bundle(pod.directory / "pause")
         bundle.directory.mkdir(mode=0o700)  # no process of the pod needs it
-        group = f"{pod.cgroup}/pause"
+        group = pod.cgroups.pause
         bundle.spec.write_bytes(pause.build(self._plan(pod, group)))
         await self._runtime.run_detached(pod.namespaces, pause_id(pod.id), bundle)
         pid = self._runtime.host_pid(pod.namespaces, group, bundle.pid_file)
@@ -76,7 +76,7 @@ class Pauses:
 
     def forget(self, pod: PodEntry) -> None:
         """Delete the OCI runtime's state of the pause container after the end of the CT. Idempotent."""
-        self._runtime.forget(pause_id(pod.id))
+        self._runtime.remove_state(pause_id(pod.id))
 
     def _plan(self, pod: PodEntry, group: str) -> pause.PausePlan:
         options = pod.value.config.security.namespaces
@@ -90,5 +90,5 @@ class Pauses:
             joined={} if made else {kind: str(pod.namespace(file)) for kind, file in own.items()},
             made=tuple(own) if made else (),
             mappings=pod.value.mappings,
-            abilities=self._abilities,
+            features=self._features,
         )

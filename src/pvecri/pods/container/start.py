@@ -17,7 +17,7 @@ from pvecri.linux import limits
 from pvecri.linux.fds import STDIO_MODE
 from pvecri.model import Container, ContainerState, SandboxPhase
 from pvecri.oci import spec
-from pvecri.oci.abilities import Abilities
+from pvecri.oci.features import HostFeatures
 from pvecri.oci.runtime import OciRuntime, Stdio
 from pvecri.pods.container import bundle, exposure, volumes
 from pvecri.pods.container.exit import START_ERROR_CODE, ContainerExits
@@ -36,14 +36,14 @@ class ContainerStarter:
     def __init__(
         self,
         config: Config,
-        abilities: Abilities,
+        features: HostFeatures,
         registry: Registry,
         runtime: OciRuntime,
         exits: ContainerExits,
         hooks: Hooks,
     ) -> None:
         self._config = config
-        self._abilities = abilities
+        self._features = features
         self._registry = registry
         self._runtime = runtime
         self._exits = exits
@@ -82,7 +82,7 @@ class ContainerStarter:
     async def _create_and_start(self, pod: PodEntry, container: ContainerEntry) -> None:
         await asyncio.to_thread(self._prepare, pod, container)
         with self._pids_limit_named(pod):
-            async with exposure.hidden(pod, container, self._abilities.cgroups):
+            async with exposure.hidden(pod, container, self._features.cgroups):
                 await self._runtime.create(
                     pod.namespaces, container.id, container.bundle, self._stdio(container.value)
                 )
@@ -101,7 +101,7 @@ class ContainerStarter:
         try:
             yield
         except InternalError as error:
-            left = limits.pids_left(self._abilities.cgroups, pod.cgroup)
+            left = limits.pids_left(self._features.cgroups, pod.cgroups.ct)
             if left is None or left >= PIDS_OF_A_START:
                 raise
             raise ResourceExhausted(
@@ -120,7 +120,7 @@ class ContainerStarter:
         rules = spec.allowed_devices(container.bundle.spec.read_bytes())
         if rules and not config.security.privileged:
             # A cgroup's device filter cannot allow what its parent's, here the CT's, denies.
-            self._abilities.cgroups.allow_devices(pod.cgroup, rules)
+            self._features.cgroups.allow_devices(pod.cgroups.ct, rules)
         if container.value.log_path:
             Path(container.value.log_path).parent.mkdir(parents=True, exist_ok=True)
 

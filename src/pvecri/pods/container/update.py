@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from pvecri.errors import FailedPrecondition
 from pvecri.model import ContainerState, Resources
 from pvecri.oci import spec
-from pvecri.oci.abilities import Abilities
+from pvecri.oci.features import HostFeatures
 from pvecri.oci.runtime import OciRuntime
 from pvecri.pods import validation
 from pvecri.pods.hooks import Hooks
@@ -18,8 +18,8 @@ from pvecri.pods.registry import Registry
 class ContainerUpdater:
     """Changes limits. Calls for one container wait for each other, those for different containers do not."""
 
-    def __init__(self, abilities: Abilities, registry: Registry, runtime: OciRuntime, hooks: Hooks) -> None:
-        self._abilities = abilities
+    def __init__(self, features: HostFeatures, registry: Registry, runtime: OciRuntime, hooks: Hooks) -> None:
+        self._features = features
         self._registry = registry
         self._runtime = runtime
         self._hooks = hooks
@@ -47,7 +47,7 @@ class ContainerUpdater:
                 pod = self._registry.pod_of(container)
                 await self._runtime.update(pod.namespaces, container.id, wanted)
             elif container.value.state is ContainerState.CREATED:
-                document = spec.with_limits(container.bundle.spec.read_bytes(), wanted, self._abilities)
+                document = spec.with_limits(container.bundle.spec.read_bytes(), wanted, self._features)
                 container.bundle.spec.write_bytes(document)
             else:
                 raise FailedPrecondition(f"container {container.id} has ended")

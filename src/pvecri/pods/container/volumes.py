@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pvecri.errors import FailedPrecondition, InvalidArgument
 from pvecri.linux import idmapped, mounts
-from pvecri.linux.paths import open_in_root
+from pvecri.linux.openat2 import open_in_root
 from pvecri.model import Container, ContainerConfig, Mount, Propagation
 from pvecri.oci.devices import HostDevice
 from pvecri.oci.plan import BindSource

@@ -118,7 +118,7 @@ class SandboxCts:
         self._kubelet.mirror(pod)
         if pod.value.privileged:
             # A cgroup's device filter cannot allow what its parent's denies (decision 0050).
-            self._cgroups.allow_devices(pod.cgroup, EVERY_DEVICE)
+            self._cgroups.allow_devices(pod.cgroups.ct, EVERY_DEVICE)
 
     async def resize(self, pod: PodEntry, resources: Resources, overhead: Resources) -> None:
         """Set the size of the running CT (PUT …/config); it takes effect at once. Idempotent."""
@@ -162,7 +162,7 @@ class SandboxCts:
         if pod.value.vmid and (pod.alive or await self._owns(pod)):
             await self._proxmox.stop_ct(pod.value.vmid)
             # Containers in the node's PID namespace do not die with the CT's init.
-            self._cgroups.kill(pod.cgroup)
+            self._cgroups.kill(pod.cgroups.ct)
         if pod.init is not None:
             pod.init.close()
             pod.init = None
@@ -178,7 +178,7 @@ class SandboxCts:
         if await self._owns(pod):
             await self._proxmox.destroy_ct(vmid)
         with suppress(OSError):  # LXC does not always remove cgroups that it did not create
-            self._cgroups.remove(pod.cgroup)
+            self._cgroups.remove(pod.cgroups.ct)
         self._registry.save_pod(pod, replace(pod.value, vmid=0, ct_made=False), ending=True)
         self._vmids.release(vmid)
 
@@ -205,7 +205,7 @@ class SandboxCts:
 
     def find_init(self, pod: PodEntry) -> Process | None:
         """The first process of the pod's CT, if it runs on this machine."""
-        for pid in self._cgroups.processes(f"{pod.cgroup}/ns"):
+        for pid in self._cgroups.processes(pod.cgroups.init):
             # lxc-start's child is PID 1 of the CT before it executes the init: hence the name.
             if processes.innermost_pid(pid) == 1 and processes.command_name(pid) == INIT_NAME:
                 return Process(pid)
@@ -272,7 +272,7 @@ class SandboxCts:
         deadline = loop.time() + self._config.runtime.start_timeout
         next_check = loop.time() + START_CHECK_DELAY
         for delay in POLL_INIT.delays():
-            for pid in self._cgroups.processes(f"{pod.cgroup}/ns"):
+            for pid in self._cgroups.processes(pod.cgroups.init):
                 if processes.command_name(pid) == INIT_NAME and processes.innermost_pid(pid) == 1:
                     return pid
             now = loop.time()

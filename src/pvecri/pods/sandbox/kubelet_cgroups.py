@@ -68,9 +68,9 @@ class KubeletCgroups:
         if wanted is None:
             return
         try:
-            limits.set_pids(self._cgroups, pod.cgroup, wanted.pids)
-            limits.set_memory_protection(self._cgroups, pod.cgroup, wanted.memory_min, wanted.memory_low)
-            limits.set_hugepages(self._cgroups, pod.cgroup, wanted.hugepages)
+            limits.set_pids(self._cgroups, pod.cgroups.ct, wanted.pids)
+            limits.set_memory_protection(self._cgroups, pod.cgroups.ct, wanted.memory_min, wanted.memory_low)
+            limits.set_hugepages(self._cgroups, pod.cgroups.ct, wanted.hugepages)
         except OSError as error:
             log.warning("pod %s: cannot set a limit of the kubelet's: %s", pod.value.name, error)
         if self._enforce_node_allocatable:

@@ -92,7 +92,7 @@ class Metrics:
         ]
 
     def _of_pod(self, pod: PodEntry, network: Network | None) -> Iterator[Sample]:
-        yield from self._of_group(pod.cgroup)
+        yield from self._of_group(pod.cgroups.ct)
         yield Sample(names.START_TIME, pod.value.created_at // SECOND)
         for interface in network.interfaces if network else ():
             yield from network_samples(interface)
@@ -100,7 +100,7 @@ class Metrics:
     def _of_container(
         self, pod: PodEntry, container: ContainerEntry, layer: FilesystemUsage | None
     ) -> ContainerMetrics:
-        group = pod.group(container.id)
+        group = pod.cgroups.container(container.id)
         samples = [
             *self._of_group(group),
             *self._process_samples(group, container),

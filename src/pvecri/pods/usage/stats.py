@@ -127,7 +127,11 @@ class Statistics:
     # -- reading ----------------------------------------------------------------------------------------------
 
     async def _of_containers(self, containers: Sequence[ContainerEntry]) -> list[ContainerUsage]:
-        groups = {each.id: self._registry.pod_of(each).group(each.id) for each in containers if is_running(each)}
+        groups = {
+            each.id: self._registry.pod_of(each).cgroups.container(each.id)
+            for each in containers
+            if is_running(each)
+        }
         usages = await self._usages(groups)
         layers = await asyncio.gather(*(self._layers.usage(each.id) for each in containers))
         return [
@@ -138,7 +142,7 @@ class Statistics:
     async def _of_pods(self, pods: Sequence[PodEntry]) -> list[PodUsage]:
         inside = [each for each in self._running() if each.value.sandbox_id in {pod.id for pod in pods}]
         containers = await self._of_containers(inside)
-        usages = await self._usages({pod.id: pod.cgroup for pod in pods})
+        usages = await self._usages({pod.id: pod.cgroups.ct for pod in pods})
         networks, tasks = await asyncio.to_thread(self._read_pods, pods)
         return [
             PodUsage(
@@ -181,7 +185,7 @@ class Statistics:
 
     def _read_pods(self, pods: Sequence[PodEntry]) -> tuple[dict[SandboxId, Network], dict[SandboxId, int | None]]:
         networks = read_networks(pods)
-        return networks, {pod.id: self._accounting.tasks(pod.cgroup) for pod in pods}
+        return networks, {pod.id: self._accounting.tasks(pod.cgroups.ct) for pod in pods}
 
     def _running(self) -> list[ContainerEntry]:
         found = [each for each in self._registry.containers() if is_running(each)]
@@ -196,8 +200,8 @@ class Statistics:
 
     async def sample(self) -> None:
         """Sample the CPU time of all pods and containers, and drop the samples of removed ones."""
-        groups: dict[str, str] = {pod.id: pod.cgroup for pod in self._ready()}
-        groups |= {each.id: self._registry.pod_of(each).group(each.id) for each in self._running()}
+        groups: dict[str, str] = {pod.id: pod.cgroups.ct for pod in self._ready()}
+        groups |= {each.id: self._registry.pod_of(each).cgroups.container(each.id) for each in self._running()}
         self._rates.keep(groups.keys())
         self._layers.keep({each.id for each in self._registry.containers()})
         if groups:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this machine and its programs can do, found out once when the daemon starts.
+"""Features of this node and its programs, detected once at the daemon's start.
 
-A pod may ask for more than a machine has: a capability that root lacks, a cgroup controller that is not there, a
-security module. The spec builder asks here and writes only what can be had.
+A pod may request what a node lacks: a capability that root does not have, a cgroup controller, a security module.
+The OCI runtimes fail on any of these, so the spec builder writes only what is supported.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pvecri.linux import cgroups
 from pvecri.linux.cgroups import Cgroups
 from pvecri.oci import apparmor, capabilities
 
-RUNC_READS_MAPPINGS_SINCE = (1, 1, 10)
+RUNC_READS_USERNS_MAPPINGS = (1, 1, 10)
 CAP_SYS_RESOURCE = "CAP_SYS_RESOURCE"
 
 
 @dataclass(frozen=True)
-class OciRuntime:
-    """The OCI runtime program. `kind` is `runc` or `crun`, as its version text names it."""
+class RuntimeBinary:
+    """The OCI runtime's program; `kind` is `runc` or `crun`, from its --version output."""
 
     path: str
     kind: str
@@ -34,33 +34,33 @@ class OciRuntime:
 
     @property
     def recursive_readonly(self) -> bool:
-        """Whether it can make a mount read-only together with the mounts below it."""
+        """Whether it supports `rro`: read-only with all submounts (CRI recursive_read_only)."""
         return "rro" in self.mount_options
 
     @property
-    def executes_at_the_root(self) -> bool:
-        """Whether a command starts in / when nothing is said, and not where the container's own process does."""
+    def exec_ignores_cwd(self) -> bool:
+        """Whether `exec` without --cwd starts in / instead of the spec's `process.cwd`."""
         return self.kind == "crun"
 
     @property
-    def wants_mappings_with_userns_path(self) -> bool:
-        """Whether a spec that joins a user namespace by path must repeat its mappings.
+    def needs_mappings_with_userns_path(self) -> bool:
+        """Whether a spec that joins a user namespace by path must have its mappings.
 
-        Older runc needs them; newer runc reads them from the namespace and refuses the repetition.
+        runc before 1.1.10 needs them; later ones read them from the namespace and refuse both together.
         """
-        return self.kind == "runc" and self.version < RUNC_READS_MAPPINGS_SINCE
+        return self.kind == "runc" and self.version < RUNC_READS_USERNS_MAPPINGS
 
 
 @dataclass(frozen=True)
-class Abilities:
-    """See the module.
+class HostFeatures:
+    """`capabilities` are the daemon's own: it cannot grant others. `conmon` is a path.
 
-    `lowest_oom_score_adj` is the least value that a child of ours may be given; `apparmor_default` says whether
-    the default profile is loaded.
+    `lowest_oom_score_adj` is the lowest value that the daemon may give a child; `apparmor_default` is whether the
+    default profile is loaded.
     """
 
     cgroups: Cgroups
-    oci_runtime: OciRuntime
+    oci_runtime: RuntimeBinary
     conmon: str
     capabilities: frozenset[str]
     lowest_oom_score_adj: int
@@ -71,20 +71,21 @@ class Abilities:
     controllers: frozenset[str] = field(default_factory=frozenset)
 
 
-async def discover(config: Config) -> Abilities:
-    """Look at the machine; ConfigError when a program that pvecri needs is missing."""
+async def discover(config: Config) -> HostFeatures:
+    """Detect the features; ConfigError names the setting of a required program that is missing."""
     trees = cgroups.detect()
-    held = capabilities.effective()
-    confines = _enabled(Path("/sys/module/apparmor/parameters/enabled"), "Y")
+    own = capabilities.effective()
+    apparmor_enabled = _enabled(Path("/sys/module/apparmor/parameters/enabled"), "Y")
+    # The kernel raises oom_score_adj for anybody, and lowers it with CAP_SYS_RESOURCE only.
     current = int(Path("/proc/self/oom_score_adj").read_text())
-    return Abilities(
+    return HostFeatures(
         cgroups=trees,
         oci_runtime=await _oci_runtime(config, trees),
         conmon=_program(config.runtime.conmon, "runtime.conmon"),
-        capabilities=held,
-        lowest_oom_score_adj=-1000 if CAP_SYS_RESOURCE in held else current,
-        apparmor=confines,
-        apparmor_default=confines and await apparmor.load_default(),
+        capabilities=own,
+        lowest_oom_score_adj=-1000 if CAP_SYS_RESOURCE in own else current,
+        apparmor=apparmor_enabled,
+        apparmor_default=apparmor_enabled and await apparmor.load_default(),
         selinux=Path("/sys/fs/selinux/enforce").exists(),
         swap_limit=_swap_limit(trees),
         controllers=trees.controllers,
@@ -92,11 +93,11 @@ async def discover(config: Config) -> Abilities:
 
 
 def _swap_limit(trees: Cgroups) -> bool:
-    """Whether the kernel limits swap by cgroup (swap accounting is a boot option on version 1)."""
+    """Whether the kernel limits swap per cgroup; version 1 needs `swapaccount=1` on the kernel's command line."""
     memory = trees.v1.get("memory")
     if memory is not None:
         return (memory / "memory.memsw.limit_in_bytes").exists()
-    # The root group of version 2 has no swap files itself: ask whether the kernel has swap accounting.
+    # The root group of version 2 has no memory.swap.* files to test for.
     return "memory" in trees.controllers and Path("/proc/swaps").exists()
 
 
@@ -111,10 +112,10 @@ def _program(name: str, setting: str) -> str:
     return path
 
 
-async def _oci_runtime(config: Config, trees: Cgroups) -> OciRuntime:
+async def _oci_runtime(config: Config, trees: Cgroups) -> RuntimeBinary:
     setting = config.runtime.oci_runtime
     if setting == "auto":
-        # crun starts faster, and refuses hosts that have cgroup v1 in part.
+        # crun starts faster, and refuses hybrid hosts ("cgroups in hybrid mode not supported").
         setting = "crun" if trees.pure_v2 and shutil.which("crun") else "runc"
     path = _program(setting, "runtime.oci_runtime")
     text = await _output(path, "--version")
@@ -122,11 +123,11 @@ async def _oci_runtime(config: Config, trees: Cgroups) -> OciRuntime:
     if match is None:
         raise ConfigError(f"runtime.oci_runtime: {path} is neither runc nor crun: {text.strip()[:80]!r}")
     version = tuple(int(part) for part in match[2].split("."))
-    return OciRuntime(path, match[1], version, _mount_options(await _output(path, "features")))
+    return RuntimeBinary(path, match[1], version, _mount_options(await _output(path, "features")))
 
 
 def _mount_options(features: str) -> frozenset[str]:
-    """The mount options that a runtime knows (OCI runtime-spec, features.md); older ones do not tell."""
+    """`mountOptions` of `features` (runtime-spec, features.md); none for a version without that command."""
     try:
         return frozenset(json.loads(features).get("mountOptions", ()))
     except ValueError:

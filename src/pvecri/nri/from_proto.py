@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what plugins want, as NRI's messages say it, to the values that the Pod Manager works with."""
+"""NRI's protobuf messages converted to the Pod Manager's values."""
 
 from __future__ import annotations
 
@@ -11,52 +11,45 @@ from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
 from pvecri.errors import FailedPrecondition
 from pvecri.model import HugepageLimit, Resources
-from pvecri.nri.merging import REMOVAL
+from pvecri.nri.merge import REMOVAL
 from pvecri.nri.proto import nri_pb2 as pb
-from pvecri.oci.adjustment import (
-    AddedMount,
-    Adjustment,
-    DeviceAccess,
+from pvecri.nri.to_proto import HOOKS
+from pvecri.oci.adjustment import Adjustment
+from pvecri.oci.cdi import Hook
+from pvecri.oci.devices import HostDevice
+from pvecri.oci.runtime_spec import (
+    DeviceRule,
+    IntelRdt,
     IoPriority,
     MemoryPolicy,
-    Rdt,
+    Mount,
     Rlimit,
     Scheduler,
     Seccomp,
     Syscall,
-    SyscallArgument,
+    SyscallArg,
 )
-from pvecri.oci.cdi import Hook
-from pvecri.oci.devices import HostDevice
 
 log = logging.getLogger(__name__)
 
 DEVICE_MODE = 0o666
-"""What the OCI runtimes give a device whose mode is not said."""
+"""The OCI runtimes' default mode of a device."""
 
-_HOOKS = {
-    "prestart": "prestart",
-    "create_runtime": "createRuntime",
-    "create_container": "createContainer",
-    "start_container": "startContainer",
-    "poststart": "poststart",
-    "poststop": "poststop",
-}
 _VERSION_1 = ("kernel", "kernel_tcp", "swappiness", "disable_oom_killer", "use_hierarchy")
-"""Memory settings that cgroup version 2, which Proxmox VE has, does not know."""
+"""Memory settings that cgroup version 2, and so Proxmox VE, does not have."""
 
 
 def adjustment(wanted: pb.ContainerAdjustment, cgroup: str) -> Adjustment | None:
-    """All changes to a container whose cgroup is `cgroup`; None when nothing is wanted.
+    """The adjustment of a container, whose cgroup is `cgroup`; None if it is empty.
 
-    FailedPrecondition for what cannot be had here.
+    FailedPrecondition names a setting that is not supported here.
     """
     linux = wanted.linux
     if not wanted.ByteSize():
         return None
     if linux.cgroups_path not in ("", cgroup):
         raise FailedPrecondition(
-            f"NRI: the cgroup {linux.cgroups_path!r} cannot be had: the container's is {cgroup}, below its CT"
+            f"NRI: the cgroup {linux.cgroups_path!r} is not supported: the container's is {cgroup}, below its CT"
         )
     return Adjustment(
         annotations=_named(wanted.annotations),
@@ -66,7 +59,7 @@ def adjustment(wanted: pb.ContainerAdjustment, cgroup: str) -> Adjustment | None
         devices=_named({each.path: _device(each) for each in wanted.linux.devices}),
         device_rules=tuple(_device_rule(each) for each in linux.resources.devices),
         cdi_devices=tuple(each.name for each in wanted.CDI_devices),
-        hooks=tuple(_hook(kind, each) for kind in _HOOKS for each in getattr(wanted.hooks, kind)),
+        hooks=tuple(_hook(kind, each) for kind in HOOKS for each in getattr(wanted.hooks, kind)),
         rlimits=tuple(Rlimit(type=each.type, hard=each.hard, soft=each.soft) for each in wanted.rlimits),
         resources=resources(linux.resources),
         oom_score_adj=linux.oom_score_adj.value if linux.HasField("oom_score_adj") else None,
@@ -82,16 +75,16 @@ def adjustment(wanted: pb.ContainerAdjustment, cgroup: str) -> Adjustment | None
 
 
 def resources(wanted: pb.LinuxResources) -> Resources:
-    """Limits; what is not said is left out. FailedPrecondition for a block I/O class: there are none here.
+    """Limits; unset ones are 0 or empty. FailedPrecondition for a block I/O class: none can be configured.
 
-    A memory limit without one for memory and swap together allows no swap, as the CRI's do.
+    The swap limit, of memory and swap together, defaults to the memory limit, as in the CRI: no swap.
     """
     if wanted.blockio_class.value:
         raise FailedPrecondition(f"NRI: there is no block I/O class {wanted.blockio_class.value!r}")
     memory, cpu = wanted.memory, wanted.cpu
     ignored = [name for name in _VERSION_1 if memory.HasField(name)]
     if ignored:
-        log.warning("NRI: %s of a container is a setting of cgroup version 1 and is left out", ", ".join(ignored))
+        log.warning("NRI: %s of a container is a setting of cgroup version 1 and is ignored", ", ".join(ignored))
     return Resources(
         cpu_period=cpu.period.value,
         cpu_quota=cpu.quota.value,
@@ -112,13 +105,13 @@ def resources(wanted: pb.LinuxResources) -> Resources:
 
 
 def _named(table: Mapping[str, Any]) -> dict[str, Any]:
-    """None for what is to be removed."""
+    """The entries by name, None for a removal."""
     removed = {name.removeprefix(REMOVAL): None for name in table if name.startswith(REMOVAL)}
     return removed | {name: value for name, value in table.items() if not name.startswith(REMOVAL)}
 
 
-def _mount(wanted: pb.Mount) -> AddedMount:
-    return AddedMount(
+def _mount(wanted: pb.Mount) -> Mount:
+    return Mount(
         destination=wanted.destination, type=wanted.type, source=wanted.source, options=tuple(wanted.options)
     )
 
@@ -126,7 +119,7 @@ def _mount(wanted: pb.Mount) -> AddedMount:
 def _device(wanted: pb.LinuxDevice) -> HostDevice | None:
     if wanted.path.startswith(REMOVAL):
         return None
-    kind = {"u": "c"}.get(wanted.type, wanted.type)
+    kind = {"u": "c"}.get(wanted.type, wanted.type)  # u: mknod(1)'s unbuffered character device
     if kind not in ("c", "b"):
         raise FailedPrecondition(f"NRI: the device {wanted.path} is of type {wanted.type!r}, not c or b")
     return HostDevice(
@@ -141,8 +134,8 @@ def _device(wanted: pb.LinuxDevice) -> HostDevice | None:
     )
 
 
-def _device_rule(wanted: pb.LinuxDeviceCgroup) -> DeviceAccess:
-    return DeviceAccess(
+def _device_rule(wanted: pb.LinuxDeviceCgroup) -> DeviceRule:
+    return DeviceRule(
         allow=wanted.allow,
         type=wanted.type or "a",
         major=wanted.major.value if wanted.HasField("major") else None,
@@ -153,7 +146,7 @@ def _device_rule(wanted: pb.LinuxDeviceCgroup) -> DeviceAccess:
 
 def _hook(kind: str, wanted: pb.Hook) -> Hook:
     return Hook(
-        hook_name=_HOOKS[kind],
+        hook_name=HOOKS[kind],
         path=wanted.path,
         args=tuple(wanted.args),
         env=tuple(wanted.env),
@@ -169,11 +162,11 @@ def _io_priority(wanted: pb.LinuxIOPriority) -> IoPriority:
 
 
 def _name(enum: EnumTypeWrapper, value: int) -> str:
-    """The name that the OCI spec shares with NRI; FailedPrecondition for a value of a later version."""
+    """The enum's name, which the OCI spec has too; FailedPrecondition for a value of a later version."""
     try:
         return enum.Name(value)
     except ValueError:
-        raise FailedPrecondition(f"NRI: {enum.DESCRIPTOR.name} {value} is not known here") from None
+        raise FailedPrecondition(f"NRI: {enum.DESCRIPTOR.name} {value} is unknown") from None
 
 
 def _scheduler(wanted: pb.LinuxScheduler) -> Scheduler:
@@ -195,10 +188,10 @@ def _seccomp(wanted: pb.LinuxSeccomp) -> Seccomp:
         default_action=wanted.default_action,
         default_errno_ret=wanted.default_errno.value if wanted.HasField("default_errno") else None,
         architectures=tuple(wanted.architectures),
-        flags=tuple(wanted.flags),
+        flags=tuple(wanted.flags) or None,
         listener_path=wanted.listener_path,
         listener_metadata=wanted.listener_metadata,
-        syscalls=tuple(_syscalls(wanted.syscalls)),
+        syscalls=tuple(_syscalls(wanted.syscalls)) or None,
     )
 
 
@@ -209,19 +202,19 @@ def _syscalls(wanted: Iterable[pb.LinuxSyscall]) -> Iterable[Syscall]:
             action=each.action,
             errno_ret=each.errno_ret.value if each.HasField("errno_ret") else None,
             args=tuple(
-                SyscallArgument(index=arg.index, value=arg.value, value_two=arg.value_two, op=arg.op)
+                SyscallArg(index=arg.index, value=arg.value, value_two=arg.value_two, op=arg.op)
                 for arg in each.args
             ),
         )
 
 
-def _rdt(linux: pb.LinuxContainerAdjustment) -> Rdt | None:
-    """The class of service by its own field, or by name among the resources."""
+def _rdt(linux: pb.LinuxContainerAdjustment) -> IntelRdt | None:
+    """By `rdt`, or by `resources.rdt_class`, NRI's older field for the class alone."""
     wanted, by_class = linux.rdt, linux.resources.HasField("rdt_class")
     if not wanted.ListFields() and not by_class:
         return None
     closid = wanted.clos_id.value if wanted.HasField("clos_id") else linux.resources.rdt_class.value or None
-    return Rdt(
+    return IntelRdt(
         clos_id=closid,
         schemata=tuple(wanted.schemata.value) if wanted.HasField("schemata") else None,
         enable_monitoring=wanted.enable_monitoring.value if wanted.HasField("enable_monitoring") else None,

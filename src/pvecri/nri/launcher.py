@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plugins that lie on the node: found in nri.plugin_dir, started, and ended with their connections.
+"""Pre-installed plugins: discovered in nri.plugin_dir, launched, and killed when they disconnect.
 
-An executable named `NN-name` is a plugin; NN is its index. It finds its socket by the environment that the NRI
-specification gives it, and nothing else of the daemon's environment.
+A plugin is an executable named `NN-name`, where NN is its index. Its environment has NRI's variables alone, and
+nothing of the daemon's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PLUGIN_FD = 3
 
 @dataclass(frozen=True)
 class Program:
-    """A plugin's executable; `configuration` is what the administrator wrote for it."""
+    """A plugin's executable; `configuration` is the content of its file in nri.plugin_config_dir."""
 
     path: Path
     index: str
@@ -38,7 +38,7 @@ class Program:
 
 
 def discover(config: NriConfig) -> list[Program]:
-    """The plugins of the node, by index and name. Files that cannot be one are named in the log."""
+    """The pre-installed plugins, by index and name. Executables with another name are logged and skipped."""
     if not config.plugin_dir.is_dir():
         return []
     found: list[Program] = []
@@ -47,7 +47,7 @@ def discover(config: NriConfig) -> list[Program]:
             continue
         match = _FILE_NAME.fullmatch(path.name)
         if match is None:
-            log.error("NRI: %s is not named as a plugin is: NN-name", path)
+            log.error("NRI: %s is skipped: a plugin's file name must be NN-name", path)
             continue
         configuration = _configuration(config.plugin_config_dir, path.name, match[2])
         found.append(Program(path, match[1], match[2], configuration))
@@ -55,7 +55,7 @@ def discover(config: NriConfig) -> list[Program]:
 
 
 def _configuration(directory: Path, full_name: str, name: str) -> str:
-    """What `NN-name.conf` says, else `name.conf`; empty when there is neither."""
+    """The content of `NN-name.conf`, else of `name.conf`; empty without either."""
     for path in (directory / f"{full_name}.conf", directory / f"{name}.conf"):
         if path.exists():
             return path.read_text()
@@ -63,24 +63,23 @@ def _configuration(directory: Path, full_name: str, name: str) -> str:
 
 
 class LaunchedPlugin(Plugin):
-    """A plugin whose process is ours; it is killed when its connection ends."""
+    """A plugin that is a child process; it is killed when its connection closes."""
 
     process: Process
 
     async def reap(self) -> None:
-        """Kill the process, which may have ended, and collect it."""
+        """Kill the process, if it has not exited, and reap it."""
         self.process.send(signal.SIGKILL)
         await self.process.wait()
-        _collect(self.process)
-
-
-def _collect(process: Process) -> None:
-    os.waitpid(process.pid, 0)
-    process.close()
+        os.waitpid(self.process.pid, 0)  # noqa: ASYNC222, it has exited
+        self.process.close()
 
 
 def _spawn(program: Program, plugin_socket: socket.socket) -> int:
-    """Start the program with its socket as descriptor 3, whatever that is here; its pid."""
+    """Start the program with its socket as descriptor 3; its PID.
+
+    posix_spawn, as subprocess cannot renumber a descriptor: pass_fds keeps the parent's numbers.
+    """
     environment = {
         "NRI_PLUGIN_NAME": program.name,
         "NRI_PLUGIN_IDX": program.index,
@@ -91,14 +90,14 @@ def _spawn(program: Program, plugin_socket: socket.socket) -> int:
 
 
 async def launch(program: Program, config: NriConfig, update: Update) -> LaunchedPlugin:
-    """Start a plugin's program; PluginError when it cannot be executed."""
+    """Launch a plugin; PluginError if it cannot be executed."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
         try:
             pid = _spawn(program, theirs)
         except OSError as error:
             ours.close()
-            raise PluginError(f"NRI plugin {program.path} cannot be started: {error.strerror}") from error
+            raise PluginError(f"NRI plugin {program.path} cannot be launched: {error.strerror}") from error
     reader, writer = await asyncio.open_unix_connection(sock=ours)
     plugin = LaunchedPlugin(
         reader,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls over one plugin's socket, in both directions (ttrpc, unary calls only)."""
+"""ttrpc over a plugin's socket: unary calls in both directions."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ PACKAGE = "nri.pkg.api.v1alpha1"
 _SERVICES = {Connection.PLUGIN: "Plugin", Connection.RUNTIME: "Runtime"}
 _CHUNK = 64 << 10
 
-Answer = TypeVar("Answer", bound=Message)
+Response = TypeVar("Response", bound=Message)
 Serve = Callable[[str, bytes], Awaitable[Message]]
-"""Answers a call of the other side by its method's name; CallFailed with UNIMPLEMENTED when there is none."""
+"""Serves a call of the peer by its method's name; CallFailed with UNIMPLEMENTED for an unknown one."""
 
 
 class Code(IntEnum):
-    """The gRPC status codes that have a meaning of their own here."""
+    """gRPC status codes."""
 
     OK = 0
     UNKNOWN = 2
@@ -44,13 +44,13 @@ class Code(IntEnum):
     INTERNAL = 13
 
 
-class Link:
-    """A socket between the runtime and a plugin, as one of the two sees it. Run `run` beside the calls."""
+class TtrpcConnection:
+    """One side of a socket between the runtime and a plugin. `run` must run for calls to be answered."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ours: Connection, serve: Serve
     ) -> None:
-        """`ours` is where this side answers calls, with `serve`; it calls on the other connection."""
+        """`ours` is the connection on which this side serves calls, by `serve`; it calls on the other one."""
         self._reader, self._writer = reader, writer
         self._ours = ours
         self._theirs = Connection.RUNTIME if ours is Connection.PLUGIN else Connection.PLUGIN
@@ -62,12 +62,12 @@ class Link:
         self.closed = False
 
     async def run(self) -> None:
-        """Pass on what comes, until the other side closes or `close` is called. ProtocolError ends it too."""
+        """Dispatch messages until either side closes; ProtocolError if the peer violates the protocol."""
         incoming = Reader()
         try:
             while data := await self._reader.read(_CHUNK):
                 for frame in incoming.feed(data):
-                    self._take(frame)
+                    self._dispatch(frame)
         except ConnectionError:
             pass
         finally:
@@ -76,7 +76,7 @@ class Link:
                 task.cancel()
 
     def close(self) -> None:
-        """End the connection; calls under way raise PluginGone. Idempotent."""
+        """Close the connection; pending calls raise PluginGone. Idempotent."""
         if self.closed:
             return
         self.closed = True
@@ -86,17 +86,17 @@ class Link:
                 future.set_exception(PluginGone("the connection was closed"))
 
     def abort(self) -> None:
-        """As `close`, and what was not sent yet is thrown away: the other side may not be reading."""
+        """As `close`, and discard unsent data: the peer may not be reading."""
         self.close()
         self._writer.transport.abort()
 
-    # -- our calls --------------------------------------------------------------------------------------------
+    # -- calling ----------------------------------------------------------------------------------------------
 
-    async def call(self, method: str, request: Message, answer: type[Answer], timeout: float) -> Answer:
-        """Call the other side's method.
+    async def call(self, method: str, request: Message, response_type: type[Response], timeout: float) -> Response:
+        """Call a method of the peer.
 
-        CallFailed with its own status, DeadlineExceeded after `timeout` seconds, PluginGone when the connection
-        has ended, ProtocolError for an answer that cannot be read.
+        CallFailed with the peer's status, DeadlineExceeded after `timeout` seconds, PluginGone if the connection
+        is closed, ProtocolError for a malformed response.
         """
         if self.closed:
             raise PluginGone("the connection was closed")
@@ -106,6 +106,7 @@ class Link:
             payload=request.SerializeToString(),
             timeout_nano=int(timeout * 1e9),
         )
+        # Odd IDs for both sides: each is the client of its own multiplexed connection.
         stream = self._next_stream
         self._next_stream += 2
         future = self._waiting[stream] = asyncio.get_running_loop().create_future()
@@ -119,8 +120,8 @@ class Link:
         finally:
             del self._waiting[stream]
             if future.done() and not future.cancelled():
-                future.exception()  # it may have come after all
-        return _parse(response, answer)
+                future.exception()  # retrieved, or asyncio logs it: the response may have come with the timeout
+        return _parse(response, response_type)
 
     async def _drain(self) -> None:
         try:
@@ -134,31 +135,32 @@ class Link:
             raise CallFailed(Code.RESOURCE_EXHAUSTED, f"a message of {len(data)} bytes is too large")
         self._writer.write(encode(Frame(connection, stream, kind, data)))
 
-    # -- what comes -------------------------------------------------------------------------------------------
+    # -- serving ----------------------------------------------------------------------------------------------
 
-    def _take(self, frame: Frame) -> None:
+    def _dispatch(self, frame: Frame) -> None:
         if frame.connection is self._theirs and frame.kind == MessageType.RESPONSE:
-            self._take_response(frame)
+            self._resolve(frame)
         elif frame.connection is self._ours and frame.kind == MessageType.REQUEST:
-            self._supervisor.once("call of an NRI plugin", partial(self._answer, frame))
-        # All else is of streaming calls, or of a later version.
+            # A task: the reader must go on, for the responses to our own calls.
+            self._supervisor.once("call of an NRI plugin", partial(self._respond, frame))
+        # Others belong to streaming calls or to a later version of ttrpc.
 
-    def _take_response(self, frame: Frame) -> None:
+    def _resolve(self, frame: Frame) -> None:
         future = self._waiting.get(frame.stream)
         if future is None or future.done():
-            return  # nobody waits for it any more
+            return  # the call has timed out
         if frame.data is None:
-            future.set_exception(CallFailed(Code.RESOURCE_EXHAUSTED, "the answer is too large"))
+            future.set_exception(CallFailed(Code.RESOURCE_EXHAUSTED, "the response is too large"))
             return
         try:
             future.set_result(ttrpc_pb2.Response.FromString(frame.data))
         except DecodeError as error:
-            raise ProtocolError(f"an answer cannot be read: {error}") from error
+            raise ProtocolError(f"malformed response: {error}") from error
 
-    async def _answer(self, frame: Frame) -> None:
+    async def _respond(self, frame: Frame) -> None:
         try:
-            answer = await self._served_by(frame)
-            response = ttrpc_pb2.Response(status=ttrpc_pb2.Status(), payload=answer.SerializeToString())
+            message = await self._serve_request(frame)
+            response = ttrpc_pb2.Response(status=ttrpc_pb2.Status(), payload=message.SerializeToString())
         except CallFailed as error:
             response = _failure(error.code, str(error))
         except PvecriError as error:
@@ -172,10 +174,10 @@ class Link:
             self._write(self._ours, frame.stream, MessageType.RESPONSE, response)
             await self._drain()
 
-    async def _served_by(self, frame: Frame) -> Message:
-        # A client numbers its calls with growing odd numbers (ttrpc protocol, Message Frame).
+    async def _serve_request(self, frame: Frame) -> Message:
+        # Stream IDs of a client are odd and ascending (ttrpc protocol, Message Frame).
         if frame.stream % 2 == 0 or frame.stream <= self._last_served:
-            raise CallFailed(Code.INVALID_ARGUMENT, f"{frame.stream} cannot be the number of a new stream")
+            raise CallFailed(Code.INVALID_ARGUMENT, f"stream ID {frame.stream} is not odd and ascending")
         self._last_served = frame.stream
         if frame.data is None:
             raise CallFailed(Code.RESOURCE_EXHAUSTED, f"a request is larger than {MAX_DATA} bytes")
@@ -185,17 +187,17 @@ class Link:
                 raise CallFailed(Code.UNIMPLEMENTED, f"there is no service {request.service!r} here")
             return await self._serve(request.method, request.payload)
         except DecodeError as error:
-            raise CallFailed(Code.INVALID_ARGUMENT, f"the request cannot be read: {error}") from error
+            raise CallFailed(Code.INVALID_ARGUMENT, f"malformed request: {error}") from error
 
 
 def _failure(code: int, message: str) -> ttrpc_pb2.Response:
     return ttrpc_pb2.Response(status=ttrpc_pb2.Status(code=code, message=message))
 
 
-def _parse(response: ttrpc_pb2.Response, answer: type[Answer]) -> Answer:
+def _parse(response: ttrpc_pb2.Response, response_type: type[Response]) -> Response:
     if response.status.code:
         raise CallFailed(response.status.code, response.status.message)
     try:
-        return answer.FromString(response.payload)
+        return response_type.FromString(response.payload)
     except DecodeError as error:
-        raise ProtocolError(f"an answer cannot be read: {error}") from error
+        raise ProtocolError(f"malformed response: {error}") from error

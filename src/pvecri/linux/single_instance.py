@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Taking over from a process that was killed: its lock and its socket.
+"""One instance per lock file and socket, and taking both over from an instance that was killed.
 
-A process that is killed while it starts another one leaves a child that has its open files, until the child calls
-execve(2): some milliseconds in which the dead process seems to hold its lock and to listen.
+A process that is killed between fork(2) and execve(2) of a child leaves that child with its descriptors: for some
+milliseconds the dead process seems to have its lock and to listen.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 LINGER = 2.0
-"""Seconds after which whoever holds a thing is taken for a living process."""
+"""Seconds for which a lock or a listener may be that of such a child; after them it is a living process's."""
 
-_PAUSE = 0.02
+_POLL_INTERVAL = 0.02
 
 
 async def lock(fd: int) -> bool:
-    """Lock a file, flock(2), until `fd` is closed; False when another process holds it and keeps it."""
+    """flock(2) a file until `fd` is closed; False if another process has the lock for longer than LINGER."""
     return await _soon(lambda: _locks(fd))
 
 
-async def remove_socket(path: Path) -> bool:
-    """Remove a socket on which nobody listens any more. Idempotent; False when a process goes on listening."""
+async def remove_stale_socket(path: Path) -> bool:
+    """Unlink a Unix socket without a listener. Idempotent; False if a process listens for longer than LINGER."""
     if not await _soon(lambda: not _listens(path)):
         return False
     if path.is_socket():
@@ -37,7 +37,7 @@ async def remove_socket(path: Path) -> bool:
 async def _soon(condition: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + LINGER
     while not (met := condition()) and time.monotonic() < deadline:
-        await asyncio.sleep(_PAUSE)
+        await asyncio.sleep(_POLL_INTERVAL)
     return met
 
 
@@ -54,7 +54,7 @@ def _listens(path: Path) -> bool:
         return False
     with socket.socket(socket.AF_UNIX) as probe:
         try:
-            probe.connect(str(path))
+            probe.connect(str(path))  # refused if no process listens, though the file exists
         except (ConnectionRefusedError, FileNotFoundError):
             return False
     return True

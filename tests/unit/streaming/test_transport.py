@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 
-from pvecri.streaming.wire import TcpWire
+from pvecri.streaming.transport import TcpTransport
 
 RESET = struct.pack("ii", 1, 0)
 """struct linger: closing resets the connection."""
@@ -20,9 +20,9 @@ RESET = struct.pack("ii", 1, 0)
 async def test_many_waits_for_a_connection_that_is_reset_leave_no_task_and_no_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    accepted: asyncio.Future[TcpWire] = asyncio.get_running_loop().create_future()
+    accepted: asyncio.Future[TcpTransport] = asyncio.get_running_loop().create_future()
     server = await asyncio.start_server(
-        lambda reader, writer: accepted.set_result(TcpWire(reader, writer)), "127.0.0.1", 0
+        lambda reader, writer: accepted.set_result(TcpTransport(reader, writer)), "127.0.0.1", 0
     )
     async with server:
         peer = socket.create_connection(server.sockets[0].getsockname())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A connection as a byte stream that is read only when asked and written only as fast as the peer takes it."""
+"""Byte streams with back-pressure in both directions: the interface, and TCP with or without TLS."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from pvecri.linux.fds import peer_gone
 
 READ_SIZE = 32 << 10
 WRITE_BUFFER = 64 << 10
-"""Bytes that wait to be sent before a writer has to wait."""
+"""Unsent bytes above which a writer waits."""
 
 LINGER = 5.0
-"""Seconds in which a client that was told that all is done closes its side."""
+"""Seconds for a client to close its side after ours was shut down."""
 
 KEEPALIVE_IDLE = 60
-"""Seconds of silence after which the kernel asks whether a client is still there."""
+"""Seconds without traffic before the kernel sends TCP keepalive probes."""
 
 
-class Wire(Protocol):
-    """Bytes both ways. Any number of tasks may write, one may read."""
+class Transport(Protocol):
+    """A bidirectional byte stream. Any number of tasks may write, one may read."""
 
     async def read(self) -> bytes:
-        """The next bytes; empty when the peer is gone."""
+        """The next bytes; empty at EOF, also if the connection is lost."""
         ...
 
     async def write(self, data: bytes) -> None:
-        """Send, and return when there is room for more; BrokenPipeError when the peer is gone."""
+        """Send, and return once there is room for more; BrokenPipeError if the peer has gone."""
         ...
 
     async def gone(self) -> None:
-        """Return when the peer has gone, also while what it sent before is unread."""
+        """Return once the peer has gone, even while received data is unread."""
         ...
 
     async def close(self) -> None:
-        """Let the peer have all that was written, then close. Idempotent."""
+        """Flush, then close. Idempotent."""
         ...
 
 
-class TcpWire:
+class TcpTransport:
     """A TCP connection, with or without TLS."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -53,29 +53,29 @@ class TcpWire:
         _keep_alive(writer)
 
     def unread(self, data: bytes) -> None:
-        """Put back what was read too much."""
+        """Put back bytes that belong to the next protocol."""
         self._head = data + self._head
 
     async def read(self) -> bytes:
-        """As Wire has it."""
+        """See Transport."""
         head, self._head = self._head, b""
         try:
             return head or await self._reader.read(READ_SIZE)
-        except OSError:
+        except OSError:  # ECONNRESET and TLS errors: to the reader a lost connection is one that has ended
             return b""
 
     async def write(self, data: bytes) -> None:
-        """As Wire has it."""
+        """See Transport."""
         try:
             self._writer.write(data)
             await self._writer.drain()
         except OSError as error:
-            raise BrokenPipeError("the client is gone") from error
-        if self._writer.is_closing():
-            raise BrokenPipeError("the client is gone")
+            raise BrokenPipeError("the client has disconnected") from error
+        if self._writer.is_closing():  # drain does not raise for a connection that was closed cleanly
+            raise BrokenPipeError("the client has disconnected")
 
     async def gone(self) -> None:
-        """As Wire has it."""
+        """See Transport."""
         if self._writer.is_closing():
             return
         watches = {asyncio.create_task(self._closed()), asyncio.create_task(peer_gone(self._fd))}
@@ -86,23 +86,23 @@ class TcpWire:
                 watch.cancel()
 
     async def close(self) -> None:
-        """As Wire has it.
+        """See Transport.
 
-        A socket that is closed with unread bytes makes the kernel drop what the peer has not read yet, so what
-        still comes is read, for LINGER seconds.
+        close(2) with unread data makes the kernel send RST, on which the peer drops data that it has not read. So
+        shut down sending, and read to EOF for LINGER seconds.
         """
         with suppress(OSError, TimeoutError):
             if not self._writer.is_closing():
                 async with asyncio.timeout(LINGER):
                     await self._writer.drain()
-                    if self._writer.can_write_eof():
+                    if self._writer.can_write_eof():  # TLS in asyncio has no half-close
                         self._writer.write_eof()
                     while await self._reader.read(READ_SIZE):
                         pass
         self.abort()
 
     def abort(self) -> None:
-        """Close at once; what was not sent is dropped. Idempotent."""
+        """Close at once; unsent data is discarded. Idempotent."""
         self._writer.transport.abort()
 
     async def _closed(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the daemon finds out about its machine: programs by what they say of themselves, AppArmor by the kernel."""
+"""Detection of the OCI runtime, the lowest oom_score_adj and AppArmor."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pytest
 from msgspec.structs import replace
 
 from pvecri.config import Config, ConfigError
-from pvecri.oci import abilities, apparmor
-from pvecri.oci.abilities import Abilities, OciRuntime
+from pvecri.oci import apparmor, features
+from pvecri.oci.features import HostFeatures, RuntimeBinary
 
 
 @pytest.fixture(autouse=True)
 def _no_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Find no program but those that a test makes: nobody's AppArmor is changed."""
+    """Empty PATH but for a test's own programs, so that AppArmor is not changed."""
     monkeypatch.setenv("PATH", str(tmp_path))
 
 
 def program(directory: Path, name: str, version: str = "", features: str = "{}") -> Path:
-    """A program that answers `--version` and `features` with these words."""
+    """A program with these outputs of `--version` and `features`."""
     directory.mkdir(exist_ok=True)
     path = directory / name
     answers = f"case $1 in --version) echo '{version}';; features) echo '{features}';; *) exit 1;; esac"
@@ -30,15 +30,15 @@ def program(directory: Path, name: str, version: str = "", features: str = "{}")
     return path
 
 
-async def discovered(path: Path, conmon: str = "/bin/true") -> Abilities:
+async def discovered(path: Path, conmon: str = "/bin/true") -> HostFeatures:
     config = Config()
-    return await abilities.discover(
+    return await features.discover(
         replace(config, runtime=replace(config.runtime, oci_runtime=str(path), conmon=conmon))
     )
 
 
 @pytest.mark.parametrize(
-    ("said", "kind", "version"),
+    ("output", "kind", "version"),
     [
         ("runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1+deb12u1\nspec: 1.0.2-dev", "runc", (1, 1, 5)),
         ("runc version 1.3.0-rc.1", "runc", (1, 3, 0)),
@@ -53,12 +53,12 @@ async def discovered(path: Path, conmon: str = "/bin/true") -> Abilities:
         ("", "", ()),
     ],
 )
-async def test_an_oci_runtime_is_known_by_what_it_says_of_its_version(
-    said: str, kind: str, version: tuple[int, ...], tmp_path: Path
+async def test_oci_runtime_is_identified_by_its_version_output(
+    output: str, kind: str, version: tuple[int, ...], tmp_path: Path
 ) -> None:
-    path = program(tmp_path, "runtime", said)
+    path = program(tmp_path, "runtime", output)
     if kind:
-        assert (await discovered(path)).oci_runtime == OciRuntime(str(path), kind, version)
+        assert (await discovered(path)).oci_runtime == RuntimeBinary(str(path), kind, version)
     else:
         with pytest.raises(ConfigError, match=rf"^runtime\.oci_runtime: {path} is neither runc nor crun: "):
             await discovered(path)
@@ -68,7 +68,7 @@ async def test_an_oci_runtime_is_known_by_what_it_says_of_its_version(
     ("features", "recursive"),
     [('{"mountOptions": ["ro", "rro"]}', True), ('{"mountOptions": ["ro"]}', False), ("{}", False), ("", False)],
 )
-async def test_recursive_read_only_mounts_are_had_from_runtimes_that_say_so(
+async def test_recursive_readonly_is_detected_from_runtime_features(
     features: str, recursive: bool, tmp_path: Path
 ) -> None:
     found = await discovered(program(tmp_path, "runtime", "runc version 1.2.0", features))
@@ -85,13 +85,13 @@ async def test_recursive_read_only_mounts_are_had_from_runtimes_that_say_so(
         ("crun", (1, 8, 1), False),
     ],
 )
-def test_only_runc_of_before_the_change_is_told_mappings_again(
+def test_only_runc_before_1_1_10_needs_mappings_with_a_userns_path(
     kind: str, version: tuple[int, ...], wants: bool
 ) -> None:
-    assert OciRuntime("/x", kind, version).wants_mappings_with_userns_path is wants
+    assert RuntimeBinary("/x", kind, version).needs_mappings_with_userns_path is wants
 
 
-async def test_a_program_that_is_missing_is_named_with_its_setting(tmp_path: Path) -> None:
+async def test_missing_program_is_reported_with_its_setting(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         await discovered(program(tmp_path, "runtime", "runc version 1.2.0"), conmon="no-such-conmon")
     assert str(caught.value) == "runtime.conmon: the program 'no-such-conmon' is not installed"
@@ -104,7 +104,7 @@ def can_have_oom_score(score: int) -> bool:
     return subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == 0
 
 
-async def test_the_lowest_oom_score_is_one_that_a_child_may_be_given_and_no_lower_one_is(tmp_path: Path) -> None:
+async def test_lowest_oom_score_adj_can_be_set_and_no_lower_one_can(tmp_path: Path) -> None:
     lowest = (await discovered(program(tmp_path, "runtime", "runc version 1.2.0"))).lowest_oom_score_adj
     assert can_have_oom_score(lowest)
     assert not can_have_oom_score(lowest - 1)
@@ -124,7 +124,7 @@ async def test_the_lowest_oom_score_is_one_that_a_child_may_be_given_and_no_lowe
         ("", False),
     ],
 )
-def test_a_profile_is_loaded_when_the_kernel_lists_it(
+def test_apparmor_profile_is_loaded_if_the_kernel_lists_it(
     profile: str, loaded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = tmp_path / "profiles"
@@ -135,12 +135,12 @@ def test_a_profile_is_loaded_when_the_kernel_lists_it(
     assert apparmor.is_loaded(profile) is loaded
 
 
-def test_without_apparmor_no_profile_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_profile_is_loaded_without_apparmor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apparmor, "LOADED", tmp_path / "nothing")
     assert not apparmor.is_loaded(apparmor.DEFAULT_PROFILE)
 
 
-async def test_the_default_profile_is_handed_to_the_parser_whole(
+async def test_default_profile_is_piped_to_apparmor_parser(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parser = tmp_path / "apparmor_parser"
@@ -152,7 +152,7 @@ async def test_the_default_profile_is_handed_to_the_parser_whole(
     assert (tmp_path / "profile").read_text() == apparmor.PROFILE_TEXT
 
 
-async def test_a_parser_that_refuses_the_profile_is_heard(
+async def test_stderr_of_a_failing_apparmor_parser_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     parser = tmp_path / "apparmor_parser"
@@ -163,14 +163,14 @@ async def test_a_parser_that_refuses_the_profile_is_heard(
     assert "the profile pvecri-default cannot be loaded: syntax error" in caplog.text
 
 
-async def test_a_node_without_the_parser_does_without_the_profile(
+async def test_missing_apparmor_parser_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert not await apparmor.load_default()
     assert "apparmor_parser is not installed" in caplog.text
 
 
-def test_the_profile_is_one_block_that_denies_the_kernels_switches() -> None:
+def test_default_profile_denies_kernel_interfaces() -> None:
     text = apparmor.PROFILE_TEXT
     assert text.count("{") == text.count("}")
     assert f"profile {apparmor.DEFAULT_PROFILE} flags=(attach_disconnected,mediate_deleted) {{" in text

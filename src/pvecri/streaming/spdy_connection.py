@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A SPDY connection over a wire: the codec put to work."""
+"""A SPDY connection over a transport: I/O for the codec in spdy."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from pvecri.streaming.spdy import (
 from pvecri.streaming.spdy_frames import GoAwayStatus, ResetStatus
 from pvecri.streaming.spdy_headers import Headers
 from pvecri.streaming.streams import Activity, PeerStream
-from pvecri.streaming.wire import Wire
+from pvecri.streaming.transport import Transport
 
 OnStream = Callable[[PeerStream, Headers], bool]
-"""Told of each stream that the client opens; False to refuse it."""
+"""Called for each stream that the client opens; returns False to refuse it."""
 
 
-class SpdyLink:
-    """The server's end. Streams are answered while `run` runs."""
+class SpdyConnection:
+    """The server's side of a connection. Streams are accepted while `run` runs."""
 
-    def __init__(self, wire: Wire, activity: Activity, on_stream: OnStream) -> None:
-        self._wire = wire
+    def __init__(self, transport: Transport, activity: Activity, on_stream: OnStream) -> None:
+        self._transport = transport
         self._activity = activity
         self._on_stream = on_stream
         self._codec = SpdyCodec(Role.SERVER)
         self._streams: dict[int, PeerStream] = {}
 
     async def run(self) -> None:
-        """Read until the client leaves; ProtocolError when it breaks the protocol. All streams have ended then."""
+        """Read until the client disconnects; ProtocolError if it violates the protocol. Resets all streams."""
         try:
-            while data := await self._wire.read():
+            while data := await self._transport.read():
                 for event in self._codec.receive(data):
                     if isinstance(event, GoAwayReceived):
-                        return
+                        return  # moby/spdystream sends it when it closes
                     await self._handle(event)
         except BrokenPipeError:
             return
         except ProtocolError:
-            await self._say_goodbye(GoAwayStatus.PROTOCOL_ERROR)
+            await self._send_goaway(GoAwayStatus.PROTOCOL_ERROR)
             raise
         finally:
             for stream in self._streams.values():
@@ -69,47 +69,47 @@ class SpdyLink:
                 if number in self._streams:
                     self._streams.pop(number).reset()
             case StreamRefused(number, status):
-                await self._wire.write(self._codec.reset(number, status))
+                await self._transport.write(self._codec.reset(number, status))
             case PingReceived(number):
-                await self._wire.write(self._codec.ping(number))
+                await self._transport.write(self._codec.ping(number))
             case StreamReplied() | GoAwayReceived():
                 pass
-        self._forget_closed()
+        self._drop_closed()
 
     async def _open(self, number: int, headers: Headers) -> None:
         stream = PeerStream(number, self, self._activity)
         if self._on_stream(stream, headers):
             self._streams[number] = stream
-            await self._wire.write(self._codec.reply(number))
+            await self._transport.write(self._codec.reply(number))
         else:
-            await self._wire.write(self._codec.reset(number, ResetStatus.REFUSED_STREAM))
+            await self._transport.write(self._codec.reset(number, ResetStatus.REFUSED_STREAM))
 
     async def _deliver(self, number: int, payload: bytes) -> None:
-        """Hand over bytes; when they are one stream's too many, wait, and with it all of the connection."""
+        """Feed a stream; if it is full, reading of the whole connection waits (decision 0031)."""
         stream = self._streams.get(number)
         if stream is None:
             return
-        await stream.wait_for_room(self._wire.gone)
+        await stream.wait_for_room(self._transport.gone)
         stream.feed(payload)
 
-    def _forget_closed(self) -> None:
+    def _drop_closed(self) -> None:
         if len(self._streams) > len(self._codec.streams):
             still_open = set(self._codec.streams)
             self._streams = {number: stream for number, stream in self._streams.items() if number in still_open}
 
     async def send(self, stream: int, data: bytes) -> None:
-        """As Carrier has it."""
-        await self._wire.write(self._codec.data(stream, data))
+        """See Carrier."""
+        await self._transport.write(self._codec.data(stream, data))
 
     async def send_end(self, stream: int) -> None:
-        """As Carrier has it."""
-        await self._wire.write(self._codec.data(stream, b"", fin=True))
+        """See Carrier."""
+        await self._transport.write(self._codec.data(stream, b"", fin=True))
 
     async def close(self) -> None:
-        """Say goodbye, and close when the client has everything. Not while `run` runs."""
-        await self._say_goodbye(GoAwayStatus.OK)
-        await self._wire.close()
+        """Send GOAWAY, and close once the client has received everything. Not while `run` runs."""
+        await self._send_goaway(GoAwayStatus.OK)
+        await self._transport.close()
 
-    async def _say_goodbye(self, status: GoAwayStatus) -> None:
+    async def _send_goaway(self, status: GoAwayStatus) -> None:
         with suppress(BrokenPipeError):
-            await self._wire.write(self._codec.go_away(status))
+            await self._transport.write(self._codec.go_away(status))

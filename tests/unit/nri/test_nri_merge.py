@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wishes of several plugins become one adjustment; the same wish of two is a conflict that names both."""
+"""Adjustments of several plugins are merged; two settings of one field are a conflict that names both plugins."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pvecri.nri.errors import Conflict, PluginError
-from pvecri.nri.merging import Creation, Updates
+from pvecri.nri.merge import Creation, Updates
 from pvecri.nri.proto import nri_pb2 as pb
 
 
@@ -22,17 +22,17 @@ def limits(**fields: Any) -> pb.ContainerAdjustment:
     return linux(resources=pb.LinuxResources(**fields))
 
 
-def merged(*wishes: pb.ContainerAdjustment, container: pb.Container | None = None) -> Creation:
-    """The wishes of plugins 1, 2, … one after the other."""
+def merged(*adjustments: pb.ContainerAdjustment, container: pb.Container | None = None) -> Creation:
+    """The adjustments of plugins 1, 2, … one after the other."""
     request = pb.CreateContainerRequest(container=container or pb.Container(id="c"))
     creation = Creation(request)
-    for number, wish in enumerate(wishes, start=1):
-        creation.take(pb.CreateContainerResponse(adjust=wish), f"p{number}")
+    for number, adjustment in enumerate(adjustments, start=1):
+        creation.add(pb.CreateContainerResponse(adjust=adjustment), f"p{number}")
     return creation
 
 
-# What one plugin wishes, and the name by which a conflict over it is told.
-WISHES = {
+# Adjustments, by the name of the field in a conflict.
+ADJUSTMENTS = {
     "annotations 'k'": pb.ContainerAdjustment(annotations={"k": "v"}),
     "mounts '/m'": pb.ContainerAdjustment(mounts=[pb.Mount(destination="/m")]),
     "env 'E'": pb.ContainerAdjustment(env=[pb.KeyValue(key="E", value="v")]),
@@ -68,31 +68,31 @@ WISHES = {
 }
 
 
-@pytest.mark.parametrize("field", WISHES)
-def test_a_single_wish_is_the_adjustment(field: str) -> None:
-    assert merged(WISHES[field]).adjustment == WISHES[field]
+@pytest.mark.parametrize("field", ADJUSTMENTS)
+def test_single_adjustment_is_the_result(field: str) -> None:
+    assert merged(ADJUSTMENTS[field]).adjustment == ADJUSTMENTS[field]
 
 
-@pytest.mark.parametrize("field", WISHES)
-def test_the_same_wish_of_two_plugins_names_both(field: str) -> None:
+@pytest.mark.parametrize("field", ADJUSTMENTS)
+def test_conflict_names_both_plugins(field: str) -> None:
     with pytest.raises(Conflict) as raised:
-        merged(WISHES[field], WISHES[field])
+        merged(ADJUSTMENTS[field], ADJUSTMENTS[field])
     assert str(raised.value) == f"NRI plugins p1 and p2 both set the {field} of container c"
 
 
-def test_wishes_for_different_things_are_put_together() -> None:
-    total = merged(*WISHES.values()).adjustment
-    for wish in WISHES.values():
+def test_adjustments_of_different_fields_are_merged() -> None:
+    total = merged(*ADJUSTMENTS.values()).adjustment
+    for adjustment in ADJUSTMENTS.values():
         copy = pb.ContainerAdjustment()
         copy.CopyFrom(total)
-        copy.MergeFrom(wish)
+        copy.MergeFrom(adjustment)
         assert copy.ByteSize() >= total.ByteSize()
     assert {each.name for each, _ in total.ListFields()} == {
         *("annotations", "mounts", "env", "args", "rlimits", "CDI_devices", "linux")
     }
 
 
-def test_any_number_of_plugins_may_add_hooks() -> None:
+def test_hooks_of_several_plugins_are_merged() -> None:
     hooks = pb.Hooks(prestart=[pb.Hook(path="/bin/a")])
     creation = merged(*[pb.ContainerAdjustment(hooks=hooks)] * 2)
     assert [hook.path for hook in creation.adjustment.hooks.prestart] == ["/bin/a", "/bin/a"]
@@ -124,13 +124,13 @@ REMOVALS = {
 
 
 @pytest.mark.parametrize("kind", REMOVALS)
-def test_a_plugin_removes_what_an_earlier_one_has_set(kind: str) -> None:
+def test_plugin_removes_an_earlier_setting(kind: str) -> None:
     first, removal, _ = REMOVALS[kind]
     assert merged(first, removal).adjustment == removal
 
 
 @pytest.mark.parametrize("kind", REMOVALS)
-def test_a_plugin_sets_anew_what_it_has_removed(kind: str) -> None:
+def test_plugin_may_set_what_it_has_removed(kind: str) -> None:
     first, removal, replacement = REMOVALS[kind]
     only_new = merged(replacement).adjustment
     assert merged(first, replacement).adjustment == only_new
@@ -138,12 +138,12 @@ def test_a_plugin_sets_anew_what_it_has_removed(kind: str) -> None:
         merged(first, removal, first)
 
 
-def test_an_empty_argument_stands_for_the_removal_of_the_others() -> None:
+def test_empty_first_argument_removes_earlier_arguments() -> None:
     total = merged(pb.ContainerAdjustment(args=["a"]), pb.ContainerAdjustment(args=["", "b", "c"])).adjustment
     assert list(total.args) == ["b", "c"]
 
 
-def test_the_next_plugin_sees_what_the_ones_before_it_changed() -> None:
+def test_request_shows_earlier_adjustments() -> None:
     container = pb.Container(
         id="c", env=["A=1", "B=2"], mounts=[pb.Mount(destination="/old")], annotations={"x": "y"}
     )
@@ -167,32 +167,32 @@ def test_the_next_plugin_sees_what_the_ones_before_it_changed() -> None:
 
 
 def update(container: str, shares: int, *, ignore_failure: bool = False) -> pb.ContainerUpdate:
-    """A wish for CPU shares."""
+    """A adjustment for CPU shares."""
     resources = pb.LinuxResources(cpu=pb.LinuxCPU(shares=pb.OptionalUInt64(value=shares)))
     part = pb.LinuxContainerUpdate(resources=resources)
     return pb.ContainerUpdate(container_id=container, linux=part, ignore_failure=ignore_failure)
 
 
-def test_updates_of_one_container_by_several_plugins_are_one() -> None:
+def test_updates_of_one_container_are_merged() -> None:
     updates = Updates()
-    updates.take([update("a", 5, ignore_failure=True), update("b", 6)], "p1")
+    updates.add([update("a", 5, ignore_failure=True), update("b", 6)], "p1")
     quota = pb.LinuxResources(cpu=pb.LinuxCPU(quota=pb.OptionalInt64(value=9)))
     part = pb.LinuxContainerUpdate(resources=quota)
-    updates.take([pb.ContainerUpdate(container_id="a", linux=part)], "p2")
+    updates.add([pb.ContainerUpdate(container_id="a", linux=part)], "p2")
     assert list(updates.merged) == ["a", "b"]
     cpu = updates.merged["a"].linux.resources.cpu
     assert (cpu.shares.value, cpu.quota.value, updates.merged["a"].ignore_failure) == (5, 9, False)
 
 
-def test_updates_of_the_same_limit_are_a_conflict_unless_they_may_be_left_undone() -> None:
+def test_conflicting_updates_fail_unless_failure_is_ignored() -> None:
     updates = Updates()
-    updates.take([update("a", 5)], "p1")
+    updates.add([update("a", 5)], "p1")
     with pytest.raises(Conflict, match="p1 and p2 both set the cpu shares of container a"):
-        updates.take([update("a", 6)], "p2")
-    updates.take([update("a", 6, ignore_failure=True)], "p2")
+        updates.add([update("a", 6)], "p2")
+    updates.add([update("a", 6, ignore_failure=True)], "p2")
     assert updates.merged["a"].linux.resources.cpu.shares.value == 5
 
 
-def test_a_container_that_is_only_being_made_cannot_be_updated() -> None:
+def test_update_of_the_container_under_creation_is_refused() -> None:
     with pytest.raises(PluginError, match="p1 asks to update c while it is created"):
-        Updates(creating="c").take([update("c", 5)], "p1")
+        Updates(creating="c").add([update("c", 5)], "p1")

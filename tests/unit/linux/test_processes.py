@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes are held so that their number cannot come to mean another, and /proc tells of them what is asked."""
+"""Processes by pidfd, and the parsers of /proc/PID."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def child() -> Iterator[Child]:
 
 
 @pytest.fixture
-def held(child: Child) -> Iterator[Process]:
+def process(child: Child) -> Iterator[Process]:
     process = Process(child.pid)
     yield process
     process.close()
@@ -55,99 +55,92 @@ def gone(child: Child) -> int:
 # -- holding -------------------------------------------------------------------------------------------------
 
 
-def test_a_process_that_does_not_exist_cannot_be_held(gone: int) -> None:
+def test_opening_a_missing_process_fails(gone: int) -> None:
     with pytest.raises(ProcessLookupError):
         Process(gone)
 
 
-def test_a_running_process_is_alive_and_takes_signals(held: Process, child: Child) -> None:
-    assert held.alive
-    assert held.send(signal.SIGTERM)
+def test_running_process_is_alive_and_gets_signals(process: Process, child: Child) -> None:
+    assert process.alive
+    assert process.send(signal.SIGTERM)
     assert child.wait() == -signal.SIGTERM
 
 
-def test_a_zombie_has_ended_although_its_number_is_taken(held: Process, child: Child) -> None:
+def test_zombie_is_not_alive(process: Process, child: Child) -> None:
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert processes.status(child.pid)["State"].startswith("Z")
-    assert not held.alive
+    assert not process.alive
 
 
-def test_signals_for_a_process_that_is_gone_reach_nobody(held: Process, child: Child) -> None:
+def test_send_to_an_ended_process_returns_false(process: Process, child: Child) -> None:
     child.kill()
     child.wait()
-    assert not held.alive
-    assert not held.send(signal.SIGKILL)
+    assert not process.alive
+    assert not process.send(signal.SIGKILL)
 
 
-async def test_everyone_who_waits_for_a_process_is_told_of_its_end(held: Process, child: Child) -> None:
-    waiting = [asyncio.create_task(held.wait()) for _ in range(3)]
+async def test_every_waiter_is_woken(process: Process, child: Child) -> None:
+    waiting = [asyncio.create_task(process.wait()) for _ in range(3)]
     child.kill()
     await asyncio.gather(*waiting)
-    await held.wait()
+    await process.wait()
 
 
-async def test_who_gives_up_waiting_does_not_keep_the_others_from_it(held: Process, child: Child) -> None:
-    patient = asyncio.create_task(held.wait())
-    impatient = asyncio.create_task(held.wait())
+async def test_cancelled_wait_leaves_other_waiters(process: Process, child: Child) -> None:
+    waiting = asyncio.create_task(process.wait())
+    cancelled = asyncio.create_task(process.wait())
     await asyncio.sleep(0)
-    impatient.cancel()
+    cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await impatient
+        await cancelled
     child.kill()
-    await patient
+    await waiting
 
 
-async def test_letting_go_ends_the_waiting_and_not_the_process(held: Process, child: Child) -> None:
-    waiting = asyncio.create_task(held.wait())
+async def test_close_cancels_waiters_and_keeps_the_process(process: Process, child: Child) -> None:
+    waiting = asyncio.create_task(process.wait())
     await asyncio.sleep(0)
     for _ in range(2):
-        held.close()
+        process.close()
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert child.poll() is None
-    assert not held.alive
+    assert not process.alive
 
 
-# -- what /proc tells ----------------------------------------------------------------------------------------
+# -- /proc ---------------------------------------------------------------------------------------------------
 
 
-def test_a_status_is_taken_apart_by_its_keys(child: Child) -> None:
+def test_status_is_parsed(child: Child) -> None:
     status = processes.status(child.pid)
     assert (status["Name"], status["PPid"]) == ("cat", str(os.getpid()))
     assert status["Uid"].split()[0] == str(os.getuid())
 
 
-def test_a_process_is_known_by_the_first_letters_of_its_program(child: Child, tmp_path: Path) -> None:
+def test_command_name_is_truncated_to_15_bytes(child: Child, tmp_path: Path) -> None:
     assert processes.command_name(child.pid) == "cat"
     program = tmp_path / "a program) with 20 S"
     program.symlink_to("/bin/cat")
     with started(program) as odd:
         assert processes.command_name(odd.pid) == "a program) with"
-        assert processes.start_ticks(odd.pid) >= processes.start_ticks(child.pid) > 0
-        held = Process(odd.pid)
-        assert held.alive
-        held.close()
+        process = Process(odd.pid)
+        assert process.alive
+        process.close()
 
 
-def test_the_start_of_a_process_is_its_own_and_stays(child: Child) -> None:
-    first = processes.start_ticks(child.pid)
-    assert first == processes.start_ticks(child.pid) > processes.start_ticks(1)
-
-
-def test_a_process_has_a_number_in_its_own_pid_namespace() -> None:
+def test_innermost_pid() -> None:
     assert processes.innermost_pid(os.getpid()) == os.getpid()
 
 
-def test_of_a_process_that_is_gone_nothing_is_told(gone: int) -> None:
+def test_ended_process_has_no_proc_entries(gone: int) -> None:
     assert processes.status(gone) == {}
     assert processes.command_name(gone) == ""
     assert processes.innermost_pid(gone) == 0
-    assert processes.start_ticks(gone) == 0
     assert processes.stop_tree(gone) == []
 
 
-def test_a_tree_is_stopped_with_all_that_descends_from_it() -> None:
+def test_stop_tree_stops_all_descendants() -> None:
     script = "sleep 1000 & (sleep 1001 & echo ready; wait) & wait"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as shell:
         assert shell.stdout is not None
@@ -162,7 +155,7 @@ def test_a_tree_is_stopped_with_all_that_descends_from_it() -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_descendants_are_found_at_every_depth() -> None:
+def test_descendants_at_every_depth() -> None:
     script = "sleep 1000 & (sleep 1001 & echo ready; wait) & wait"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE) as shell:
         assert shell.stdout is not None
@@ -176,7 +169,7 @@ def test_descendants_are_found_at_every_depth() -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_the_command_line_and_the_environment_are_those_that_a_process_was_started_with(gone: int) -> None:
+def test_command_line_and_environment_are_read(gone: int) -> None:
     name, value = "PVECRI_TEST_VARIABLE", "a=b c"
     command = ["sh", "-c", "echo ready; read line", "two words"]
     environment = {**os.environ, name: value}

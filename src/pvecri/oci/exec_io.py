@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bytes between a client's streams and a command's pipes or terminal.
+"""Copying between a client's streams and an exec's pipes or terminal.
 
-Nothing is buffered here: while the client takes no output, none is read, and what writes it blocks in the kernel.
+Unbuffered: while the client reads no output, none is read from the command, which then blocks on its full pipe.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pvecri.linux.fds import AsyncFd, open_pipe
 from pvecri.streaming.streams import CommandStreams, Sink, Sizes, Source
 
 
-class Copying:
-    """Every stream in a task of its own, between entering and leaving; leaving closes all.
+class ExecIO:
+    """An async context with a copy task for each stream; leaving it cancels the tasks and closes all descriptors.
 
-    The copying can begin before the command does: it finds its ends ready.
+    Open the streams first, start the command with the descriptors, then call `close_child_ends`.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Copying:
         self._pipes: list[AsyncFd] = []
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def __aenter__(self) -> Copying:
+    async def __aenter__(self) -> ExecIO:
         return self
 
     async def __aexit__(
@@ -40,51 +40,51 @@ class Copying:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for fd in self._ours:
             fd.close()
-        self.command_started()
+        self.close_child_ends()
 
     def stdin(self, source: Source | None) -> int:
-        """The command's end of a pipe that the client writes to, or of nothing."""
+        """The command's end of a pipe that is fed by the client; /dev/null without a client's stream."""
         if source is None:
             return asyncio.subprocess.DEVNULL
         theirs, fd = open_pipe()
         ours = self._own(fd, theirs)
-        self._begin(_write_and_close(source, ours))
+        self._start(_write_and_close(source, ours))
         return theirs
 
     def output(self, sink: Sink | None) -> int:
-        """The command's end of a pipe that the client reads, or of nothing."""
+        """The command's end of a pipe that the client reads; /dev/null without a client's stream."""
         if sink is None:
             return asyncio.subprocess.DEVNULL
         fd, theirs = open_pipe()
         ours = self._own(fd, theirs)
         self._pipes.append(ours)
-        self._outputs.append(self._begin(_read_to_end(ours, sink)))
+        self._outputs.append(self._start(_read_to_end(ours, sink)))
         return theirs
 
     def terminal(self, streams: CommandStreams) -> int:
-        """The command's side of a pty whose other side is the client's."""
+        """The slave of a pty whose master is copied to and from the client."""
         fd, theirs = os.openpty()
         ours = self._own(fd, theirs)
-        # What echoes and edits lines is the command's own terminal, in the container. runc, but not crun, has this
-        # one put the CR before each NL: it sets OPOST here, and clears ONLCR in the command's as soon as it can.
+        # Raw: the line discipline is that of the command's own pty in the container. With runc, but not crun, this
+        # one still adds CR to NL: runc sets OPOST here, and clears ONLCR on the command's once that is running.
         tty.setraw(theirs)
-        self._outputs.append(self._begin(_read_to_end(ours, streams.stdout)))
+        self._outputs.append(self._start(_read_to_end(ours, streams.stdout)))
         if streams.stdin is not None:
-            self._begin(_write(streams.stdin, ours))
+            self._start(_write(streams.stdin, ours))
         if streams.sizes is not None:
-            self._begin(follow_size(streams.sizes, ours.resize))
+            self._start(follow_size(streams.sizes, ours.resize))
         return theirs
 
-    def command_started(self) -> None:
-        """The command has its ends: close ours of them, so that its end is seen. Idempotent."""
+    def close_child_ends(self) -> None:
+        """Close the command's descriptors here once it has inherited them: else no EOF follows. Idempotent."""
         while self._theirs:
             os.close(self._theirs.pop())
 
-    async def command_ended(self) -> None:
-        """Return when the client has been given all that the command wrote.
+    async def drain(self) -> None:
+        """Return once the client has all output of the command, which has ended.
 
-        A process that it left behind may still hold a pipe: what that writes later belongs to nobody. A terminal
-        ends by itself, and only then has given everything.
+        A background process may still have a pipe open: only what is in the pipe now is read. A terminal is read
+        to its EOF, which follows the end of the command's session.
         """
         for pipe in self._pipes:
             pipe.end_when_empty()
@@ -96,21 +96,21 @@ class Copying:
         self._theirs.append(theirs)
         return ours
 
-    def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.append(task)
         return task
 
 
 async def _write(source: Source, fd: AsyncFd) -> None:
-    """Until the client's end, or until nobody reads any more: then what still comes is dropped."""
-    taken = True
+    """Copy to EOF; after the command has closed its end, the client's data is discarded."""
+    open_ = True
     while data := await source.read():
-        if taken:
+        if open_:
             try:
                 await fd.write(data)
             except BrokenPipeError:
-                taken = False
+                open_ = False
 
 
 async def _write_and_close(source: Source, fd: AsyncFd) -> None:
@@ -119,7 +119,7 @@ async def _write_and_close(source: Source, fd: AsyncFd) -> None:
 
 
 async def _read_to_end(fd: AsyncFd, sink: Sink | None) -> None:
-    """All that the command writes; when the client takes no more, it is dropped."""
+    """Copy to EOF; after the client has left, the output is discarded."""
     while data := await fd.read():
         try:
             if sink is not None:
@@ -129,6 +129,6 @@ async def _read_to_end(fd: AsyncFd, sink: Sink | None) -> None:
 
 
 async def follow_size(sizes: Sizes, resize: Callable[[int, int], None]) -> None:
-    """Call `resize` with columns and rows whenever the client's terminal changes."""
+    """Call `resize` with columns and rows for each size of the client's terminal."""
     while (size := await sizes.next()) is not None:
         resize(size.columns, size.rows)

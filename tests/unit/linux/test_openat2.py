@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nothing that an image holds leads to a file of the node."""
+"""Paths in an untrusted root never resolve outside of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pvecri.linux.paths import open_in_root, read_in_root
+from pvecri.linux.openat2 import open_in_root, read_in_root
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "path", ["etc/passwd", "/etc/passwd", "etc/../etc/passwd", "../../etc/passwd", "//etc//passwd"]
 )
-def test_a_path_means_what_it_means_inside(root: Path, path: str) -> None:
+def test_paths_resolve_below_the_root(root: Path, path: str) -> None:
     assert read_in_root(root, path) == "of the image"
 
 
@@ -36,7 +36,7 @@ def test_a_path_means_what_it_means_inside(root: Path, path: str) -> None:
     "target",
     ["/passwd", "../passwd", "../../passwd", "../../../../../../passwd", "/../passwd", "/etc/../../passwd"],
 )
-def test_a_link_that_would_lead_out_leads_to_the_root_inside(root: Path, target: str) -> None:
+def test_escaping_symlinks_resolve_below_the_root(root: Path, target: str) -> None:
     (root / "etc/link").symlink_to(target)
     assert read_in_root(root, "/etc/link") == "at the image's root"
 
@@ -51,7 +51,7 @@ while True:
 """
 
 
-def test_what_is_renamed_elsewhere_meanwhile_stops_nobody(root: Path, tmp_path: Path) -> None:
+def test_concurrent_renames_are_retried(root: Path, tmp_path: Path) -> None:
     (root / "etc/link").symlink_to("../" * 100 + "passwd")
     with subprocess.Popen(
         [sys.executable, "-S", "-c", RESTLESS], cwd=tmp_path, stdout=subprocess.PIPE
@@ -65,7 +65,7 @@ def test_what_is_renamed_elsewhere_meanwhile_stops_nobody(root: Path, tmp_path: 
             restless.kill()
 
 
-def test_a_directory_that_is_a_link_is_followed_inside(root: Path, tmp_path: Path) -> None:
+def test_symlinked_directory_resolves_below_the_root(root: Path, tmp_path: Path) -> None:
     (root / "out").symlink_to(tmp_path)
     assert read_in_root(root, "/out/passwd") == ""
     (root / "all").symlink_to("/")
@@ -73,13 +73,13 @@ def test_a_directory_that_is_a_link_is_followed_inside(root: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("link", ["/proc/self/root", "/proc/self/cwd"])
-def test_a_magic_link_of_the_kernel_is_not_followed(link: str) -> None:
+def test_magic_links_are_refused(link: str) -> None:
     with pytest.raises(OSError, match=link) as caught:
         open_in_root(Path("/"), f"{link}/etc/passwd")
     assert caught.value.errno == errno.ELOOP
 
 
-def test_links_in_a_circle_end(root: Path) -> None:
+def test_symlink_loop_fails(root: Path) -> None:
     (root / "one").symlink_to("two")
     (root / "two").symlink_to("one")
     with pytest.raises(OSError, match="one") as caught:
@@ -88,7 +88,7 @@ def test_links_in_a_circle_end(root: Path) -> None:
     assert read_in_root(root, "/one") == ""
 
 
-def test_a_new_file_is_made_inside(root: Path) -> None:
+def test_new_file_is_created_below_the_root(root: Path) -> None:
     (root / "etc/link").symlink_to("../../new")
     fd = open_in_root(root, "etc/link", os.O_WRONLY | os.O_CREAT, 0o600)
     os.close(fd)
@@ -96,30 +96,30 @@ def test_a_new_file_is_made_inside(root: Path) -> None:
     assert not (root.parent / "new").exists()
 
 
-def test_what_is_opened_does_not_pass_to_programs(root: Path) -> None:
+def test_descriptor_is_close_on_exec(root: Path) -> None:
     fd = open_in_root(root, "etc/passwd")
     assert not os.get_inheritable(fd)
     os.close(fd)
 
 
-def test_no_file_descriptor_is_left_open(root: Path) -> None:
+def test_no_descriptor_leaks(root: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     read_in_root(root, "/etc/passwd")
     read_in_root(root, "/etc/nothing")
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_a_file_that_is_not_there_is_told_by_its_path(root: Path) -> None:
+def test_missing_file_error_has_the_path(root: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"/etc/shadow"):
         open_in_root(root, "/etc/shadow")
     assert read_in_root(root, "/etc/shadow") == ""
 
 
-def test_no_more_is_read_than_the_limit(root: Path) -> None:
+def test_read_in_root_honours_the_limit(root: Path) -> None:
     (root / "huge").write_text("x" * 100)
     assert read_in_root(root, "huge", limit=10) == "x" * 10
 
 
-def test_bytes_that_are_no_text_do_not_stop_the_reader(root: Path) -> None:
+def test_read_in_root_replaces_invalid_utf8(root: Path) -> None:
     (root / "bytes").write_bytes(b"a\xffb")
     assert read_in_root(root, "bytes") == "a\N{REPLACEMENT CHARACTER}b"

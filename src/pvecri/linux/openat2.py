@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening files below a root that is not trusted: openat2(2)."""
+"""Opening files below an untrusted root: openat2(2)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pvecri.linux import libc
 SYS_OPENAT2 = 437  # the same number on every architecture
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_IN_ROOT = 0x10
-_PATIENCE = 5.0
-"""Seconds in which a path must have been walked while the machine's directories keep moving."""
+_RETRY_TIMEOUT = 5.0
+"""Seconds of retries on EAGAIN."""
 
 
 class _OpenHow(ctypes.Structure):
@@ -24,14 +24,14 @@ class _OpenHow(ctypes.Structure):
 
 
 def open_in_root(root: Path, path: str, flags: int = os.O_RDONLY, mode: int = 0) -> int:
-    """Open `path` as a process whose root directory is `root` would; a new file descriptor.
+    """open(2) as a process whose root directory is `root` would call it; returns a new descriptor.
 
-    Symbolic links, absolute ones too, and `..` stay below `root`. OSError as open(2) has it.
+    Symbolic links, absolute ones too, and `..` resolve below `root`.
     """
     base = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # The kernel gives up on a `..` while anything on the machine is renamed or mounted, and says: try again.
-        deadline = time.monotonic() + _PATIENCE
+        # RESOLVE_IN_ROOT with a `..` fails with EAGAIN if anything on the node was renamed or mounted meanwhile.
+        deadline = time.monotonic() + _RETRY_TIMEOUT
         while time.monotonic() < deadline:
             with suppress(BlockingIOError):
                 return _openat2(base, path, flags, mode)
@@ -42,6 +42,7 @@ def open_in_root(root: Path, path: str, flags: int = os.O_RDONLY, mode: int = 0)
 
 
 def _openat2(base: int, path: str, flags: int, mode: int) -> int:
+    # RESOLVE_IN_ROOT implies RESOLVE_NO_MAGICLINKS (/proc/PID/root) for now only, says openat2(2).
     how = _OpenHow(flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     return libc.syscall(
         SYS_OPENAT2, base, os.fsencode(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)), path=path
@@ -49,8 +50,9 @@ def _openat2(base: int, path: str, flags: int, mode: int) -> int:
 
 
 def read_in_root(root: Path, path: str, limit: int = 1 << 20) -> str:
-    """The text of a regular file below `root`, at most `limit` bytes of it; empty when there is none."""
+    """The text of a regular file below `root`, at most `limit` bytes; empty if there is none."""
     try:
+        # An image may have a FIFO or a terminal there: do not block, and acquire no controlling terminal.
         fd = open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError:
         return ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PortForward: connections to the ports that a pod's processes listen on, on their loopback interface."""
+"""PortForward: connections to ports on a pod's loopback interface."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _LOOPBACK = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
 @dataclass(frozen=True)
 class PodPorts:
-    """The ports of a pod. `netns` is a path to its network namespace, None when it uses the node's."""
+    """The ports of a pod. `netns` is the path of its network namespace, None for the node's."""
 
     netns: Path | None
 
     async def connect(self, port: int) -> socket.socket:
-        """A non-blocking socket, connected to the port by IPv4 or else IPv6. OSError when neither can be."""
+        """A non-blocking socket, connected to the port on 127.0.0.1, else on ::1. OSError if both fail."""
         failure: OSError | None = None
         for family, address in _LOOPBACK:
             try:
@@ -33,20 +33,14 @@ class PodPorts:
         raise OSError(failure.errno, f"connect to localhost:{port} inside the pod: {reason}")
 
     async def _connect(self, family: socket.AddressFamily, address: str, port: int) -> socket.socket:
-        connection = await asyncio.to_thread(self._socket, family)
+        if self.netns is None:
+            connection = socket.socket(family, socket.SOCK_STREAM)
+        else:
+            connection = await asyncio.to_thread(namespaces.open_socket, self.netns, family, socket.SOCK_STREAM)
         try:
+            connection.setblocking(False)
             await asyncio.get_running_loop().sock_connect(connection, (address, port))
         except BaseException:
             connection.close()
             raise
         return connection
-
-    def _socket(self, family: socket.AddressFamily) -> socket.socket:
-        """A socket belongs to the network namespace that it is made in, wherever it is used."""
-
-        def make() -> socket.socket:
-            made = socket.socket(family, socket.SOCK_STREAM)
-            made.setblocking(False)
-            return made
-
-        return namespaces.run_inside([self.netns], make) if self.netns else make()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both sides of a plugin's socket call each other, and nobody waits for what will not come."""
+"""ttrpc calls in both directions, their errors and their timeouts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pvecri.errors import DeadlineExceeded
 from pvecri.nri import frames
 from pvecri.nri.errors import CallFailed, PluginGone
 from pvecri.nri.frames import Connection, MessageType
-from pvecri.nri.link import Code, Link, Serve
 from pvecri.nri.proto import nri_pb2 as pb
 from pvecri.nri.proto import ttrpc_pb2
+from pvecri.nri.ttrpc import Code, Serve, TtrpcConnection
 
 
 async def greet(method: str, payload: bytes) -> Message:
@@ -37,24 +37,24 @@ async def stumble(_method: str, _payload: bytes) -> Message:
 
 
 async def never(_method: str, _payload: bytes) -> Message:
-    """Does not answer."""
+    """Does not response."""
     await asyncio.Event().wait()
     raise AssertionError
 
 
 @asynccontextmanager
-async def linked(runtime: Serve, plugin: Serve) -> AsyncIterator[tuple[Link, Link]]:
+async def connected(runtime: Serve, plugin: Serve) -> AsyncIterator[tuple[TtrpcConnection, TtrpcConnection]]:
     """The runtime's side and the plugin's."""
-    links: list[Link] = []
+    connections: list[TtrpcConnection] = []
     for end, ours, serve in zip(socket.socketpair(), reversed(Connection), (runtime, plugin), strict=True):
         reader, writer = await asyncio.open_unix_connection(sock=end)
-        links.append(Link(reader, writer, ours, serve))
-    runners = [asyncio.create_task(link.run()) for link in links]
+        connections.append(TtrpcConnection(reader, writer, ours, serve))
+    runners = [asyncio.create_task(connection.run()) for connection in connections]
     try:
-        yield links[0], links[1]
+        yield connections[0], connections[1]
     finally:
-        for link in links:
-            link.close()
+        for connection in connections:
+            connection.close()
         await asyncio.gather(*runners)
 
 
@@ -63,44 +63,44 @@ def named(name: str) -> pb.RegisterPluginRequest:
     return pb.RegisterPluginRequest(plugin_name=name)
 
 
-async def test_both_sides_call_each_other_at_once() -> None:
-    async with linked(greet, greet) as sides:
+async def test_both_sides_call_concurrently() -> None:
+    async with connected(greet, greet) as sides:
         calls = [
             side.call(f"M{n}", named(str(n)), pb.RegisterPluginRequest, 10) for n in range(20) for side in sides
         ]
-        answers = [answer.plugin_name for answer in await asyncio.gather(*calls)]
-    assert answers == [f"M{n} {n}" for n in range(20) for _ in range(2)]
+        responses = [response.plugin_name for response in await asyncio.gather(*calls)]
+    assert responses == [f"M{n} {n}" for n in range(20) for _ in range(2)]
 
 
-async def test_a_large_message_passes_whole() -> None:
-    async with linked(greet, greet) as (runtime, _):
+async def test_large_message_is_delivered() -> None:
+    async with connected(greet, greet) as (runtime, _):
         text = "x" * (frames.MAX_DATA - 100)
-        answer = await runtime.call("M", named(text), pb.RegisterPluginRequest, 30)
-    assert answer.plugin_name == f"M {text}"
+        response = await runtime.call("M", named(text), pb.RegisterPluginRequest, 30)
+    assert response.plugin_name == f"M {text}"
 
 
-async def test_a_message_that_is_too_large_is_not_sent() -> None:
-    async with linked(greet, greet) as (runtime, _):
+async def test_sending_an_oversized_message_is_refused() -> None:
+    async with connected(greet, greet) as (runtime, _):
         with pytest.raises(CallFailed) as raised:
             await runtime.call("M", named("x" * (frames.MAX_DATA + 1)), pb.Empty, 10)
     assert raised.value.code == Code.RESOURCE_EXHAUSTED
 
 
-async def test_a_refusal_comes_with_its_status_and_words() -> None:
-    async with linked(greet, refuse) as (runtime, _):
+async def test_error_status_and_message_reach_the_caller() -> None:
+    async with connected(greet, refuse) as (runtime, _):
         with pytest.raises(CallFailed, match="no Configure") as raised:
             await runtime.call("Configure", pb.Empty(), pb.Empty, 10)
     assert raised.value.code == Code.UNIMPLEMENTED
 
 
-async def test_no_call_waits_longer_than_it_may() -> None:
-    async with linked(greet, never) as (runtime, _):
+async def test_call_times_out() -> None:
+    async with connected(greet, never) as (runtime, _):
         with pytest.raises(DeadlineExceeded, match="Configure"):
             await runtime.call("Configure", pb.Empty(), pb.Empty, 0.01)
 
 
-async def test_calls_end_with_the_connection() -> None:
-    async with linked(greet, never) as (runtime, plugin):
+async def test_pending_calls_fail_if_the_connection_closes() -> None:
+    async with connected(greet, never) as (runtime, plugin):
         calling = asyncio.create_task(runtime.call("Configure", pb.Empty(), pb.Empty, 60))
         await asyncio.sleep(0)
         plugin.close()
@@ -118,13 +118,11 @@ async def test_calls_end_with_the_connection() -> None:
         (5, "nri.pkg.api.v1alpha1.Plugin", Code.UNIMPLEMENTED),
     ],
 )
-async def test_a_call_that_ttrpc_does_not_allow_is_answered_with_an_error(
-    stream: int, service: str, code: int
-) -> None:
+async def test_invalid_request_gets_an_error_response(stream: int, service: str, code: int) -> None:
     ours, theirs = socket.socketpair()
     reader, writer = await asyncio.open_unix_connection(sock=ours)
-    link = Link(reader, writer, Connection.RUNTIME, greet)
-    running = asyncio.create_task(link.run())
+    connection = TtrpcConnection(reader, writer, Connection.RUNTIME, greet)
+    running = asyncio.create_task(connection.run())
     try:
         assert (await raw_call(theirs, 1, "nri.pkg.api.v1alpha1.Runtime")).status.code == Code.OK
         assert (await raw_call(theirs, stream, service)).status.code == code
@@ -134,19 +132,19 @@ async def test_a_call_that_ttrpc_does_not_allow_is_answered_with_an_error(
 
 
 async def raw_call(sock: socket.socket, stream: int, service: str) -> ttrpc_pb2.Response:
-    """A call in bytes; its answer."""
+    """A call in bytes; its response."""
     request = ttrpc_pb2.Request(service=service, method="M").SerializeToString()
     loop = asyncio.get_running_loop()
     sock.setblocking(False)
     frame = frames.Message(Connection.RUNTIME, stream, MessageType.REQUEST, request)
     await loop.sock_sendall(sock, frames.encode(frame))
-    answers = list(frames.Reader().feed(await loop.sock_recv(sock, 4096)))
-    assert [answer.stream for answer in answers] == [stream]
-    return ttrpc_pb2.Response.FromString(answers[0].data or b"")
+    responses = list(frames.Reader().feed(await loop.sock_recv(sock, 4096)))
+    assert [response.stream for response in responses] == [stream]
+    return ttrpc_pb2.Response.FromString(responses[0].data or b"")
 
 
 async def test_a_fault_is_answered_and_logged_and_the_connection_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    async with linked(stumble, greet) as (runtime, plugin):
+    async with connected(stumble, greet) as (runtime, plugin):
         with pytest.raises(CallFailed, match="OverflowError: too large") as failed:
             await plugin.call("M", named("a"), pb.Empty, 10)
         assert failed.value.code == Code.INTERNAL

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What plugins want becomes an adjustment; what cannot be had is refused by its name."""
+"""Container adjustments of NRI are converted; unsupported settings are refused by name."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pytest
 
 from pvecri.errors import FailedPrecondition
 from pvecri.model import HugepageLimit, Resources
-from pvecri.nri import messages, translation
+from pvecri.nri import from_proto, to_proto
 from pvecri.nri.proto import nri_pb2 as pb
-from pvecri.oci.adjustment import AddedMount, Adjustment, IoPriority, MemoryPolicy, Rdt, Scheduler
+from pvecri.oci.adjustment import Adjustment
 from pvecri.oci.devices import HostDevice
+from pvecri.oci.runtime_spec import IntelRdt, IoPriority, MemoryPolicy, Mount, Scheduler
 
 GROUP = "/lxc/105/c"
 
@@ -38,7 +39,7 @@ def device(**fields: Any) -> HostDevice:
         ),
         (
             pb.ContainerAdjustment(mounts=[pb.Mount(destination="-/x"), pb.Mount(destination="/y", type="tmpfs")]),
-            Adjustment(mounts={"/x": None, "/y": AddedMount(destination="/y", type="tmpfs")}),
+            Adjustment(mounts={"/x": None, "/y": Mount(destination="/y", type="tmpfs")}),
         ),
         (
             linux(devices=[pb.LinuxDevice(path="/dev/d", type="c", major=1, minor=3)]),
@@ -77,34 +78,34 @@ def device(**fields: Any) -> HostDevice:
         ),
         (
             linux(resources=pb.LinuxResources(rdt_class=pb.OptionalString(value="gold"))),
-            Adjustment(rdt=Rdt(clos_id="gold")),
+            Adjustment(rdt=IntelRdt(clos_id="gold")),
         ),
-        (linux(rdt=pb.LinuxRdt(remove=True)), Adjustment(rdt=Rdt())),
+        (linux(rdt=pb.LinuxRdt(remove=True)), Adjustment(rdt=IntelRdt())),
     ],
 )
-def test_a_wish_is_understood(wanted: pb.ContainerAdjustment, expected: Adjustment) -> None:
-    assert translation.adjustment(wanted, GROUP) == expected
+def test_container_adjustment_is_converted(wanted: pb.ContainerAdjustment, expected: Adjustment) -> None:
+    assert from_proto.adjustment(wanted, GROUP) == expected
 
 
-def test_no_wish_is_no_adjustment() -> None:
-    assert translation.adjustment(pb.ContainerAdjustment(), GROUP) is None
+def test_empty_container_adjustment_is_none() -> None:
+    assert from_proto.adjustment(pb.ContainerAdjustment(), GROUP) is None
 
 
 @pytest.mark.parametrize(
-    ("wanted", "words"),
+    ("wanted", "message"),
     [
-        (linux(cgroups_path="/else"), "the cgroup '/else' cannot be had"),
+        (linux(cgroups_path="/else"), "the cgroup '/else' is not supported"),
         (linux(devices=[pb.LinuxDevice(path="/dev/f", type="p")]), "the device /dev/f is of type 'p'"),
         (
             linux(resources=pb.LinuxResources(blockio_class=pb.OptionalString(value="slow"))),
             "there is no block I/O class 'slow'",
         ),
-        (linux(scheduler=pb.LinuxScheduler(policy=99)), "LinuxSchedulerPolicy 99 is not known"),  # type: ignore[arg-type]
+        (linux(scheduler=pb.LinuxScheduler(policy=99)), "LinuxSchedulerPolicy 99 is unknown"),  # type: ignore[arg-type]
     ],
 )
-def test_what_cannot_be_had_is_named(wanted: pb.ContainerAdjustment, words: str) -> None:
-    with pytest.raises(FailedPrecondition, match=words):
-        translation.adjustment(wanted, GROUP)
+def test_unsupported_adjustment_is_refused(wanted: pb.ContainerAdjustment, message: str) -> None:
+    with pytest.raises(FailedPrecondition, match=message):
+        from_proto.adjustment(wanted, GROUP)
 
 
 LIMITS = Resources(
@@ -125,10 +126,10 @@ LIMITS = Resources(
 
 
 @pytest.mark.parametrize("limits", [LIMITS, Resources(), Resources(cpu_shares=2)])
-def test_limits_come_back_as_plugins_were_told_of_them(limits: Resources) -> None:
-    assert translation.resources(messages.resources(limits)) == limits
+def test_resources_round_trip(limits: Resources) -> None:
+    assert from_proto.resources(to_proto.resources(limits)) == limits
 
 
-def test_a_memory_limit_alone_allows_no_swap() -> None:
+def test_swap_limit_of_an_adjustment_defaults_to_the_memory_limit() -> None:
     wanted = pb.LinuxResources(memory=pb.LinuxMemory(limit=pb.OptionalInt64(value=1 << 20)))
-    assert translation.resources(wanted) == Resources(memory_limit=1 << 20, memory_swap_limit=1 << 20)
+    assert from_proto.resources(wanted) == Resources(memory_limit=1 << 20, memory_swap_limit=1 << 20)

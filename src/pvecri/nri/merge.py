@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several plugins' wishes for containers become one; two for the same thing are a conflict that names both.
+"""Merges the adjustments and updates of several plugins. Two settings of one field are a conflict.
 
-A plugin may remove what one before it has set, and then set it itself: only what is wished twice without that is a
-conflict. What a plugin is asked shows it what those before it have changed.
+A plugin may remove an earlier plugin's setting and set the field itself, without conflict. The request that each
+plugin gets shows the adjustments of the plugins before it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pvecri.nri.errors import Conflict, PluginError
 from pvecri.nri.proto import nri_pb2 as pb
 
 REMOVAL = "-"
-"""Begins the name of what is to be removed."""
+"""The prefix of a name that is to be removed (NRI, MarkForRemoval)."""
 
 _MEMORY: dict[str, int] = {
     "limit": pb.FIELD_MEM_LIMIT,
@@ -50,7 +50,7 @@ _WHOLE: dict[str, int] = {
     "scheduler": pb.FIELD_LINUX_SCHED,
     "memory_policy": pb.FIELD_MEMORY_POLICY,
 }
-"""The parts of `linux` that are set as a whole."""
+"""Fields of `linux` that are set as a whole."""
 _RDT: dict[str, int] = {
     "clos_id": pb.FIELD_RDT_CLOS_ID,
     "schemata": pb.FIELD_RDT_SCHEMATA,
@@ -59,18 +59,18 @@ _RDT: dict[str, int] = {
 
 
 class Owners:
-    """Which plugin has set what, of which container."""
+    """The plugin that has set each field of each container."""
 
     def __init__(self) -> None:
         self._by_field: dict[tuple[str, int, str | None], str] = {}
 
     def claim(self, plugin: str, container: str, field: int, key: str | None = None) -> None:
-        """The plugin sets a field, or its entry `key`; Conflict when another one has."""
+        """Record that a plugin sets a field, or its entry `key`; Conflict if another one has."""
         self.check(plugin, container, field, key)
         self._by_field[container, field, key] = plugin
 
     def check(self, plugin: str, container: str, field: int, key: str | None = None) -> None:
-        """Conflict when `claim` would raise it."""
+        """Raise the Conflict that `claim` would."""
         owner = self._by_field.get((container, field, key))
         if owner is None or owner == REMOVAL + plugin:
             return
@@ -80,16 +80,16 @@ class Owners:
         )
 
     def clear(self, plugin: str, container: str, field: int, key: str | None = None) -> None:
-        """The plugin removes what another one has set, and may now set it itself."""
+        """Record that a plugin removes a setting, which it may then set itself."""
         self._by_field[container, field, key] = REMOVAL + plugin
 
     def join(self, plugin: str, container: str, field: int) -> None:
-        """The plugin adds to a field that any number may add to."""
+        """Record that a plugin appends to a field that several may append to."""
         owner = self._by_field.get((container, field, None))
         self._by_field[container, field, None] = f"{owner},{plugin}" if owner else plugin
 
     def message(self) -> pb.OwningPlugins:
-        """As validating plugins see it."""
+        """The owners for ValidateContainerAdjustment."""
         message = pb.OwningPlugins()
         for (container, field, key), plugin in self._by_field.items():
             owners = message.owners[container]
@@ -101,16 +101,16 @@ class Owners:
 
 
 class Updates:
-    """What plugins want of containers that exist; `merged` by their ids, in the order they were first named."""
+    """Merged updates of existing containers; `merged` is by container ID, in the order of the first update."""
 
     def __init__(self, creating: str = "") -> None:
-        """`creating` is a container that is only being made: its updates are adjustments."""
+        """`creating` is the container under creation, which takes adjustments and no updates."""
         self.merged: dict[str, pb.ContainerUpdate] = {}
         self.owners = Owners()
         self._creating = creating
 
-    def take(self, updates: Iterable[pb.ContainerUpdate], plugin: str) -> None:
-        """Add a plugin's wishes; Conflict, or nothing of an update that may be left undone."""
+    def add(self, updates: Iterable[pb.ContainerUpdate], plugin: str) -> None:
+        """Add a plugin's updates; Conflict, unless the update ignores failure: it is skipped then."""
         for update in updates:
             if update.container_id == self._creating:
                 raise PluginError(f"NRI plugin {plugin} asks to update {update.container_id} while it is created")
@@ -140,22 +140,22 @@ class Updates:
 
 
 class Creation:
-    """What plugins want of a container that is being made: `adjustment`, and of others: `updates`."""
+    """The merged responses to CreateContainer: `adjustment` of the new container, `updates` of others."""
 
     def __init__(self, request: pb.CreateContainerRequest) -> None:
-        """`request` is changed as the plugins' wishes come, for the next plugin to see."""
+        """`request` is modified by each adjustment, for the next plugin to see."""
         self.adjustment = pb.ContainerAdjustment()
         self.updates = Updates(creating=request.container.id)
         self.owners = self.updates.owners
         self._seen = request.container
         self._id = request.container.id
 
-    def take(self, answer: pb.CreateContainerResponse, plugin: str) -> None:
-        """Add a plugin's wishes; Conflict."""
-        self._take_adjustment(answer.adjust, plugin)
-        self.updates.take(answer.update, plugin)
+    def add(self, response: pb.CreateContainerResponse, plugin: str) -> None:
+        """Add a plugin's response; Conflict."""
+        self._add_adjustment(response.adjust, plugin)
+        self.updates.add(response.update, plugin)
 
-    def _take_adjustment(self, wanted: pb.ContainerAdjustment, plugin: str) -> None:
+    def _add_adjustment(self, wanted: pb.ContainerAdjustment, plugin: str) -> None:
         total, seen = self.adjustment, self._seen
         self._map(plugin, pb.FIELD_ANNOTATIONS, wanted.annotations, (total.annotations, seen.annotations))
         self._list(plugin, pb.FIELD_MOUNTS, "destination", wanted.mounts, (total.mounts, seen.mounts))
@@ -191,7 +191,7 @@ class Creation:
             self.owners.claim(plugin, self._id, field, key)
         for target in (total.resources, seen.resources):
             copy_resources(wanted.resources, target)
-            if wanted.resources.devices:  # an empty one would count as asked for
+            if wanted.resources.devices:  # an empty extend would make `devices` present
                 target.devices.extend(wanted.resources.devices)
 
     def _rdt(self, plugin: str, wanted: pb.LinuxRdt) -> None:
@@ -206,7 +206,7 @@ class Creation:
                 _copy(name, wanted, total.rdt)
 
     def _args(self, plugin: str, wanted: list[str]) -> None:
-        """An empty first argument stands for the removal of those that another plugin has set."""
+        """An empty first argument removes those that an earlier plugin has set (NRI, UpdateArgs)."""
         if not wanted:
             return
         if not wanted[0]:
@@ -221,7 +221,7 @@ class Creation:
             return
         self.owners.join(plugin, self._id, pb.FIELD_OCI_HOOKS)
         for target in (self.adjustment.hooks, self._seen.hooks):
-            target.MergeFrom(wanted)  # it appends
+            target.MergeFrom(wanted)  # repeated fields are appended
 
     def _map(
         self, plugin: str, field: int, wanted: Mapping[str, Any], targets: Iterable[MutableMapping[str, Any]]
@@ -235,24 +235,24 @@ class Creation:
             for name in removed:
                 _discard(target, name)
                 if number == 0:
-                    target[REMOVAL + name]  # reading makes the entry
+                    target[REMOVAL + name]  # a read creates a protobuf map's entry
             for name in names:
                 _discard(target, REMOVAL + name)
                 _put(target, name, wanted[name])
 
     def _list(self, plugin: str, field: int, key: str, wanted: Iterable[Any], targets: Iterable[Any]) -> None:
-        """As `_map`, for a repeated field whose entries have their names in `key`."""
+        """As `_map`, for a repeated field whose entries are named by their field `key`."""
         entries = {getattr(entry, key): entry for entry in wanted}
         removed, names = _split(entries)
         for name in removed:
             self.owners.clear(plugin, self._id, field, name)
         for name in names:
             self.owners.claim(plugin, self._id, field, name)
-        gone = {*removed, *names} | {REMOVAL + name for name in (*removed, *names)}
+        replaced = {*removed, *names} | {REMOVAL + name for name in (*removed, *names)}
         for number, target in enumerate(targets):
             if not entries:
                 continue
-            kept = [entry for entry in target if getattr(entry, key) not in gone]
+            kept = [entry for entry in target if getattr(entry, key) not in replaced]
             added = [entries[name] for name in names]
             if number == 0:
                 added += [entries[REMOVAL + name] for name in removed if name not in names]
@@ -261,7 +261,7 @@ class Creation:
 
 
 def copy_resources(wanted: pb.LinuxResources, target: pb.LinuxResources) -> None:
-    """Set in `target` what `wanted` says; all but the device rules."""
+    """Copy the set fields of `wanted` to `target`, all but the device rules."""
     for group in ("memory", "cpu"):
         source = getattr(wanted, group)
         for descriptor, _ in source.ListFields():
@@ -279,7 +279,7 @@ def copy_resources(wanted: pb.LinuxResources, target: pb.LinuxResources) -> None
 
 
 def _fields(wanted: pb.LinuxResources) -> Iterator[tuple[int, str | None]]:
-    """The fields that resources set, with the keys of entries."""
+    """The fields that are set, with the keys of entries."""
     for group, names in (("memory", _MEMORY), ("cpu", _CPU)):
         for descriptor, _ in getattr(wanted, group).ListFields():
             yield names[descriptor.name], None
@@ -293,7 +293,7 @@ def _fields(wanted: pb.LinuxResources) -> Iterator[tuple[int, str | None]]:
 
 
 def _split(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The names that are to be removed, and those to be set."""
+    """The names to remove and the names to set."""
     all_names = [name for name in names if name]
     removed = [name.removeprefix(REMOVAL) for name in all_names if name.startswith(REMOVAL)]
     return removed, [name for name in all_names if not name.startswith(REMOVAL)]
@@ -305,7 +305,7 @@ def _is_set(message: Any, name: str) -> bool:
 
 
 def _copy(name: str, source: Any, target: Any) -> None:
-    """Copy one field; a wrapped zero stays present."""
+    """Copy one field; a wrapper with its zero value stays present."""
     value = getattr(source, name)
     if isinstance(value, Message):
         getattr(target, name).CopyFrom(value)
@@ -327,7 +327,7 @@ def _put(target: MutableMapping[str, Any], name: str, value: Any) -> None:
 
 
 def _show_env(wanted: Iterable[pb.KeyValue], seen: Any) -> None:
-    """The environment as the next plugin sees it: NAME=VALUE, a changed one at the end."""
+    """Apply changes to the environment that the next plugin sees; changed entries move to the end."""
     changes = {entry.key.removeprefix(REMOVAL) for entry in wanted}
     if changes:
         kept = [entry for entry in seen if entry.partition("=")[0] not in changes]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device filter of a version 2 cgroup: a BPF program (bpf(2), BPF_PROG_TYPE_CGROUP_DEVICE).
 
-A process may use a device only if the programs of its group and of every group above agree. LXC gives each CT
-such a program; what it denies, no container below the CT can be allowed.
+A process may use a device only if the programs of its group and of all groups above allow it. LXC attaches one to
+each CT, and what that denies no container below can be allowed.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ BPF_PROG_DETACH = 9
 BPF_PROG_GET_FD_BY_ID = 13
 BPF_PROG_QUERY = 16
 BPF_CGROUP_DEVICE = 6
-_PROGRAMS_MAX = 64  # the kernel's own limit for one group (BPF_CGROUP_MAX_PROGS)
+_PROGRAMS_MAX = 64  # BPF_CGROUP_MAX_PROGS: the kernel's limit for one group
 
 
 def bpf(command: int, attributes: bytearray, path: str = "") -> int:
-    """One bpf(2) call; `attributes` is read and, for queries, written."""
+    """bpf(2); `attributes` is a union bpf_attr, which queries write their results to."""
     buffer = (ctypes.c_char * len(attributes)).from_buffer(attributes)
     return libc.syscall(_SYS_BPF, command, ctypes.byref(buffer), ctypes.c_uint(len(attributes)), path=path)
 
 
-def lift_device_filter(group: Path) -> int:
-    """Detach every device program from a cgroup's directory; how many there were. Idempotent.
+def lift(group: Path) -> int:
+    """Detach all device programs of a cgroup; returns how many there were. Idempotent.
 
-    Groups below keep their own programs, and those above still count.
+    Programs of groups below and above stay in force.
     """
     target = os.open(group, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -45,7 +45,7 @@ def lift_device_filter(group: Path) -> int:
 
 
 def _attached(target: int, path: str) -> list[int]:
-    """The ids of the programs that are attached to the group itself."""
+    """The IDs of the programs that are attached to the group itself."""
     ids = (ctypes.c_uint32 * _PROGRAMS_MAX)()
     # struct { target_fd, attach_type, query_flags, attach_flags; u64 prog_ids; u32 prog_cnt }
     attributes = bytearray(struct.pack("=IIIIQII", target, BPF_CGROUP_DEVICE, 0, 0, ctypes.addressof(ids), 64, 0))

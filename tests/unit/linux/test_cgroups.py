@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Control groups of every kind of machine, as directories of plain files."""
+"""cgroups of version 1, version 2 and hybrid hosts, as directories of plain files."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def v1(root: Path) -> Cgroups:
 # -- which trees there are -----------------------------------------------------------------------------------
 
 
-def test_a_proxmox_node_has_one_tree_for_all(root: Path, v2: Cgroups) -> None:
+def test_detect_pure_v2(root: Path, v2: Cgroups) -> None:
     (root / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
     assert (v2.v2, v2.v1, v2.pure_v2) == (root, {}, True)
     assert v2.controllers == {"cpuset", "cpu", "io", "memory", "pids"}
 
 
-def test_an_old_machine_has_a_tree_for_each_controller(root: Path, v1: Cgroups) -> None:
+def test_detect_v1(root: Path, v1: Cgroups) -> None:
     assert (v1.v2, v1.pure_v2) == (None, False)
     assert v1.v1 == {
         "cpu": root / "cpu,cpuacct",
@@ -65,20 +65,20 @@ def test_an_old_machine_has_a_tree_for_each_controller(root: Path, v1: Cgroups) 
     assert {"cpu", "devices", "pids"} <= v1.controllers
 
 
-def test_a_hybrid_machine_has_both_and_its_controllers_in_the_old_trees(root: Path) -> None:
+def test_detect_hybrid(root: Path) -> None:
     found = machine(root, "ROOT/memory cgroup rw,memory", "ROOT/unified cgroup2 rw")
     assert (found.v2, found.pure_v2) == (root / "unified", False)
     assert found.controllers == {"memory"}
     assert found.directory("/lxc/105", "memory") == root / "memory/lxc/105"
 
 
-def test_trees_that_are_mounted_elsewhere_are_not_the_machines(root: Path, tmp_path: Path) -> None:
+def test_detect_ignores_trees_outside_the_root(root: Path, tmp_path: Path) -> None:
     chroot = tmp_path / "chroot/sys/fs/cgroup"
     found = machine(root, "ROOT cgroup2 rw", f"{chroot} cgroup2 rw", f"{chroot}/memory cgroup rw,memory")
     assert (found.v2, found.v1) == (root, {})
 
 
-def test_a_machine_without_control_groups_has_none(root: Path) -> None:
+def test_detect_without_cgroups(root: Path) -> None:
     found = machine(root, "/tmp tmpfs rw")
     assert (found.v2, found.v1, found.controllers) == (None, {}, frozenset())
     assert found.processes("/lxc/105") == []
@@ -95,7 +95,7 @@ def cpuset(group: Path, cpus: str, mems: str) -> None:
     (group / "cpuset.mems").write_text(f"{mems}\n")
 
 
-def test_a_group_is_made_in_every_tree_once(root: Path, v1: Cgroups) -> None:
+def test_make_creates_the_group_in_every_tree(root: Path, v1: Cgroups) -> None:
     cpuset(root / "cpuset", "0-3", "0")
     cpuset(root / "cpuset/web", "", "")
     v1.make("/web")
@@ -104,7 +104,7 @@ def test_a_group_is_made_in_every_tree_once(root: Path, v1: Cgroups) -> None:
     assert all(directory.is_dir() for directory in v1.directories("/web"))
 
 
-def test_a_new_group_of_version_1_has_its_parents_cpus_or_no_process_could_enter(root: Path, v1: Cgroups) -> None:
+def test_v1_cpuset_is_inherited_from_the_parent(root: Path, v1: Cgroups) -> None:
     cpuset(root / "cpuset", "0-3", "0")
     cpuset(root / "cpuset/web", "", "1")
     v1.make("/web")
@@ -112,7 +112,7 @@ def test_a_new_group_of_version_1_has_its_parents_cpus_or_no_process_could_enter
     assert (root / "cpuset/web/cpuset.mems").read_text() == "1\n"
 
 
-def test_making_and_removing_can_be_repeated(root: Path, v2: Cgroups) -> None:
+def test_make_and_remove_are_idempotent(root: Path, v2: Cgroups) -> None:
     for _ in range(2):
         v2.make("/web")
     v2.make("/web/inner")
@@ -126,7 +126,7 @@ def test_making_and_removing_can_be_repeated(root: Path, v2: Cgroups) -> None:
 # -- processes -----------------------------------------------------------------------------------------------
 
 
-def hold(group: Path, *pids: int) -> None:
+def populate(group: Path, *pids: int) -> None:
     group.mkdir(parents=True, exist_ok=True)
     (group / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in pids))
 
@@ -142,37 +142,35 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process.stdin.close()
 
 
-def test_the_processes_of_a_group_are_its_own_and_those_below_it(root: Path, v2: Cgroups) -> None:
-    hold(root / "lxc/105", 11)
-    hold(root / "lxc/105/ns", 12, 13)
-    hold(root / "lxc/105/ns/deep", 14)
-    hold(root / "lxc/1050", 15)
+def test_processes_include_child_groups(root: Path, v2: Cgroups) -> None:
+    populate(root / "lxc/105", 11)
+    populate(root / "lxc/105/ns", 12, 13)
+    populate(root / "lxc/105/ns/deep", 14)
+    populate(root / "lxc/1050", 15)
     assert sorted(v2.processes("/lxc/105")) == [11, 12, 13, 14]
     assert v2.processes("/lxc/105")[0] == 11
 
 
-def test_processes_are_read_from_a_tree_that_holds_them_all(root: Path, v1: Cgroups) -> None:
-    hold(root / "pids/lxc/105", 11)
-    hold(root / "cpu,cpuacct/lxc/105", 12)
+def test_processes_are_read_from_the_pids_tree(root: Path, v1: Cgroups) -> None:
+    populate(root / "pids/lxc/105", 11)
+    populate(root / "cpu,cpuacct/lxc/105", 12)
     assert v1.processes("/lxc/105") == [11]
 
 
-def test_a_group_that_is_not_there_has_no_processes(v2: Cgroups) -> None:
+def test_missing_group_has_no_processes(v2: Cgroups) -> None:
     assert v2.processes("/lxc/105") == []
     v2.kill("/lxc/105")
 
 
-def test_a_group_is_killed_by_the_kernel_where_it_can(root: Path, v2: Cgroups) -> None:
-    hold(root / "web")
+def test_v2_group_is_killed_by_cgroup_kill(root: Path, v2: Cgroups) -> None:
+    populate(root / "web")
     (root / "web/cgroup.kill").touch()
     v2.kill("/web")
     assert (root / "web/cgroup.kill").read_text() == "1"
 
 
-def test_a_group_is_killed_process_by_process_on_version_1(
-    root: Path, v1: Cgroups, sleeper: subprocess.Popen[bytes]
-) -> None:
-    hold(root / "pids/web/inner", sleeper.pid)
+def test_v1_group_is_killed_process_by_process(root: Path, v1: Cgroups, sleeper: subprocess.Popen[bytes]) -> None:
+    populate(root / "pids/web/inner", sleeper.pid)
     v1.kill("/web")
     assert sleeper.wait() == -9
 
@@ -188,17 +186,17 @@ def test_a_group_is_killed_process_by_process_on_version_1(
         (DeviceRule("c", None, None, "m"), "c *:* m"),
     ],
 )
-def test_a_device_rule_is_written_as_the_kernel_reads_it(rule: DeviceRule, text: str) -> None:
+def test_device_rule_format(rule: DeviceRule, text: str) -> None:
     assert str(rule) == text
 
 
-def test_devices_are_added_one_by_one_on_version_1(root: Path, v1: Cgroups) -> None:
+def test_v1_devices_are_allowed_one_by_one(root: Path, v1: Cgroups) -> None:
     group = root / "devices/lxc/105"
     group.mkdir(parents=True)
     v1.allow_devices("/lxc/105", EVERY_DEVICE[:1])
     assert (group / "devices.allow").read_text() == "c *:* rwm"
 
 
-def test_a_group_that_is_gone_cannot_be_given_devices(v1: Cgroups) -> None:
+def test_allow_devices_of_a_missing_group_fails(v1: Cgroups) -> None:
     with pytest.raises(FileNotFoundError):
         v1.allow_devices("/lxc/105", EVERY_DEVICE)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PortForward: connections to ports of a pod, each a pair of streams, one for its bytes and one for its error.
+"""PortForward: connections to ports of a pod, each with a data stream and an error stream.
 
-Over SPDY (`portforward.k8s.io`, also tunnelled through a WebSocket) the client opens a pair for every connection;
-the headers `streamtype` (error or data), `port` and `requestID` say which streams belong together. Over WebSocket
-channels (`v4.channel.k8s.io`) every port has one connection: channel 2i has the bytes and 2i+1 the error of port
-i, and the first message on each is the port's number, in two bytes, the lower one first.
+Over SPDY (`portforward.k8s.io`, also tunnelled through a WebSocket) the client opens a pair of streams for each
+connection, matched by the headers `streamtype` (error or data), `port` and `requestID`. Over WebSocket channels
+(`v4.channel.k8s.io`) each port has one connection: channel 2i is the data and 2i+1 the error of port i, and the
+first message on each is the port's number in two bytes, little-endian.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pvecri.linux.fds import CHUNK
 from pvecri.streaming.channels import BINARY, Framing
 from pvecri.streaming.requests import ForwardRequest
 from pvecri.streaming.session import serve
+from pvecri.streaming.spdy_connection import SpdyConnection
 from pvecri.streaming.spdy_headers import Headers
-from pvecri.streaming.spdy_link import SpdyLink
 from pvecri.streaming.streams import Activity, PeerStream
-from pvecri.streaming.websocket import ChannelLink, WebSocket
-from pvecri.streaming.wire import Wire
+from pvecri.streaming.transport import Transport
+from pvecri.streaming.websocket import ChannelConnection, WebSocket
 from pvecri.supervision import describe, report
 
 log = logging.getLogger(__name__)
@@ -39,27 +39,27 @@ CHANNEL_PROTOCOLS = {
 Connect = Callable[[int], Awaitable[socket.socket]]
 
 
-async def serve_over_spdy(request: ForwardRequest, wire: Wire, idle_timeout: float) -> None:
-    """Forward for a client that opens a pair of streams for every connection, until it leaves."""
+async def serve_over_spdy(request: ForwardRequest, transport: Transport, idle_timeout: float) -> None:
+    """Forward connections of a SPDY client until it disconnects."""
     activity = Activity()
     pairs = _Pairs(request.connect)
-    await serve(SpdyLink(wire, activity, pairs.add), pairs.run(), activity, idle_timeout)
+    await serve(SpdyConnection(transport, activity, pairs.add), pairs.run(), activity, idle_timeout)
 
 
 async def serve_over_channels(
     request: ForwardRequest, framing: Framing, websocket: WebSocket, idle_timeout: float
 ) -> None:
-    """Forward one connection to each port of the request, until all have ended or the client leaves."""
+    """Forward one connection to each port of the request until all are closed or the client disconnects."""
     activity = Activity()
-    link = ChannelLink(websocket, activity, framing, 2 * len(request.ports))
+    connection = ChannelConnection(websocket, activity, framing, 2 * len(request.ports))
 
     async def work() -> None:
         async with asyncio.TaskGroup() as group:
             for index, port in enumerate(request.ports):
-                pair = _Pair(port, data=link.streams[2 * index], error=link.streams[2 * index + 1])
-                group.create_task(_announce_and_forward(request.connect, pair))
+                pair = _Pair(port, data=connection.streams[2 * index], error=connection.streams[2 * index + 1])
+                group.create_task(_send_port_and_forward(request.connect, pair))
 
-    await serve(link, work(), activity, idle_timeout)
+    await serve(connection, work(), activity, idle_timeout)
 
 
 @dataclass
@@ -70,7 +70,7 @@ class _Pair:
 
 
 class _Pairs:
-    """Puts the streams of a SPDY connection together, and forwards each pair in a task of its own."""
+    """Pairs the streams of a SPDY connection, and forwards each pair in a task."""
 
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
@@ -78,11 +78,11 @@ class _Pairs:
         self._complete: asyncio.Queue[_Pair] = asyncio.Queue()
 
     def add(self, stream: PeerStream, headers: Headers) -> bool:
-        """False for a stream that is no half of a pair."""
+        """Add a stream; False to refuse it."""
         kind, port = headers.get("streamtype"), _port(headers.get("port", ""))
         if kind not in {"error", "data"} or port is None:
             return False
-        # Clients that send no id open the error stream, then at once the data stream.
+        # Old clients send no requestID: they open the error stream, and next the data stream.
         key = headers.get("requestid") or f"stream {stream.number - 2 * (kind == 'data')}"
         pair = self._waiting.setdefault(key, _Pair(port))
         if getattr(pair, kind) is not None or pair.port != port:
@@ -93,7 +93,7 @@ class _Pairs:
         return True
 
     async def run(self) -> None:
-        """Forward what comes, without end."""
+        """Forward each complete pair; never returns."""
         async with asyncio.TaskGroup() as group:
             while True:
                 pair = await self._complete.get()
@@ -106,7 +106,7 @@ def _port(text: str) -> int | None:
     )
 
 
-async def _announce_and_forward(connect: Connect, pair: _Pair) -> None:
+async def _send_port_and_forward(connect: Connect, pair: _Pair) -> None:
     number = pair.port.to_bytes(2, "little")
     for stream in (pair.data, pair.error):
         assert stream is not None
@@ -115,11 +115,11 @@ async def _announce_and_forward(connect: Connect, pair: _Pair) -> None:
 
 
 async def _forward(connect: Connect, pair: _Pair) -> None:
-    """One connection, from its beginning to its end. Its failures go to its error stream and end no other one."""
+    """Forward one connection to its end. Errors go to its error stream and affect no other connection."""
     data, error = pair.data, pair.error
     assert data is not None
     assert error is not None
-    error.discard()
+    error.discard()  # clients half-close it at once and send nothing
     try:
         with await connect(pair.port) as connection:
             await _copy(connection, data)
@@ -145,12 +145,12 @@ async def _write_last(stream: PeerStream, text: str) -> None:
 
 
 async def _copy(connection: socket.socket, stream: PeerStream) -> None:
-    """Both ways, until both have ended; each side learns at once when the other sends no more."""
+    """Copy in both directions until both are at EOF, which is propagated as a half-close."""
     sending = asyncio.create_task(_to_pod(stream, connection))
     receiving = asyncio.create_task(_to_client(connection, stream))
     tasks = (sending, receiving)
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)  # EOF leaves the other direction
     finally:
         for task in tasks:
             task.cancel()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods and containers as plugins see them.
+"""Pods and containers as NRI's protobuf messages.
 
-What a container consists of is read off its OCI spec, which has what the request, the image and the pod come to.
+A container's content is that of its OCI spec, in which request, image, pod and earlier adjustments are merged.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from pvecri.model import ContainerState, NamespaceMode, ProfileKind, Resources, SandboxConfig, SecurityProfile
-from pvecri.nri import ocispec
 from pvecri.nri.proto import nri_pb2 as pb
+from pvecri.oci import runtime_spec
+from pvecri.oci.runtime_spec import Spec
 from pvecri.pods.container import bundle
 from pvecri.pods.registry import ContainerEntry, PodEntry
 
@@ -31,15 +31,25 @@ _PROFILES = {
     ProfileKind.UNCONFINED: pb.SecurityProfile.UNCONFINED,
     ProfileKind.LOCALHOST: pb.SecurityProfile.LOCALHOST,
 }
+HOOKS = {
+    "prestart": "prestart",
+    "create_runtime": "createRuntime",
+    "create_container": "createContainer",
+    "start_container": "startContainer",
+    "poststart": "poststart",
+    "poststop": "poststop",
+}
+"""The kinds of OCI hooks: NRI's names and the OCI spec's."""
+
 _NAMESPACES = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid", "user": "user"}
-"""The pod's namespaces: their names in the OCI spec, and those that they are pinned by."""
+"""The pod's namespaces: types in the OCI spec, and file names of their pins."""
 
 
 # -- pods -----------------------------------------------------------------------------------------------------
 
 
 def pod(live: PodEntry) -> pb.PodSandbox:
-    """A pod; `pid` is that of its CT's first process."""
+    """A pod; `pid` is the host PID of its CT's init."""
     value, config = live.value, live.value.config
     return pb.PodSandbox(
         id=value.id,
@@ -53,7 +63,7 @@ def pod(live: PodEntry) -> pb.PodSandbox:
             pod_overhead=resources(config.overhead),
             pod_resources=resources(config.resources),
             cgroup_parent=config.cgroup_parent,
-            cgroups_path=live.cgroup,
+            cgroups_path=live.cgroups.ct,
             namespaces=[
                 pb.LinuxNamespace(type=kind, path=str(live.namespace(_NAMESPACES[kind])))
                 for kind in _own_namespaces(config, mapped=bool(value.mappings))
@@ -78,7 +88,7 @@ def _own_namespaces(config: SandboxConfig, *, mapped: bool) -> list[str]:
 
 
 def resources(limits: Resources) -> pb.LinuxResources:
-    """Limits; those that are not said are left out."""
+    """Limits; unset ones are omitted."""
     message = pb.LinuxResources()
     memory, cpu = message.memory, message.cpu
     for wrapped, value in (
@@ -109,22 +119,16 @@ def resources(limits: Resources) -> pb.LinuxResources:
 
 
 def container(live: ContainerEntry) -> pb.Container:
-    """A container; `pid` is 0 unless it runs. Without its OCI spec, which a reboot takes away, less is known."""
+    """A container; `pid` is 0 unless it runs. Without the OCI spec, which is lost in a reboot, less is set."""
     value, config = live.value, live.value.config
-    spec = _read(live)
     message = pb.Container(
         id=value.id,
         pod_sandbox_id=value.sandbox_id,
         name=config.metadata.name,
         state=_STATES[value.state],
         labels=config.labels,
-        annotations=spec.annotations or config.annotations,
-        args=spec.process.args,
-        env=spec.process.env,
-        hooks=_hooks(spec.hooks),
-        linux=_linux(spec),
+        annotations=config.annotations,
         pid=live.process.pid if live.process is not None else 0,
-        rlimits=[pb.POSIXRlimit(type=each.type, hard=each.hard, soft=each.soft) for each in spec.process.rlimits],
         created_at=value.created_at,
         started_at=value.started_at,
         finished_at=value.finished_at,
@@ -132,11 +136,10 @@ def container(live: ContainerEntry) -> pb.Container:
         status_reason=value.reason,
         status_message=value.message,
         CDI_devices=[pb.CDIDevice(name=name) for name in config.cdi_devices],
-        user=pb.User(
-            uid=spec.process.user.uid,
-            gid=spec.process.user.gid,
-            additional_gids=spec.process.user.additional_gids,
-        ),
+        # Present even if empty: Go plugins dereference them without a test for nil.
+        hooks=pb.Hooks(),
+        linux=pb.LinuxContainer(resources=pb.LinuxResources(cpu=pb.LinuxCPU())),
+        user=pb.User(),
         image=pb.Image(
             name=config.user_specified_image or config.image,
             digest=value.image_reference.partition("@")[2],
@@ -146,36 +149,40 @@ def container(live: ContainerEntry) -> pb.Container:
     message.linux.seccomp_profile.CopyFrom(
         _profile(config.security.seccomp, privileged=config.security.privileged)
     )
-    _add_mounts(message, spec, bundle.device_nodes(live.bundle))
+    with suppress(FileNotFoundError):
+        _add_spec(message, runtime_spec.decode(live.bundle.spec.read_bytes()), bundle.device_nodes(live.bundle))
     return message
 
 
-def _read(live: ContainerEntry) -> ocispec.Spec:
-    try:
-        return msgspec.json.decode(live.bundle.spec.read_bytes(), type=ocispec.Spec)
-    except FileNotFoundError:
-        return ocispec.Spec()
+def _add_spec(message: pb.Container, spec: Spec, device_nodes: Path) -> None:
+    process = spec.process
+    if spec.annotations:
+        message.annotations.clear()
+        message.annotations.update(spec.annotations)
+    message.args.extend(process.args)
+    message.env.extend(process.env)
+    message.rlimits.extend(
+        pb.POSIXRlimit(type=each.type, hard=each.hard, soft=each.soft) for each in process.rlimits
+    )
+    message.user.uid, message.user.gid = process.user.uid, process.user.gid
+    message.user.additional_gids.extend(process.user.additional_gids or ())
+    for name, kind in HOOKS.items():
+        for each in spec.hooks.get(kind, ()):
+            hook = getattr(message.hooks, name).add(path=each.path, args=each.args, env=each.env)
+            _wrap(hook, {"timeout": each.timeout})
+    message.linux.MergeFrom(_linux(spec))
+    _add_mounts(message, spec, device_nodes)
 
 
 def _profile(profile: SecurityProfile | None, *, privileged: bool) -> pb.SecurityProfile:
-    """No profile means none, as the CRI has it."""
+    """An unset profile means unconfined (CRI SecurityProfile)."""
     if profile is None or privileged:
         return pb.SecurityProfile(profile_type=pb.SecurityProfile.UNCONFINED)
     return pb.SecurityProfile(profile_type=_PROFILES[profile.kind], localhost_ref=profile.localhost_ref)
 
 
-def _hooks(hooks: ocispec.Hooks) -> pb.Hooks:
-    message = pb.Hooks()
-    for kind in ocispec.Hooks.__struct_fields__:
-        for each in getattr(hooks, kind):
-            hook = getattr(message, kind).add(path=each.path, args=each.args, env=each.env)
-            if each.timeout is not None:
-                hook.timeout.value = each.timeout
-    return message
-
-
-def _add_mounts(message: pb.Container, spec: ocispec.Spec, device_nodes: Path) -> None:
-    """Mounts; those of device nodes, which stand for devices in a user namespace, as the devices they are."""
+def _add_mounts(message: pb.Container, spec: Spec, device_nodes: Path) -> None:
+    """Add mounts, and as devices the bind mounts of device nodes in a user namespace."""
     for mount in spec.mounts:
         source = Path(mount.source)
         if source.parent == device_nodes:
@@ -200,18 +207,16 @@ def _add_device_node(message: pb.Container, path: str, node: Path) -> None:
     device.file_mode.value = stat.S_IMODE(status.st_mode)
 
 
-def _linux(spec: ocispec.Spec) -> pb.LinuxContainer:
+def _linux(spec: Spec) -> pb.LinuxContainer:
     linux = spec.linux
     message = pb.LinuxContainer(
         namespaces=[pb.LinuxNamespace(type=each.type, path=each.path) for each in linux.namespaces],
         resources=_resources(linux.resources),
         cgroups_path=linux.cgroups_path,
         sysctl=linux.sysctl,
-        net_devices={
-            name: pb.LinuxNetDevice(name=each.get("name", "")) for name, each in linux.net_devices.items()
-        },
+        net_devices={name: pb.LinuxNetDevice(name=each.name) for name, each in linux.net_devices.items()},
     )
-    for each in linux.devices:
+    for each in linux.devices or ():
         device = message.devices.add(path=each.path, type=each.type, major=each.major, minor=each.minor)
         _wrap(device, {"file_mode": each.file_mode, "uid": each.uid, "gid": each.gid})
     _wrap(message, {"oom_score_adj": spec.process.oom_score_adj})
@@ -221,8 +226,8 @@ def _linux(spec: ocispec.Spec) -> pb.LinuxContainer:
     return message
 
 
-def _add_scheduling(message: pb.LinuxContainer, spec: ocispec.Spec) -> None:
-    """What only plugins have set."""
+def _add_scheduling(message: pb.LinuxContainer, spec: Spec) -> None:
+    """Add what only plugins can have set."""
     if (wanted := spec.process.io_priority) is not None:
         message.io_priority.priority = wanted.priority
         setattr(message.io_priority, "class", pb.IOPrioClass.Value(wanted.class_))
@@ -240,55 +245,48 @@ def _add_scheduling(message: pb.LinuxContainer, spec: ocispec.Spec) -> None:
             message.rdt.schemata.value.extend(rdt.schemata)
 
 
-def _resources(limits: ocispec.Resources) -> pb.LinuxResources:
+def _resources(limits: runtime_spec.Resources) -> pb.LinuxResources:
     message = pb.LinuxResources(
         hugepage_limits=[
             pb.HugepageLimit(page_size=each.page_size, limit=each.limit) for each in limits.hugepage_limits
         ],
         unified=limits.unified,
     )
-    memory, cpu = limits.memory, limits.cpu
-    _wrap(message.memory, {name: memory.get(name) for name in ("limit", "reservation", "swap")})
-    _wrap(
-        message.cpu,
-        {
-            "shares": cpu.get("shares"),
-            "quota": cpu.get("quota"),
-            "period": cpu.get("period"),
-            "realtime_runtime": cpu.get("realtimeRuntime"),
-            "realtime_period": cpu.get("realtimePeriod"),
-        },
-    )
-    message.cpu.cpus, message.cpu.mems = str(cpu.get("cpus", "")), str(cpu.get("mems", ""))
+    if (memory := limits.memory) is not None:
+        _wrap(message.memory, {name: getattr(memory, name) for name in ("limit", "reservation", "swap")})
+    if (cpu := limits.cpu) is not None:
+        times = ("shares", "quota", "period", "realtime_runtime", "realtime_period")
+        _wrap(message.cpu, {name: getattr(cpu, name) for name in times})
+        message.cpu.cpus, message.cpu.mems = cpu.cpus, cpu.mems
     for each in limits.devices:
         rule = message.devices.add(allow=each.allow, type=each.type, access=each.access)
         _wrap(rule, {"major": each.major, "minor": each.minor})
-    if "limit" in limits.pids:
-        message.pids.limit = limits.pids["limit"]
+    if limits.pids is not None:
+        message.pids.limit = limits.pids.limit
     return message
 
 
-def _seccomp(policy: ocispec.Seccomp) -> pb.LinuxSeccomp:
+def _seccomp(policy: runtime_spec.Seccomp) -> pb.LinuxSeccomp:
     message = pb.LinuxSeccomp(
         default_action=policy.default_action,
         architectures=policy.architectures,
-        flags=policy.flags,
+        flags=policy.flags or (),
         listener_path=policy.listener_path,
         listener_metadata=policy.listener_metadata,
     )
     _wrap(message, {"default_errno": policy.default_errno_ret})
-    for each in policy.syscalls:
+    for each in policy.syscalls or ():
         syscall = message.syscalls.add(names=each.names, action=each.action)
         _wrap(syscall, {"errno_ret": each.errno_ret})
         for argument in each.args:
             syscall.args.add(
-                index=argument.index, value=argument.value, value_two=argument.value_two, op=argument.op
+                index=argument.index, value=argument.value, value_two=argument.value_two or 0, op=argument.op
             )
     return message
 
 
 def _wrap(message: Any, values: Mapping[str, Any]) -> None:
-    """Set wrapped values; those that are None stay absent."""
+    """Set wrapper fields; None leaves them absent."""
     for name, value in values.items():
         if value is not None:
             getattr(message, name).value = value

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ending a command in a container before it ends itself, with all that it began.
+"""Killing an exec before it exits, with all its processes.
 
-Its processes lie in the pod's pid namespace, but the parent of the first of them may lie outside (nsenter). Until
-that parent has collected its child the CT cannot end, so the parent is let live to do it, and nothing is stopped
-before it is killed: nsenter stops with its child, and would stay so if the daemon died at that moment.
+They are in the pod's PID namespace, but the parent of the first one, nsenter, is not. Until nsenter has reaped its
+child the CT's namespace cannot end, so nsenter is left alive to do so. Nothing is stopped before it is killed:
+nsenter stops itself if its child stops, and would stay stopped if the daemon died at that moment.
 """
 
 from __future__ import annotations
@@ -17,34 +17,36 @@ from contextlib import suppress
 from pvecri.linux import processes
 from pvecri.linux.cgroups import Cgroups
 
-PATIENCE = 5.0
-"""Seconds in which a program must have ended whose children were killed."""
+EXIT_TIMEOUT = 5.0
+"""Seconds for a process to exit after its children were killed."""
 
-ROUND = 0.005
-"""Seconds between two rounds of killing: what was killed may have begun something meanwhile."""
+KILL_INTERVAL = 0.005
+"""Seconds between two rounds of SIGKILL: a process may have forked before it got the signal."""
 
 
 async def kill_command(process: asyncio.subprocess.Process, cgroups: Cgroups, group: str) -> None:
-    """Kill all that descends from `process`, and all of its sessions in the cgroup; return when it has ended."""
+    """Kill the descendants of `process` and their sessions in the cgroup; return once it has exited."""
     sessions: set[int] = set()
     ended = asyncio.ensure_future(process.wait())
     with suppress(TimeoutError):
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(EXIT_TIMEOUT):
             while process.returncode is None:
                 tree = processes.descendants(process.pid)
-                if not tree and _begins_nothing_more(process.pid):
+                if not tree and _stop_if_childless(process.pid):
                     break
+                # A background process is reparented to the CT's init when its parent dies: then its session alone
+                # shows where it came from. nsenter itself is in the daemon's session.
                 sessions |= {_session(pid) for pid in tree} - {_session(os.getpid()), -1}
                 _kill([*tree, *_members(cgroups.processes(group), sessions)])
-                await asyncio.wait([ended], timeout=ROUND)
+                await asyncio.wait([ended], timeout=KILL_INTERVAL)
     if process.returncode is None:
         process.kill()
     await ended
     _kill(_members(cgroups.processes(group), sessions))
 
 
-def _begins_nothing_more(pid: int) -> bool:
-    """Whether a process has no child; it is stopped then, so that it cannot come to have one."""
+def _stop_if_childless(pid: int) -> bool:
+    """Whether a process has no children; it is stopped then, so that it cannot fork any."""
     try:
         os.kill(pid, signal.SIGSTOP)
         if processes.descendants(pid):
@@ -60,7 +62,7 @@ def _members(pids: Iterable[int], sessions: set[int]) -> list[int]:
 
 
 def _session(pid: int) -> int:
-    """The session that a process is in; -1 when it is gone."""
+    """A process's session ID; -1 if it is gone."""
     try:
         return os.getsid(pid)
     except ProcessLookupError:
