@@ -13,7 +13,7 @@ import json
 import subprocess
 import tarfile
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, Final
 
 from pvecri.errors import CommandError
@@ -57,16 +57,16 @@ def _pack(root: Path, blobs: Path) -> tuple[str, dict[str, Any]]:
     command = ["tar", "--create", *options, "--pax-option=delete=atime,delete=ctime", "-C", str(root), "."]
     content = hashlib.sha256()
     part = blobs / "layer.part"
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as tar:
+    # A file for stderr: a pipe that is read after stdout would stop a tar that complains of many files.
+    with TemporaryFile() as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as tar:
         assert tar.stdout is not None
-        assert tar.stderr is not None
         with gzip.GzipFile(part, "wb", mtime=0) as packed:
             while chunk := tar.stdout.read(_CHUNK):
                 content.update(chunk)
                 packed.write(chunk)
-        problem = tar.stderr.read().decode(errors="replace")
-    if tar.returncode != 0:
-        raise CommandError("tar", tar.returncode, problem)
+        if tar.wait() != 0:
+            errors.seek(0)
+            raise CommandError("tar", tar.returncode, errors.read(_CHUNK).decode(errors="replace"))
     with part.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     size = part.stat().st_size

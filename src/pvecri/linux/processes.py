@@ -166,6 +166,19 @@ def open_files(pid: int) -> tuple[int, int]:
     return files, sockets
 
 
+def open_pipes(pid: int) -> set[int]:
+    """The inodes of the pipes that a process has open; empty if it is gone."""
+    directory = f"/proc/{pid}/fd"
+    found = set()
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for number in os.listdir(directory):  # noqa: PTH208
+            with suppress(FileNotFoundError, ProcessLookupError):
+                target = os.readlink(f"{directory}/{number}")  # noqa: PTH115
+                if target.startswith("pipe:["):
+                    found.add(int(target[6:-1]))
+    return found
+
+
 def open_files_limit(pid: int) -> int | None:
     """The soft limit of a process's file descriptors; None when there is none, or no such process."""
     try:

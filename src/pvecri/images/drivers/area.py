@@ -18,12 +18,11 @@ import ctypes
 import errno
 import os
 import secrets
-import subprocess
 from pathlib import Path
 from tempfile import mkdtemp
 
-from pvecri.images.drivers.base import Owner
-from pvecri.linux import mounts
+from pvecri.images.drivers.base import COMMAND_TIMEOUT, Owner
+from pvecri.linux import mounts, programs
 from pvecri.model import ContainerId
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -64,7 +63,7 @@ class Area:
         names = [str(path) for path in self.trash.iterdir()]
         for first in range(0, len(names), 100):
             command = ["rm", "-rf", "--one-file-system", "--", *names[first : first + 100]]
-            subprocess.run(command, check=True, capture_output=True)
+            programs.run_blocking(command, timeout=COMMAND_TIMEOUT).checked()
 
     def home(self, container: ContainerId) -> Path:
         """The container's directory."""

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NewType, Protocol
+from typing import Final, NewType, Protocol
 
 from pvecri.images.usage import Usage
 from pvecri.model import ContainerId, Value
 
 LayerKey = NewType("LayerKey", str)
 """A driver's own name for a layer: letters and digits only."""
+
+COMMAND_TIMEOUT: Final = 3600.0
+"""Seconds for a program that a driver runs: mkfs and rm of millions of files take minutes."""
 
 
 class Owner(Value, frozen=True):

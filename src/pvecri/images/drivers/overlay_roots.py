@@ -14,14 +14,13 @@ import errno
 import os
 import shutil
 import stat
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pvecri.errors import CommandError, FailedPrecondition
+from pvecri.errors import FailedPrecondition
 from pvecri.images.drivers.area import Area
-from pvecri.images.drivers.base import Owner
-from pvecri.linux import loop, mounts
+from pvecri.images.drivers.base import COMMAND_TIMEOUT, Owner
+from pvecri.linux import loop, mounts, programs
 from pvecri.model import ContainerId
 
 
@@ -134,9 +133,7 @@ def _make_filesystem(file: Path, content: Path, size: int) -> None:
     with file.open("xb") as sparse:
         sparse.truncate(size)
     options = ["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "nodiscard", "-d", str(content)]
-    done = subprocess.run(["mkfs.ext4", *options, str(file)], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise CommandError("mkfs.ext4", done.returncode, done.stderr)
+    programs.run_blocking(["mkfs.ext4", *options, file], timeout=COMMAND_TIMEOUT).checked()
     shutil.rmtree(content)
     content.mkdir(mode=0o700)
 

@@ -14,18 +14,17 @@ import contextlib
 import errno
 import hashlib
 import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Final
 
-from pvecri.errors import CommandError, FailedPrecondition
-from pvecri.images.drivers.base import LayerKey, Owner
+from pvecri.errors import FailedPrecondition
+from pvecri.images.drivers.base import COMMAND_TIMEOUT, LayerKey, Owner
 from pvecri.images.drivers.overlay import OverlayDriver
 from pvecri.images.drivers.overlay_roots import OverlayRoots
 from pvecri.images.usage import Usage
-from pvecri.linux import loop, mounts
+from pvecri.linux import loop, mounts, programs
 from pvecri.model import ContainerId
 
 _DIGEST: Final = "trusted.pvecri.sha256"
@@ -106,11 +105,10 @@ def _make_erofs(file: Path, directory: Path, *, sparse: bool) -> bool:
     words = ["--quiet", "--preserve-mtime", "-x1", "-Eforce-inode-extended"]
     if sparse:
         words.append(f"--chunksize={_BLOCK}")
-    try:
-        command = ["mkfs.erofs", *words, str(file), str(directory)]
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
+    with contextlib.suppress(FileNotFoundError):
+        ended = programs.run_blocking(["mkfs.erofs", *words, file, directory], timeout=COMMAND_TIMEOUT)
+        return ended.returncode == 0
+    return False
 
 
 def _make_ext4(file: Path, directory: Path, size: int, inodes: int) -> None:
@@ -118,7 +116,7 @@ def _make_ext4(file: Path, directory: Path, size: int, inodes: int) -> None:
     with file.open("wb") as sparse:
         sparse.truncate(size)
     layout = ["-m", "0", "-O", "^has_journal,^resize_inode", "-I", "512", "-N", str(inodes + 1024)]
-    _run("mkfs.ext4", "-q", "-F", *layout, str(file))
+    programs.run_blocking(["mkfs.ext4", "-q", "-F", *layout, file], timeout=COMMAND_TIMEOUT).checked()
     place = directory.with_name(f"{directory.name}.mnt")
     place.mkdir()
     with contextlib.ExitStack() as undo:
@@ -127,13 +125,8 @@ def _make_ext4(file: Path, directory: Path, size: int, inodes: int) -> None:
             mounts.mount(device, place, "ext4")
             undo.callback(mounts.umount, place, detach=False)
         (place / "lost+found").rmdir()
-        _run("cp", "--archive", "--no-target-directory", str(directory), str(place))
-
-
-def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise CommandError(command[0], done.returncode, done.stderr)
+        copying = ("cp", "--archive", "--no-target-directory", directory, place)
+        programs.run_blocking(copying, timeout=COMMAND_TIMEOUT).checked()
 
 
 def _mount(file: Path, place: Path) -> None:

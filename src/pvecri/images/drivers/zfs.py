@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import errno
 import secrets
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from pvecri.errors import CommandError, FailedPrecondition
 from pvecri.images.drivers import trees
 from pvecri.images.drivers.area import Area
-from pvecri.images.drivers.base import LayerKey, Owner
+from pvecri.images.drivers.base import COMMAND_TIMEOUT, LayerKey, Owner
 from pvecri.images.drivers.btrfs import chain_key
 from pvecri.images.usage import Usage
-from pvecri.linux import mounts
+from pvecri.linux import mounts, programs
 from pvecri.model import ContainerId
 
 _PROPERTIES = ("-o", "mountpoint=legacy", "-o", "xattr=sa", "-o", "acltype=posixacl")
@@ -214,7 +213,5 @@ def _zfs(*words: str) -> str:
 
 
 def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise CommandError(" ".join(command[:2]), done.returncode, done.stderr)
-    return done.stdout
+    ended = programs.run_blocking(command, timeout=COMMAND_TIMEOUT, name=" ".join(command[:2]))
+    return ended.checked().stdout.decode()

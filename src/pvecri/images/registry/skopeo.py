@@ -7,10 +7,8 @@ go to it in a file of mode 0600, never on its command line, which every user of 
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import re
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +17,6 @@ from typing import Final
 
 import msgspec
 
-from pvecri.concurrency import finish
 from pvecri.config import ConfigError, ImagesConfig
 from pvecri.errors import (
     CommandError,
@@ -34,6 +31,8 @@ from pvecri.images.manifest import Manifest
 from pvecri.images.reference import Reference
 from pvecri.images.registry import proxy as proxies
 from pvecri.images.registry.proxy import ImageProxy
+from pvecri.linux import programs
+from pvecri.linux.programs import Ended
 from pvecri.model import RegistryAuth, Value
 
 SYSTEM_POLICY: Final = Path("/etc/containers/policy.json")
@@ -93,10 +92,7 @@ class Skopeo:
     async def manifest_of(self, name: str) -> bytes:
         """The manifest or index of what is no registry's, by its name with the transport."""
         command = [self._config.skopeo, *self._policy(), "inspect", "--raw", name]
-        returncode, output, problem = await run(command)
-        if returncode != 0:
-            raise CommandError("skopeo", returncode, problem)
-        return output
+        return (await self._execute(command)).checked().stdout
 
     async def manifest(self, reference: Reference, auth: RegistryAuth | None) -> bytes:
         """The manifest or index that the registry has for `reference`, byte by byte.
@@ -168,10 +164,16 @@ class Skopeo:
             if file is not None:
                 command.append(f"{prefix}authfile={file}")
             command += (f"docker://{reference}", *destination)
-            returncode, output, problem = await run(command)
-        if returncode != 0:
-            raise translate(reference, CommandError("skopeo", returncode, problem))
-        return output
+            ended = await self._execute(command)
+        with translated(reference):
+            return ended.checked().stdout
+
+    async def _execute(self, command: Sequence[str]) -> Ended:
+        """Run skopeo; Unavailable if it is not installed."""
+        try:
+            return await programs.run(command, timeout=self._config.pull_timeout, name="skopeo")
+        except FileNotFoundError as error:
+            raise Unavailable(f"{command[0]} is not installed; images.skopeo names the program") from error
 
     def _policy(self) -> tuple[str, ...]:
         """As configured, else the system's, else everything is accepted, as an engine without signatures does."""
@@ -183,30 +185,6 @@ class Skopeo:
         """An option that skopeo does not list in its help; the environment variable is not read by older ones."""
         path = self._config.registries_conf
         return (f"--registries-conf={path}",) if path is not None else ()
-
-
-async def run(command: Sequence[str]) -> tuple[int, bytes, str]:
-    """Run a program to its end: status, standard output, standard error.
-
-    It is killed when the caller is cancelled. Raises Unavailable when it is not installed.
-    """
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-    except FileNotFoundError as error:
-        raise Unavailable(f"{command[0]} is not installed; images.skopeo names the program") from error
-    try:
-        output, problem = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGKILL)
-            await finish(process.wait())
-    assert process.returncode is not None
-    return process.returncode, output, problem.decode(errors="replace")
 
 
 def translate(reference: Reference, failure: CommandError) -> PvecriError:
