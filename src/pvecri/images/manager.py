@@ -21,7 +21,7 @@ from typing import Final
 from pvecri import metrics
 from pvecri.concurrency import SharedTasks, finish
 from pvecri.config import Config
-from pvecri.errors import AlreadyExists, DeadlineExceeded, NotFound
+from pvecri.errors import AlreadyExists, NotFound
 from pvecri.images import reference as references
 from pvecri.images.check import Finding, findings
 from pvecri.images.check import repair as repaired
@@ -29,7 +29,7 @@ from pvecri.images.configs import Configs
 from pvecri.images.drivers import make_driver
 from pvecri.images.drivers.base import Owner
 from pvecri.images.library import Library
-from pvecri.images.pull.progress import Progress, Transfer
+from pvecri.images.pull.progress import Progress, StallTimeout, Transfer, time_limits
 from pvecri.images.pull.puller import Puller
 from pvecri.images.reference import Reference
 from pvecri.images.registry.templates import TemplateStorage
@@ -48,27 +48,6 @@ class StoreUsage(Value, frozen=True):
 
     images: FilesystemUsage
     containers: FilesystemUsage
-
-
-class _Patience:
-    """Puts off the end of `silence`, a timeout, by `pause` seconds whenever something happens; 0 is no limit."""
-
-    def __init__(self, silence: asyncio.Timeout, pause: float) -> None:
-        self._silence = silence
-        self._pause = pause
-
-    def renew(self) -> None:
-        """Something has happened."""
-        if self._pause and not self._silence.expired():
-            self._silence.reschedule(asyncio.get_running_loop().time() + self._pause)
-
-    @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """While the context lasts nothing needs to happen."""
-        if not self._silence.expired():
-            self._silence.reschedule(None)
-        yield
-        self.renew()
 
 
 class ImageManager:
@@ -131,7 +110,7 @@ class ImageManager:
         parsed = references.parse(reference)
         async with self._slots:
             with self._transferring(Transfer()) as transfer:
-                image = await self._puller.load(name, parsed, transfer)
+                image = await self._puller.pull(name, parsed, None, transfer)
         self._tidy_soon()
         return self.get(image)
 
@@ -282,32 +261,19 @@ class ImageManager:
     async def _pull(self, reference: Reference, auth: RegistryAuth | None) -> ImageId:
         try:
             async with self._slots:
+                stall = StallTimeout(self._config.pull_progress_timeout)
+                begin = time.monotonic()
                 with (
                     metrics.PULLS_RUNNING.track_inprogress(),
                     metrics.measured(metrics.PULLS, metrics.PULL_SECONDS),
+                    self._transferring(Transfer(stall.reset, stall.suspended)) as transfer,
                 ):
-                    return await self._pull_in_time(reference, auth)
+                    async with time_limits(reference, self._config, stall):
+                        image = await self._puller.pull(f"docker://{reference}", reference, auth, transfer)
+                _log_pull(reference, transfer.progress, time.monotonic() - begin)
+                return image
         finally:
             self._tidy_soon()
-
-    async def _pull_in_time(self, reference: Reference, auth: RegistryAuth | None) -> ImageId:
-        """Raises DeadlineExceeded for a pull that takes too long, or in which nothing happens for too long."""
-        whole, pause = self._config.pull_timeout, self._config.pull_progress_timeout
-        overall, silence = asyncio.timeout(whole), asyncio.timeout(pause or None)
-
-        patience = _Patience(silence, pause)
-        begin = asyncio.get_running_loop().time()
-        try:
-            with self._transferring(Transfer(patience.renew, patience.suspended)) as transfer:
-                async with overall, silence:
-                    image = await self._puller.pull(reference, auth, transfer)
-                _log_pull(reference, transfer.progress, asyncio.get_running_loop().time() - begin)
-                return image
-        except TimeoutError as error:
-            limit = f"done in {whole:g} s (images.pull_timeout)"
-            if silence.expired():
-                limit = f"a byte in {pause:g} s (images.pull_progress_timeout)"
-            raise DeadlineExceeded(f"pulling {reference}: not {limit}") from error
 
     @contextmanager
     def _transferring(self, transfer: Transfer) -> Iterator[Transfer]:

@@ -160,6 +160,11 @@ def parse_config(data: bytes, manifest: Manifest) -> Content:
     )
 
 
+def wrong_diff_id(layer: Layer, found: str) -> BadImage:
+    """The error of a layer whose uncompressed archive has the digest `found`."""
+    return BadImage(f"layer {layer.digest} has the content {found} where the config says {layer.diff_id}")
+
+
 def _image_config(run: _RunConfig) -> ImageConfig:
     """Go writes null for what is empty."""
     return ImageConfig(

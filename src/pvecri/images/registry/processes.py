@@ -56,6 +56,7 @@ class Workers:
                         raise
                     continue
                 yield proxy, number
+                await proxy.close_image(number)
                 return
 
     @asynccontextmanager
