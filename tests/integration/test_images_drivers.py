@@ -40,8 +40,8 @@ def btrfs(storage: Path) -> Iterator[Path]:
         yield place
 
 
-def overlay(root: Path, *, stage_layers: bool) -> OverlayDriver:
-    driver = OverlayDriver(root / "overlay", stage_layers=stage_layers)
+def overlay(root: Path) -> OverlayDriver:
+    driver = OverlayDriver(root / "overlay")
     driver.setup()
     return driver
 
@@ -67,7 +67,7 @@ def zfs_driver(root: Path, pool: str = "tank", limit: int = 0) -> ZfsDriver:
 class TestOverlay(RootfsConformance):
     @pytest.fixture
     def driver(self, storage: Path) -> RootfsDriver:
-        return overlay(storage, stage_layers=False)
+        return overlay(storage)
 
     def test_a_mark_of_an_unclean_end_does_not_forbid_the_next_mount(self, driver: RootfsDriver) -> None:
         root = start(driver, [])
@@ -90,7 +90,9 @@ class TestOverlayForOlderKernels(RootfsConformance):
 
     @pytest.fixture
     def driver(self, storage: Path) -> RootfsDriver:
-        return overlay(storage, stage_layers=True)
+        driver = overlay(storage)
+        driver._roots.stages = True
+        return driver
 
     def test_no_staging_mount_stays(self, driver: RootfsDriver, storage: Path) -> None:
         layers = add_layers(driver, {"a": "1"}, {"b": "2"})
@@ -141,7 +143,7 @@ class TestRawWithExt4(RootfsConformance):
 
     @pytest.fixture
     def driver(self, storage: Path, monkeypatch: pytest.MonkeyPatch) -> RootfsDriver:
-        monkeypatch.setattr("pvecri.images.drivers.raw._kernel_knows", lambda _: False)
+        monkeypatch.setattr("pvecri.images.drivers.raw._kernel_supports", lambda _: False)
         return raw(storage)
 
 
