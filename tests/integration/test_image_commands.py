@@ -126,7 +126,7 @@ def test_a_damaged_image_is_found_and_repaired_by_removing_it(node: Node, regist
     good, bad = (registry.push(name, "1", build_image(each.build())) for name, each in (("a", BASE), ("b", TOP)))
     for reference in (good, bad):
         node.image("pull", reference)
-    assert node.image("check") == "all images are whole\n"
+    assert node.image("check") == "no image is damaged\n"
     with (node.root / "state/images/raw/layers" / digest_of(TOP.build())[7:]).open("r+b") as file:
         file.seek(1100)
         file.write(b"damage")
@@ -134,7 +134,7 @@ def test_a_damaged_image_is_found_and_repaired_by_removing_it(node: Node, regist
     assert "repaired" in node.image("check", "--repair")
     assert (good in node.image("list"), bad in node.image("list")) == (True, False)
     node.image("pull", bad)
-    assert node.image("check") == "all images are whole\n"
+    assert node.image("check") == "no image is damaged\n"
 
 
 def test_what_needs_the_store_is_refused_while_a_daemon_has_it(node: Node) -> None:

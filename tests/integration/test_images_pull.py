@@ -419,7 +419,7 @@ async def test_the_log_tells_what_a_pull_came_to(
     (line,) = [record.getMessage() for record in caplog.records if reference in record.getMessage()]
     assert line.startswith(f"pulled {reference} in ")
     size = len(gzipped(TOP))
-    assert line.endswith(f": 1 layers with {size} bytes, unpacked {len(TOP)}; 1 layers were there already")
+    assert line.endswith(f": 1 layers with {size} bytes, unpacked {len(TOP)}; 1 layers were present")
 
 
 async def test_a_cancelled_pull_leaves_nothing(manager: ImageManager, registry: Registry, root: Path) -> None:

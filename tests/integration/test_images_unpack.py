@@ -404,8 +404,8 @@ async def test_a_sparse_file_larger_than_allowed_is_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("builder", "problem"),
     [
-        (LayerBuilder().file("f/.wh."), "names nothing"),
-        (LayerBuilder().file("f/.wh..."), "names nothing"),
+        (LayerBuilder().file("f/.wh."), "has no name"),
+        (LayerBuilder().file("f/.wh..."), "has no name"),
         (LayerBuilder().file("."), "root is not a directory"),
         (LayerBuilder().add("f", b"Z"), "unknown type"),
         (LayerBuilder().file("f").file("f/below"), "Not a directory"),

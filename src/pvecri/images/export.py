@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image as an OCI archive (image-spec, image-layout.md), to be carried to another machine.
+"""Writing an image to an OCI archive (image-spec, image-layout.md).
 
-The archives that an image came in are not kept, so its files are packed anew, in one layer. What the image says of
-how to run it stays as it was; its id, the digest of its config, does not.
+The compressed layers of a pull are not kept, so the image's files are packed again, into one layer. The config
+stays the same but for diff IDs and history; so the image's ID, the config's digest, changes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _CHUNK: Final = 1 << 20
 
 
 def write_archive(root: Path, config: bytes, name: str, target: Path) -> None:
-    """Pack the files below `root`, with the image config `config`, as the OCI archive `target`.
+    """Write the OCI archive `target` of the files below `root` and the image config `config`. Blocks.
 
-    `name` is what the archive calls the image. FileExistsError when there is a file already. Blocks.
+    `name` is the image's reference in the archive. FileExistsError if `target` exists.
     """
     with target.open("xb") as archive, TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
         blobs = Path(scratch, "blobs/sha256")
@@ -52,7 +52,8 @@ def write_archive(root: Path, config: bytes, name: str, target: Path) -> None:
 
 
 def _pack(root: Path, blobs: Path) -> tuple[str, dict[str, Any]]:
-    """By tar(1), which keeps links, holes and attributes; the layer's diff id and its descriptor."""
+    """Pack the files into a layer; its diff ID and its descriptor."""
+    # tar(1), for tarfile writes no holes and no extended attributes.
     options = ["--format=posix", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--sparse", "--sort=name"]
     command = ["tar", "--create", *options, "--pax-option=delete=atime,delete=ctime", "-C", str(root), "."]
     content = hashlib.sha256()

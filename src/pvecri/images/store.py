@@ -83,7 +83,7 @@ class Store:
     """The database file at `path`."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make it; InternalError if a newer pvecri wrote it, or if it is no database."""
+        """Open or make it; InternalError if a newer pvecri wrote it, or if it is not a database."""
         self._lock = threading.Lock()
         self._database = database.connect(path, _SCHEMA, SCHEMA_VERSION)
 

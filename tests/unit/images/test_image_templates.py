@@ -65,7 +65,7 @@ def test_the_config_of_an_archive_is_found_through_its_manifest(tmp_path: Path) 
 
 def test_what_is_no_oci_archive_is_refused_with_its_path(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no archive" * 1000)
-    with pytest.raises(BadImage, match="text is no OCI archive"):
+    with pytest.raises(BadImage, match="text is not an OCI archive"):
         opened(tmp_path / "text")
     with pytest.raises(BadImage, match=r"it has no index\.json"):
         opened(archive(tmp_path / "empty", b"")).config_digest()

@@ -65,7 +65,7 @@ def test_manifest_and_config_must_have_the_same_number_of_layers() -> None:
 
 def test_a_diff_id_that_is_a_path_is_refused() -> None:
     image = build_image(b"x", diff_ids=["../../etc"])
-    with pytest.raises(BadImage, match="is no sha256 digest"):
+    with pytest.raises(BadImage, match="is not a sha256 digest"):
         manifest.parse_config(image.config, manifest.parse_manifest(image.manifest))
 
 

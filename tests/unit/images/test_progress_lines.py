@@ -32,7 +32,7 @@ def test_without_known_layers_there_is_only_the_time() -> None:
 
 def test_a_summary_tells_what_came_and_what_was_there() -> None:
     assert summary(NAME, Progress(total=3 * MIB, layers=2, present=4), 1.25) == (
-        f"{NAME}: 2 layers with 3.0 MiB, 4 there already, 1.2 s"
+        f"{NAME}: 2 layers with 3.0 MiB, 4 already present, 1.2 s"
     )
     assert summary(NAME, Progress(), 0.4) == f"{NAME}: 0.4 s"
 

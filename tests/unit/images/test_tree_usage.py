@@ -46,8 +46,8 @@ def test_a_meter_gives_what_a_count_gives_and_forgets_trees_that_are_gone(tmp_pa
 def test_a_count_that_is_given_out_again_says_when_it_was_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pvecri.images.usage._LONG", 0.0)
-    monkeypatch.setattr("pvecri.images.usage._REST", 1_000_000_000)
+    monkeypatch.setattr("pvecri.images.usage._SLOW", 0.0)
+    monkeypatch.setattr("pvecri.images.usage._CACHE_FACTOR", 1_000_000_000)
     meter, before = Meter(), time.time_ns()
     first = meter.measure(tmp_path)
     assert before <= first.counted <= time.time_ns()
