@@ -78,7 +78,7 @@ class Catalog:
         known = self._records.get(image.id)
         tags = dict.fromkeys(known.image.tags if known else ())
         digests = dict.fromkeys(known.image.digests if known else ())
-        digests[str(reference.at(digest))] = None
+        digests[str(reference.at(digest))] = None  # a dict as an ordered set
         if reference.tag:
             tags[str(reference)] = None
             before = self.with_reference(reference)

@@ -17,7 +17,7 @@ class Configs:
 
     def setup(self) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._directory.parent.chmod(0o700)
+        self._directory.parent.chmod(0o700)  # an image's environment may have secrets
 
     def has(self, digest: str) -> bool:
         return self._path(digest).exists()

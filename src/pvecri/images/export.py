@@ -35,7 +35,7 @@ def write_archive(root: Path, config: bytes, name: str, target: Path) -> None:
         diff_id, layer = _pack(root, blobs)
         document = json.loads(config)
         document["rootfs"] = {"type": "layers", "diff_ids": [diff_id]}
-        document.pop("history", None)
+        document.pop("history", None)  # it has an entry for each of the former layers
         manifest = {
             "schemaVersion": 2,
             "mediaType": _MANIFEST,
@@ -55,13 +55,14 @@ def _pack(root: Path, blobs: Path) -> tuple[str, dict[str, Any]]:
     """Pack the files into a layer; its diff ID and its descriptor."""
     # tar(1), for tarfile writes no holes and no extended attributes.
     options = ["--format=posix", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--sparse", "--sort=name"]
+    # Access times would make each export a different layer.
     command = ["tar", "--create", *options, "--pax-option=delete=atime,delete=ctime", "-C", str(root), "."]
     content = hashlib.sha256()
     part = blobs / "layer.part"
     # A file for stderr: a pipe that is read after stdout would stop a tar that complains of many files.
     with TemporaryFile() as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as tar:
         assert tar.stdout is not None
-        with gzip.GzipFile(part, "wb", mtime=0) as packed:
+        with gzip.GzipFile(part, "wb", mtime=0) as packed:  # a time would change the digest
             while chunk := tar.stdout.read(_CHUNK):
                 content.update(chunk)
                 packed.write(chunk)

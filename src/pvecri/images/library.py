@@ -102,7 +102,7 @@ class Library:
 
     async def remove(self, image: ImageId) -> None:
         """Remove the image. Its layers are removed by the next sweep."""
-        self.catalog.drop(image)
+        self.catalog.drop(image)  # first, so that no container starts from it
         await finish(asyncio.to_thread(self.store.delete_images, (image,)))
 
     async def sync(self) -> None:
@@ -162,7 +162,7 @@ class Library:
 
     def _sweep(self, live: set[LayerKey]) -> None:
         dead = self.driver.layers() - live
-        self.store.delete_layers(dead)
+        self.store.delete_layers(dead)  # records first: a layer without one is removed at the next start
         for key in dead:
             self.driver.remove_layer(key)
         self.configs.sweep(set(self.catalog.records))

@@ -169,7 +169,7 @@ class ImageManager:
         """The disk usage of the store (CRI ImageFsInfo): recorded for images, counted for writable layers."""
         layers = self._library.layers.values()
         size = sum(layer.bytes for layer in layers)
-        inodes = sum(layer.inodes for layer in layers) + len(self._library.catalog.records)
+        inodes = sum(layer.inodes for layer in layers) + len(self._library.catalog.records)  # a config each
         written = await asyncio.to_thread(self._written, tuple(self._library.rootfs))
         return StoreUsage(images=self._usage(Usage(size, inodes)), containers=self._usage(written))
 
@@ -230,7 +230,7 @@ class ImageManager:
         record = self._library.rootfs.get(container)
         if record is not None:
             await self._library.drop_rootfs(container)
-            if record.image not in self._library.catalog.records:
+            if record.image not in self._library.catalog.records:  # this may have been its layers' last user
                 await self._library.sweep()
             self._tidy_soon()
 
@@ -253,8 +253,8 @@ class ImageManager:
 
     def _open(self) -> Library:
         scratch = self._root / "tmp"
-        self._root.mkdir(mode=0o711, parents=True, exist_ok=True)
-        shutil.rmtree(scratch, ignore_errors=True)
+        self._root.mkdir(mode=0o711, parents=True, exist_ok=True)  # containers' roots traverse it
+        shutil.rmtree(scratch, ignore_errors=True)  # a crash may have left credentials there
         scratch.mkdir(mode=0o700)
         self._driver.setup()
         configs = Configs(self._root / "blobs")

@@ -13,7 +13,7 @@ from pvecri.errors import InternalError
 from pvecri.model import ImageConfig, Value
 
 MAX_DOCUMENT: Final = 8 << 20
-"""The largest manifest or config that is read, in bytes."""
+"""The largest manifest or config, in bytes; OCI distribution-spec asks for 4 MB at least."""
 
 LAYER_TYPES: Final = frozenset(
     {
@@ -105,7 +105,7 @@ def digest_of(data: bytes) -> str:
 def verified(data: bytes, descriptor: Descriptor, what: str) -> bytes:
     """`data`, if it has the size and digest of the descriptor; else BadImage."""
     if len(data) != descriptor.size:
-        raise BadImage(f"{what} {descriptor.digest} has {len(data)} bytes where {descriptor.size} are promised")
+        raise BadImage(f"{what} {descriptor.digest} has {len(data)} bytes, expected {descriptor.size}")
     if digest_of(data) != descriptor.digest:
         raise BadImage(f"{what} {descriptor.digest} has the digest {digest_of(data)}")
     return data
@@ -115,7 +115,7 @@ def parse_layout(data: bytes) -> Descriptor:
     """The only manifest of a layout's index.json; BadImage if there are others."""
     manifests = _decode(data, _Index, "index.json").manifests
     if len(manifests) != 1:
-        raise BadImage(f"index.json names {len(manifests)} manifests where one is expected")
+        raise BadImage(f"index.json names {len(manifests)} manifests, expected one")
     return _checked(manifests[0], "manifest")
 
 
@@ -153,7 +153,7 @@ def parse_config(data: bytes, manifest: Manifest) -> Content:
 
 def wrong_diff_id(layer: Layer, found: str) -> BadImage:
     """The error of a layer whose uncompressed archive has the digest `found`."""
-    return BadImage(f"layer {layer.digest} has the content {found} where the config says {layer.diff_id}")
+    return BadImage(f"layer {layer.digest} has the diff ID {found}, but the config has {layer.diff_id}")
 
 
 def _image_config(run: _RunConfig) -> ImageConfig:
@@ -181,4 +181,5 @@ def _decode(data: bytes, kind: type[_T], what: str) -> _T:
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.DecodeError as error:
+        # msgspec names fields by their JSONPath, `$.config.size`.
         raise BadImage(f"the {what} cannot be read: {str(error).replace('`$.', '`')}") from error

@@ -80,7 +80,7 @@ class Memory:
         """Replace the cached storage."""
         new = self._path.with_suffix(".new")
         new.write_bytes(msgspec.json.encode({storage: place}))
-        new.rename(self._path)
+        new.rename(self._path)  # atomically: the daemon may be killed
 
 
 def _with(config: Config, **changes: object) -> Config:

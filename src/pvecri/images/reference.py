@@ -80,7 +80,7 @@ def _split_registry(name: str) -> tuple[str, str]:
     first, slash, rest = name.partition("/")
     if not slash or not (any(mark in first for mark in ".:") or first == "localhost" or first.lower() != first):
         first, rest = DEFAULT_REGISTRY, name
-    if first == "index.docker.io":
+    if first == "index.docker.io":  # Docker Hub's name in old references and auth files
         first = DEFAULT_REGISTRY
     if first == DEFAULT_REGISTRY and "/" not in rest:
         rest = f"library/{rest}"

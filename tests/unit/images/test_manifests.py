@@ -85,7 +85,7 @@ def test_a_layout_names_exactly_one_manifest() -> None:
 def test_content_is_held_to_its_size_and_digest() -> None:
     promised = Descriptor(media_type="m", digest=digest_of(b"abc"), size=3)
     assert manifest.verified(b"abc", promised, "config") == b"abc"
-    with pytest.raises(BadImage, match="has 2 bytes where 3 are promised"):
+    with pytest.raises(BadImage, match="has 2 bytes, expected 3"):
         manifest.verified(b"ab", promised, "config")
     with pytest.raises(BadImage, match=f"has the digest {digest_of(b'abd')}"):
         manifest.verified(b"abd", promised, "config")

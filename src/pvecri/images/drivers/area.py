@@ -40,7 +40,7 @@ class Area:
         for directory in (self.layers, self.new, self.rootfs, self.trash):
             directory.mkdir(mode=0o700, exist_ok=True)
         for traversed in (self.root, self.rootfs):
-            traversed.chmod(0o711)
+            traversed.chmod(0o711)  # whatever the umask
         mounts.ensure_shared(self.root)
         for uncommitted in self.new.iterdir():
             self.discard(uncommitted)
@@ -57,7 +57,7 @@ class Area:
     def empty_trash(self) -> None:
         # rm(1) and not shutil.rmtree: a container can nest directories deeper than Python can recurse.
         names = [str(path) for path in self.trash.iterdir()]
-        for first in range(0, len(names), 100):
+        for first in range(0, len(names), 100):  # below ARG_MAX
             command = ["rm", "-rf", "--one-file-system", "--", *names[first : first + 100]]
             programs.run_blocking(command, timeout=COMMAND_TIMEOUT).checked()
 
@@ -67,7 +67,7 @@ class Area:
     def fresh_home(self, owner: Owner) -> Path:
         """A new directory for a container, which only the container's root can traverse."""
         home = self.fresh()
-        os.chown(home, 0, owner.gid)
+        os.chown(home, 0, owner.gid)  # not to the UID: the container's root may not change it
         home.chmod(0o710)
         (home / "root").mkdir()
         return home

@@ -51,7 +51,7 @@ class BtrfsDriver(TreeDriver):
             directory.rename(place)
         except OSError as error:
             if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
-                raise
+                raise  # else another pull has committed the layer meanwhile
             self._area.discard(directory)
         else:
             btrfs.set_readonly(place, readonly=True)  # only now: a read-only subvolume cannot be renamed
@@ -106,7 +106,7 @@ class BtrfsDriver(TreeDriver):
         for discarded in self._area.trash.iterdir():
             for place in (discarded, discarded / "w/tree"):
                 if place.exists() and btrfs.is_subvolume(place):
-                    btrfs.delete_subvolume(place)
+                    btrfs.delete_subvolume(place)  # at once, where rm(1) deletes file by file
         self._area.empty_trash()
 
     def sync(self) -> None:

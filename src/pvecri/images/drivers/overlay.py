@@ -51,7 +51,7 @@ class OverlayDriver:
             directory.rename(self._area.layers / key)
         except OSError as error:
             if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
-                raise
+                raise  # else another pull has committed the layer meanwhile
             self._area.discard(directory)
 
     def abort_layer(self, directory: Path) -> None:

@@ -106,14 +106,14 @@ class OverlayRoots:
         stage.mkdir(exist_ok=True)
         mounts.mount("pvecri-stage", stage, "tmpfs")
         try:
-            mounts.make_private(stage)
+            mounts.make_private(stage)  # else the clones propagate to the pods' mount namespaces
             for fd in fds:
                 place = stage / str(fd)
                 place.mkdir()
                 mounts.move_mount(fd, place)
             self._mount_overlay(home, fds)
         finally:
-            mounts.umount(stage, detach=True)
+            mounts.umount(stage, detach=True)  # the overlay has private clones of its own
             stage.rmdir()
 
     def _empty(self) -> Path:
@@ -136,7 +136,7 @@ def _make_filesystem(file: Path, content: Path, size: int) -> None:
     options = ["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "nodiscard", "-d", str(content)]
     programs.run_blocking(["mkfs.ext4", *options, file], timeout=COMMAND_TIMEOUT).checked()
     shutil.rmtree(content)
-    content.mkdir(mode=0o700)
+    content.mkdir(mode=0o700)  # the mount point
 
 
 def _mount_filesystem(home: Path) -> None:

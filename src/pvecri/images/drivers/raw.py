@@ -27,7 +27,7 @@ from pvecri.images.usage import Usage
 from pvecri.linux import loop, mounts, programs
 from pvecri.model import ContainerId
 
-_DIGEST: Final = "trusted.pvecri.sha256"
+_DIGEST: Final = "trusted.pvecri.sha256"  # trusted.*: for root only
 _EROFS_MAGIC: Final = b"\xe2\xe1\xf5\xe0"
 _EROFS_MAGIC_OFFSET: Final = 1024
 _BLOCK: Final = 4096
@@ -56,7 +56,7 @@ class RawDriver(OverlayDriver):
         try:
             self._make(file, directory)
             os.setxattr(file, _DIGEST, _digest(file).encode())
-            with contextlib.suppress(FileExistsError):
+            with contextlib.suppress(FileExistsError):  # rename(2) would replace the layer while it is mounted
                 (self._area.layers / key).hardlink_to(file)
         finally:
             self._area.discard(file)
@@ -123,7 +123,7 @@ def _make_ext4(file: Path, directory: Path, size: int, inodes: int) -> None:
         with loop.attached(file, readonly=False) as device:
             mounts.mount(device, place, "ext4")
             undo.callback(mounts.umount, place, detach=False)
-        (place / "lost+found").rmdir()
+        (place / "lost+found").rmdir()  # containers would see it
         copying = ("cp", "--archive", "--no-target-directory", directory, place)
         programs.run_blocking(copying, timeout=COMMAND_TIMEOUT).checked()
 
@@ -134,7 +134,7 @@ def _mount(file: Path, place: Path) -> None:
         try:
             mounts.mount(file, place, "erofs", flags)  # without a loop device, from Linux 6.12 on
         except OSError as error:
-            if error.errno not in {errno.ENOTBLK, errno.EINVAL}:
+            if error.errno not in {errno.ENOTBLK, errno.EINVAL}:  # an older kernel
                 raise
         else:
             return
@@ -160,6 +160,7 @@ def _is_erofs(file: Path) -> bool:
 
 def _kernel_supports(filesystem: str) -> bool:
     known = Path("/proc/filesystems").read_text().split()
+    # A filesystem whose module is not loaded yet is not in /proc/filesystems.
     modules = Path(f"/lib/modules/{os.uname().release}/kernel/fs/{filesystem}")
     return filesystem in known or modules.exists()
 

@@ -24,6 +24,7 @@ from pvecri.images.usage import Usage
 from pvecri.linux import mounts, programs
 from pvecri.model import ContainerId
 
+# xattr=sa: in the inode, not in a hidden directory for each file.
 _PROPERTIES = ("-o", "mountpoint=legacy", "-o", "xattr=sa", "-o", "acltype=posixacl")
 
 

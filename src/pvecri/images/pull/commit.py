@@ -81,7 +81,7 @@ def _layer_record(library: Library, fetched: Fetched) -> LayerRecord:
     return LayerRecord(
         key=fetched.key,
         diff_id=fetched.layer.diff_id,
-        blobs=(*(known.blobs if known else ()), fetched.layer.digest),
+        blobs=(*(known.blobs if known else ()), fetched.layer.digest),  # one content, compressed differently
         bytes=usage.bytes,
         inodes=usage.inodes,
         implicit=fetched.unpacked.implicit,

@@ -66,7 +66,7 @@ async def plan(
                 log.info("pulling %s directly, not as a template: %s", image.reference, reason)
             else:
                 template = templates.archive(image.reference, image.digest, manifest.config.digest)
-                with transfer.stall_suspended():  # Proxmox fetches, and does not tell how far it is
+                with transfer.stall_suspended():  # Proxmox reports no progress
                     archive = await stack.enter_async_context(template)
         missing = _missing(library, content)
         transfers = transfer.plan(tuple(missing.values()), len(content.layers) - len(missing))

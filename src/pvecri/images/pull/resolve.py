@@ -83,7 +83,7 @@ async def find_original(skopeo: Skopeo, image: Resolved) -> Original:
         digest = manifests.digest_of(top)
         if digest == image.digest:
             data = top
-        elif image.digest.encode() not in top:
+        elif image.digest.encode() not in top:  # an index that does not have this manifest
             digest = image.digest
     if manifests.digest_of(data) != image.digest:
         data = await skopeo.manifest(reference.at(image.digest), image.auth)

@@ -117,6 +117,7 @@ def _members(path: Path, fd: int) -> dict[str, _Extent]:
                 if number >= MAX_MEMBERS:
                     raise BadImage(f"{path} is not an OCI archive: it has more than {MAX_MEMBERS} members")
                 if member.isreg():
+                    # GNU tar writes `./blobs/…`.
                     found[os.path.normpath(member.name)] = _Extent(member.offset_data, member.size)
     except (tarfile.TarError, ValueError, LookupError, ArithmeticError, OSError) as error:
         raise BadImage(f"{path} is not an OCI archive: {error}") from error
@@ -134,7 +135,7 @@ def _pump(fd: int, extent: _Extent, send: int, closing: threading.Event) -> str:
     position, end = extent.offset, extent.offset + extent.size
     try:
         while position < end and (chunk := os.pread(fd, min(_CHUNK, end - position), position)):
-            content.update(chunk)
+            content.update(chunk)  # also after the reader has gone: `finish` compares the digest
             position += len(chunk)
             is_read = is_read and _write(send, chunk, closing)
             if closing.is_set():

@@ -52,7 +52,7 @@ class ImageProxy:
         self._process = process
         self._channel = channel
         self._stderr = stderr
-        self._turn = asyncio.Lock()
+        self._turn = asyncio.Lock()  # skopeo answers in order, without numbers
         self._gone = False
         self.version: tuple[int, ...] = ()
 
@@ -160,7 +160,7 @@ async def start(command: Sequence[str]) -> ImageProxy:
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stderr = os.memfd_create("skopeo")  # a pipe would have to be read all the time
-    ours.setblocking(False)
+    ours.setblocking(False)  # for add_reader
     try:
         with theirs:
             process = await asyncio.create_subprocess_exec(

@@ -110,6 +110,7 @@ class Skopeo:
         with TemporaryDirectory(dir=self._scratch, prefix="policy-") as directory:
             blobs = Path(directory, "blobs/sha256")
             blobs.mkdir(parents=True)
+            # `skopeo copy` applies the policy, and fetches no blob that the destination has: here a sparse file.
             for layer in manifest.layers:
                 with (blobs / layer.digest.removeprefix("sha256:")).open("wb") as hole:
                     hole.truncate(layer.size)
@@ -140,7 +141,7 @@ class Skopeo:
             return
         with NamedTemporaryFile(dir=self._scratch, prefix="auth-", suffix=".json") as file:
             file.write(auth_document(auth, reference.registry))
-            file.flush()
+            file.flush()  # the file stays open: it is deleted when it is closed
             yield Path(file.name)
 
     async def start_proxy(self, *, insecure: bool, authfile: Path | None) -> ImageProxy:

@@ -92,7 +92,7 @@ class LayerTree:
     def _with_parents(self, path: bytes, create: Callable[[], None]) -> None:
         try:
             create()
-        except (FileNotFoundError, NotADirectoryError):  # the archive left out the directories above
+        except (FileNotFoundError, NotADirectoryError):  # the archive left the directories above out, or hid one
             if self._make_parents(path) == 0:
                 raise
             create()
@@ -167,13 +167,13 @@ class LayerTree:
         if member.isreg() or member.issparse():
             self._file(path, member, archive)
         elif member.isdir():
-            os.mkdir(path, 0o700)
+            os.mkdir(path, 0o700)  # until its metadata is applied
             self.allocated += BLOCK
         elif member.issym():
             os.symlink(os.fsencode(member.linkname), path)
         elif member.islnk():
             os.link(_path(member.linkname), path, follow_symlinks=False)
-            self.inodes -= 1
+            self.inodes -= 1  # a link is not an inode
         elif member.isfifo():
             os.mkfifo(path, 0o600)
         elif member.isdev():
@@ -232,10 +232,10 @@ def _extents(member: tarfile.TarInfo) -> list[tuple[int, int]]:
 
 
 def _set_owner_and_mode(path: bytes, member: tarfile.TarInfo) -> None:
-    if not (0 <= member.uid < 0xFFFFFFFF and 0 <= member.gid < 0xFFFFFFFF):
+    if not (0 <= member.uid < 0xFFFFFFFF and 0 <= member.gid < 0xFFFFFFFF):  # -1 is "unchanged" to chown(2)
         raise LayerError(f"{member.name!r} has the invalid owner {member.uid}:{member.gid}")
     os.chown(path, member.uid, member.gid, follow_symlinks=False)
-    if not member.issym():
+    if not member.issym():  # Linux has no modes of symlinks
         os.chmod(path, member.mode & 0o7777)
 
 
@@ -251,7 +251,7 @@ def _set_attributes(path: bytes, member: tarfile.TarInfo) -> None:
             os.setxattr(path, os.fsencode(name), value.encode("utf-8", "surrogateescape"))
         except OSError as error:
             if name == "security.capability" or error.errno not in _UNSUPPORTED:
-                raise
+                raise  # a program without its capabilities would fail at run time
 
 
 def _time(member: tarfile.TarInfo) -> int:

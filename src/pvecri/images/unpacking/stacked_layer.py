@@ -45,7 +45,7 @@ class StackedTree(LayerTree):
             return
         if not self._is_own(path):
             _remove(path, mode)
-        elif stat.S_ISDIR(mode):
+        elif stat.S_ISDIR(mode):  # of this layer, but with files of lower ones
             self._hide_below(path)
 
     def _hide_below(self, directory: bytes) -> None:

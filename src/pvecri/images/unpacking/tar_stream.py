@@ -77,7 +77,7 @@ def _counted(fd: int, on_read: Callable[[int], None]) -> Iterator[bytes]:
 
 def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
     """All gzip members: pigz and eStargz write more than one."""
-    engine = zlib.decompressobj(wbits=31)
+    engine = zlib.decompressobj(wbits=31)  # 16 + 15: gzip's header and checksum, the largest window
     for chunk in chunks:
         data, more = chunk, True
         while data or more:
@@ -200,5 +200,5 @@ def members(archive: Archive) -> Iterator[tarfile.TarInfo]:
         return
     except (tarfile.TarError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
         if archive.tell() == 0:
-            return
+            return  # an empty blob: some builders write such layers
         raise LayerError(f"not a tar archive: {error} at byte {archive.tell()}") from error

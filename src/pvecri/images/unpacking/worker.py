@@ -45,7 +45,7 @@ def unpack(job: dict[str, Any], blob: int) -> dict[str, Any]:
     os.chdir("/")
     kind = StackedTree if job["stacked"] else LayerTree
     if kind is LayerTree:
-        os.chmod("/", 0o755)
+        os.chmod("/", 0o755)  # mkdtemp(3) made it 0700; a stacked layer starts with its parent's mode
     archive = Archive(chunks, job["max_size"])
     tree = kind(job["max_size"], job["max_entries"])
     for member in members(archive):
@@ -103,7 +103,7 @@ def _child(job: dict[str, Any], blob: int, parent: int) -> NoReturn:
     except Exception as error:  # tarfile raises many kinds on a hostile archive; all of them refuse this layer
         answer = {"error": f"{type(error).__name__}: {error}"}
     _answer(job["job"], answer)
-    os._exit(0)
+    os._exit(0)  # without the parent's atexit handlers and buffers
 
 
 def _die_with_parent(parent: int) -> None:
@@ -148,7 +148,7 @@ class Worker:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._jobs.close()
+            self._jobs.close()  # it has one job
             _child(job, blob, parent)
         self._running[job["job"]] = pid
         self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, job["job"])
@@ -166,5 +166,5 @@ class Worker:
 def main() -> None:
     """Serve jobs on standard input."""
     _die_with_parent(os.getppid())
-    os.umask(0)
+    os.umask(0)  # the archive's modes count
     Worker(socket.socket(fileno=0)).run()
