@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The database of images: what it refuses to open, and that its writes are transactions."""
+"""The database of images: databases that it refuses, and transactions."""
 
 from __future__ import annotations
 
