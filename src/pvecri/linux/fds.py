@@ -111,6 +111,12 @@ class Pipe:
         self.ours.close()
 
 
+async def readable(fd: int) -> None:
+    """Return when there is something to read from `fd`, or its end."""
+    loop = asyncio.get_running_loop()
+    await _ready(fd, asyncio.Event(), loop.add_reader, loop.remove_reader)
+
+
 async def _ready(fd: int, ready: asyncio.Event, add: Callable[..., None], remove: Callable[[int], bool]) -> None:
     add(fd, ready.set)
     try:
@@ -126,5 +132,4 @@ async def peer_gone(socket_fd: int, *, half: bool = True) -> None:
     """
     with select.epoll() as watch:
         watch.register(socket_fd, select.EPOLLRDHUP if half else 0)  # a full hang-up is always reported
-        loop = asyncio.get_running_loop()
-        await _ready(watch.fileno(), asyncio.Event(), loop.add_reader, loop.remove_reader)
+        await readable(watch.fileno())

@@ -21,6 +21,7 @@ import msgspec
 from pvecri.concurrency import finish
 from pvecri.errors import CommandError, Unavailable
 from pvecri.images.manifest import MAX_DOCUMENT, BadImage
+from pvecri.linux.fds import readable
 from pvecri.model import Value
 
 MAX_REPLY: Final = 64 << 10
@@ -130,7 +131,7 @@ class ImageProxy:
         async with self._turn:
             try:
                 self._channel.send(request)
-                await _readable(self._channel)
+                await readable(self._channel.fileno())
                 data, fds, _, _ = socket.recv_fds(self._channel, MAX_REPLY, 2)
             except OSError:
                 data = b""
@@ -160,7 +161,7 @@ async def start(command: Sequence[str]) -> ImageProxy:
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stderr = os.memfd_create("skopeo")  # a pipe would have to be read all the time
-    ours.setblocking(False)  # for add_reader
+    ours.setblocking(False)  # send(2) must not block the event loop
     try:
         with theirs:
             process = await asyncio.create_subprocess_exec(
@@ -180,21 +181,6 @@ async def start(command: Sequence[str]) -> ImageProxy:
         await finish(proxy.close())
         raise
     return proxy
-
-
-async def _readable(channel: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_reader(channel, _wake, ready)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(channel)
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
 
 
 def _read_all(fd: int) -> bytes:

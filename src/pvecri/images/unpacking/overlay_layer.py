@@ -56,7 +56,9 @@ class LayerTree:
         if name.startswith(_WHITEOUT):
             self._with_parents(path, lambda: self._whiteout(path, name))
         elif path == b"/":
-            self._root(member)
+            if not member.isdir():
+                raise LayerError("its root is not a directory")
+            self._apply_metadata(path, member)
         else:
             self._with_parents(path, lambda: self._create(path, member, archive))
 
@@ -115,14 +117,6 @@ class LayerTree:
         self.inodes += made
         self.allocated += made * BLOCK
         return made
-
-    def _root(self, member: tarfile.TarInfo) -> None:
-        if not member.isdir():
-            raise LayerError("its root is not a directory")
-        _set_owner_and_mode(b"/", member)
-        _set_attributes(b"/", member)
-        self.times.append((b"/", _time(member)))
-        self.implicit.discard(b"/")
 
     def _whiteout(self, path: bytes, name: bytes) -> None:
         parent = path[: -len(name)]
