@@ -71,7 +71,6 @@ MAKES_TASKS = {
     "supervision": "is the supervisor",
     "images.registry.proxy": "the request that makes it awaits it",
     "images.unpacking.client": "catches all itself, and every job under way gets an answer",
-    "network.plugins": "the run of the plugin awaits it",
     "oci.copying": "leaving the context awaits it",
     "oci.killing": "the kill awaits it",
     "oci.sessions": "the session awaits it",
