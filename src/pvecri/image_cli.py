@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pvecri image …`: look after the images of a node.
+"""`pvecri image …`: manage the images of a node.
 
-`list`, `pull` and `remove` ask the daemon when it runs. Without it, and for `import`, `export` and `check` always,
-the command opens the image store itself, as the daemon does: one at a time. Pods run on without the daemon.
+`list`, `pull` and `remove` call the daemon if it runs. Otherwise, and for `import`, `export` and `check` always,
+the command opens the image store itself and needs the daemon stopped. Pods keep running without the daemon.
 """
 
-# What a command is for is what it prints.
 # ruff: noqa: T201
 from __future__ import annotations
 
@@ -34,15 +33,15 @@ from pvecri.model import Image, ImageId
 T = TypeVar("T")
 
 REDRAW = 0.2
-"""Seconds between two looks at how far something is."""
+"""Seconds between two updates of the progress bar."""
 BAR = 24
-"""Characters of the bar that shows it."""
+"""Characters of the progress bar."""
 _EXPORT = "e" * 64
-"""The container that an image is mounted for while it is exported; real ones have random ids."""
+"""The container ID of an export's root filesystem; real ones are random."""
 
 
 class _Images(Protocol):
-    """What the daemon and an open store have in common."""
+    """Images, by the daemon or in an open store."""
 
     async def list(self) -> tuple[Image, ...]: ...
     async def pull(self, reference: str) -> ImageId: ...
@@ -50,26 +49,28 @@ class _Images(Protocol):
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `image` with all its own."""
-    image = commands.add_parser("image", help="look after images", description=__doc__)
+    """Add `image` with its subcommands."""
+    image = commands.add_parser("image", help="manage images", description=__doc__)
     actions = image.add_subparsers(dest="action", required=True)
     actions.add_parser("list", help="show all images")
     pull = actions.add_parser("pull", help="fetch an image from its registry")
     pull.add_argument("reference", help="such as docker.io/library/busybox:1.36")
     remove = actions.add_parser("remove", help="remove an image with all its names")
-    remove.add_argument("reference", help="a name, or the beginning of an id")
-    load = actions.add_parser("import", help="take in an image from an archive")
-    load.add_argument("file", type=Path, help="an OCI archive, or one that `docker save` wrote")
-    load.add_argument("reference", help="the name that it gets")
+    remove.add_argument("reference", help="a name, or the prefix of an ID")
+    load = actions.add_parser("import", help="import an image from an archive")
+    load.add_argument("file", type=Path, help="an OCI archive, or one of `docker save`")
+    load.add_argument("reference", help="the image's name in the store")
     export = actions.add_parser("export", help="write an image to an OCI archive, its files in one layer")
     export.add_argument("reference")
-    export.add_argument("file", type=Path, help="is made; must not exist")
-    check = actions.add_parser("check", help="read all images and say what is damaged")
-    check.add_argument("--repair", action="store_true", help="remove damaged images, so that they are pulled anew")
+    export.add_argument("file", type=Path, help="the archive to create; must not exist")
+    check = actions.add_parser("check", help="read all images and report damaged ones")
+    check.add_argument(
+        "--repair", action="store_true", help="remove damaged images, so that they are pulled again"
+    )
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
-    """Do what was asked for; the exit status, 1 when `check` has found something that is not repaired."""
+    """Run a subcommand; the exit status is 1 if `check` has found damage that is not repaired."""
     if sys.version_info < (3, 12):
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
     try:
@@ -134,7 +135,7 @@ async def _check(config: Config, options: argparse.Namespace) -> int:
             print(f"{found.problem}: {'repaired' if repaired else 'damaged'}")
             for what, names in (("image", found.images), ("used by container", found.containers)):
                 print("".join(f"  {what} {name}\n" for name in names), end="")
-    print(f"{left} damaged" if left else "all images are whole")
+    print(f"{left} damaged" if left else "no image is damaged")
     return 1 if left else 0
 
 
@@ -169,7 +170,7 @@ class _OpenStore:
 
 @asynccontextmanager
 async def _images(config: Config) -> AsyncIterator[tuple[_Images, Callable[[], Progress]]]:
-    """The daemon's images, or those of the store, and how far a pull is: the CRI cannot tell, a store can."""
+    """The daemon's images, or those of the store, and a pull's progress, which the CRI does not report."""
     async with AsyncExitStack() as stack:
         if _answers(config.runtime.socket):
             yield await stack.enter_async_context(client.connected(config.runtime.socket)), Progress
@@ -180,12 +181,12 @@ async def _images(config: Config) -> AsyncIterator[tuple[_Images, Callable[[], P
 
 @asynccontextmanager
 async def _store(config: Config) -> AsyncIterator[ImageManager]:
-    """The image store, opened as the daemon would; FailedPrecondition while the daemon runs."""
+    """The image store, opened as by the daemon; FailedPrecondition while the daemon runs."""
     async with AsyncExitStack() as stack:
         try:
             await daemon.lock(config, stack)
         except ConfigError as error:
-            raise FailedPrecondition(f"{error}; stop it for this command: pods run on without it") from None
+            raise FailedPrecondition(f"{error}; stop it for this command: pods keep running without it") from None
         manager = ImageManager(placement.remembered(config))
         await manager.start()
         stack.push_async_callback(manager.close)
@@ -199,20 +200,20 @@ def _answers(path: Path) -> bool:
 
 
 def _is_docker_archive(file: Path) -> bool:
-    """`docker save` writes a manifest.json, which an OCI archive has no use for, besides what else it writes."""
+    # Newer versions of `docker save` write an OCI layout with a manifest.json beside it.
     try:
         with tarfile.open(file) as archive:
             names: Iterable[str] = archive.getnames()
     except (OSError, tarfile.TarError) as error:
-        raise FailedPrecondition(f"{file}: not an archive that can be read: {error}") from error
+        raise FailedPrecondition(f"{file}: not a readable tar archive: {error}") from error
     return "manifest.json" in names and "oci-layout" not in names
 
 
-# -- what is shown ------------------------------------------------------------------------------------------------
+# -- output -------------------------------------------------------------------------------------------------------
 
 
 async def _shown(work: Awaitable[T], what: str, progress: Callable[[], Progress]) -> T:
-    """Wait for `work`; a terminal is told how far it is, and in the end what it came to."""
+    """Wait for `work`; on a terminal show a progress bar, and a summary in the end."""
     task = asyncio.ensure_future(work)
     if not sys.stderr.isatty():
         return await task
@@ -228,12 +229,12 @@ async def _shown(work: Awaitable[T], what: str, progress: Callable[[], Progress]
 
 
 def _draw(line: str) -> None:
-    """In place of what was there."""
+    # Erase the line (CSI K) and draw it again.
     print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
 def bar(what: str, progress: Progress, seconds: float) -> str:
-    """How far a pull is, as one line; only the time where nothing else is known. Pure."""
+    """The progress of a pull, as one line; the elapsed time only, if nothing else is known."""
     if not progress.layers:
         return f"{seconds:.0f} s  {what}"
     part = progress.fetched / progress.total if progress.total else 1.0
@@ -243,12 +244,12 @@ def bar(what: str, progress: Progress, seconds: float) -> str:
 
 
 def summary(what: str, progress: Progress, seconds: float) -> str:
-    """What a pull came to, as one line. Pure."""
+    """The result of a pull, as one line."""
     parts = [f"{seconds:.1f} s"]
     if progress.layers:
         parts.insert(0, f"{progress.layers} layers with {_size(progress.total)}")
     if progress.present:
-        parts.insert(-1, f"{progress.present} there already")
+        parts.insert(-1, f"{progress.present} already present")
     return f"{what}: {', '.join(parts)}"
 
 

@@ -172,7 +172,7 @@ class RootfsConformance:
         """A driver on the same storage that lets a container write LIMIT bytes, where the driver can."""
         return None
 
-    def test_a_committed_layer_is_there_and_a_begun_one_is_not(self, driver: RootfsDriver) -> None:
+    def test_layer_is_listed_once_it_is_committed(self, driver: RootfsDriver) -> None:
         keys = add_layers(driver, {"a": "1"})
         driver.begin_layer(driver.layer_key([diff_id(7)]), None)
         assert driver.layers() == set(keys)
@@ -182,20 +182,20 @@ class RootfsConformance:
         layers = add_layers(driver, {"a": "second"})
         assert (start(driver, layers) / "a").read_text() == "first"
 
-    def test_an_aborted_layer_leaves_nothing(self, driver: RootfsDriver) -> None:
+    def test_aborted_layer_leaves_nothing(self, driver: RootfsDriver) -> None:
         directory = driver.begin_layer(driver.layer_key([diff_id(7)]), None)
         driver.abort_layer(directory)
         driver.abort_layer(directory)
         assert not directory.exists()
         assert driver.layers() == set()
 
-    def test_a_removed_layer_is_gone_and_removing_it_again_is_no_error(self, driver: RootfsDriver) -> None:
+    def test_removing_a_layer_is_idempotent(self, driver: RootfsDriver) -> None:
         (key,) = add_layers(driver, {"a": "1"})
         driver.remove_layer(key)
         driver.remove_layer(key)
         assert driver.layers() == set()
 
-    def test_upper_layers_lie_over_lower_ones(self, driver: RootfsDriver) -> None:
+    def test_upper_layers_hide_lower_ones(self, driver: RootfsDriver) -> None:
         layers = add_layers(driver, {"a": "1", "d/x": "1"}, {"b": "2", "d/y": "2"}, {"a": "3"})
         root = start(driver, layers)
         assert {name: (root / name).read_text() for name in ("a", "b", "d/x", "d/y")} == {
@@ -205,12 +205,12 @@ class RootfsConformance:
             "d/y": "2",
         }
 
-    def test_an_image_without_layers_is_an_empty_root(self, driver: RootfsDriver) -> None:
+    def test_image_without_layers_has_an_empty_root(self, driver: RootfsDriver) -> None:
         root = start(driver, [])
         assert list(root.iterdir()) == []
         (root / "file").touch()
 
-    def test_an_image_may_have_a_layer_twice(self, driver: RootfsDriver) -> None:
+    def test_image_may_have_a_layer_twice(self, driver: RootfsDriver) -> None:
         low, middle = add_layers(driver, {"a": "1", "b": "1"}, {"a": "2", "c": "2"})
         again = driver.layer_key([diff_id(0), diff_id(1), diff_id(0)])
         directory = driver.begin_layer(again, middle)
@@ -220,7 +220,7 @@ class RootfsConformance:
         root = start(driver, [low, middle, again])
         assert {name: (root / name).read_text() for name in "abc"} == {"a": "1", "b": "1", "c": "2"}
 
-    def test_very_many_layers_are_mounted(self, driver: RootfsDriver, userns: Path) -> None:
+    def test_hundreds_of_layers_are_mounted(self, driver: RootfsDriver, userns: Path) -> None:
         layers = add_layers(driver, *({f"f{number}": ""} for number in range(self.many_layers)))
         driver.create_rootfs(ONE, layers, Owner(uid=ROOT, gid=ROOT))
         assert len(list(driver.mount_rootfs(ONE, layers, userns).iterdir())) == self.many_layers
@@ -233,7 +233,7 @@ class RootfsConformance:
         assert ((second / "a").read_text(), (second / "b").read_text()) == ("image", "image")
         assert not (first / "b").exists()
 
-    def test_what_was_written_is_there_after_the_next_mount(self, driver: RootfsDriver) -> None:
+    def test_written_files_persist_over_a_remount(self, driver: RootfsDriver) -> None:
         layers = add_layers(driver, {"a": "image"})
         root = start(driver, layers)
         (root / "new").write_text("kept")
@@ -243,7 +243,7 @@ class RootfsConformance:
         again = driver.mount_rootfs(ONE, layers, None)
         assert [path.name for path in again.iterdir()] == ["new"]
 
-    def test_mounting_and_unmounting_twice_is_no_error(self, driver: RootfsDriver) -> None:
+    def test_mounting_and_unmounting_are_idempotent(self, driver: RootfsDriver) -> None:
         layers = add_layers(driver, {"a": "1"})
         root = start(driver, layers)
         assert driver.mount_rootfs(ONE, layers, None) == root
@@ -251,16 +251,18 @@ class RootfsConformance:
         driver.unmount_rootfs(ONE)
         driver.unmount_rootfs(ONE)
 
-    def test_a_second_root_filesystem_for_a_container_is_refused(self, driver: RootfsDriver) -> None:
+    def test_second_root_filesystem_of_a_container_is_refused(self, driver: RootfsDriver) -> None:
         start(driver, [])
         with pytest.raises(FileExistsError):
             driver.create_rootfs(ONE, [], Owner())
 
-    def test_a_root_filesystem_that_was_not_created_cannot_be_mounted(self, driver: RootfsDriver) -> None:
+    def test_root_filesystem_that_was_not_created_cannot_be_mounted(self, driver: RootfsDriver) -> None:
         with pytest.raises(FileNotFoundError):
             driver.mount_rootfs(ONE, [], None)
 
-    def test_a_user_namespace_owns_the_image_and_what_it_writes(self, driver: RootfsDriver, userns: Path) -> None:
+    def test_image_and_written_files_are_mapped_to_the_user_namespace(
+        self, driver: RootfsDriver, userns: Path
+    ) -> None:
         layers = add_layers(driver, {"a": "1"})
         driver.create_rootfs(ONE, layers, Owner(uid=ROOT, gid=ROOT))
         root = driver.mount_rootfs(ONE, layers, userns)
@@ -268,7 +270,7 @@ class RootfsConformance:
         written = run_as(ROOT, "sh", "-c", f"echo 2 > {root}/a && echo 3 > {root}/b && cat {root}/a")
         assert (written.stdout, written.stderr) == ("2\n", "")
 
-    def test_a_mapped_root_gets_to_its_root_and_to_nothing_else(self, driver: RootfsDriver, userns: Path) -> None:
+    def test_mapped_root_can_reach_only_its_own_root_filesystem(self, driver: RootfsDriver, userns: Path) -> None:
         layers = add_layers(driver, {"a": "1"})
         driver.create_rootfs(ONE, layers, Owner(uid=ROOT, gid=ROOT))
         root = driver.mount_rootfs(ONE, layers, userns)
@@ -285,7 +287,7 @@ class RootfsConformance:
         with pytest.raises(PermissionError):
             (start(driver, [key]) / "null").open("rb")
 
-    def test_a_root_mounted_later_shows_in_a_mount_namespace_cloned_before(self, driver: RootfsDriver) -> None:
+    def test_mount_propagates_to_a_mount_namespace_cloned_before(self, driver: RootfsDriver) -> None:
         layers = add_layers(driver, {"a": "seen"})
         command = [
             "unshare",
@@ -302,14 +304,14 @@ class RootfsConformance:
             output, _ = child.communicate(f"{start(driver, layers)}\n")
         assert output == "seen"
 
-    def test_a_root_in_use_is_unmounted_and_removed(self, driver: RootfsDriver) -> None:
+    def test_root_filesystem_in_use_is_unmounted_and_removed(self, driver: RootfsDriver) -> None:
         root = start(driver, add_layers(driver, {"a": "1"}))
         with (root / "a").open() as file:
             driver.remove_rootfs(ONE)
             assert file.read() == "1"
         assert not root.exists()
 
-    def test_removal_takes_mounts_below_the_root_along(self, driver: RootfsDriver) -> None:
+    def test_removal_unmounts_mounts_below_the_root(self, driver: RootfsDriver) -> None:
         root = start(driver, add_layers(driver, {"d/a": "1"}))
         mounts.mount("none", root / "d", "tmpfs")
         driver.remove_rootfs(ONE)
@@ -325,7 +327,7 @@ class RootfsConformance:
         driver.collect_garbage()
         assert driver.rootfs_ids() == set()
 
-    def test_a_new_setup_keeps_what_is_complete_and_drops_what_is_not(self, driver: RootfsDriver) -> None:
+    def test_setup_keeps_committed_layers_and_removes_others(self, driver: RootfsDriver) -> None:
         layers = add_layers(driver, {"a": "1"})
         root = start(driver, layers)
         half_made = driver.begin_layer(driver.layer_key([diff_id(7)]), layers[0])
@@ -335,19 +337,17 @@ class RootfsConformance:
         assert mounts.is_mountpoint(root)
         assert not half_made.exists()
 
-    def test_layers_can_be_put_on_the_disk(self, driver: RootfsDriver) -> None:
+    def test_layers_can_be_synced(self, driver: RootfsDriver) -> None:
         add_layers(driver, {"a": "1"})
         driver.sync()
 
-    def test_a_whole_layer_is_found_to_be_whole(self, driver: RootfsDriver) -> None:
+    def test_check_of_an_undamaged_layer_finds_nothing(self, driver: RootfsDriver) -> None:
         layers = unpack_layers(driver, everything(), LayerBuilder().file("above"))
         assert [driver.check_layer(key) for key in layers] == ["", ""]
 
     # -- what layers may hold ----------------------------------------------------------------------------------
 
-    def test_whiteouts_and_opaque_directories_hide_what_is_below_and_nothing_else(
-        self, driver: RootfsDriver
-    ) -> None:
+    def test_whiteouts_and_opaque_directories_hide_lower_files_only(self, driver: RootfsDriver) -> None:
         base = LayerBuilder().file("gone").file("kept").directory("d").file("d/old").file("d/sub/old")
         base.directory("tree").file("tree/deep/x").file("dir-to-file/x").file("file-to-dir", "old")
         top = LayerBuilder().file(".wh.gone").file(".wh.never-there").file("d/new").file("d/.wh..wh..opq")
@@ -356,7 +356,7 @@ class RootfsConformance:
         assert listing(root) == ["d", "d/new", "dir-to-file", "file-to-dir", "file-to-dir/x", "kept"]
 
     @pytest.mark.parametrize("mapped", [False, True])
-    def test_everything_a_layer_can_hold_is_shown_as_it_is(
+    def test_all_file_types_and_attributes_are_preserved(
         self, driver: RootfsDriver, userns: Path, mapped: bool
     ) -> None:
         layers = unpack_layers(driver, everything(), LayerBuilder().file("above"))
@@ -374,7 +374,7 @@ class RootfsConformance:
         assert (root / ("n" * 255)).is_dir()
         assert (root / "sticky").stat().st_mode == 0o41777
 
-    def test_a_program_has_its_capabilities_in_a_user_namespace(self, driver: RootfsDriver, userns: Path) -> None:
+    def test_file_capabilities_work_in_a_user_namespace(self, driver: RootfsDriver, userns: Path) -> None:
         layers = unpack_layers(driver, tool_with_capability())
         driver.create_rootfs(ONE, layers, Owner(uid=ROOT, gid=ROOT))
         root = driver.mount_rootfs(ONE, layers, userns)
@@ -383,7 +383,7 @@ class RootfsConformance:
         shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert shown.split() == ["CapPrm:", "0000000000000400"]
 
-    def test_a_sparse_file_takes_little_space(self, driver: RootfsDriver, tmp_path: Path) -> None:
+    def test_sparse_file_stays_sparse(self, driver: RootfsDriver, tmp_path: Path) -> None:
         with (tmp_path / "sparse").open("wb") as file:
             file.truncate(200 << 20)
             file.seek(100 << 20)
@@ -402,7 +402,7 @@ class RootfsConformance:
         driver.collect_garbage()
         assert usage - shutil.disk_usage(driver.root).used < 50 << 20
 
-    def test_a_layer_of_ten_thousand_files_comes_and_goes(self, driver: RootfsDriver) -> None:
+    def test_layer_of_ten_thousand_files_is_committed_and_removed(self, driver: RootfsDriver) -> None:
         builder = LayerBuilder()
         for number in range(10_000):
             builder.file(f"d{number % 100}/f{number}", str(number))
@@ -417,7 +417,7 @@ class RootfsConformance:
 
     # -- accounting and limits ---------------------------------------------------------------------------------
 
-    def test_what_a_container_writes_is_counted_and_what_its_image_has_is_not(self, driver: RootfsDriver) -> None:
+    def test_written_counts_the_writable_layer_only(self, driver: RootfsDriver) -> None:
         root = start(driver, add_layers(driver, {"image": "x" * (4 << 20)}))
         before = driver.written(ONE)
         (root / "new").write_bytes(os.urandom(2 << 20))
@@ -428,7 +428,7 @@ class RootfsConformance:
         driver.remove_rootfs(ONE)
         assert driver.written(ONE)[:2] == (0, 0)
 
-    def test_a_container_cannot_write_more_than_its_limit(self, limited: RootfsDriver | None) -> None:
+    def test_container_cannot_write_more_than_its_limit(self, limited: RootfsDriver | None) -> None:
         if limited is None:
             pytest.skip("the driver cannot limit")
         layers = add_layers(limited, {"image": "x" * (4 << 20)})
@@ -440,7 +440,7 @@ class RootfsConformance:
             assert refused.value.errno in {errno.ENOSPC, errno.EDQUOT}
             assert LIMIT / 2 < (root / "new").stat().st_size <= LIMIT
 
-    def test_a_limited_root_is_there_again_after_the_next_mount(self, limited: RootfsDriver | None) -> None:
+    def test_limited_root_filesystem_can_be_remounted(self, limited: RootfsDriver | None) -> None:
         if limited is None:
             pytest.skip("the driver cannot limit")
         (start(limited, []) / "new").write_text("kept")
@@ -451,7 +451,7 @@ class RootfsConformance:
 
     # -- many at once, and crashes -----------------------------------------------------------------------------
 
-    def test_many_containers_come_and_go_at_the_same_time(self, driver: RootfsDriver) -> None:
+    def test_containers_are_created_and_removed_concurrently(self, driver: RootfsDriver) -> None:
         layers = add_layers(driver, {"a": "1"}, {"b": "2"})
 
         def live(number: int) -> str:
@@ -467,7 +467,7 @@ class RootfsConformance:
         driver.collect_garbage()
         assert driver.rootfs_ids() == set()
 
-    def test_layers_are_made_at_the_same_time_the_same_one_too(self, driver: RootfsDriver) -> None:
+    def test_layers_are_committed_concurrently_even_the_same_one(self, driver: RootfsDriver) -> None:
         def make(number: int) -> LayerKey:
             key = driver.layer_key([diff_id(number % 4)])
             directory = driver.begin_layer(key, None)
@@ -481,9 +481,7 @@ class RootfsConformance:
         assert (start(driver, keys[3:4]) / "a").read_text() == "3"
 
     @pytest.mark.parametrize("steps", [1, 2, 3, 5, 8, 13])
-    def test_a_process_killed_in_the_middle_leaves_whole_things_only(
-        self, driver: RootfsDriver, steps: int
-    ) -> None:
+    def test_killed_process_leaves_only_complete_layers_and_roots(self, driver: RootfsDriver, steps: int) -> None:
         kill_after(steps, lambda step: work(driver, step))
         driver.setup()
         for key in driver.layers():

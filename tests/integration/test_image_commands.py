@@ -83,7 +83,7 @@ def test_images_are_pulled_listed_and_removed_without_a_daemon(node: Node, regis
     assert len(node.image("list").splitlines()) == 1
 
 
-def test_a_terminal_is_told_how_far_a_pull_is_and_what_it_came_to(node: Node, registry: Registry) -> None:
+def test_terminal_shows_progress_and_summary_of_a_pull(node: Node, registry: Registry) -> None:
     built = build_image(BASE.build(), TOP.build())
     reference = registry.push("app", "1", built)
     said = on_terminal(node.config, "pull", reference)
@@ -92,9 +92,7 @@ def test_a_terminal_is_told_how_far_a_pull_is_and_what_it_came_to(node: Node, re
     assert said.endswith(f"{built.id}\r\n")
 
 
-def test_an_exported_image_can_be_imported_with_all_that_its_files_have(
-    node: Node, registry: Registry, tmp_path: Path
-) -> None:
+def test_export_and_import_preserve_all_file_attributes(node: Node, registry: Registry, tmp_path: Path) -> None:
     reference = registry.push("app", "1", build_image(BASE.build(), TOP.build(), config={"Cmd": ["sh"]}))
     node.image("pull", reference)
     archive = tmp_path / "app.tar"
@@ -112,7 +110,7 @@ def test_an_exported_image_can_be_imported_with_all_that_its_files_have(
     assert "example.org/copy:1" in node.image("list")
 
 
-def test_an_archive_is_not_written_over_a_file(node: Node, registry: Registry, tmp_path: Path) -> None:
+def test_export_does_not_overwrite_a_file(node: Node, registry: Registry, tmp_path: Path) -> None:
     reference = registry.push("app", "1", build_image(BASE.build()))
     node.image("pull", reference)
     (tmp_path / "there").write_text("kept")
@@ -121,12 +119,12 @@ def test_an_archive_is_not_written_over_a_file(node: Node, registry: Registry, t
     assert (tmp_path / "there").read_text() == "kept"
 
 
-def test_a_damaged_image_is_found_and_repaired_by_removing_it(node: Node, registry: Registry) -> None:
+def test_damaged_image_is_found_and_removed_by_repair(node: Node, registry: Registry) -> None:
     node.config.write_text(node.config.read_text() + 'driver = "raw"\n')
     good, bad = (registry.push(name, "1", build_image(each.build())) for name, each in (("a", BASE), ("b", TOP)))
     for reference in (good, bad):
         node.image("pull", reference)
-    assert node.image("check") == "all images are whole\n"
+    assert node.image("check") == "no image is damaged\n"
     with (node.root / "state/images/raw/layers" / digest_of(TOP.build())[7:]).open("r+b") as file:
         file.seek(1100)
         file.write(b"damage")
@@ -134,17 +132,17 @@ def test_a_damaged_image_is_found_and_repaired_by_removing_it(node: Node, regist
     assert "repaired" in node.image("check", "--repair")
     assert (good in node.image("list"), bad in node.image("list")) == (True, False)
     node.image("pull", bad)
-    assert node.image("check") == "all images are whole\n"
+    assert node.image("check") == "no image is damaged\n"
 
 
-def test_what_needs_the_store_is_refused_while_a_daemon_has_it(node: Node) -> None:
+def test_commands_that_open_the_store_are_refused_while_the_daemon_runs(node: Node) -> None:
     (node.root / "state").mkdir()
     with (node.root / "state/lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert "stop it for this command" in node.image("check", status=1)
 
 
-def test_beside_a_daemon_it_is_the_daemon_that_is_asked(machine: Machine) -> None:
+def test_commands_call_the_daemon_if_it_runs(machine: Machine) -> None:
     config = machine.directory / "config.toml"
     reference = machine.registry.push("cli", "1", build_image(TOP.build()))
     run(config, "pull", reference)

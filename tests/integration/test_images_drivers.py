@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rootfs drivers under the conformance suite, and what is special to each. Needs root."""
+"""The conformance suite for each rootfs driver, and tests of its own. Needs root."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def btrfs(storage: Path) -> Iterator[Path]:
         yield place
 
 
-def overlay(root: Path, *, stage_layers: bool) -> OverlayDriver:
-    driver = OverlayDriver(root / "overlay", stage_layers=stage_layers)
+def overlay(root: Path) -> OverlayDriver:
+    driver = OverlayDriver(root / "overlay")
     driver.setup()
     return driver
 
@@ -67,9 +67,9 @@ def zfs_driver(root: Path, pool: str = "tank", limit: int = 0) -> ZfsDriver:
 class TestOverlay(RootfsConformance):
     @pytest.fixture
     def driver(self, storage: Path) -> RootfsDriver:
-        return overlay(storage, stage_layers=False)
+        return overlay(storage)
 
-    def test_a_mark_of_an_unclean_end_does_not_forbid_the_next_mount(self, driver: RootfsDriver) -> None:
+    def test_mark_of_an_unclean_unmount_does_not_prevent_the_next_mount(self, driver: RootfsDriver) -> None:
         root = start(driver, [])
         mounts.umount(root, detach=True)
         mark = driver.writable_layer(ONE).parent / "work/work/incompat/volatile"
@@ -90,9 +90,11 @@ class TestOverlayForOlderKernels(RootfsConformance):
 
     @pytest.fixture
     def driver(self, storage: Path) -> RootfsDriver:
-        return overlay(storage, stage_layers=True)
+        driver = overlay(storage)
+        driver._roots.stages = True
+        return driver
 
-    def test_no_staging_mount_stays(self, driver: RootfsDriver, storage: Path) -> None:
+    def test_staging_mounts_are_removed(self, driver: RootfsDriver, storage: Path) -> None:
         layers = add_layers(driver, {"a": "1"}, {"b": "2"})
         driver.create_rootfs(ONE, layers, Owner(uid=300_000, gid=300_000))
         with user_namespace(first_id=300_000) as path:
@@ -102,7 +104,7 @@ class TestOverlayForOlderKernels(RootfsConformance):
 
 
 class TestRaw(RootfsConformance):
-    """With EROFS where kernel and tools have it."""
+    """With EROFS, if kernel and tools support it."""
 
     @pytest.fixture
     def driver(self, storage: Path) -> RootfsDriver:
@@ -112,9 +114,7 @@ class TestRaw(RootfsConformance):
     def limited(self, storage: Path) -> RootfsDriver:
         return raw(storage, LIMIT)
 
-    def test_a_layer_is_one_file_and_one_mount_for_all_containers(
-        self, driver: RootfsDriver, storage: Path
-    ) -> None:
+    def test_layer_is_one_file_and_one_mount_for_all_containers(self, driver: RootfsDriver, storage: Path) -> None:
         layers = add_layers(driver, {"a": "1", "b": "2"})
         for container in (ONE, TWO):
             start(driver, layers, container)
@@ -125,7 +125,7 @@ class TestRaw(RootfsConformance):
             sum(entry.fstype == "erofs" for entry in mounts.mounts() if storage in entry.mountpoint.parents) == 1
         )
 
-    def test_a_damaged_layer_is_told(self, driver: RawDriver, storage: Path) -> None:
+    def test_damaged_layer_is_reported(self, driver: RawDriver, storage: Path) -> None:
         (whole, damaged) = add_layers(driver, {"a": "1"}, {"b": "x" * 100_000})
         with (storage / "raw/layers" / damaged).open("r+b") as file:
             file.seek(20_000)
@@ -135,13 +135,13 @@ class TestRaw(RootfsConformance):
 
 
 class TestRawWithExt4(RootfsConformance):
-    """Without EROFS, as on a kernel or a machine that lacks it. To make a layer takes a fifth of a second then."""
+    """Without EROFS, as on a machine that does not support it. Creating a layer takes 0.2 s then."""
 
     many_layers = 20
 
     @pytest.fixture
     def driver(self, storage: Path, monkeypatch: pytest.MonkeyPatch) -> RootfsDriver:
-        monkeypatch.setattr("pvecri.images.drivers.raw._kernel_knows", lambda _: False)
+        monkeypatch.setattr("pvecri.images.drivers.raw._kernel_supports", lambda _: False)
         return raw(storage)
 
 
@@ -155,7 +155,7 @@ class TestBtrfs(RootfsConformance):
         subprocess.run(["btrfs", "quota", "enable", str(btrfs)], check=True)
         return btrfs_driver(btrfs, LIMIT)
 
-    def test_a_subvolume_that_a_container_made_goes_with_it(self, driver: RootfsDriver) -> None:
+    def test_subvolume_created_by_a_container_is_removed_with_it(self, driver: RootfsDriver) -> None:
         root = start(driver, [])
         for nested in (root / "nested", root / "nested/deeper"):
             subprocess.run(["btrfs", "--quiet", "subvolume", "create", str(nested)], check=True)
@@ -163,13 +163,13 @@ class TestBtrfs(RootfsConformance):
         driver.collect_garbage()
         assert list((driver.root / "trash").iterdir()) == []
 
-    def test_a_limit_without_quotas_is_refused_with_the_command_to_enable_them(self, btrfs: Path) -> None:
+    def test_limit_without_quotas_is_refused_with_the_command_to_enable_them(self, btrfs: Path) -> None:
         with pytest.raises(FailedPrecondition, match=r"images\.writable_layer_size.*btrfs quota enable"):
             btrfs_driver(btrfs, LIMIT)
 
 
 class TestZfs(RootfsConformance):
-    """On simulated datasets: that the driver asks for the right things in the right order, not that ZFS works."""
+    """On simulated datasets: tests the commands and their order, not ZFS."""
 
     many_layers = 20
 
@@ -181,7 +181,7 @@ class TestZfs(RootfsConformance):
     def driver(self, storage: Path, zfs: SimulatedZfs) -> RootfsDriver:
         return zfs_driver(storage)
 
-    def test_the_commands_are_those_of_the_manual(
+    def test_zfs_commands_are_those_of_the_manual(
         self, driver: RootfsDriver, zfs: SimulatedZfs, storage: Path
     ) -> None:
         assert zfs.commands() == [
@@ -215,7 +215,7 @@ class TestZfs(RootfsConformance):
             f"zfs get -Hp -o value used tank/pvecri/rootfs/{ONE}",
         ]
 
-    def test_datasets_go_after_their_clones_whatever_was_removed_first(
+    def test_datasets_are_destroyed_after_their_clones(
         self, driver: RootfsDriver, zfs: SimulatedZfs, storage: Path
     ) -> None:
         layers = add_layers(driver, {"a": "1"}, {"b": "2"}, {"c": "3"})
@@ -232,7 +232,7 @@ class TestZfs(RootfsConformance):
             *(f"tank%pvecri%{part}" for part in ("layers", "new", "rootfs", "trash")),
         }
 
-    def test_a_pool_that_is_not_there_is_told_by_the_settings_name(self, storage: Path, zfs: SimulatedZfs) -> None:
+    def test_missing_pool_is_reported_with_the_setting(self, storage: Path, zfs: SimulatedZfs) -> None:
         with pytest.raises(FailedPrecondition, match=r"images\.dataset: 'lake/pvecri' cannot be used"):
             ZfsDriver(storage / "zfs", "lake/pvecri").setup()
 
@@ -260,12 +260,12 @@ class TestZfsForReal(RootfsConformance):
         return zfs_driver(storage, pool, LIMIT)
 
 
-def test_the_btrfs_driver_is_refused_elsewhere(storage: Path) -> None:
+def test_btrfs_driver_refuses_other_filesystems(storage: Path) -> None:
     with pytest.raises(FailedPrecondition, match="is not on btrfs"):
         BtrfsDriver(storage / "btrfs").setup()
 
 
-def test_no_loop_device_outlives_its_mounts(storage: Path) -> None:
+def test_loop_devices_are_detached_with_their_mounts(storage: Path) -> None:
     driver = raw(storage, LIMIT)
     start(driver, [])
     backing = [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
@@ -275,7 +275,7 @@ def test_no_loop_device_outlives_its_mounts(storage: Path) -> None:
     assert not any(str(storage) in file for file in backing)
 
 
-def test_storage_without_trusted_attributes_is_refused_by_the_settings_name(storage: Path) -> None:
+def test_filesystem_without_trusted_attributes_is_refused_with_the_setting(storage: Path) -> None:
     mounts.mount("none", storage, "ramfs")
     with pytest.raises(FailedPrecondition, match=r"images\.root"):
         OverlayDriver(storage / "overlay").setup()

@@ -55,19 +55,19 @@ async def content(manager: ImageManager, image: Image) -> dict[str, str]:
 
 
 async def kept(manager: ImageManager, root: Path) -> list[str]:
-    """What is left in the store when all chores are done, apart from empty directories and the database."""
+    """The files of the store after all background work, apart from the database."""
     await manager.idle()
     return sorted(
         str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and "images.db" not in path.name
     )
 
 
-# -- what a pull brings ----------------------------------------------------------------------------------------
+# -- pulled images ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("docker", [False, True])
 @pytest.mark.parametrize("compress", [plain, gzipped, zstd])
-async def test_an_image_of_each_kind_is_pulled(
+async def test_images_of_all_manifest_and_compression_types_are_pulled(
     manager: ImageManager, registry: Registry, compress: Callable[[bytes], bytes], docker: bool
 ) -> None:
     if docker and compress is zstd:
@@ -87,7 +87,7 @@ async def test_an_image_of_each_kind_is_pulled(
 
 
 @pytest.mark.parametrize("docker", [False, True])
-async def test_of_an_index_this_machines_platform_is_pulled(
+async def test_pull_of_an_index_selects_this_machines_platform(
     manager: ImageManager, registry: Registry, docker: bool
 ) -> None:
     machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
@@ -99,7 +99,7 @@ async def test_of_an_index_this_machines_platform_is_pulled(
     assert image.digests == (f"{registry.address}/app@{index.digest}",)
 
 
-async def test_a_digest_names_an_image_without_a_tag(manager: ImageManager, registry: Registry) -> None:
+async def test_image_pulled_by_digest_has_no_tag(manager: ImageManager, registry: Registry) -> None:
     built = build_image(BASE)
     registry.push("app", "1", built)
     name = f"{registry.address}/app"
@@ -107,7 +107,7 @@ async def test_a_digest_names_an_image_without_a_tag(manager: ImageManager, regi
     assert (image.tags, image.digests) == ((), (f"{name}@{built.digest}",))
 
 
-async def test_an_image_without_layers_and_one_with_the_same_layer_twice_are_images(
+async def test_images_without_layers_and_with_a_repeated_layer_are_pulled(
     manager: ImageManager, registry: Registry
 ) -> None:
     empty = await manager.pull(registry.push("empty", "1", build_image()))
@@ -116,16 +116,16 @@ async def test_an_image_without_layers_and_one_with_the_same_layer_twice_are_ima
     assert await content(manager, twice) == {"bin/sh": "shell", "etc/motd": "hello"}
 
 
-async def test_an_images_config_file_can_be_read_as_it_came(manager: ImageManager, registry: Registry) -> None:
+async def test_config_is_returned_byte_by_byte(manager: ImageManager, registry: Registry) -> None:
     built = build_image(BASE)
     image = await manager.pull(registry.push("app", "1", built))
     assert manager.raw_config(image.id) == built.config
 
 
-# -- what a pull does not do twice -----------------------------------------------------------------------------
+# -- repeated pulls --------------------------------------------------------------------------------------------
 
 
-async def test_by_digest_an_image_that_is_there_needs_no_network(
+async def test_pull_by_digest_of_a_present_image_needs_no_network(
     manager: ImageManager, registry: Registry
 ) -> None:
     built = build_image(BASE)
@@ -136,7 +136,7 @@ async def test_by_digest_an_image_that_is_there_needs_no_network(
     assert await manager.pull(reference) == image
 
 
-async def test_a_tag_that_has_not_moved_fetches_nothing(manager: ImageManager, registry: Registry) -> None:
+async def test_pull_of_an_unmoved_tag_fetches_nothing(manager: ImageManager, registry: Registry) -> None:
     built = build_image(BASE)
     image = await manager.pull(registry.push("app", "1", built))
     await manager.idle()
@@ -144,9 +144,7 @@ async def test_a_tag_that_has_not_moved_fetches_nothing(manager: ImageManager, r
     assert await manager.pull(f"{registry.address}/app:1") == image
 
 
-async def test_a_layer_that_is_there_is_not_fetched_for_another_image(
-    manager: ImageManager, registry: Registry
-) -> None:
+async def test_present_layer_is_not_fetched_for_another_image(manager: ImageManager, registry: Registry) -> None:
     first, second = build_image(BASE), build_image(BASE, TOP)
     await manager.pull(registry.push("first", "1", first))
     await manager.idle()
@@ -155,7 +153,7 @@ async def test_a_layer_that_is_there_is_not_fetched_for_another_image(
     assert await content(manager, await manager.pull(reference)) == {"bin/sh": "shell", "etc/motd": "hello"}
 
 
-async def test_of_a_pull_the_config_and_the_unpacked_layers_stay(
+async def test_pull_leaves_only_config_and_extracted_layers(
     manager: ImageManager, registry: Registry, root: Path
 ) -> None:
     built = build_image(BASE)
@@ -164,9 +162,7 @@ async def test_of_a_pull_the_config_and_the_unpacked_layers_stay(
     assert await kept(manager, root) == [f"blobs/sha256/{image.id.removeprefix('sha256:')}", layer]
 
 
-async def test_processes_that_died_between_two_pulls_are_replaced(
-    manager: ImageManager, registry: Registry
-) -> None:
+async def test_processes_killed_between_pulls_are_replaced(manager: ImageManager, registry: Registry) -> None:
     await manager.pull(registry.push("first", "1", build_image(BASE)))
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     ours = [
@@ -184,15 +180,13 @@ def command(pid: str) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-async def test_pulls_of_one_image_at_the_same_time_share_the_download(
-    manager: ImageManager, registry: Registry
-) -> None:
+async def test_concurrent_pulls_of_one_image_share_the_download(manager: ImageManager, registry: Registry) -> None:
     reference = registry.push("app", "1", build_image(BASE))
     images = await asyncio.gather(*(manager.pull(reference) for _ in range(5)))
     assert len(set(map(id, images))) == 1
 
 
-async def test_different_images_with_the_same_layers_are_pulled_at_the_same_time(
+async def test_images_with_common_layers_are_pulled_concurrently(
     manager: ImageManager, registry: Registry, root: Path
 ) -> None:
     references = [
@@ -207,7 +201,7 @@ async def test_different_images_with_the_same_layers_are_pulled_at_the_same_time
 # -- tags ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_tag_that_moved_names_the_new_image(manager: ImageManager, registry: Registry) -> None:
+async def test_moved_tag_names_the_new_image(manager: ImageManager, registry: Registry) -> None:
     old = await manager.pull(registry.push("app", "1", build_image(BASE)))
     new = await manager.pull(registry.push("app", "1", build_image(TOP)))
     assert manager.find(f"{registry.address}/app:1") == new
@@ -215,7 +209,7 @@ async def test_a_tag_that_moved_names_the_new_image(manager: ImageManager, regis
 
 
 @pytest.mark.parametrize("docker", [False, True])
-async def test_a_tag_that_moved_to_another_index_of_the_same_image_keeps_it(
+async def test_tag_moved_to_another_index_of_the_same_image_keeps_the_image(
     manager: ImageManager, registry: Registry, docker: bool
 ) -> None:
     machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
@@ -232,7 +226,7 @@ async def test_a_tag_that_moved_to_another_index_of_the_same_image_keeps_it(
     )
 
 
-async def test_a_second_tag_of_the_same_content_fetches_nothing(manager: ImageManager, registry: Registry) -> None:
+async def test_pull_of_a_second_tag_of_an_image_fetches_nothing(manager: ImageManager, registry: Registry) -> None:
     built = build_image(BASE)
     await manager.pull(registry.push("app", "1", built))
     reference = registry.push("app", "2", built)
@@ -243,7 +237,7 @@ async def test_a_second_tag_of_the_same_content_fetches_nothing(manager: ImageMa
     assert manager.list() == (image,)
 
 
-async def test_a_configured_reference_is_pinned(root: Path, registry: Registry) -> None:
+async def test_image_of_a_configured_reference_is_pinned(root: Path, registry: Registry) -> None:
     reference = registry.push("app", "1", build_image(BASE))
     async with image_manager(root, registry, pinned=(reference,)) as manager:
         assert (await manager.pull(reference)).pinned
@@ -252,7 +246,7 @@ async def test_a_configured_reference_is_pinned(root: Path, registry: Registry) 
 # -- removal ---------------------------------------------------------------------------------------------------
 
 
-async def test_removal_by_any_name_takes_all_names_and_everything_else(
+async def test_removal_by_any_name_removes_the_image_and_all_its_names(
     manager: ImageManager, registry: Registry, root: Path
 ) -> None:
     built = build_image(BASE)
@@ -264,14 +258,14 @@ async def test_removal_by_any_name_takes_all_names_and_everything_else(
     assert (manager.list(), await kept(manager, root)) == ((), [])
 
 
-async def test_layers_that_another_image_has_stay(manager: ImageManager, registry: Registry) -> None:
+async def test_layers_of_another_image_are_kept_on_removal(manager: ImageManager, registry: Registry) -> None:
     first = await manager.pull(registry.push("first", "1", build_image(BASE)))
     second = await manager.pull(registry.push("second", "1", build_image(BASE, TOP)))
     await manager.remove(first.tags[0])
     assert await content(manager, second) == {"bin/sh": "shell", "etc/motd": "hello"}
 
 
-async def test_a_container_keeps_the_layers_of_a_removed_image_until_it_goes(
+async def test_layers_of_a_removed_image_are_kept_for_its_containers(
     manager: ImageManager, registry: Registry, root: Path
 ) -> None:
     image = await manager.pull(registry.push("app", "1", build_image(BASE)))
@@ -288,37 +282,37 @@ async def test_a_container_keeps_the_layers_of_a_removed_image_until_it_goes(
 # -- failures --------------------------------------------------------------------------------------------------
 
 
-async def test_an_unknown_name_tag_or_digest_is_not_found(manager: ImageManager, registry: Registry) -> None:
+async def test_unknown_repository_tag_or_digest_is_not_found(manager: ImageManager, registry: Registry) -> None:
     registry.push("app", "1", build_image(BASE))
     for name in ("nothing:1", "app:2", f"app@{digest_of(b'nothing')}"):
         with pytest.raises(NotFound, match="manifest unknown"):
             await manager.pull(f"{registry.address}/{name}")
 
 
-async def test_an_index_without_this_platform_is_not_found(manager: ImageManager, registry: Registry) -> None:
+async def test_index_without_this_platform_is_not_found(manager: ImageManager, registry: Registry) -> None:
     reference = registry.push("app", "1", build_index(("s390x", build_image(BASE))))
     with pytest.raises(NotFound, match="no image found"):
         await manager.pull(reference)
 
 
-async def test_a_registry_that_is_gone_is_unavailable(manager: ImageManager, registry: Registry) -> None:
+async def test_unreachable_registry_is_unavailable(manager: ImageManager, registry: Registry) -> None:
     registry.stop()
     with pytest.raises(Unavailable, match=r"^RegistryUnavailable: .*connection refused"):
         await manager.pull(f"{registry.address}/app:1")
 
 
-async def test_a_program_that_is_missing_is_named_with_its_setting(root: Path, registry: Registry) -> None:
+async def test_missing_skopeo_is_reported_with_the_setting(root: Path, registry: Registry) -> None:
     async with image_manager(root, registry, skopeo="/nowhere/skopeo") as manager:
         with pytest.raises(Unavailable, match=r"/nowhere/skopeo.*images\.skopeo"):
             await manager.pull("app")
 
 
-async def test_a_malformed_reference_is_an_invalid_argument(manager: ImageManager) -> None:
+async def test_malformed_reference_is_an_invalid_argument(manager: ImageManager) -> None:
     with pytest.raises(InvalidArgument, match=r"^image\.image: "):
         await manager.pull("NOT A REFERENCE")
 
 
-async def test_a_pull_ends_with_its_time(root: Path, registry: Registry) -> None:
+async def test_pull_times_out(root: Path, registry: Registry) -> None:
     reference = registry.push("app", "1", build_image(BASE))
     async with image_manager(root, registry, pull_timeout=0.001) as manager:
         with pytest.raises(DeadlineExceeded, match=r"images\.pull_timeout"):
@@ -326,7 +320,7 @@ async def test_a_pull_ends_with_its_time(root: Path, registry: Registry) -> None
         assert await kept(manager, root) == []
 
 
-async def test_a_pull_in_which_nothing_arrives_is_given_up(root: Path, registry: Registry) -> None:
+async def test_stalled_pull_times_out(root: Path, registry: Registry) -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
@@ -343,9 +337,7 @@ async def test_a_pull_in_which_nothing_arrives_is_given_up(root: Path, registry:
         assert figures.value("image_pulls_total", code="DEADLINE_EXCEEDED") == before + 1
 
 
-async def test_an_image_that_the_policy_refuses_is_not_pulled(
-    root: Path, registry: Registry, tmp_path: Path
-) -> None:
+async def test_image_refused_by_the_policy_is_not_pulled(root: Path, registry: Registry, tmp_path: Path) -> None:
     policy = tmp_path / "policy.json"
     policy.write_text('{"default": [{"type": "reject"}]}')
     reference = registry.push("app", "1", build_image(BASE))
@@ -355,9 +347,7 @@ async def test_an_image_that_the_policy_refuses_is_not_pulled(
         assert await kept(manager, root) == []
 
 
-async def test_a_policy_that_asks_nothing_of_the_registry_lets_its_images_in(
-    root: Path, registry: Registry, tmp_path: Path
-) -> None:
+async def test_image_accepted_by_the_policy_is_pulled(root: Path, registry: Registry, tmp_path: Path) -> None:
     policy = tmp_path / "policy.json"
     accepted = {registry.address: [{"type": "insecureAcceptAnything"}]}
     policy.write_text(json.dumps({"default": [{"type": "reject"}], "transports": {"docker": accepted}}))
@@ -399,7 +389,7 @@ async def test_pulls_are_counted(manager: ImageManager, registry: Registry) -> N
 
 
 @pytest.mark.parametrize("compress", [plain, gzipped, zstd])
-async def test_progress_is_that_of_the_compressed_bytes(
+async def test_progress_counts_compressed_bytes(
     manager: ImageManager, registry: Registry, compress: Callable[[bytes], bytes]
 ) -> None:
     await manager.pull(registry.push("app", "1", build_image(BASE, TOP, compress=compress)))
@@ -409,7 +399,7 @@ async def test_progress_is_that_of_the_compressed_bytes(
     )
 
 
-async def test_the_log_tells_what_a_pull_came_to(
+async def test_pull_is_logged_with_layers_and_bytes(
     manager: ImageManager, registry: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
     await manager.pull(registry.push("base", "1", build_image(BASE)))
@@ -419,10 +409,10 @@ async def test_the_log_tells_what_a_pull_came_to(
     (line,) = [record.getMessage() for record in caplog.records if reference in record.getMessage()]
     assert line.startswith(f"pulled {reference} in ")
     size = len(gzipped(TOP))
-    assert line.endswith(f": 1 layers with {size} bytes, unpacked {len(TOP)}; 1 layers were there already")
+    assert line.endswith(f": 1 layers with {size} bytes, unpacked {len(TOP)}; 1 layers were present")
 
 
-async def test_a_cancelled_pull_leaves_nothing(manager: ImageManager, registry: Registry, root: Path) -> None:
+async def test_cancelled_pull_leaves_nothing(manager: ImageManager, registry: Registry, root: Path) -> None:
     reference = registry.push("app", "1", build_image(BASE, TOP))
     pull = asyncio.ensure_future(manager.pull(reference))
     while not list((root / "overlay/new").iterdir()) and not pull.done():
@@ -434,9 +424,7 @@ async def test_a_cancelled_pull_leaves_nothing(manager: ImageManager, registry: 
     assert (await manager.pull(reference)).tags == (reference,)
 
 
-async def test_credentials_open_a_protected_registry_and_wrong_ones_do_not(
-    root: Path, protected: Registry
-) -> None:
+async def test_protected_registry_needs_the_right_credentials(root: Path, protected: Registry) -> None:
     reference = protected.push("app", "1", build_image(BASE))
     async with image_manager(root, protected) as manager:
         for wrong in (None, RegistryAuth(username=USER, password="wrong")):
@@ -450,9 +438,7 @@ async def test_credentials_open_a_protected_registry_and_wrong_ones_do_not(
         assert not list((root / "tmp").iterdir())
 
 
-async def test_a_blob_that_is_not_what_its_digest_says_is_refused(
-    manager: ImageManager, registry: Registry, root: Path
-) -> None:
+async def test_blob_with_a_wrong_digest_is_refused(manager: ImageManager, registry: Registry, root: Path) -> None:
     built = build_image(BASE)
     reference = registry.push("app", "1", built)
     registry.corrupt_blob(digest_of(built.layers[0]), gzipped(TOP))
@@ -461,30 +447,30 @@ async def test_a_blob_that_is_not_what_its_digest_says_is_refused(
     assert await kept(manager, root) == []
 
 
-async def test_a_layer_that_is_not_what_the_config_says_is_refused(
+async def test_layer_with_a_wrong_diff_id_is_refused(
     manager: ImageManager, registry: Registry, root: Path
 ) -> None:
     built = build_image(BASE, TOP, diff_ids=[digest_of(BASE), digest_of(b"other")])
     reference = registry.push("app", "1", built)
-    with pytest.raises(BadImage, match=f"{digest_of(TOP)} where the config says {digest_of(b'other')}"):
+    with pytest.raises(BadImage, match=f"{digest_of(TOP)}, but the config has {digest_of(b'other')}"):
         await manager.pull(reference)
     assert await kept(manager, root) == []
 
 
-async def test_claiming_a_layers_diff_id_does_not_give_its_content(
+async def test_claiming_a_diff_id_does_not_give_access_to_the_layer(
     manager: ImageManager, registry: Registry
 ) -> None:
     await manager.pull(registry.push("secret", "1", build_image(BASE)))
     thief = build_image(TOP, diff_ids=[digest_of(BASE)])
-    with pytest.raises(BadImage, match="where the config says"):
+    with pytest.raises(BadImage, match="but the config has"):
         await manager.pull(registry.push("thief", "1", thief))
 
 
-async def test_a_known_blob_under_another_diff_id_is_refused(manager: ImageManager, registry: Registry) -> None:
+async def test_known_blob_with_another_diff_id_is_refused(manager: ImageManager, registry: Registry) -> None:
     await manager.pull(registry.push("app", "1", build_image(BASE)))
     await manager.idle()
     liar = build_image(BASE, diff_ids=[digest_of(TOP)])
-    with pytest.raises(BadImage, match=f"has the content {digest_of(BASE)}"):
+    with pytest.raises(BadImage, match=f"has the diff ID {digest_of(BASE)}"):
         await manager.pull(registry.push("liar", "1", liar))
 
 
@@ -495,7 +481,7 @@ async def test_a_known_blob_under_another_diff_id_is_refused(manager: ImageManag
         ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", None, "encrypted"),
     ],
 )
-async def test_what_cannot_be_run_is_refused_by_its_media_type(
+async def test_unsupported_media_types_are_refused(
     manager: ImageManager, registry: Registry, layer_type: str | None, config_type: str | None, problem: str
 ) -> None:
     built = build_image(BASE, layer_type=layer_type, config_type=config_type)

@@ -65,7 +65,7 @@ def files(root: Path) -> list[str]:
 # -- one container ---------------------------------------------------------------------------------------------
 
 
-async def test_a_user_namespaces_root_owns_its_root_filesystem(
+async def test_root_filesystem_is_owned_by_the_user_namespaces_root(
     manager: ImageManager, image: Image, userns: Path
 ) -> None:
     path = await prepare(manager, image, userns)
@@ -73,7 +73,7 @@ async def test_a_user_namespaces_root_owns_its_root_filesystem(
     assert manager.rootfs_ids() == {CONTAINER}
 
 
-async def test_a_program_gets_its_file_capabilities_in_a_user_namespace(
+async def test_file_capabilities_work_in_a_user_namespace(
     manager: ImageManager, registry: Registry, userns: Path
 ) -> None:
     capability = {"SCHILY.xattr.security.capability": CAPABILITY.decode("utf-8", "surrogateescape")}
@@ -90,7 +90,7 @@ async def test_a_program_gets_its_file_capabilities_in_a_user_namespace(
     assert output.split() == [b"CapPrm:", b"0000000000000400"]
 
 
-async def test_a_container_has_one_root_filesystem_at_a_time(manager: ImageManager, image: Image) -> None:
+async def test_second_root_filesystem_of_a_container_is_refused(manager: ImageManager, image: Image) -> None:
     await prepare(manager, image)
     with pytest.raises(AlreadyExists):
         await prepare(manager, image)
@@ -98,16 +98,14 @@ async def test_a_container_has_one_root_filesystem_at_a_time(manager: ImageManag
     await prepare(manager, image)
 
 
-async def test_without_the_image_there_is_no_root_filesystem(manager: ImageManager) -> None:
+async def test_root_filesystem_of_an_unknown_image_is_not_found(manager: ImageManager) -> None:
     with pytest.raises(NotFound, match="is not in the store"):
         await manager.prepare_rootfs(CONTAINER, ImageId(digest_of(b"none")), userns=None, root_uid=0, root_gid=0)
     with pytest.raises(NotFound, match="has no root filesystem"):
         await manager.mount_rootfs(CONTAINER, None)
 
 
-async def test_a_root_filesystem_that_cannot_be_made_leaves_nothing(
-    manager: ImageManager, image: Image, root: Path
-) -> None:
+async def test_failed_root_filesystem_leaves_nothing(manager: ImageManager, image: Image, root: Path) -> None:
     with pytest.raises(FileNotFoundError):
         await prepare(manager, image, root / "no-namespace")
     await manager.idle()
@@ -116,9 +114,7 @@ async def test_a_root_filesystem_that_cannot_be_made_leaves_nothing(
     await prepare(manager, image)
 
 
-async def test_a_cancelled_caller_leaves_no_root_filesystem(
-    manager: ImageManager, image: Image, root: Path
-) -> None:
+async def test_cancelled_root_filesystem_leaves_nothing(manager: ImageManager, image: Image, root: Path) -> None:
     caller = asyncio.ensure_future(prepare(manager, image))
     while not manager.rootfs_ids() and not caller.done():
         await asyncio.sleep(0)
@@ -129,7 +125,7 @@ async def test_a_cancelled_caller_leaves_no_root_filesystem(
     assert not list((root / "overlay/rootfs").iterdir())
 
 
-async def test_what_a_container_wrote_is_counted_apart_from_images(manager: ImageManager, image: Image) -> None:
+async def test_writable_layers_are_counted_apart_from_images(manager: ImageManager, image: Image) -> None:
     path = await prepare(manager, image)
     before, images = await manager.rootfs_usage(CONTAINER), (await manager.usage()).images
     (path / "new").write_bytes(b"x" * 100_000)
@@ -141,7 +137,7 @@ async def test_what_a_container_wrote_is_counted_apart_from_images(manager: Imag
     assert images.inodes_used > 3
 
 
-async def test_removal_takes_the_written_files_and_may_be_repeated(
+async def test_removal_of_a_root_filesystem_removes_its_writable_layer_and_is_idempotent(
     manager: ImageManager, image: Image, root: Path
 ) -> None:
     path = await prepare(manager, image)
@@ -158,7 +154,7 @@ def mode(path: Path) -> int:
     return path.stat().st_mode & 0o7777
 
 
-async def test_a_directory_that_an_upper_layers_archive_leaves_out_keeps_its_attributes(
+async def test_directory_left_out_of_an_upper_layers_archive_keeps_its_attributes(
     manager: ImageManager, registry: Registry, userns: Path
 ) -> None:
     base = LayerBuilder().directory(".", mode=0o555).directory("tmp", mode=0o1777)
@@ -184,7 +180,7 @@ async def test_a_directory_that_an_upper_layers_archive_leaves_out_keeps_its_att
         LayerBuilder().symlink("d", "/etc").directory("e"),
     ],
 )
-async def test_a_directory_that_was_removed_gives_no_attributes(
+async def test_attributes_of_a_whited_out_directory_are_not_restored(
     manager: ImageManager, registry: Registry, removal: LayerBuilder
 ) -> None:
     base, again = LayerBuilder().directory("d", mode=0o700).build(), LayerBuilder().file("d/sub/x").build()
@@ -193,7 +189,7 @@ async def test_a_directory_that_was_removed_gives_no_attributes(
     assert (mode(path / "d"), mode(path / "d/sub")) == (0o755, 0o755)
 
 
-async def test_a_removed_directory_does_not_come_back_for_its_attributes(
+async def test_restoring_attributes_does_not_restore_a_whited_out_directory(
     manager: ImageManager, registry: Registry
 ) -> None:
     base, middle = LayerBuilder().directory("d", mode=0o700).build(), LayerBuilder().file("d/x").build()
@@ -218,7 +214,7 @@ async def test_images_and_mounted_roots_outlive_the_manager(root: Path, registry
         assert await second.mount_rootfs(CONTAINER, None) == path
 
 
-async def test_a_root_filesystem_is_mounted_again_after_the_nodes_restart(
+async def test_root_filesystem_is_mounted_again_after_the_nodes_restart(
     root: Path, registry: Registry, userns: Path
 ) -> None:
     async with image_manager(root, registry) as first:
@@ -232,7 +228,7 @@ async def test_a_root_filesystem_is_mounted_again_after_the_nodes_restart(
         assert (path / "bin/sh").stat().st_uid == 300_005
 
 
-async def test_what_a_crash_left_half_made_is_removed(root: Path, registry: Registry) -> None:
+async def test_leftovers_of_a_crash_are_removed(root: Path, registry: Registry) -> None:
     async with image_manager(root, registry):
         pass
     for name in (
@@ -250,7 +246,7 @@ async def test_what_a_crash_left_half_made_is_removed(root: Path, registry: Regi
         assert manager.rootfs_ids() == set()
 
 
-async def test_a_recorded_root_filesystem_that_is_gone_is_forgotten(root: Path, registry: Registry) -> None:
+async def test_record_without_a_root_filesystem_is_removed(root: Path, registry: Registry) -> None:
     async with image_manager(root, registry):
         pass
     store = Store(root / "images.db")
@@ -261,9 +257,7 @@ async def test_a_recorded_root_filesystem_that_is_gone_is_forgotten(root: Path, 
 
 
 @pytest.mark.parametrize("loss", ["layer", "config", "power"])
-async def test_an_image_that_is_not_whole_any_more_is_pulled_again(
-    root: Path, registry: Registry, loss: str
-) -> None:
+async def test_image_with_a_lost_part_is_pulled_again(root: Path, registry: Registry, loss: str) -> None:
     reference = registry.push("app", "1", build_image(BASE))
     async with image_manager(root, registry) as manager:
         image = await manager.pull(reference)

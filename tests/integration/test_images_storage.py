@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole way of an image, from the registry to a container and away, on each kind of storage. Needs root."""
+"""The life of an image, from the registry to a container and its removal, with each driver. Needs root."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def tree(root: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_an_image_of_several_layers_is_the_same_on_every_storage(
-    root: Path, registry: Registry, driver: str
-) -> None:
+async def test_root_filesystem_is_the_same_with_every_driver(root: Path, registry: Registry, driver: str) -> None:
     low, high = build_image(BASE.build(), MIDDLE.build()), build_image(BASE.build(), MIDDLE.build(), TOP.build())
     async with image_manager(root, registry, driver=driver) as manager:
         await manager.pull(registry.push("low", "1", low))
@@ -57,7 +55,7 @@ async def test_an_image_of_several_layers_is_the_same_on_every_storage(
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_a_restart_keeps_images_and_roots_and_removal_leaves_nothing(
+async def test_restart_keeps_images_and_roots_and_removal_leaves_nothing(
     root: Path, registry: Registry, driver: str
 ) -> None:
     reference = registry.push("app", "1", build_image(BASE.build(), MIDDLE.build()))
@@ -76,9 +74,7 @@ async def test_a_restart_keeps_images_and_roots_and_removal_leaves_nothing(
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_the_space_of_images_is_told_of_the_filesystem_that_they_are_on(
-    root: Path, registry: Registry, driver: str
-) -> None:
+async def test_usage_names_the_filesystem_of_the_images(root: Path, registry: Registry, driver: str) -> None:
     layer = LayerBuilder().file("large", os.urandom(3 << 20)).build()
     async with image_manager(root, registry, driver=driver) as manager:
         assert (await manager.usage()).images.used_bytes == 0
@@ -88,7 +84,7 @@ async def test_the_space_of_images_is_told_of_the_filesystem_that_they_are_on(
         assert Path(usage.mountpoint).stat().st_dev == (root / driver).stat().st_dev
 
 
-async def test_what_a_container_may_write_is_limited_by_the_setting(root: Path, registry: Registry) -> None:
+async def test_writable_layer_is_limited_by_the_setting(root: Path, registry: Registry) -> None:
     await program("btrfs", "quota", "enable", str(root))
     reference = registry.push("app", "1", build_image(BASE.build()))
     async with image_manager(root, registry, driver="btrfs", writable_layer_size=16 << 20) as manager:

@@ -86,7 +86,7 @@ def cache(node: NodeProcess) -> Path:
 
 
 def templates(node: NodeProcess) -> list[str]:
-    """All that lies with the templates."""
+    """All files in the directory of templates."""
     return sorted(path.name for path in cache(node).iterdir())
 
 
@@ -95,7 +95,7 @@ def name_of(built: BuiltImage, tag: str = "1") -> str:
 
 
 async def pulls(node: NodeProcess, source: str = "all") -> int:
-    """How many pulls Proxmox has been asked for."""
+    """The number of pull tasks that Proxmox has run."""
     return len(await node.get(f"/nodes/pve/tasks?source={source}&typefilter=ociregistrypull"))
 
 
@@ -106,12 +106,12 @@ async def files(manager: ImageManager, image: Image) -> dict[str, bytes]:
     return found
 
 
-# -- what Proxmox pulls ----------------------------------------------------------------------------------------
+# -- pulls through Proxmox -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("docker", [False, True])
 @pytest.mark.parametrize("compress", [plain, gzipped])
-async def test_an_image_that_proxmox_pulls_is_the_one_that_a_direct_pull_brings(
+async def test_image_pulled_by_proxmox_equals_a_direct_pull(
     manager: ImageManager,
     node: NodeProcess,
     registry: Registry,
@@ -129,7 +129,7 @@ async def test_an_image_that_proxmox_pulls_is_the_one_that_a_direct_pull_brings(
     assert set(await files(manager, image)) == {"bin/sh", "etc/motd"}
 
 
-async def test_of_an_index_proxmox_has_this_machines_image(
+async def test_proxmox_pulls_this_machines_platform_of_an_index(
     manager: ImageManager, node: NodeProcess, registry: Registry
 ) -> None:
     built = app()
@@ -138,7 +138,7 @@ async def test_of_an_index_proxmox_has_this_machines_image(
     assert templates(node) == [name_of(built)]
 
 
-async def test_layers_come_from_a_template_that_another_node_has_made(
+async def test_layers_are_read_from_another_nodes_template(
     manager: ImageManager, node: NodeProcess, registry: Registry
 ) -> None:
     built = app()
@@ -153,7 +153,7 @@ async def test_layers_come_from_a_template_that_another_node_has_made(
     assert (templates(node), await pulls(node)) == ([name_of(built)], 1)
 
 
-async def test_calls_for_one_image_make_one_template(
+async def test_concurrent_pulls_of_one_image_create_one_template(
     manager: ImageManager, node: NodeProcess, registry: Registry
 ) -> None:
     reference = registry.push("app", "1", app())
@@ -161,7 +161,7 @@ async def test_calls_for_one_image_make_one_template(
     assert (first, await pulls(node)) == (second, 1)
 
 
-async def test_a_pull_of_what_is_there_asks_proxmox_nothing(
+async def test_pull_of_a_present_image_makes_no_request_to_proxmox(
     manager: ImageManager, node: NodeProcess, registry: Registry
 ) -> None:
     reference = registry.push("app", "1", app())
@@ -174,7 +174,7 @@ async def test_a_pull_of_what_is_there_asks_proxmox_nothing(
 
 
 @pytest.mark.parametrize("how", ["digest", "credentials", "auth_file"])
-async def test_what_proxmox_cannot_be_asked_for_is_pulled_directly_and_the_log_says_so(
+async def test_image_that_proxmox_cannot_pull_is_pulled_directly_and_logged(
     node: NodeProcess, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     (tmp_path / "protected").mkdir()
@@ -191,10 +191,10 @@ async def test_what_proxmox_cannot_be_asked_for_is_pulled_directly_and_the_log_s
     assert await pulls(node) == 0
 
 
-# -- what becomes of templates ---------------------------------------------------------------------------------
+# -- removal of templates --------------------------------------------------------------------------------------
 
 
-async def test_a_template_goes_with_its_image_and_only_that(
+async def test_only_the_template_of_a_removed_image_is_removed(
     manager: ImageManager, node: NodeProcess, registry: Registry
 ) -> None:
     (cache(node) / "app_1.tar").write_bytes(b"somebody's")
@@ -205,7 +205,7 @@ async def test_a_template_goes_with_its_image_and_only_that(
     assert templates(node) == ["app_1.tar"]
 
 
-async def test_when_a_tag_moves_the_new_image_is_the_template(
+async def test_moved_tag_replaces_the_template(
     manager: ImageManager, node: NodeProcess, registry: Registry
 ) -> None:
     old = await manager.pull(registry.push("app", "1", app()))
@@ -216,7 +216,7 @@ async def test_when_a_tag_moves_the_new_image_is_the_template(
     assert {image.id for image in manager.list()} == {old.id, new.id}
 
 
-async def test_a_template_that_cannot_be_removed_now_is_removed_later(
+async def test_failed_removal_of_a_template_is_retried(
     manager: ImageManager, node: NodeProcess, registry: Registry
 ) -> None:
     reference = registry.push("app", "1", app())
@@ -231,7 +231,7 @@ async def test_a_template_that_cannot_be_removed_now_is_removed_later(
     assert [name for name in templates(node) if name.startswith("app_")] == []
 
 
-async def test_another_image_under_a_templates_name_is_left_alone_and_not_used(
+async def test_foreign_template_of_the_same_name_is_neither_used_nor_removed(
     manager: ImageManager, node: NodeProcess, registry: Registry
 ) -> None:
     wanted, other = app(), app(BASE, OTHER)
@@ -242,9 +242,7 @@ async def test_another_image_under_a_templates_name_is_left_alone_and_not_used(
     assert name_of(wanted) in templates(node)
 
 
-async def test_a_damaged_template_is_not_believed(
-    manager: ImageManager, node: NodeProcess, registry: Registry
-) -> None:
+async def test_damaged_template_is_refused(manager: ImageManager, node: NodeProcess, registry: Registry) -> None:
     built = app()
     reference = registry.push("app", "1", built)
     await manager.pull(reference)
@@ -259,10 +257,10 @@ async def test_a_damaged_template_is_not_believed(
             assert other.list() == ()
 
 
-# -- when Proxmox does not ------------------------------------------------------------------------------------
+# -- failures of Proxmox --------------------------------------------------------------------------------------
 
 
-async def test_an_old_proxmox_is_told_of_with_the_setting(
+async def test_unsupported_proxmox_version_is_reported_with_the_setting(
     manager: ImageManager, node: NodeProcess, registry: Registry
 ) -> None:
     await node.fault({"request": "POST /nodes/pve/storage/.*", "status": 501, "text": "not implemented"})
@@ -270,7 +268,7 @@ async def test_an_old_proxmox_is_told_of_with_the_setting(
         await manager.pull(registry.push("app", "1", app()))
 
 
-async def test_without_proxmox_a_pull_fails_as_unavailable(
+async def test_pull_is_unavailable_while_proxmox_cannot_be_reached(
     manager: ImageManager, node: NodeProcess, registry: Registry
 ) -> None:
     await node.end()
@@ -282,7 +280,7 @@ async def test_without_proxmox_a_pull_fails_as_unavailable(
         await node.begin()
 
 
-async def test_what_proxmoxs_skopeo_says_is_what_the_client_hears(
+async def test_message_of_proxmoxs_skopeo_reaches_the_client(
     manager: ImageManager, node: NodeProcess, registry: Registry, tmp_path: Path
 ) -> None:
     (tmp_path / "registries.conf").write_text("")
@@ -294,7 +292,7 @@ async def test_what_proxmoxs_skopeo_says_is_what_the_client_hears(
 
 
 async def begun_pull(manager: ImageManager, node: NodeProcess, registry: Registry) -> asyncio.Task[Image]:
-    """A pull that waits for Proxmox, which does not go on."""
+    """A pull that waits for a task of Proxmox that does not end."""
     await node.fault({"task": "ociregistrypull", "hold": True})
     pull = asyncio.ensure_future(manager.pull(registry.push("app", "1", app())))
 
@@ -305,7 +303,7 @@ async def begun_pull(manager: ImageManager, node: NodeProcess, registry: Registr
     return pull
 
 
-async def test_a_pull_that_is_given_up_ends_at_proxmox_too(
+async def test_cancelled_pull_stops_the_task_in_proxmox(
     manager: ImageManager, node: NodeProcess, registry: Registry
 ) -> None:
     pull = await begun_pull(manager, node, registry)
@@ -315,7 +313,7 @@ async def test_a_pull_that_is_given_up_ends_at_proxmox_too(
     assert (await pulls(node, "active"), templates(node)) == (0, [])
 
 
-async def test_the_next_daemon_ends_and_removes_what_the_last_one_left(
+async def test_next_daemon_stops_and_removes_leftover_templates(
     node: NodeProcess, registry: Registry, root: Path
 ) -> None:
     async with manager_on(node, root, registry) as first:

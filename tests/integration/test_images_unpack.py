@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers as the helper unpacks them, hostile ones included. Needs root."""
+"""Extracting layers, hostile ones included. Needs root."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def jobs_for(area: Path, *blobs: bytes, max_size: int = 1 << 30, max_entries: in
     return jobs
 
 
-async def do(helper: Unpacker, area: Path, *jobs: Job) -> list[Unpacked]:
-    """All jobs at the same time."""
-    return await all_of(helper.run(job, os.open(area / job.layer, os.O_RDONLY)) for job in jobs)
+async def do(worker: Unpacker, area: Path, *jobs: Job) -> list[Unpacked]:
+    """Run all jobs concurrently."""
+    return await all_of(worker.run(job, os.open(area / job.layer, os.O_RDONLY)) for job in jobs)
 
 
 def tar(file: Path, style: str) -> bytes:
@@ -47,8 +47,8 @@ def tar(file: Path, style: str) -> bytes:
 
 
 async def unpack(area: Path, *blobs: bytes) -> list[Unpacked]:
-    async with unpacker() as helper:
-        return await do(helper, area, *jobs_for(area, *blobs))
+    async with unpacker() as worker:
+        return await do(worker, area, *jobs_for(area, *blobs))
 
 
 async def unpacked(area: Path, layer: LayerBuilder) -> Path:
@@ -56,7 +56,7 @@ async def unpacked(area: Path, layer: LayerBuilder) -> Path:
     return area / "layer0"
 
 
-async def test_owner_mode_and_time_are_the_archives(tmp_path: Path) -> None:
+async def test_owner_mode_and_time_are_applied(tmp_path: Path) -> None:
     builder = LayerBuilder().directory("d", mode=0o1777, mtime=5).file("d/f", "x", mode=0o4711, uid=7, gid=8)
     builder.file("late", mtime=0, pax_headers={"mtime": "1234567890.5"})
     top = await unpacked(tmp_path, builder)
@@ -66,7 +66,7 @@ async def test_owner_mode_and_time_are_the_archives(tmp_path: Path) -> None:
     assert (top / "late").stat().st_mtime_ns == 1_234_567_890_500_000_000
 
 
-async def test_links_devices_and_pipes_are_made(tmp_path: Path) -> None:
+async def test_links_devices_and_fifos_are_created(tmp_path: Path) -> None:
     builder = LayerBuilder().file("f", "x").hardlink("h", "f").symlink("s", "/etc/passwd", uid=3)
     top = await unpacked(tmp_path, builder.device("dev", 1, 3, mode=0o666).fifo("pipe"))
     assert (top / "h").samefile(top / "f")
@@ -75,7 +75,9 @@ async def test_links_devices_and_pipes_are_made(tmp_path: Path) -> None:
     assert stat.S_ISFIFO((top / "pipe").stat().st_mode)
 
 
-async def test_capabilities_and_user_attributes_are_kept_and_overlayfs_own_are_not(tmp_path: Path) -> None:
+async def test_capabilities_and_user_attributes_are_applied_and_overlayfs_attributes_ignored(
+    tmp_path: Path,
+) -> None:
     attributes = {
         "SCHILY.xattr.security.capability": CAPABILITY.decode("utf-8", "surrogateescape"),
         "SCHILY.xattr.user.note": "hello",
@@ -88,7 +90,7 @@ async def test_capabilities_and_user_attributes_are_kept_and_overlayfs_own_are_n
     assert found == {"security.capability": CAPABILITY, "user.note": b"hello"}
 
 
-async def test_whiteouts_become_what_overlayfs_knows(tmp_path: Path) -> None:
+async def test_whiteouts_are_converted_to_overlayfs_form(tmp_path: Path) -> None:
     builder = LayerBuilder().directory("d").file("d/.wh..wh..opq").file("d/new").file("x/.wh.gone")
     top = await unpacked(tmp_path, builder.directory(".wh..wh.plnk"))
     assert os.getxattr(top / "d", "trusted.overlay.opaque") == b"y"
@@ -98,7 +100,7 @@ async def test_whiteouts_become_what_overlayfs_knows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("whiteout_first", [True, False])
-async def test_a_directory_that_replaces_a_removed_one_hides_it(tmp_path: Path, whiteout_first: bool) -> None:
+async def test_directory_beside_its_whiteout_is_opaque(tmp_path: Path, whiteout_first: bool) -> None:
     builder = LayerBuilder()
     if whiteout_first:
         builder.file(".wh.d")
@@ -110,7 +112,7 @@ async def test_a_directory_that_replaces_a_removed_one_hides_it(tmp_path: Path, 
     assert (top / "d/new").exists()
 
 
-async def test_a_later_member_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
+async def test_later_member_replaces_an_earlier_one(tmp_path: Path) -> None:
     builder = LayerBuilder().file("a", "1").file("a", "2").directory("b").file("b/x").symlink("b", "a")
     top = await unpacked(tmp_path, builder.directory("c").file("c/x").directory("c", mode=0o700))
     assert (top / "a").read_text() == (top / "b").read_text() == "2"
@@ -149,7 +151,7 @@ BELOW_LINKS = {
 
 
 @pytest.mark.parametrize("shape", BELOW_LINKS)
-async def test_a_file_below_a_symlink_goes_where_the_link_leads(tmp_path: Path, shape: str) -> None:
+async def test_file_below_a_symlink_is_extracted_to_the_links_target(tmp_path: Path, shape: str) -> None:
     """In merged-/usr images `lib` leads to `usr/lib`, which only a lower layer may have."""
     builder, place = BELOW_LINKS[shape]
     (result,) = await unpack(tmp_path, builder.build())
@@ -157,32 +159,32 @@ async def test_a_file_below_a_symlink_goes_where_the_link_leads(tmp_path: Path, 
     assert ("usr/lib" in result.implicit) == (shape != "target later")
 
 
-async def test_an_opaque_mark_below_a_symlink_hides_what_the_link_leads_to(tmp_path: Path) -> None:
+async def test_opaque_mark_below_a_symlink_hides_the_links_target(tmp_path: Path) -> None:
     top = await unpacked(tmp_path, below_links(("lib", "usr/lib")).file("lib/.wh..wh..opq").file("lib/x"))
     assert os.getxattr(top / "usr/lib", "trusted.overlay.opaque") == b"y"
     assert (top / "usr/lib/x").exists()
 
 
-async def test_a_whiteout_by_another_name_leaves_the_layers_own_file(tmp_path: Path) -> None:
+async def test_whiteout_through_a_symlink_keeps_the_layers_own_file(tmp_path: Path) -> None:
     """`lib/x` and `usr/lib/x` are one file."""
     base = LayerBuilder().directory("usr/lib").file("usr/lib/x", "old").symlink("lib", "usr/lib")
     tree = await stack(tmp_path, base, LayerBuilder().file("lib/x", "new").file("usr/lib/.wh.x"))
     assert (tree / "usr/lib/x").read_text() == "new"
 
 
-async def test_a_directory_left_out_replaces_one_that_was_removed(tmp_path: Path) -> None:
+async def test_left_out_directory_over_its_whiteout_is_opaque(tmp_path: Path) -> None:
     top = await unpacked(tmp_path, LayerBuilder().file(".wh.d").file("d/new"))
     assert (top / "d/new").exists()
     assert os.getxattr(top / "d", "trusted.overlay.opaque") == b"y"
 
 
-async def test_a_symlink_that_leads_to_itself_is_refused(tmp_path: Path) -> None:
+async def test_symlink_loop_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadImage, match=r"Too many levels of symbolic links"):
         await unpacked(tmp_path, below_links(("a", "b"), ("b", "a")).file("a/x"))
 
 
 @pytest.mark.parametrize("style", ["gnu", "posix"])
-async def test_a_sparse_file_keeps_its_holes(tmp_path: Path, style: str) -> None:
+async def test_sparse_file_keeps_its_holes(tmp_path: Path, style: str) -> None:
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(50 << 20)
         file.seek(20 << 20)
@@ -193,13 +195,13 @@ async def test_a_sparse_file_keeps_its_holes(tmp_path: Path, style: str) -> None
     assert found.stat().st_blocks * 512 < 1 << 20
 
 
-async def test_what_a_layer_takes_is_counted(tmp_path: Path) -> None:
+async def test_disk_usage_of_a_layer_is_counted(tmp_path: Path) -> None:
     data = LayerBuilder().directory("d").file("d/f", "x" * 5000).hardlink("h", "d/f").build()
     (result,) = await unpack(tmp_path, data)
     assert result == Unpacked(diff_id=digest_of(data), bytes=4 * 4096, inodes=3, implicit=(".",))
 
 
-async def test_directories_that_the_archive_leaves_out_are_told(tmp_path: Path) -> None:
+async def test_directories_left_out_of_the_archive_are_reported(tmp_path: Path) -> None:
     names = [f"made/up/{number}-{'x' * 100}/f" for number in range(1000)]
     builder = LayerBuilder().directory(".")
     for name in names:
@@ -209,9 +211,7 @@ async def test_directories_that_the_archive_leaves_out_are_told(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("compress", [plain, zstd])
-async def test_layers_are_unpacked_in_the_order_they_are_asked_for(
-    tmp_path: Path, compress: Callable[[bytes], bytes]
-) -> None:
+async def test_results_are_in_the_order_of_the_jobs(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
     layers = [LayerBuilder().file(f"f{number}", os.urandom(1000 * number)).build() for number in range(7)]
     results = await unpack(tmp_path, *map(compress, layers))
     assert [result.diff_id for result in results] == [digest_of(layer) for layer in layers]
@@ -219,15 +219,15 @@ async def test_layers_are_unpacked_in_the_order_they_are_asked_for(
 
 
 @pytest.mark.parametrize("compress", [plain, gzipped, zstd])
-async def test_a_layer_is_unpacked_while_it_comes_in_through_a_pipe(
+async def test_layer_is_extracted_while_it_arrives_through_a_pipe(
     tmp_path: Path, compress: Callable[[bytes], bytes]
 ) -> None:
     archive = LayerBuilder().file("f", os.urandom(300_000)).build()
     (job,) = jobs_for(tmp_path, compress(archive))
     receive, send = os.pipe()
     writing = asyncio.to_thread(write_slowly, send, compress(archive))
-    async with unpacker() as helper:
-        result, _ = await asyncio.gather(helper.run(job, receive), writing)
+    async with unpacker() as worker:
+        result, _ = await asyncio.gather(worker.run(job, receive), writing)
     assert result.diff_id == digest_of(archive)
 
 
@@ -237,11 +237,11 @@ def write_slowly(fd: int, data: bytes) -> None:
             pipe.write(data[start : start + 1000])
 
 
-async def test_a_job_that_is_given_up_works_on_its_directory_no_more(tmp_path: Path) -> None:
+async def test_cancelled_job_no_longer_writes_to_its_directory(tmp_path: Path) -> None:
     (job,) = jobs_for(tmp_path, b"")
     receive, send = os.pipe()
-    async with unpacker() as helper:
-        work = asyncio.ensure_future(helper.run(job, receive))
+    async with unpacker() as worker:
+        work = asyncio.ensure_future(worker.run(job, receive))
         os.write(send, LayerBuilder().file("f", b"x" * 1000).build()[:1024])
         while not (tmp_path / "layer0/f").exists() and not work.done():
             await asyncio.sleep(0)
@@ -250,7 +250,7 @@ async def test_a_job_that_is_given_up_works_on_its_directory_no_more(tmp_path: P
             await work
         with pytest.raises(BrokenPipeError):
             os.write(send, b"x")
-        assert (await do(helper, tmp_path, *jobs_for(tmp_path / "other", LayerBuilder().build()))) != []
+        assert (await do(worker, tmp_path, *jobs_for(tmp_path / "other", LayerBuilder().build()))) != []
     os.close(send)
 
 
@@ -258,16 +258,16 @@ async def test_a_job_that_is_given_up_works_on_its_directory_no_more(tmp_path: P
 
 
 async def stack(area: Path, *layers: LayerBuilder) -> Path:
-    """The directory that all layers have been applied to, one after the other."""
+    """Apply all layers to one directory, in order."""
     top = area / "tree"
     top.mkdir(exist_ok=True)
-    async with unpacker() as helper:
+    async with unpacker() as worker:
         for number, layer in enumerate(layers):
             (area / f"stacked{number}").write_bytes(layer.build())
             job = Job(
                 layer=f"stacked{number}", directory=str(top), max_size=1 << 30, max_entries=1000, stacked=True
             )
-            await do(helper, area, job)
+            await do(worker, area, job)
     return top
 
 
@@ -276,7 +276,7 @@ def names(top: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("last", [True, False])
-async def test_a_whiteout_removes_what_is_below_and_not_what_its_layer_has(tmp_path: Path, last: bool) -> None:
+async def test_whiteout_removes_lower_files_and_not_those_of_its_own_layer(tmp_path: Path, last: bool) -> None:
     base = LayerBuilder().directory("d").file("d/old").directory("d/sub").file("d/sub/old").file("f", "old")
     top = LayerBuilder()
     if not last:
@@ -289,13 +289,13 @@ async def test_a_whiteout_removes_what_is_below_and_not_what_its_layer_has(tmp_p
     assert (tree / "f").read_text() == "new"
 
 
-async def test_an_opaque_directory_loses_what_was_below_at_any_depth(tmp_path: Path) -> None:
+async def test_opaque_directory_removes_lower_files_at_any_depth(tmp_path: Path) -> None:
     base = LayerBuilder().file("d/old").file("d/sub/old").file("d/sub/deep/old").file("other")
     top = LayerBuilder().file("d/sub/new").file("d/.wh..wh..opq")
     assert names(await stack(tmp_path, base, top)) == ["d", "d/sub", "d/sub/new", "other"]
 
 
-async def test_a_directory_that_is_named_again_has_its_new_attributes_only(tmp_path: Path) -> None:
+async def test_repeated_directory_has_the_attributes_of_the_upper_layer_only(tmp_path: Path) -> None:
     base = LayerBuilder().directory("d", pax_headers={"SCHILY.xattr.user.old": "1"}, uid=5).file("d/f")
     top = LayerBuilder().directory("d", mode=0o700, pax_headers={"SCHILY.xattr.user.new": "2"})
     tree = await stack(tmp_path, base, top)
@@ -304,16 +304,14 @@ async def test_a_directory_that_is_named_again_has_its_new_attributes_only(tmp_p
     assert (tree / "d/f").exists()
 
 
-async def test_what_replaces_a_file_leaves_other_links_to_it_alone(tmp_path: Path) -> None:
+async def test_replacing_a_file_keeps_its_other_hard_links(tmp_path: Path) -> None:
     base = LayerBuilder().file("a", "old").hardlink("b", "a")
     tree = await stack(tmp_path, base, LayerBuilder().file("a", "new").hardlink("c", "b"))
     assert [(tree / name).read_text() for name in "abc"] == ["new", "old", "old"]
 
 
 @pytest.mark.parametrize("target", ["/", "..", "../../..", "{outside}"])
-async def test_links_of_an_earlier_layer_do_not_lead_a_later_one_out(
-    tmp_path: Path, outside: Path, target: str
-) -> None:
+async def test_symlinks_of_a_lower_layer_do_not_lead_outside(tmp_path: Path, outside: Path, target: str) -> None:
     link = target.format(outside=outside.parent)
     base = LayerBuilder().directory(str(outside.parent).lstrip("/")).symlink("link", link)
     top = LayerBuilder().file("link/outside", "evil").file("link/.wh.stacked0").file("link/.wh..wh..opq")
@@ -322,9 +320,7 @@ async def test_links_of_an_earlier_layer_do_not_lead_a_later_one_out(
     assert (tmp_path / "stacked0").stat().st_size > 0
 
 
-async def test_a_whiteout_of_what_lies_behind_a_link_removes_nothing_outside(
-    tmp_path: Path, outside: Path
-) -> None:
+async def test_whiteout_through_a_symlink_removes_nothing_outside(tmp_path: Path, outside: Path) -> None:
     base = LayerBuilder().symlink("link", str(outside)).symlink("up", "..")
     tree = await stack(tmp_path, base, LayerBuilder().file(".wh.link").file("up/.wh.outside"))
     assert outside.read_text() == "untouched"
@@ -336,27 +332,27 @@ async def test_a_whiteout_of_what_lies_behind_a_link_removes_nothing_outside(
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A file beside the layer that must stay as it is."""
+    """A file beside the layer, which must not change."""
     path = tmp_path / "outside"
     path.write_text("untouched")
     return path
 
 
 @pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/../../outside"])
-async def test_dots_do_not_lead_out(tmp_path: Path, outside: Path, name: str) -> None:
+async def test_dotdot_does_not_lead_outside(tmp_path: Path, outside: Path, name: str) -> None:
     top = await unpacked(tmp_path, LayerBuilder().file(name, "evil"))
     assert outside.read_text() == "untouched"
     assert (top / "outside").read_text() == "evil"
 
 
-async def test_an_absolute_name_lies_below_the_layer(tmp_path: Path, outside: Path) -> None:
+async def test_absolute_name_is_extracted_inside_the_layer(tmp_path: Path, outside: Path) -> None:
     top = await unpacked(tmp_path, LayerBuilder().file(str(outside), "evil"))
     assert outside.read_text() == "untouched"
     assert (top / str(outside).lstrip("/")).read_text() == "evil"
 
 
 @pytest.mark.parametrize("target", ["..", "../..", "/", "{outside}"])
-async def test_symlinks_do_not_lead_out(tmp_path: Path, outside: Path, target: str) -> None:
+async def test_symlinks_do_not_lead_outside(tmp_path: Path, outside: Path, target: str) -> None:
     link = target.format(outside=outside.parent)
     builder = LayerBuilder().directory(str(outside.parent).lstrip("/"))
     await unpacked(tmp_path, builder.symlink("link", link).file("link/outside", "evil").file("link/.wh.blob0"))
@@ -364,37 +360,37 @@ async def test_symlinks_do_not_lead_out(tmp_path: Path, outside: Path, target: s
     assert stat.S_ISREG((tmp_path / "blob0").stat().st_mode)
 
 
-async def test_a_file_over_a_symlink_replaces_the_link(tmp_path: Path, outside: Path) -> None:
+async def test_file_replaces_a_symlink_of_its_name(tmp_path: Path, outside: Path) -> None:
     top = await unpacked(tmp_path, LayerBuilder().symlink("link", str(outside)).file("link", "evil"))
     assert outside.read_text() == "untouched"
     assert not (top / "link").is_symlink()
 
 
 @pytest.mark.parametrize("target", ["../outside", "/etc/passwd", "missing"])
-async def test_hard_links_do_not_lead_out(tmp_path: Path, outside: Path, target: str) -> None:
+async def test_hard_links_do_not_lead_outside(tmp_path: Path, outside: Path, target: str) -> None:
     with pytest.raises(BadImage, match="No such file"):
         await unpacked(tmp_path, LayerBuilder().hardlink("link", target))
     assert outside.stat().st_nlink == 1
 
 
-async def test_too_many_entries_are_refused_by_the_settings_name(tmp_path: Path) -> None:
+async def test_too_many_entries_are_refused_with_the_setting(tmp_path: Path) -> None:
     builder = LayerBuilder()
     for number in range(11):
         builder.file(f"f{number}")
-    async with unpacker() as helper:
+    async with unpacker() as worker:
         with pytest.raises(BadImage, match=r"more than 10 entries \(images\.max_layer_entries\)"):
-            await do(helper, tmp_path, *jobs_for(tmp_path, builder.build(), max_entries=10))
+            await do(worker, tmp_path, *jobs_for(tmp_path, builder.build(), max_entries=10))
 
 
-async def test_a_compression_bomb_is_refused_before_it_fills_the_disk(tmp_path: Path) -> None:
+async def test_compression_bomb_is_refused_before_it_fills_the_disk(tmp_path: Path) -> None:
     bomb = zstd(LayerBuilder().file("f", b"\0" * (64 << 20)).build())
-    async with unpacker() as helper:
+    async with unpacker() as worker:
         with pytest.raises(BadImage, match=r"images\.max_layer_size"):
-            await do(helper, tmp_path, *jobs_for(tmp_path, bomb, max_size=1 << 20))
+            await do(worker, tmp_path, *jobs_for(tmp_path, bomb, max_size=1 << 20))
     assert not (tmp_path / "layer0/f").exists()
 
 
-async def test_a_sparse_file_larger_than_allowed_is_refused(tmp_path: Path) -> None:
+async def test_sparse_file_larger_than_the_limit_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(BadImage, match=r"images\.max_layer_size"):
@@ -404,8 +400,8 @@ async def test_a_sparse_file_larger_than_allowed_is_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("builder", "problem"),
     [
-        (LayerBuilder().file("f/.wh."), "names nothing"),
-        (LayerBuilder().file("f/.wh..."), "names nothing"),
+        (LayerBuilder().file("f/.wh."), "has no name"),
+        (LayerBuilder().file("f/.wh..."), "has no name"),
         (LayerBuilder().file("."), "root is not a directory"),
         (LayerBuilder().add("f", b"Z"), "unknown type"),
         (LayerBuilder().file("f").file("f/below"), "Not a directory"),
@@ -413,30 +409,30 @@ async def test_a_sparse_file_larger_than_allowed_is_refused(tmp_path: Path) -> N
         (LayerBuilder().file("f", pax_headers={"uid": "-2"}), "owner"),
     ],
 )
-async def test_what_makes_no_sense_is_refused(tmp_path: Path, builder: LayerBuilder, problem: str) -> None:
+async def test_invalid_member_is_refused(tmp_path: Path, builder: LayerBuilder, problem: str) -> None:
     with pytest.raises(BadImage, match=problem):
         await unpacked(tmp_path, builder)
 
 
-async def test_a_million_tiny_entries_are_refused_where_the_limit_is(tmp_path: Path) -> None:
-    """Compressed they are a few kilobytes; what is refused is not unpacked to its end."""
+async def test_extraction_stops_at_the_limit_of_entries(tmp_path: Path) -> None:
+    """A few kilobytes compressed; extraction stops at the limit."""
     entry = tarfile.TarInfo("f").tobuf(tarfile.USTAR_FORMAT)
     bomb = zstd(entry * 1_000_000)
     assert len(bomb) < 1 << 20
-    async with unpacker() as helper:
+    async with unpacker() as worker:
         with pytest.raises(BadImage, match=r"more than 10000 entries"):
-            await do(helper, tmp_path, *jobs_for(tmp_path, bomb))
+            await do(worker, tmp_path, *jobs_for(tmp_path, bomb))
 
 
-async def test_a_gzip_bomb_is_refused_before_it_fills_the_disk(tmp_path: Path) -> None:
+async def test_gzip_bomb_is_refused_before_it_fills_the_disk(tmp_path: Path) -> None:
     bomb = gzipped(LayerBuilder().file("f", b"\0" * (64 << 20)).build())
-    async with unpacker() as helper:
+    async with unpacker() as worker:
         with pytest.raises(BadImage, match=r"images\.max_layer_size"):
-            await do(helper, tmp_path, *jobs_for(tmp_path, bomb, max_size=1 << 20))
+            await do(worker, tmp_path, *jobs_for(tmp_path, bomb, max_size=1 << 20))
 
 
 @pytest.mark.parametrize("size", [-1, 1 << 62])
-async def test_a_size_that_cannot_be_is_refused(tmp_path: Path, size: int) -> None:
+async def test_invalid_size_is_refused(tmp_path: Path, size: int) -> None:
     builder = LayerBuilder().file("f", "x", pax_headers={"size": str(size)})
     with pytest.raises(BadImage, match="layer blob0 cannot be unpacked"):
         await unpacked(tmp_path, builder)
@@ -450,6 +446,6 @@ async def test_thousands_of_nested_headers_are_refused(tmp_path: Path) -> None:
         await unpack(tmp_path, block * 5000)
 
 
-async def test_the_first_bad_layer_is_named(tmp_path: Path) -> None:
+async def test_error_names_the_bad_layer(tmp_path: Path) -> None:
     with pytest.raises(BadImage, match="layer blob1 cannot be unpacked: not a tar archive"):
         await unpack(tmp_path, LayerBuilder().file("f").build(), b"x" * 5000)

@@ -168,6 +168,28 @@ async def test_a_plugin_that_hangs_is_killed_with_its_children(config: NetworkCo
     assert await has_ended(int((config.bin_dirs[0] / "hanging.pid").read_text()))
 
 
+async def test_child_of_a_plugin_that_keeps_stdout_in_its_own_session_is_killed_on_timeout(
+    config: NetworkConfig, netns: Path
+) -> None:
+    install(config, leaving="#!/bin/sh\n[ $CNI_COMMAND = ADD ] || exit 0\nsetsid sleep 1000 & echo $! > $0.pid\n")
+    manager = NetworkManager(msgspec.structs.replace(config, plugin_timeout=1.0))
+    await manager.start()
+
+    with pytest.raises(PluginError, match=r"killed after 1 s \(network\.plugin_timeout\)"):
+        await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
+
+    assert await has_ended(int((config.bin_dirs[0] / "leaving.pid").read_text()))
+
+
+async def test_plugin_that_writes_gigabytes_is_killed(
+    manager: NetworkManager, config: NetworkConfig, netns: Path
+) -> None:
+    install(config, endless="#!/bin/sh\n[ $CNI_COMMAND = ADD ] || exit 0\nexec head -c 3G /dev/zero\n")
+
+    with pytest.raises(PluginError, match=r"endless .*: ADD: .* more than 4194304 bytes"):
+        await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
+
+
 async def test_a_cancelled_attach_is_undone(manager: NetworkManager, config: NetworkConfig, netns: Path) -> None:
     install(config, first=ANSWERS, hanging=HANGS)
     os.mkfifo(config.bin_dirs[0] / "hanging.on")

@@ -18,7 +18,7 @@ PACKAGE = Path(pvecri.__file__).parent
 EMBEDDED = Path(pvecri_embedded.__file__).parent
 GENERATED = (PACKAGE / "cri/proto", PACKAGE / "nri/proto")
 
-GROUND = {"model", "config", "errors", "concurrency", "backoff", "supervision", "metrics", "tls"}
+GROUND = {"model", "config", "errors", "concurrency", "backoff", "database", "supervision", "metrics", "tls"}
 THIN = GROUND | {"linux"}
 PARTS = THIN | {"streaming", "oci", "images", "network", "proxmox"}
 
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "errors": set(),
     "concurrency": set(),
     "backoff": set(),
+    "database": {"errors"},
     "supervision": {"backoff", "errors", "metrics"},
     "model": set(),
     "config": {"errors"},
@@ -70,7 +71,6 @@ MAKES_TASKS = {
     "supervision": "is the supervisor",
     "images.registry.proxy": "the request that makes it awaits it",
     "images.unpacking.client": "catches all itself, and every job under way gets an answer",
-    "network.plugins": "the run of the plugin awaits it",
     "oci.exec_io": "leaving the context awaits it",
     "oci.kill": "the kill awaits it",
     "oci.sessions": "the session awaits it",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The images in memory, by every name a client may give them. Without I/O."""
+"""The images in memory, found by ID, tag or digest. Without I/O."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pvecri.images.reference import Reference
 from pvecri.images.store import ImageRecord
 from pvecri.model import Image, ImageId
 
-SHORTEST_PREFIX: Final = 10
-"""Clients show 12 or 13 digits of an image id; fewer than this many are taken for a name only."""
+MIN_PREFIX: Final = 10
+"""Digits of an ID's prefix: crictl and docker show 12 or 13, and shorter ones may be a repository's name."""
 
 _HEX = re.compile(r"(?:sha256:)?([0-9a-f]+)")
 
 
 class Catalog:
-    """The images that are in the store. `pinned` are the references whose images are never garbage."""
+    """The images of the store. `pinned` are the references whose images the kubelet must not collect."""
 
     def __init__(self, records: Iterable[ImageRecord], pinned: Iterable[str]) -> None:
         self._pinned = frozenset(str(references.parse(reference)) for reference in pinned)
@@ -43,19 +43,19 @@ class Catalog:
         self._records.pop(image, None)
 
     def with_reference(self, reference: Reference) -> ImageRecord | None:
-        """The image that has exactly this tag or digest reference."""
+        """The image with exactly this tag or digest."""
         name = str(reference)
         return self._first(lambda image: name in image.tags or name in image.digests)
 
     def with_manifest(self, digest: str) -> ImageRecord | None:
-        """The image whose manifest, or one of whose indexes, has this digest, in whatever repository."""
+        """The image with a manifest or index of this digest, in any repository."""
         known = (record for record in self._records.values() if digest in record.manifests)
         return next(known, None) or self._first(
             lambda image: any(each.endswith(f"@{digest}") for each in image.digests)
         )
 
     def find(self, text: str) -> ImageRecord | None:
-        """By id, by reference, by a unique beginning of the id, in this order; None too for nonsense."""
+        """By ID, reference or unique prefix of the ID, in this order; None also if `text` is none of them."""
         match = _HEX.fullmatch(text)
         if match and (record := self._records.get(ImageId(f"sha256:{match[1]}"))):
             return record
@@ -63,22 +63,22 @@ class Catalog:
             found = self.with_reference(references.parse(text))
         except InvalidArgument:
             found = None
-        if found or not match or len(match[1]) < SHORTEST_PREFIX:
+        if found or not match or len(match[1]) < MIN_PREFIX:
             return found
         candidates = [each for key, each in self._records.items() if key.startswith(f"sha256:{match[1]}")]
         return candidates[0] if len(candidates) == 1 else None
 
     def naming(self, record: ImageRecord, reference: Reference, digest: str) -> list[ImageRecord]:
-        """The records to store when `reference`, whose content has `digest`, now names `record`'s image.
+        """The changed records after `reference`, which resolved to `digest`, was given to `record`'s image.
 
-        A tag moves: the image that had it keeps its digests.
+        A tag moves: the image that had it loses it, and keeps its digests.
         """
         changed = []
         image = record.image
         known = self._records.get(image.id)
         tags = dict.fromkeys(known.image.tags if known else ())
         digests = dict.fromkeys(known.image.digests if known else ())
-        digests[str(reference.at(digest))] = None
+        digests[str(reference.at(digest))] = None  # a dict as an ordered set
         if reference.tag:
             tags[str(reference)] = None
             before = self.with_reference(reference)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directory of image configs, each byte by byte as it came, by its digest: `sha256/<hex>`."""
+"""The directory of image configs, byte by byte as the registry has them, by digest: `sha256/<hex>`."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pvecri.images.manifest import MAX_DOCUMENT, BadImage, digest_of
 
 
 class Configs:
-    """The configs below `root`. All methods block, for no longer than a small file takes."""
+    """The configs below `root`. All methods block, for one small file."""
 
     def __init__(self, root: Path) -> None:
         self._directory = root / "sha256"
 
     def setup(self) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._directory.parent.chmod(0o700)
+        self._directory.parent.chmod(0o700)  # an image's environment may have secrets
 
     def has(self, digest: str) -> bool:
         return self._path(digest).exists()
 
     def read(self, digest: str) -> bytes:
-        """BadImage when it is missing, or is not what its digest says."""
+        """BadImage if it is missing or has another digest."""
         try:
             with self._path(digest).open("rb") as file:
                 data = file.read(MAX_DOCUMENT + 1)
@@ -34,11 +34,10 @@ class Configs:
         return data
 
     def add(self, data: bytes) -> None:
-        """Keep a config under its digest."""
         self._path(digest_of(data)).write_bytes(data)
 
     def sweep(self, keep: Set[str]) -> None:
-        """Delete all but these."""
+        """Delete all others."""
         for path in list(self._directory.iterdir()):
             if f"sha256:{path.name}" not in keep:
                 path.unlink()

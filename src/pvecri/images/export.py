@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image as an OCI archive (image-spec, image-layout.md), to be carried to another machine.
+"""Writing an image to an OCI archive (image-spec, image-layout.md).
 
-The archives that an image came in are not kept, so its files are packed anew, in one layer. What the image says of
-how to run it stays as it was; its id, the digest of its config, does not.
+The compressed layers of a pull are not kept, so the image's files are packed again, into one layer. The config
+stays the same but for diff IDs and history; so the image's ID, the config's digest, changes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import subprocess
 import tarfile
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, Final
 
 from pvecri.errors import CommandError
@@ -25,9 +25,9 @@ _CHUNK: Final = 1 << 20
 
 
 def write_archive(root: Path, config: bytes, name: str, target: Path) -> None:
-    """Pack the files below `root`, with the image config `config`, as the OCI archive `target`.
+    """Write the OCI archive `target` of the files below `root` and the image config `config`. Blocks.
 
-    `name` is what the archive calls the image. FileExistsError when there is a file already. Blocks.
+    `name` is the image's reference in the archive. FileExistsError if `target` exists.
     """
     with target.open("xb") as archive, TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
         blobs = Path(scratch, "blobs/sha256")
@@ -35,7 +35,7 @@ def write_archive(root: Path, config: bytes, name: str, target: Path) -> None:
         diff_id, layer = _pack(root, blobs)
         document = json.loads(config)
         document["rootfs"] = {"type": "layers", "diff_ids": [diff_id]}
-        document.pop("history", None)
+        document.pop("history", None)  # it has an entry for each of the former layers
         manifest = {
             "schemaVersion": 2,
             "mediaType": _MANIFEST,
@@ -52,21 +52,23 @@ def write_archive(root: Path, config: bytes, name: str, target: Path) -> None:
 
 
 def _pack(root: Path, blobs: Path) -> tuple[str, dict[str, Any]]:
-    """By tar(1), which keeps links, holes and attributes; the layer's diff id and its descriptor."""
+    """Pack the files into a layer; its diff ID and its descriptor."""
+    # tar(1), for tarfile writes no holes and no extended attributes.
     options = ["--format=posix", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--sparse", "--sort=name"]
+    # Access times would make each export a different layer.
     command = ["tar", "--create", *options, "--pax-option=delete=atime,delete=ctime", "-C", str(root), "."]
     content = hashlib.sha256()
     part = blobs / "layer.part"
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as tar:
+    # A file for stderr: a pipe that is read after stdout would stop a tar that complains of many files.
+    with TemporaryFile() as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as tar:
         assert tar.stdout is not None
-        assert tar.stderr is not None
-        with gzip.GzipFile(part, "wb", mtime=0) as packed:
+        with gzip.GzipFile(part, "wb", mtime=0) as packed:  # a time would change the digest
             while chunk := tar.stdout.read(_CHUNK):
                 content.update(chunk)
                 packed.write(chunk)
-        problem = tar.stderr.read().decode(errors="replace")
-    if tar.returncode != 0:
-        raise CommandError("tar", tar.returncode, problem)
+        if tar.wait() != 0:
+            errors.seek(0)
+            raise CommandError("tar", tar.returncode, errors.read(_CHUNK).decode(errors="replace"))
     with part.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     size = part.stat().st_size

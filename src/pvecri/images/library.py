@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Image Manager keeps: images, layers and root filesystems, in memory, in the store and on the storage.
+"""The images, layers and root filesystems of a node, in memory, in the store and on the storage.
 
-What nothing refers to any longer is swept: layers that no image and no root filesystem has, and configs that no
-image has. No pull is under way then, for it could be about to refer to them.
+Layers that no image and no root filesystem uses, and configs without an image, are removed by a sweep. It does not
+run during a pull, which relies on layers that nothing else may use.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Library:
-    """Open on a `store`, a `driver` and `configs`. For one event loop."""
+    """The library of a `store`, a `driver` and `configs`. For one event loop."""
 
     def __init__(self, store: Store, driver: RootfsDriver, configs: Configs, pinned: Iterable[str]) -> None:
         self.driver = driver
@@ -46,12 +46,13 @@ class Library:
         self._pinned = tuple(pinned)
         self.catalog = Catalog((), self._pinned)
 
-    # -- opening and closing -----------------------------------------------------------------------------------
+    # -- opening ----------------------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Read the store and make it and the storage agree: what only one of the two has is dropped. Blocks."""
+        """Read the store; remove what only the store or only the storage has. Blocks."""
         on_storage = self.driver.layers()
         layers = {each.key: each for each in self.store.layers()}
+        # A layer of another boot was never synced: a power cut may have left it with empty files (decision 0014).
         self.layers = {
             key: each for key, each in layers.items() if key in on_storage and each.boot in {"", self.boot}
         }
@@ -62,12 +63,9 @@ class Library:
         self._sweep(live)
         self._keep(live)
 
-    def close(self) -> None:
-        self.store.close()
-
     def _load_images(self) -> None:
-        """An image whose layers are gone is gone; the client pulls it again."""
         records = self.store.images()
+        # The kubelet pulls the others again.
         whole = [each for each in records if self.layers.keys() >= set(self.stack(each))]
         whole = [each for each in whole if self.configs.has(each.image.id)]
         self.store.delete_images({each.image.id for each in records} - {each.image.id for each in whole})
@@ -89,11 +87,11 @@ class Library:
         return tuple(self.driver.layer_key(diff_ids[: number + 1]) for number in range(len(diff_ids)))
 
     def stack(self, record: ImageRecord) -> tuple[LayerKey, ...]:
-        """The layers of which the image's root filesystems are made, lowest first."""
+        """The layers of the image's root filesystems, lowest first, with the parents layer."""
         return (*self.keys(record.layers), *((record.parents,) if record.parents else ()))
 
     async def add(self, images: Iterable[ImageRecord], layers: Iterable[LayerRecord] = ()) -> None:
-        """Store new and changed records; all of them or none, also when the caller is cancelled."""
+        """Insert or replace records in one transaction, which a cancellation does not interrupt."""
         await finish(self._add(tuple(images), tuple(layers)))
 
     async def _add(self, images: tuple[ImageRecord, ...], layers: tuple[LayerRecord, ...]) -> None:
@@ -103,19 +101,19 @@ class Library:
             self.catalog.put(record)
 
     async def remove(self, image: ImageId) -> None:
-        """Forget the image at once. Its layers go with the next sweep."""
-        self.catalog.drop(image)
+        """Remove the image. Its layers are removed by the next sweep."""
+        self.catalog.drop(image)  # first, so that no container starts from it
         await finish(asyncio.to_thread(self.store.delete_images, (image,)))
 
-    async def settle(self) -> None:
-        """Put layers on the disk, and note that they are there."""
+    async def sync(self) -> None:
+        """Sync new layers to the disk, and record that they are trusted after the next boot, too."""
         fresh = [layer.key for layer in self.layers.values() if layer.boot]
         if not fresh:
             return
         await asyncio.to_thread(self.driver.sync)
-        async with self._gate:  # a sweep could take away what is noted here
-            settled = [replace(self.layers[key], boot="") for key in fresh if key in self.layers]
-            await self.add((), settled)
+        async with self._gate:  # else a sweep could remove a layer between the check and its record
+            synced = [replace(self.layers[key], boot="") for key in fresh if key in self.layers]
+            await self.add((), synced)
 
     # -- root filesystems --------------------------------------------------------------------------------------
 
@@ -139,7 +137,7 @@ class Library:
 
     @asynccontextmanager
     async def pulling(self) -> AsyncIterator[None]:
-        """While it lasts nothing is swept."""
+        """A context in which nothing is swept."""
         async with self._gate:
             self._pulls += 1
         try:
@@ -148,7 +146,7 @@ class Library:
             self._pulls -= 1
 
     async def sweep(self) -> None:
-        """Remove what nothing refers to, unless a pull is under way: its end sweeps."""
+        """Remove unused layers and configs, unless a pull is running, for the end of each pull sweeps, too."""
         async with self._gate:
             if self._pulls == 0:
                 live = self._live_layers()
@@ -164,7 +162,7 @@ class Library:
 
     def _sweep(self, live: set[LayerKey]) -> None:
         dead = self.driver.layers() - live
-        self.store.delete_layers(dead)
+        self.store.delete_layers(dead)  # records first: a layer without one is removed at the next start
         for key in dead:
             self.driver.remove_layer(key)
         self.configs.sweep(set(self.catalog.records))

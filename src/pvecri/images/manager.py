@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Image Manager: what the rest of pvecri asks about images and containers' root filesystems.
+"""The Image Manager: images and containers' root filesystems, for the rest of pvecri.
 
 <images.root>/images.db      the store
               blobs/         configs
-              tmp/           pulls under way
-              <driver>/      layers and root filesystems, as the rootfs driver keeps them
+              tmp/           temporary files of pulls
+              <driver>/      the rootfs driver's layers and root filesystems
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Final
 from pvecri import metrics
 from pvecri.concurrency import SharedTasks, finish
 from pvecri.config import Config
-from pvecri.errors import AlreadyExists, DeadlineExceeded, NotFound
+from pvecri.errors import AlreadyExists, NotFound
 from pvecri.images import reference as references
 from pvecri.images.check import Finding, findings
 from pvecri.images.check import repair as repaired
@@ -29,7 +29,7 @@ from pvecri.images.configs import Configs
 from pvecri.images.drivers import make_driver
 from pvecri.images.drivers.base import Owner
 from pvecri.images.library import Library
-from pvecri.images.pull.progress import Progress, Transfer
+from pvecri.images.pull.progress import Progress, StallTimeout, Transfer, time_limits
 from pvecri.images.pull.puller import Puller
 from pvecri.images.reference import Reference
 from pvecri.images.registry.templates import TemplateStorage
@@ -44,38 +44,17 @@ PARALLEL_PULLS: Final = 3
 
 
 class StoreUsage(Value, frozen=True):
-    """What images take, and what containers wrote."""
+    """The disk usage of images, and of containers' writable layers."""
 
     images: FilesystemUsage
     containers: FilesystemUsage
 
 
-class _Patience:
-    """Puts off the end of `silence`, a timeout, by `pause` seconds whenever something happens; 0 is no limit."""
-
-    def __init__(self, silence: asyncio.Timeout, pause: float) -> None:
-        self._silence = silence
-        self._pause = pause
-
-    def renew(self) -> None:
-        """Something has happened."""
-        if self._pause and not self._silence.expired():
-            self._silence.reschedule(asyncio.get_running_loop().time() + self._pause)
-
-    @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """While the context lasts nothing needs to happen."""
-        if not self._silence.expired():
-            self._silence.reschedule(None)
-        yield
-        self.renew()
-
-
 class ImageManager:
-    """Images and root filesystems below `config.images_root`. One object a root, in one event loop."""
+    """Images and root filesystems below `config.images_root`. One object for each root, in one event loop."""
 
     def __init__(self, config: Config, templates: TemplateStorage | None = None) -> None:
-        """`templates` is where Proxmox pulls images to, when it is to."""
+        """`templates` is the storage that Proxmox pulls images to, if images.template_storage is set."""
         self._templates = templates
         self._config = config.images
         self._root = config.images_root
@@ -85,53 +64,54 @@ class ImageManager:
         self._transferred = Progress()
         self._slots = asyncio.Semaphore(PARALLEL_PULLS)
         self._supervisor = Supervisor()
-        self._chores = asyncio.Lock()
+        self._tidying = asyncio.Lock()
         self._library: Library
         self._puller: Puller
 
     async def start(self) -> None:
-        """Open the store and remove what a crash left half made. Root filesystems that are mounted stay so.
+        """Open the store and remove what a crash left half-made. Mounted root filesystems stay mounted.
 
-        Raises FailedPrecondition when the storage is not fit for the driver, OSError when it cannot be written.
+        Raises FailedPrecondition if the storage does not support the driver, InternalError if a newer pvecri wrote
+        the store, OSError if it cannot be written.
         """
         self._library = await asyncio.to_thread(self._open)
         self._puller = Puller(self._config, self._library, self._root / "tmp", self._templates)
         self._tidy_soon()
 
     async def close(self) -> None:
-        """End pulls and chores and close the store. Containers' root filesystems stay mounted."""
+        """End pulls and background work and close the store. Root filesystems stay mounted."""
         await self._pulls.close()
         await self._puller.close()
         await self._supervisor.close()
-        await asyncio.to_thread(self._library.close)
+        await asyncio.to_thread(self._library.store.close)
 
     async def idle(self) -> None:
-        """Return when what has been removed is gone and what has been added is on the disk."""
+        """Return when the background work is done: what was removed is deleted, what was added is synced."""
         while self._supervisor.tasks:
             await asyncio.wait(self._supervisor.tasks)
 
     # -- images ------------------------------------------------------------------------------------------------
 
     async def pull(self, reference: str, auth: RegistryAuth | None = None) -> Image:
-        """Fetch an image, or see that it is here already (CRI PullImage). Idempotent.
+        """Fetch an image, if the store does not have it (CRI PullImage). Idempotent.
 
-        Calls for one image with the same credentials share one download, which ends with the last of them. Raises
-        InvalidArgument for what is no reference, NotFound, PermissionDenied or Unavailable with the registry's
-        words, DeadlineExceeded after images.pull_timeout, and BadImage for content that is not what it should be.
+        Calls for one image with the same credentials share one pull, cancelled when the last of them is. Raises
+        InvalidArgument if it is not a reference, NotFound, PermissionDenied or Unavailable with the registry's
+        message, DeadlineExceeded after images.pull_timeout, and BadImage.
         """
         parsed = references.parse(reference)
         image = await self._pulls.run((parsed, auth), lambda: self._pull(parsed, auth))
         return self.get(image)
 
     async def load(self, name: str, reference: str) -> Image:
-        """Take in an image that lies somewhere else than in a registry, as `reference`.
+        """Add an image that is in no registry to the store as `reference`.
 
-        `name` is skopeo's for it, with the transport, such as `oci-archive:FILE`. Raises what `pull` raises.
+        `name` is skopeo's, with the transport, such as `oci-archive:FILE`. Raises what `pull` raises.
         """
         parsed = references.parse(reference)
         async with self._slots:
             with self._transferring(Transfer()) as transfer:
-                image = await self._puller.load(name, parsed, transfer)
+                image = await self._puller.pull(name, parsed, None, transfer)
         self._tidy_soon()
         return self.get(image)
 
@@ -141,10 +121,7 @@ class ImageManager:
         return sum((transfer.progress for transfer in self._transfers), self._transferred)
 
     async def check(self, *, repair: bool) -> AsyncIterator[tuple[Finding, bool]]:
-        """What is wrong with the images, and whether it was repaired: by removing images that cannot be used.
-
-        Reads everything there is.
-        """
+        """Damaged images, each with whether it was repaired: by removing it. Reads all layers."""
         found = await asyncio.to_thread(lambda: list(findings(self._library)))
         for each in found:
             yield each, repair and await repaired(self._library, each)
@@ -152,36 +129,35 @@ class ImageManager:
             self._tidy_soon()
 
     def list(self) -> tuple[Image, ...]:
-        """All images."""
         return tuple(record.image for record in self._library.catalog.records.values())
 
     def find(self, reference: str) -> Image | None:
-        """The image that `reference` means: an id or a unique beginning of one, a tag, a digest reference."""
+        """The image with this ID or unique prefix of an ID, tag, or digest reference."""
         record = self._library.catalog.find(reference)
         return record.image if record else None
 
     def get(self, image: ImageId) -> Image:
-        """The image with this id; NotFound when there is none."""
+        """The image with this ID; NotFound if there is none."""
         record = self._library.catalog.records.get(image)
         if record is None:
             raise NotFound(f"image {image} is not in the store")
         return record.image
 
     def file_owners(self, image: ImageId) -> set[int]:
-        """The owners and groups above 65535 of the image's files; NotFound without the image."""
+        """The files' owners and groups above 65535, for pods that map fewer IDs. NotFound without the image."""
         self.get(image)
         keys = self._library.keys(self._library.catalog.records[image].layers)
         records = (self._library.layers.get(key) for key in keys)
         return {each for record in records if record is not None for each in record.high_ids}
 
     def raw_config(self, image: ImageId) -> bytes:
-        """The image's config file as it came; NotFound without the image."""
+        """The image's config, byte by byte; NotFound without the image."""
         return self._library.configs.read(self.get(image).id)
 
     async def remove(self, reference: str) -> None:
-        """Remove the image that `reference` means, with all its names (CRI RemoveImage). Idempotent.
+        """Remove an image, given as to `find`, with all its names (CRI RemoveImage). Idempotent.
 
-        Containers that were made of it keep running; layers go when nothing uses them any longer.
+        Its containers keep running; a layer is removed once neither an image nor a container uses it.
         """
         record = self._library.catalog.find(reference)
         if record is not None:
@@ -190,10 +166,10 @@ class ImageManager:
             self._tidy_soon()
 
     async def usage(self) -> StoreUsage:
-        """What the store takes (CRI ImageFsInfo): sums kept for images, a count of what containers wrote."""
+        """The disk usage of the store (CRI ImageFsInfo): recorded for images, counted for writable layers."""
         layers = self._library.layers.values()
         size = sum(layer.bytes for layer in layers)
-        inodes = sum(layer.inodes for layer in layers) + len(self._library.catalog.records)
+        inodes = sum(layer.inodes for layer in layers) + len(self._library.catalog.records)  # a config each
         written = await asyncio.to_thread(self._written, tuple(self._library.rootfs))
         return StoreUsage(images=self._usage(Usage(size, inodes)), containers=self._usage(written))
 
@@ -204,10 +180,10 @@ class ImageManager:
     ) -> Path:
         """Make and mount a container's root filesystem and return its path.
 
-        With `userns`, the path of a user namespace such as /proc/PID/ns/user, the image's files belong to that
-        namespace's ids; `root_uid` and `root_gid` are its root's ids outside. Nothing is left when it fails or is
-        cancelled. Raises NotFound without the image, AlreadyExists when the container has a root filesystem, and
-        FailedPrecondition when the storage cannot map ids.
+        With `userns`, the path of a user namespace such as /proc/PID/ns/user, it is idmapped; `root_uid` and
+        `root_gid` are the host IDs of that namespace's root. Leaves nothing if it fails or is cancelled. Raises
+        NotFound without the image, AlreadyExists if the container has a root filesystem, and FailedPrecondition if
+        the filesystem does not support idmapped mounts.
         """
         container = ContainerId(container_id)
         record = self._library.catalog.records.get(image_id)
@@ -218,16 +194,24 @@ class ImageManager:
         layers = self._library.stack(record)
         rootfs = RootfsRecord(container=container, image=image_id, layers=layers)
         owner = Owner(uid=root_uid, gid=root_gid)
+
+        def make() -> Path:
+            # One hop to a thread for all of it: a container's start waits for this.
+            self._library.store.put_rootfs(rootfs)
+            self._driver.create_rootfs(container, layers, owner)
+            return self._driver.mount_rootfs(container, layers, userns)
+
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self.remove_rootfs, container)
-            path = await finish(self._make_rootfs(rootfs, owner, userns))
+            self._library.rootfs[container] = rootfs
+            path = await finish(asyncio.to_thread(make))
             undo.pop_all()
         return path
 
     async def mount_rootfs(self, container_id: str, userns: Path | None) -> Path:
-        """Mount a root filesystem that was prepared before, as after the node's restart. Idempotent.
+        """Mount a root filesystem again, as after the node's restart. Idempotent.
 
-        Raises NotFound when the container has none.
+        Raises NotFound if the container has none.
         """
         record = self._library.rootfs.get(ContainerId(container_id))
         if record is None:
@@ -236,28 +220,28 @@ class ImageManager:
         return await finish(mount)
 
     async def unmount_rootfs(self, container_id: str) -> None:
-        """Unmount a root filesystem, in use or not; what was written stays. Idempotent."""
+        """Unmount a root filesystem, in use or not; its writable layer stays. Idempotent."""
         await finish(asyncio.to_thread(self._driver.unmount_rootfs, ContainerId(container_id)))
 
     async def remove_rootfs(self, container_id: str) -> None:
-        """Unmount a root filesystem and remove what was written. Idempotent."""
+        """Unmount a root filesystem and remove its writable layer. Idempotent."""
         container = ContainerId(container_id)
         await finish(asyncio.to_thread(self._driver.remove_rootfs, container))
         record = self._library.rootfs.get(container)
         if record is not None:
             await self._library.drop_rootfs(container)
-            if record.image not in self._library.catalog.records:
+            if record.image not in self._library.catalog.records:  # this may have been its layers' last user
                 await self._library.sweep()
             self._tidy_soon()
 
     async def rootfs_usage(self, container_id: str) -> FilesystemUsage:
-        """What the container wrote (CRI ContainerStats.writable_layer); 0 when it has no root filesystem."""
+        """The usage of the writable layer (CRI ContainerStats.writable_layer); 0 if there is none."""
         return self._usage(await asyncio.to_thread(self._written, (ContainerId(container_id),)))
 
     def writable_layer(self, container_id: str) -> Path:
-        """The directory of what a container wrote, with overlayfs' marks for what it removed.
+        """The directory of the files that a container changed, with overlayfs' whiteouts.
 
-        Raises Unimplemented where images.driver keeps a whole tree for each container.
+        Raises Unimplemented if images.driver keeps a whole tree for each container.
         """
         return self._driver.writable_layer(ContainerId(container_id))
 
@@ -265,12 +249,12 @@ class ImageManager:
         """The containers that have a root filesystem."""
         return set(self._library.rootfs)
 
-    # -- the parts ---------------------------------------------------------------------------------------------
+    # -- internals ---------------------------------------------------------------------------------------------
 
     def _open(self) -> Library:
         scratch = self._root / "tmp"
-        self._root.mkdir(mode=0o711, parents=True, exist_ok=True)
-        shutil.rmtree(scratch, ignore_errors=True)
+        self._root.mkdir(mode=0o711, parents=True, exist_ok=True)  # containers' roots traverse it
+        shutil.rmtree(scratch, ignore_errors=True)  # a crash may have left credentials there
         scratch.mkdir(mode=0o700)
         self._driver.setup()
         configs = Configs(self._root / "blobs")
@@ -282,32 +266,19 @@ class ImageManager:
     async def _pull(self, reference: Reference, auth: RegistryAuth | None) -> ImageId:
         try:
             async with self._slots:
+                stall = StallTimeout(self._config.pull_progress_timeout)
+                begin = time.monotonic()
                 with (
                     metrics.PULLS_RUNNING.track_inprogress(),
                     metrics.measured(metrics.PULLS, metrics.PULL_SECONDS),
+                    self._transferring(Transfer(stall.reset, stall.suspended)) as transfer,
                 ):
-                    return await self._pull_in_time(reference, auth)
+                    async with time_limits(reference, self._config, stall):
+                        image = await self._puller.pull(f"docker://{reference}", reference, auth, transfer)
+                _log_pull(reference, transfer.progress, time.monotonic() - begin)
+                return image
         finally:
             self._tidy_soon()
-
-    async def _pull_in_time(self, reference: Reference, auth: RegistryAuth | None) -> ImageId:
-        """Raises DeadlineExceeded for a pull that takes too long, or in which nothing happens for too long."""
-        whole, pause = self._config.pull_timeout, self._config.pull_progress_timeout
-        overall, silence = asyncio.timeout(whole), asyncio.timeout(pause or None)
-
-        patience = _Patience(silence, pause)
-        begin = asyncio.get_running_loop().time()
-        try:
-            with self._transferring(Transfer(patience.renew, patience.suspended)) as transfer:
-                async with overall, silence:
-                    image = await self._puller.pull(reference, auth, transfer)
-                _log_pull(reference, transfer.progress, asyncio.get_running_loop().time() - begin)
-                return image
-        except TimeoutError as error:
-            limit = f"done in {whole:g} s (images.pull_timeout)"
-            if silence.expired():
-                limit = f"a byte in {pause:g} s (images.pull_progress_timeout)"
-            raise DeadlineExceeded(f"pulling {reference}: not {limit}") from error
 
     @contextmanager
     def _transferring(self, transfer: Transfer) -> Iterator[Transfer]:
@@ -317,16 +288,6 @@ class ImageManager:
         finally:
             self._transfers.discard(transfer)
             self._transferred += transfer.progress
-
-    async def _make_rootfs(self, record: RootfsRecord, owner: Owner, userns: Path | None) -> Path:
-        self._library.rootfs[record.container] = record
-        return await asyncio.to_thread(self._make_rootfs_blocking, record, owner, userns)
-
-    def _make_rootfs_blocking(self, record: RootfsRecord, owner: Owner, userns: Path | None) -> Path:
-        """All in one hop to a thread, for a container waits for it."""
-        self._library.store.put_rootfs(record)
-        self._driver.create_rootfs(record.container, record.layers, owner)
-        return self._driver.mount_rootfs(record.container, record.layers, userns)
 
     def _written(self, containers: tuple[ContainerId, ...]) -> Usage:
         found = [self._driver.written(container) for container in containers]
@@ -342,10 +303,10 @@ class ImageManager:
         )
 
     async def _tidy(self) -> None:
-        """The chores after something came or went; one at a time."""
-        async with self._chores:
+        """The background work after images or root filesystems were added or removed; one at a time."""
+        async with self._tidying:
             await self._library.sweep()
-            await self._library.settle()
+            await self._library.sync()
             await asyncio.to_thread(self._driver.collect_garbage)
             if self._puller.templates is not None:
                 await self._puller.templates.sweep()
@@ -357,6 +318,6 @@ class ImageManager:
 
 def _log_pull(reference: Reference, progress: Progress, seconds: float) -> None:
     log.info(
-        "pulled %s in %.1f s: %d layers with %d bytes, unpacked %d; %d layers were there already",
+        "pulled %s in %.1f s: %d layers with %d bytes, unpacked %d; %d layers were present",
         *(reference, seconds, progress.layers, progress.fetched, progress.unpacked, progress.present),
     )

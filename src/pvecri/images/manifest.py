@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Manifests and image configs (OCI image-spec 1.1: manifest.md, config.md), from bytes to checked values.
-
-The bytes were written by others: sizes, digests and media types are checked before anything is made of them.
-"""
+"""Manifests and image configs (OCI image-spec 1.1: manifest.md, config.md), from untrusted bytes to values."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from pvecri.errors import InternalError
 from pvecri.model import ImageConfig, Value
 
 MAX_DOCUMENT: Final = 8 << 20
-"""The largest manifest or config that is read, in bytes."""
+"""The largest manifest or config, in bytes; OCI distribution-spec asks for 4 MB at least."""
 
 LAYER_TYPES: Final = frozenset(
     {
@@ -37,11 +34,11 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class BadImage(InternalError):
-    """An image's content is not what it claims to be, or of a kind that cannot be run; names what and why."""
+    """An image's content is malformed, has a wrong digest, or is of a type that cannot be run."""
 
 
 class Layer(Value, frozen=True):
-    """A layer of an image: its blob as the registry has it (`size` in bytes), and its content's digest."""
+    """A layer of an image: the digest and size of its compressed blob, and its diff ID."""
 
     digest: str
     diff_id: str
@@ -49,7 +46,7 @@ class Layer(Value, frozen=True):
 
 
 class Content(Value, frozen=True):
-    """What a manifest and its config say, checked against each other. `layers` lowest first."""
+    """A manifest and its config, checked against each other. `layers` lowest first."""
 
     config_digest: str
     config_size: int
@@ -58,7 +55,7 @@ class Content(Value, frozen=True):
 
     @property
     def size(self) -> int:
-        """The bytes of the compressed layers and the config."""
+        """The size in bytes of the compressed layers and the config."""
         return self.config_size + sum(layer.size for layer in self.layers)
 
 
@@ -102,34 +99,28 @@ class _ConfigFile(Value, frozen=True):
 
 
 def digest_of(data: bytes) -> str:
-    """The digest by which content is addressed."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def verified(data: bytes, descriptor: Descriptor, what: str) -> bytes:
-    """`data` when it has the size and digest that the descriptor promises, else BadImage."""
+    """`data`, if it has the size and digest of the descriptor; else BadImage."""
     if len(data) != descriptor.size:
-        raise BadImage(f"{what} {descriptor.digest} has {len(data)} bytes where {descriptor.size} are promised")
+        raise BadImage(f"{what} {descriptor.digest} has {len(data)} bytes, expected {descriptor.size}")
     if digest_of(data) != descriptor.digest:
         raise BadImage(f"{what} {descriptor.digest} has the digest {digest_of(data)}")
     return data
 
 
-def is_converted(data: bytes) -> bool:
-    """Whether the manifest or index, or anything that it names, is Docker's, which an OCI layout does not hold."""
-    return b"application/vnd.docker.distribution.manifest." in data
-
-
 def parse_layout(data: bytes) -> Descriptor:
-    """The one manifest that a layout's index.json names."""
+    """The only manifest of a layout's index.json; BadImage if there are others."""
     manifests = _decode(data, _Index, "index.json").manifests
     if len(manifests) != 1:
-        raise BadImage(f"index.json names {len(manifests)} manifests where one is expected")
+        raise BadImage(f"index.json names {len(manifests)} manifests, expected one")
     return _checked(manifests[0], "manifest")
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """An image manifest with known media types; BadImage for artifacts and for layers that cannot be unpacked."""
+    """An image manifest; BadImage for artifacts and for layers of unsupported media types."""
     manifest = _decode(data, Manifest, "manifest")
     if _checked(manifest.config, "config").media_type not in CONFIG_TYPES:
         raise BadImage(f"not a container image: its config has the media type {manifest.config.media_type!r}")
@@ -140,9 +131,9 @@ def parse_manifest(data: bytes) -> Manifest:
 
 
 def parse_config(data: bytes, manifest: Manifest) -> Content:
-    """The config, and the manifest's layers with the diff ids that the config gives them.
+    """The image of a config and a manifest; BadImage if they have different numbers of layers.
 
-    The config is the image's own, which may differ from the one that the manifest names where that was converted.
+    The digest of `data` is not compared with the manifest's: after a conversion by skopeo they differ.
     """
     file = _decode(data, _ConfigFile, "config")
     diff_ids = file.rootfs.diff_ids or ()
@@ -150,7 +141,7 @@ def parse_config(data: bytes, manifest: Manifest) -> Content:
         raise BadImage(f"the config has {len(diff_ids)} layers and the manifest {len(manifest.layers)}")
     for diff_id in diff_ids:
         if not _DIGEST.fullmatch(diff_id):
-            raise BadImage(f"the config's diff id {diff_id!r} is no sha256 digest")
+            raise BadImage(f"the config's diff ID {diff_id!r} is not a sha256 digest")
     layers = zip(manifest.layers, diff_ids, strict=True)
     return Content(
         config_digest=digest_of(data),
@@ -160,9 +151,13 @@ def parse_config(data: bytes, manifest: Manifest) -> Content:
     )
 
 
+def wrong_diff_id(layer: Layer, found: str) -> BadImage:
+    """The error of a layer whose uncompressed archive has the digest `found`."""
+    return BadImage(f"layer {layer.digest} has the diff ID {found}, but the config has {layer.diff_id}")
+
+
 def _image_config(run: _RunConfig) -> ImageConfig:
-    """Go writes null for what is empty."""
-    return ImageConfig(
+    return ImageConfig(  # `or`: Go encodes empty slices and maps as null
         user=run.user or "",
         env=run.env or (),
         entrypoint=run.entrypoint or (),
@@ -176,7 +171,7 @@ def _image_config(run: _RunConfig) -> ImageConfig:
 
 def _checked(descriptor: Descriptor, what: str) -> Descriptor:
     if not _DIGEST.fullmatch(descriptor.digest):
-        raise BadImage(f"the {what}'s digest {descriptor.digest!r} is no sha256 digest")
+        raise BadImage(f"the {what}'s digest {descriptor.digest!r} is not a sha256 digest")
     if descriptor.size < 0 or (what != "layer" and descriptor.size > MAX_DOCUMENT):
         raise BadImage(f"{what} {descriptor.digest} claims {descriptor.size} bytes; the limit is {MAX_DOCUMENT}")
     return descriptor
@@ -186,4 +181,5 @@ def _decode(data: bytes, kind: type[_T], what: str) -> _T:
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.DecodeError as error:
+        # msgspec names fields by their JSONPath, `$.config.size`.
         raise BadImage(f"the {what} cannot be read: {str(error).replace('`$.', '`')}") from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where images live: what images.storage and images.driver come to, given what Proxmox says of a storage."""
+"""The driver and the directory of images, from images.storage, images.driver and the type of a Proxmox storage."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pvecri.config import Config, ConfigError, ImagesConfig
 from pvecri.model import Value
 
 DIRECTORY: Final = "pvecri-images"
-"""Below the directory of a storage; Proxmox uses names of its own there and leaves others alone."""
+"""Below the directory of a storage; Proxmox ignores names that are not its own there."""
 DATASET: Final = "pvecri"
-"""Below the pool of a storage. Proxmox takes only `subvol-…` and `vm-…` there for its own."""
+"""Below the pool of a storage, where Proxmox lists only `subvol-…`, `vm-…` and `base-…`."""
 
 _DRIVERS: Final = {"zfspool": "zfs", "btrfs": "btrfs", "dir": "overlay", "lvmthin": "raw", "lvm": "raw"}
 
 
 class StoragePlace(Value, frozen=True):
-    """A storage of Proxmox: its type, and the directory or the ZFS pool that it has, if any."""
+    """A storage of Proxmox: its type, and its directory or ZFS pool, if it has one."""
 
     type: str
     path: str = ""
@@ -28,10 +28,10 @@ class StoragePlace(Value, frozen=True):
 
 
 def placed(config: Config, place: StoragePlace | None) -> Config:
-    """The configuration with images.root, driver and dataset as they are to be.
+    """The configuration with images.root, driver and dataset set for a storage.
 
-    `place` is what images.storage is, None when that is not set. Raises ConfigError for storages that cannot hold
-    images. Storages without a directory (LVM) leave images in images.root.
+    `place` is None if images.storage is unset. Raises ConfigError for types that do not support images. With LVM,
+    which has no directory, images stay in images.root.
     """
     images = config.images
     if place is None:
@@ -39,8 +39,8 @@ def placed(config: Config, place: StoragePlace | None) -> Config:
         return _with(config, driver=driver)
     if place.type not in _DRIVERS:
         raise ConfigError(
-            f"images.storage: {images.storage} is of type {place.type}, which cannot hold images; "
-            f"storages of type {', '.join(_DRIVERS)} can"
+            f"images.storage: {images.storage} is of type {place.type}, which does not support images; "
+            f"supported are {', '.join(_DRIVERS)}"
         )
     driver = _DRIVERS[place.type] if images.driver == "auto" else images.driver
     dataset = images.dataset or (f"{place.pool}/{DATASET}" if place.pool else "")
@@ -49,29 +49,27 @@ def placed(config: Config, place: StoragePlace | None) -> Config:
 
 
 def remembered(config: Config) -> Config:
-    """As `placed`, by what the daemon remembers of the storage; ConfigError when it has not asked yet."""
+    """As `placed`, by what the daemon has cached of the storage; ConfigError if it has never asked Proxmox."""
     storage = config.images.storage
     place = memory(config).recall(storage) if storage else None
     if storage and place is None:
         raise ConfigError(
-            f"images.storage: what {storage} is has not been asked of Proxmox yet; start the daemon once"
+            f"images.storage: the type of {storage} is not known yet; start the daemon once with Proxmox reachable"
         )
     return placed(config, place)
 
 
 def memory(config: Config) -> Memory:
-    """The daemon's."""
     return Memory(config.runtime.state_dir / "images-storage.json")
 
 
 class Memory:
-    """What a storage was when it was last asked for, in a file: the daemon also starts without Proxmox."""
+    """A cache of images.storage in a file, with which the daemon starts while Proxmox cannot be reached."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def recall(self, storage: str) -> StoragePlace | None:
-        """What is remembered of this storage."""
         try:
             known = msgspec.json.decode(self._path.read_bytes(), type=dict[str, StoragePlace])
         except (FileNotFoundError, msgspec.DecodeError):
@@ -79,10 +77,10 @@ class Memory:
         return known.get(storage)
 
     def remember(self, storage: str, place: StoragePlace) -> None:
-        """Instead of what was remembered before."""
+        """Replace the cached storage."""
         new = self._path.with_suffix(".new")
         new.write_bytes(msgspec.json.encode({storage: place}))
-        new.rename(self._path)
+        new.rename(self._path)  # atomically: the daemon may be killed
 
 
 def _with(config: Config, **changes: object) -> Config:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image references: `busybox`, `quay.io/a/b:1`, `name@sha256:…`, and what they are short for.
+"""Image references such as `busybox`, `quay.io/a/b:1` or `name@sha256:…`, and their full form.
 
-The grammar and the defaults are the field's own (the distribution project's reference package): no registry means
-docker.io, one path component there lies in `library/`, and no tag means `latest`.
+Grammar and defaults are those of the distribution project's reference package: the default registry is docker.io,
+with `library/` before a single path component, the default tag `latest`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BARE_ID = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Reference:
-    """A full reference: either `tag` or `digest` is set; as in containerd the digest wins where both are given."""
+    """A full reference. Either `tag` or `digest` is set: if both are given, the digest takes precedence."""
 
     registry: str
     path: str
@@ -44,46 +44,43 @@ class Reference:
         return f"{self.name}@{self.digest}" if self.digest else f"{self.name}:{self.tag}"
 
     def at(self, digest: str) -> Reference:
-        """The same repository's content with this digest."""
+        """The reference of this digest in the same repository."""
         return Reference(self.registry, self.path, digest=digest)
 
 
 def parse(text: str) -> Reference:
-    """The full reference that `text` is short for.
-
-    Raises InvalidArgument, for the CRI field `image.image`, that says which part is wrong.
-    """
+    """The full form of `text`; InvalidArgument, for the CRI field `image.image`, with the part that is wrong."""
     name, _, digest = text.partition("@")
     if "@" in text and not _DIGEST.fullmatch(digest):
-        raise _invalid(text, f"{digest!r} is no sha256 digest")
+        raise _invalid(text, f"{digest!r} is not a sha256 digest")
     name, tag = _split_tag(name)
     if tag is not None and not _TAG.fullmatch(tag):
-        raise _invalid(text, f"{tag!r} is no tag")
+        raise _invalid(text, f"{tag!r} is not a tag")
     if _BARE_ID.fullmatch(name):
-        raise _invalid(text, "an image id cannot be pulled")
+        raise _invalid(text, "an image ID cannot be pulled")
     registry, path = _split_registry(name)
     if not _REGISTRY.fullmatch(registry):
-        raise _invalid(text, f"{registry!r} is no registry")
+        raise _invalid(text, f"{registry!r} is not a registry")
     if not _PATH.fullmatch(path):
-        raise _invalid(text, f"{path!r} is no repository name (lower-case letters, digits, separators)")
+        raise _invalid(text, f"{path!r} is not a repository name (lower-case letters, digits, separators)")
     if len(registry) + 1 + len(path) > MAX_NAME:
         raise _invalid(text, f"the name is longer than {MAX_NAME} characters")
     return Reference(registry, path, digest=digest) if digest else Reference(registry, path, tag=tag or "latest")
 
 
 def _split_tag(name: str) -> tuple[str, str | None]:
-    """A colon after the last slash begins a tag; before it, a port."""
+    # A colon before the last slash begins a port.
     head, slash, last = name.rpartition("/")
     last, colon, tag = last.partition(":")
     return head + slash + last, tag if colon else None
 
 
 def _split_registry(name: str) -> tuple[str, str]:
-    """The first component is a registry when it has a dot, a port or upper case, or is `localhost`."""
+    # As in the reference package: a registry has a dot, a port or upper case, or is localhost.
     first, slash, rest = name.partition("/")
     if not slash or not (any(mark in first for mark in ".:") or first == "localhost" or first.lower() != first):
         first, rest = DEFAULT_REGISTRY, name
-    if first == "index.docker.io":
+    if first == "index.docker.io":  # Docker Hub's name in old references and auth files
         first = DEFAULT_REGISTRY
     if first == DEFAULT_REGISTRY and "/" not in rest:
         rest = f"library/{rest}"

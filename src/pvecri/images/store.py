@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Image Manager knows, on disk: images, layers, containers' root filesystems, templates; in SQLite.
+"""The Image Manager's records on disk: images, layers, containers' root filesystems, templates; in SQLite.
 
-In WAL mode with synchronous=NORMAL a commit costs no fsync; a power cut may lose the last commits but never leaves
-half of one. What is lost is found again: directories without a record are removed at the next start. Layers carry
-the boot id of the kernel that wrote them until they are known to be on the disk, and one from another boot is not
-trusted. All methods may be called from any thread.
+A power cut may lose the last commits. What is lost is found again: directories without a record are removed at the
+next start. Layers carry the boot ID of the kernel that wrote them until they are synced to the disk, and one from
+another boot is not trusted. All methods may be called from any thread.
 """
 
 from __future__ import annotations
 
-import sqlite3
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
 
+from pvecri import database
 from pvecri.images.drivers.base import LayerKey
 from pvecri.images.manifest import Layer
 from pvecri.model import ContainerId, Image, ImageId, Value
@@ -27,15 +27,15 @@ CREATE TABLE IF NOT EXISTS layers (id TEXT PRIMARY KEY, value TEXT NOT NULL) STR
 CREATE TABLE IF NOT EXISTS rootfs (id TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS templates (id TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 """
-_VERSION: Final = 1
+SCHEMA_VERSION: Final = 1
 _Record = TypeVar("_Record", bound=Value)
 
 
 class ImageRecord(Value, frozen=True):
-    """An image and what it is made of, lowest layer first.
+    """An image and its layers, lowest first.
 
     `manifests` are digests of manifests that are known to be this image's, an index's among them; `parents` is the
-    key of its parents layer (images/drivers/parents.py), empty when it needs none.
+    key of its parents layer (images/drivers/parents.py), empty if it needs none.
     """
 
     image: Image
@@ -45,11 +45,11 @@ class ImageRecord(Value, frozen=True):
 
 
 class LayerRecord(Value, frozen=True):
-    """A layer that is unpacked. `blobs` are the digests of the blobs that are known to hold it.
+    """An extracted layer. `blobs` are the digests of the blobs that have been verified to contain it.
 
-    `bytes` and `inodes` are what it takes, `implicit` the directories that its archive left out, `high_ids` the
-    owners of its files above 65535; `boot` is empty once the layer is known to be on the disk. A parents layer has
-    no diff id and no blobs.
+    `bytes` and `inodes` are its disk usage, `implicit` the directories that its archive left out, `high_ids` the
+    owners of its files above 65535; `boot` is empty once the layer is synced to the disk. A parents layer has no
+    diff ID and no blobs.
     """
 
     key: LayerKey
@@ -71,7 +71,7 @@ class RootfsRecord(Value, frozen=True):
 
 
 class TemplateRecord(Value, frozen=True):
-    """A CT template that Proxmox was asked to make, for the tag `reference` and this manifest. Made or not yet."""
+    """A CT template of the tag `reference` with this manifest; Proxmox may not have finished its pull."""
 
     file: str
     storage: str
@@ -83,13 +83,9 @@ class Store:
     """The database file at `path`."""
 
     def __init__(self, path: Path) -> None:
+        """Open or make it; InternalError if a newer pvecri wrote it, or if it is not a database."""
         self._lock = threading.Lock()
-        self._database = sqlite3.connect(path, check_same_thread=False)
-        self._database.execute("PRAGMA journal_mode=WAL")
-        self._database.execute("PRAGMA synchronous=NORMAL")
-        self._database.executescript(_SCHEMA)
-        self._database.execute(f"PRAGMA user_version={_VERSION}")
-        path.chmod(0o600)
+        self._database = database.connect(path, _SCHEMA, SCHEMA_VERSION)
 
     def close(self) -> None:
         with self._lock:
@@ -104,23 +100,29 @@ class Store:
     def rootfs(self) -> list[RootfsRecord]:
         return self._all("rootfs", RootfsRecord)
 
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock, self._database:  # commits, or rolls back on an exception
+            self._database.execute("BEGIN")
+            yield
+
     def put(self, *, images: Iterable[ImageRecord] = (), layers: Iterable[LayerRecord] = ()) -> None:
-        """Add or replace, all or nothing."""
-        with self._lock, self._database:
+        """Insert or replace, in one transaction."""
+        with self._transaction():
             for record in images:
                 self._replace("images", record.image.id, record)
             for layer in layers:
                 self._replace("layers", layer.key, layer)
 
     def put_rootfs(self, record: RootfsRecord) -> None:
-        with self._lock, self._database:
+        with self._transaction():
             self._replace("rootfs", record.container, record)
 
     def templates(self) -> list[TemplateRecord]:
         return self._all("templates", TemplateRecord)
 
     def put_template(self, record: TemplateRecord) -> None:
-        with self._lock, self._database:
+        with self._transaction():
             self._replace("templates", record.file, record)
 
     def delete_template(self, file: str) -> None:
@@ -145,5 +147,5 @@ class Store:
         self._database.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", (key, value))
 
     def _delete(self, table: str, keys: Iterable[str]) -> None:
-        with self._lock, self._database:
+        with self._transaction():
             self._database.executemany(f"DELETE FROM {table} WHERE id = ?", [(key,) for key in keys])

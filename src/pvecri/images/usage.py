@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much a directory tree holds, also while a container changes it."""
+"""The disk usage of a directory tree, also while a container changes it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import NamedTuple
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK = 512
-_DEEPEST = 200
-"""Deeper directories are not counted: each level holds a descriptor and a stack frame."""
-_LONG = 0.1
-_REST = 20
+_MAX_DEPTH = 200
+"""Deeper directories are not counted: each level needs a descriptor and a stack frame."""
+_SLOW = 0.1
+"""Seconds after which a count is cached."""
+_CACHE_FACTOR = 20
 
 
 class Usage(NamedTuple):
-    """Bytes on the disk, and inodes; `counted` is when, in nanoseconds since the epoch, 0 for now."""
+    """Allocated bytes, and inodes; `counted` is the time in nanoseconds since the epoch, 0 for now."""
 
     bytes: int
     inodes: int
@@ -25,17 +26,17 @@ class Usage(NamedTuple):
 
 
 class Meter:
-    """Counts trees, but large ones not all the time. May be used by several threads.
+    """Measures trees, and caches the usage of large ones. Thread-safe.
 
-    A count that took longer than a tenth of a second is given out again for twenty times as long as it took, so
-    that counting takes a twentieth of a CPU at most, however large the tree and however often one asks.
+    A count that took longer than a tenth of a second is cached for twenty times as long as it took: so counting
+    takes at most a twentieth of a CPU, however large the tree is and however often the kubelet polls.
     """
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[float, Usage]] = {}
 
     def measure(self, top: Path) -> Usage:
-        """What `tree_usage` says of `top`, now or a little earlier. Blocks."""
+        """`tree_usage` of `top`, maybe cached. Blocks."""
         begin = time.monotonic()
         until, known = self._known.get(top, (0.0, Usage(0, 0)))
         if begin < until:
@@ -43,23 +44,22 @@ class Meter:
         now = time.time_ns()
         usage = tree_usage(top)
         took = time.monotonic() - begin
-        if took > _LONG:
+        if took > _SLOW:
             usage = usage._replace(counted=now)
-            self._known[top] = (begin + took * (1 + _REST), usage)
+            self._known[top] = (begin + took * (1 + _CACHE_FACTOR), usage)
         else:
             self._known.pop(top, None)
         return usage
 
     def forget(self, top: Path) -> None:
-        """The tree is gone."""
         self._known.pop(top, None)
 
 
 def tree_usage(top: Path) -> Usage:
-    """What is allocated to `top` and all below it; hard links count once. 0 when it does not exist. Blocks.
+    """The usage of `top` and all below it; hard links count once. 0 if it does not exist. Blocks.
 
-    Directories are opened one at a time below their parent and never through a symlink, so that nobody who moves
-    things about in the tree can lead the count elsewhere.
+    Directories are opened relative to their parent and never through a symlink: a container that swaps a directory
+    for a symlink meanwhile cannot redirect the count to the node's files.
     """
     try:
         fd = os.open(top, _DIRECTORY)
@@ -86,7 +86,7 @@ def _below(fd: int, links: set[int], depth: int = 0) -> Usage:
                     links.add(found.st_ino)
                 size += found.st_blocks * _BLOCK
                 inodes += 1
-                if entry.is_dir(follow_symlinks=False) and depth < _DEEPEST:
+                if entry.is_dir(follow_symlinks=False) and depth < _MAX_DEPTH:
                     child = os.open(entry.name, _DIRECTORY, dir_fd=fd)
                     try:
                         below = _below(child, links, depth + 1)

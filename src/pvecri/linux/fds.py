@@ -111,6 +111,12 @@ class Pipe:
         self.ours.close()
 
 
+async def readable(fd: int) -> None:
+    """Return when there is something to read from `fd`, or its end."""
+    loop = asyncio.get_running_loop()
+    await _ready(fd, asyncio.Event(), loop.add_reader, loop.remove_reader)
+
+
 async def _ready(fd: int, ready: asyncio.Event, add: Callable[..., None], remove: Callable[[int], bool]) -> None:
     add(fd, ready.set)
     try:
@@ -127,5 +133,4 @@ async def peer_gone(socket_fd: int, *, half: bool = True) -> None:
     # An epoll of its own, watched by the loop: asyncio has no EPOLLRDHUP, and a read would consume data.
     with select.epoll() as watch:
         watch.register(socket_fd, select.EPOLLRDHUP if half else 0)  # EPOLLHUP is always reported
-        loop = asyncio.get_running_loop()
-        await _ready(watch.fileno(), asyncio.Event(), loop.add_reader, loop.remove_reader)
+        await readable(watch.fileno())

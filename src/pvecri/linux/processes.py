@@ -7,6 +7,7 @@ import asyncio
 import os
 import resource
 import signal
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -146,14 +147,24 @@ def innermost_pid(pid: int) -> int:
 
 def open_files(pid: int) -> tuple[int, int]:
     """The number of a process's open descriptors, and of sockets among them; zeros if it is gone."""
+    targets = list(_descriptors(pid))
+    return len(targets), sum(target.startswith("socket:") for target in targets)
+
+
+def _descriptors(pid: int) -> Iterator[str]:
+    """What each file descriptor of a process refers to, as /proc/PID/fd shows it; empty if it was closed."""
     directory = f"/proc/{pid}/fd"
-    files = sockets = 0
     with suppress(FileNotFoundError, ProcessLookupError):
         for number in os.listdir(directory):  # noqa: PTH208, some processes have thousands
-            files += 1
-            with suppress(FileNotFoundError, ProcessLookupError):
-                sockets += os.readlink(f"{directory}/{number}").startswith("socket:")  # noqa: PTH115
-    return files, sockets
+            try:
+                yield os.readlink(f"{directory}/{number}")  # noqa: PTH115
+            except (FileNotFoundError, ProcessLookupError):
+                yield ""
+
+
+def open_pipes(pid: int) -> set[int]:
+    """The inodes of the pipes that a process has open; empty if it is gone."""
+    return {int(target[6:-1]) for target in _descriptors(pid) if target.startswith("pipe:[")}
 
 
 def open_files_limit(pid: int) -> int | None:

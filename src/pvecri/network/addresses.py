@@ -11,11 +11,12 @@ import socket
 import struct
 from pathlib import Path
 
-from pvecri.errors import CommandError, DeadlineExceeded, NotFound
-from pvecri.linux import namespaces
+from pvecri.errors import DeadlineExceeded, NotFound
+from pvecri.linux import namespaces, programs
 from pvecri.model import ProxmoxInterface
 
 SIOCGIFADDR = 0x8915
+IP_TIMEOUT = 30.0
 DHCP = "dhcp"
 AUTOMATIC = "auto"
 PAUSE = 0.1
@@ -56,15 +57,13 @@ async def move(netns: Path, interface: ProxmoxInterface, pid: int) -> None:
 
 
 async def _run(netns: Path, interface: ProxmoxInterface, lines: list[str]) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *("nsenter", f"--net={netns}", "ip", "-batch", "-"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+    ended = await programs.run(
+        ("nsenter", f"--net={netns}", "ip", "-batch", "-"),
+        timeout=IP_TIMEOUT,
+        name=f"ip for {interface.name} on {interface.bridge}",
+        stdin="".join(f"{line}\n" for line in lines).encode(),
     )
-    output, _ = await process.communicate("".join(f"{line}\n" for line in lines).encode())
-    if process.returncode:
-        raise CommandError(f"ip for {interface.name} on {interface.bridge}", process.returncode, output.decode())
+    ended.checked()
 
 
 async def wait_for_dhcp(netns: Path, interface: ProxmoxInterface, timeout: float) -> str:

@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from pvecri import metrics
-from pvecri.concurrency import ended
 from pvecri.config import NetworkConfig
+from pvecri.errors import CommandError, DeadlineExceeded
+from pvecri.linux import programs
 from pvecri.network.attachment import Attachment
 from pvecri.network.capabilities import runtime_config
 from pvecri.network.conflist import Network, Plugin
@@ -22,6 +20,8 @@ from pvecri.network.errors import PluginError
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """For programs that plugins execute, such as iptables, if the daemon has no PATH."""
+RESULT_LIMIT = 4 << 20
+"""Bytes of a plugin's result; a plugin that writes more is killed."""
 
 ATTACHMENTS_KEY = "cni.dev/valid-attachments"
 
@@ -159,18 +159,24 @@ class PluginRunner:
         environment = {"PATH": DEFAULT_PATH, **os.environ, "CNI_COMMAND": command, "CNI_PATH": path, **variables}
         try:
             with metrics.measured(metrics.CNI_CALLS, metrics.CNI_SECONDS, plugin.type, command):
-                status, output, stderr = await _execute(
-                    program, environment, msgspec.json.encode(config), self._timeout
+                ended = await programs.run(
+                    [program],
+                    timeout=self._timeout,
+                    stdin=msgspec.json.encode(config),
+                    env=environment,
+                    stdout_limit=RESULT_LIMIT,
                 )
-                if status != 0:
-                    code, problem = read_failure(status, output, stderr)
+                if ended.returncode != 0:
+                    code, problem = read_failure(ended.returncode, ended.stdout, ended.stderr)
                     raise PluginError(plugin.type, command, origin, problem, code)
-        except TimeoutError as error:
+        except DeadlineExceeded as error:
             problem = f"killed after {self._timeout:g} s (network.plugin_timeout)"
             raise PluginError(plugin.type, command, origin, problem) from error
+        except CommandError as error:
+            raise PluginError(plugin.type, command, origin, str(error)) from error
         except OSError as error:
             raise PluginError(plugin.type, command, origin, f"{program}: {error.strerror}") from error
-        return output
+        return ended.stdout
 
     def _find(self, name: str) -> Path | None:
         candidates = (directory / name for directory in self._bin_dirs)
@@ -197,48 +203,14 @@ def _attachment_config(plugin: Plugin, attachment: Attachment, previous: bytes) 
     return config
 
 
-def read_failure(status: int, output: bytes, stderr: bytes) -> tuple[int, str]:
+def read_failure(status: int, stdout: bytes, stderr: str) -> tuple[int, str]:
     """Code and message of a failed plugin: from its error result, else from stderr. Pure."""
     ending = f"signal {-status}" if status < 0 else f"status {status}"
     try:
-        error = msgspec.json.decode(output, type=_ErrorResult)
+        error = msgspec.json.decode(stdout, type=_ErrorResult)
     except msgspec.DecodeError:
         error = _ErrorResult()
     if not error.msg:
-        text = (stderr or output).decode(errors="replace").strip()
-        return error.code, f"ended with {ending}: {text[-1000:] or 'no output'}"
+        output = (stderr or stdout.decode(errors="replace")).strip()
+        return error.code, f"ended with {ending}: {output[-1000:] or 'no output'}"
     return error.code, "; ".join(part for part in (error.msg, error.details) if part)
-
-
-async def _execute(
-    program: Path, environment: dict[str, str], config: bytes, timeout: float
-) -> tuple[int, bytes, bytes]:
-    """Execute a plugin; returns exit status, stdout and stderr.
-
-    It runs in a process group of its own, which is killed after `timeout` seconds or if the caller is cancelled.
-    """
-    starting = asyncio.create_task(
-        asyncio.create_subprocess_exec(
-            program,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=environment,
-            start_new_session=True,
-        )
-    )
-    # A cancelled create_subprocess_exec kills the plugin only, not the programs that it has started.
-    cancelled = await ended(starting)
-    process = starting.result()
-    try:
-        if cancelled is not None:
-            raise cancelled
-        async with asyncio.timeout(timeout):
-            output, stderr = await process.communicate(config)
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):  # the plugin is the leader of its session and process group
-                os.killpg(process.pid, signal.SIGKILL)
-            await ended(asyncio.create_task(process.wait()))
-    assert process.returncode is not None
-    return process.returncode, output, stderr

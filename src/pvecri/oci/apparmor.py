@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import shutil
 from pathlib import Path
+
+from pvecri.linux import programs
 
 log = logging.getLogger(__name__)
 
 DEFAULT_PROFILE = "pvecri-default"
 LOADED = Path("/sys/kernel/security/apparmor/profiles")
+PARSER_TIMEOUT = 60.0
 
 # Denies files of /proc and /sys that no namespace isolates. Signals may come from any peer: some
 # distributions confine runc and crun by profiles of their own.
@@ -47,17 +49,10 @@ async def load_default() -> bool:
     if parser is None:
         log.warning("apparmor_parser is not installed: containers run without the profile %s", DEFAULT_PROFILE)
         return False
-    process = await asyncio.create_subprocess_exec(
-        parser,
-        "--replace",
-        "--skip-cache",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    _, said = await process.communicate(PROFILE_TEXT.encode())
-    if process.returncode:
-        log.warning("the profile %s cannot be loaded: %s", DEFAULT_PROFILE, said.decode(errors="replace").strip())
+    command = [parser, "--replace", "--skip-cache"]
+    ended = await programs.run(command, timeout=PARSER_TIMEOUT, stdin=PROFILE_TEXT.encode())
+    if ended.returncode:
+        log.warning("the profile %s cannot be loaded: %s", DEFAULT_PROFILE, ended.stderr.strip())
         return False
     return True
 

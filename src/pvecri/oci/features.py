@@ -7,7 +7,6 @@ The OCI runtimes fail on any of these, so the spec builder writes only what is s
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import shutil
@@ -15,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pvecri.config import Config, ConfigError
-from pvecri.linux import cgroups
+from pvecri.linux import cgroups, programs
 from pvecri.linux.cgroups import Cgroups
 from pvecri.oci import apparmor, capabilities
 
 RUNC_READS_USERNS_MAPPINGS = (1, 1, 10)
 CAP_SYS_RESOURCE = "CAP_SYS_RESOURCE"
+PROBE_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,4 @@ def _mount_options(features: str) -> frozenset[str]:
 
 
 async def _output(*command: str) -> str:
-    process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
-    )
-    return (await process.communicate())[0].decode(errors="replace")
+    return (await programs.run(command, timeout=PROBE_TIMEOUT)).stdout.decode(errors="replace")

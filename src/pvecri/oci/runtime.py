@@ -21,7 +21,7 @@ import msgspec
 
 from pvecri.concurrency import finish
 from pvecri.errors import CommandError, DeadlineExceeded, FailedPrecondition, InternalError, InvalidArgument
-from pvecri.linux import keyrings, processes
+from pvecri.linux import keyrings, processes, programs
 from pvecri.linux.cgroups import Cgroups
 from pvecri.linux.fds import AsyncFd, Pipe
 from pvecri.model import ContainerId, Resources
@@ -32,6 +32,10 @@ from pvecri.oci.pod_cgroups import PodCgroups
 
 EXEC_OUTPUT_LIMIT = 16 << 20
 """Bytes of stdout and of stderr that ExecSync returns at most, as with CRI-O and containerd."""
+COMMAND_TIMEOUT = 60.0
+"""Seconds for `start`, `update` and `delete` of the OCI runtime."""
+CHECKPOINT_TIMEOUT = 3600.0
+"""CRIU writes all of the container's memory to the disk."""
 
 # Enters the cgroups of the cgroup.procs files before `--`, then executes the command after it.
 _ENTER_CGROUPS = 'until [ "$1" = -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; exec "$@"'
@@ -193,7 +197,9 @@ class OciRuntime:
         CommandError with CRIU's message; its log is `work`/dump.log.
         """
         paths = ("--image-path", str(images), "--work-path", str(work))
-        await self._run(pod, "checkpoint", *paths, "--leave-running", "--file-locks", container)
+        await self._run(
+            pod, "checkpoint", *paths, "--leave-running", "--file-locks", container, timeout=CHECKPOINT_TIMEOUT
+        )
 
     async def delete(self, pod: PodNamespaces | None, container: ContainerId) -> None:
         """Kill what is left of a container and delete the OCI runtime's state of it. Idempotent.
@@ -297,11 +303,12 @@ class OciRuntime:
                 return pid
         raise ProcessLookupError(f"no process {wanted} in cgroup {group}")
 
-    async def _run(self, pod: PodNamespaces | None, *arguments: str, stdin: bytes | None = None) -> None:
+    async def _run(
+        self, pod: PodNamespaces | None, *arguments: str, stdin: bytes = b"", timeout: float = COMMAND_TIMEOUT
+    ) -> None:
         command = [*(_enter(pod) if pod else ()), *self._oci(*arguments)]
-        status, errors = await finish(_communicate(command, stdin))
-        if status:
-            raise CommandError(f"{self._features.oci_runtime.kind} {' '.join(arguments)}", status, errors)
+        name = f"{self._features.oci_runtime.kind} {' '.join(arguments)}"
+        (await finish(programs.run(command, timeout=timeout, name=name, stdin=stdin))).checked()
 
     def _oci(self, *arguments: str) -> list[str]:
         return [self._program, f"--root={self._root}", *arguments]
@@ -363,18 +370,6 @@ def _check_sync(answer: bytes, bundle: Bundle) -> None:
     if "exec:" in message and any(text in message for text in _BAD_COMMAND):
         raise InvalidArgument("config.command", message)
     raise InternalError(f"the OCI runtime could not create the container: {message}")
-
-
-async def _communicate(command: list[str], stdin: bytes | None) -> tuple[int, str]:
-    """Run a program to its end: its status and what it wrote to standard error."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    _, errors = await process.communicate(stdin)
-    return await process.wait(), errors.decode(errors="replace")
 
 
 async def _read_line(fd: int) -> bytes:

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import msgspec
 
-from pvecri.errors import AlreadyExists, InternalError, Unavailable
+from pvecri import database
+from pvecri.errors import AlreadyExists, Unavailable
 from pvecri.model import Container, ContainerId, Sandbox, SandboxId
 
 SCHEMA_VERSION = 1
@@ -50,27 +51,7 @@ class Store:
         """Open or create the database; InternalError if a newer pvecri wrote it or it is no database."""
         self._path = path
         self._closed = False
-        self._db = sqlite3.connect(path, isolation_level=None)
-        try:
-            self._prepare(path)
-        except BaseException as error:
-            self._db.close()
-            if isinstance(error, sqlite3.DatabaseError):
-                raise InternalError(f"{path}: {error}") from error
-            raise
-
-    def _prepare(self, path: Path) -> None:
-        path.chmod(0o600)  # containers' environments may contain secrets
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA_VERSION:
-            raise InternalError(
-                f"{path}: written by a newer pvecri (schema {version}, this one has {SCHEMA_VERSION})"
-            )
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.execute("PRAGMA foreign_keys = ON")
-        self._db.executescript(_SCHEMA)
-        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._db = database.connect(path, _SCHEMA, SCHEMA_VERSION)
         self._db.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_MS}")
 
     def installation_id(self) -> str:

@@ -34,28 +34,28 @@ PAUSE = record("ab", "registry.k8s.io/pause:3")
         f"busybox:other@{DIGEST}",
     ],
 )
-def test_an_image_is_found_by_each_of_its_names(name: str) -> None:
+def test_image_is_found_by_id_prefix_tag_and_digest(name: str) -> None:
     assert Catalog((BUSYBOX, PAUSE), ()).find(name) == BUSYBOX
 
 
 @pytest.mark.parametrize("name", ["busybox", "busybox:2", "aa", "sha256:" + "ac" * 32, f"x@{DIGEST}", "", "A B"])
-def test_what_names_no_image_finds_none(name: str) -> None:
+def test_unknown_names_find_no_image(name: str) -> None:
     assert Catalog((BUSYBOX, PAUSE), ()).find(name) is None
 
 
-def test_a_beginning_that_two_ids_share_finds_none() -> None:
+def test_ambiguous_id_prefix_finds_no_image() -> None:
     first = record("aa")
     twin = ImageRecord(image=Image(id=ImageId(first.image.id[:-1] + "0")), layers=())
     assert Catalog((first, twin), ()).find("aa" * 8) is None
 
 
-def test_pinned_references_mark_their_images() -> None:
+def test_images_of_pinned_references_are_pinned() -> None:
     catalog = Catalog((BUSYBOX, PAUSE), ("registry.k8s.io/pause:3",))
     pinned = {key: each.image.pinned for key, each in catalog.records.items()}
     assert pinned == {BUSYBOX.image.id: False, PAUSE.image.id: True}
 
 
-def test_a_tag_that_moves_leaves_its_former_image_with_the_digest() -> None:
+def test_image_keeps_its_digest_when_its_tag_moves() -> None:
     catalog = Catalog((BUSYBOX, PAUSE), ())
     before, now = catalog.naming(record("cc"), parse("busybox:1"), OTHER)
     assert (before.image.id, before.image.tags, before.image.digests) == (
@@ -67,13 +67,13 @@ def test_a_tag_that_moves_leaves_its_former_image_with_the_digest() -> None:
     assert now.image.digests == (f"docker.io/library/busybox@{OTHER}",)
 
 
-def test_another_tag_of_the_same_image_joins_the_first() -> None:
+def test_second_tag_of_an_image_is_added_to_the_first() -> None:
     catalog = Catalog((BUSYBOX,), ())
     (now,) = catalog.naming(BUSYBOX, parse("busybox:latest"), DIGEST)
     assert now.image.tags == ("docker.io/library/busybox:1", "docker.io/library/busybox:latest")
     assert now.image.digests == BUSYBOX.image.digests
 
 
-def test_a_pull_by_digest_gives_no_tag() -> None:
+def test_pull_by_digest_adds_no_tag() -> None:
     (now,) = Catalog((), ()).naming(record("cc"), parse(f"busybox@{DIGEST}"), DIGEST)
     assert (now.image.tags, now.image.digests) == ((), (f"docker.io/library/busybox@{DIGEST}",))

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pvecri.errors import InternalError
-from pvecri.images.manager import _Patience
 from pvecri.images.manifest import BadImage, digest_of
+from pvecri.images.pull.progress import StallTimeout
 from pvecri.images.reference import parse
 from pvecri.images.registry.oci_archive import OciArchive
 from pvecri.images.registry.templates import file_name
@@ -54,18 +54,18 @@ def image(path: Path) -> Path:
         (f"quay.io/{'n' * 200}:{'t' * 120}", f"{'n' * 100}_{'t' * 100}_0123456789ab.tar"),
     ],
 )
-def test_a_template_is_called_as_proxmox_takes_it(reference: str, name: str) -> None:
+def test_template_file_name_is_valid_for_proxmox(reference: str, name: str) -> None:
     assert file_name(parse(reference), DIGEST) == name
     assert re.fullmatch(r"[\w.-]{1,255}", name)
 
 
-def test_the_config_of_an_archive_is_found_through_its_manifest(tmp_path: Path) -> None:
+def test_config_digest_of_an_archive_is_read_from_its_manifest(tmp_path: Path) -> None:
     assert opened(image(tmp_path / "image.tar")).config_digest() == DIGEST
 
 
-def test_what_is_no_oci_archive_is_refused_with_its_path(tmp_path: Path) -> None:
+def test_file_that_is_not_an_oci_archive_is_refused_with_its_path(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no archive" * 1000)
-    with pytest.raises(BadImage, match="text is no OCI archive"):
+    with pytest.raises(BadImage, match="text is not an OCI archive"):
         opened(tmp_path / "text")
     with pytest.raises(BadImage, match=r"it has no index\.json"):
         opened(archive(tmp_path / "empty", b"")).config_digest()
@@ -73,7 +73,7 @@ def test_what_is_no_oci_archive_is_refused_with_its_path(tmp_path: Path) -> None
         opened(tmp_path / "missing")
 
 
-def test_a_header_that_claims_to_be_large_is_not_read(tmp_path: Path) -> None:
+def test_oversized_tar_header_is_not_read(tmp_path: Path) -> None:
     member = tarfile.TarInfo("pax")
     member.type, member.size = tarfile.XHDTYPE, 1 << 30
     (tmp_path / "hostile").write_bytes(member.tobuf(tarfile.USTAR_FORMAT) + bytes(2048))
@@ -81,7 +81,7 @@ def test_a_header_that_claims_to_be_large_is_not_read(tmp_path: Path) -> None:
         opened(tmp_path / "hostile")
 
 
-async def test_a_blob_is_read_through_a_pipe(tmp_path: Path) -> None:
+async def test_blob_is_read_through_a_pipe(tmp_path: Path) -> None:
     data = os.urandom(1 << 20)
     found = opened(archive(tmp_path / "a.tar", b"other", data))
     pipe = await found.blob(digest_of(data))
@@ -93,7 +93,7 @@ async def test_a_blob_is_read_through_a_pipe(tmp_path: Path) -> None:
     await found.close()
 
 
-async def test_a_blob_that_is_not_what_its_digest_says_is_refused(tmp_path: Path) -> None:
+async def test_blob_with_a_wrong_digest_is_refused(tmp_path: Path) -> None:
     path = archive(tmp_path / "a.tar", b"content")
     path.write_bytes(path.read_bytes().replace(b"content", b"CONTENT"))
     found = opened(path)
@@ -105,7 +105,7 @@ async def test_a_blob_that_is_not_what_its_digest_says_is_refused(tmp_path: Path
     await found.close()
 
 
-async def test_an_archive_can_be_closed_while_nobody_reads_a_blob(tmp_path: Path) -> None:
+async def test_archive_can_be_closed_while_a_blob_is_unread(tmp_path: Path) -> None:
     data = os.urandom(1 << 20)
     found = opened(archive(tmp_path / "a.tar", data))
     pipe = await found.blob(digest_of(data))
@@ -113,9 +113,9 @@ async def test_an_archive_can_be_closed_while_nobody_reads_a_blob(tmp_path: Path
     os.close(pipe.fd)
 
 
-async def test_silence_while_another_fetches_is_no_silence() -> None:
-    async with asyncio.timeout(60) as silence:
-        await asyncio.sleep(0)
-        with _Patience(silence, 30.0).suspended():
-            assert silence.when() is None
-        assert silence.when() is not None
+async def test_stall_timeout_does_not_expire_while_it_is_suspended() -> None:
+    stall = StallTimeout(30.0)
+    async with stall.timeout:
+        with stall.suspended():
+            assert stall.timeout.when() is None
+        assert stall.timeout.when() is not None

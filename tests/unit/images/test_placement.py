@@ -30,37 +30,35 @@ def settled(text: str, place: StoragePlace | None) -> tuple[str, Path, str]:
         (THIN, ("raw", USUAL, "")),
     ],
 )
-def test_the_type_of_the_storage_chooses_the_driver_and_the_place(
-    place: StoragePlace, expected: tuple[str, Path, str]
-) -> None:
+def test_storage_type_selects_driver_and_directory(place: StoragePlace, expected: tuple[str, Path, str]) -> None:
     assert settled('driver = "auto"\nstorage = "x"', place) == expected
 
 
-def test_a_driver_that_is_named_is_used_on_the_storage() -> None:
+def test_configured_driver_is_used_on_the_storage() -> None:
     assert settled('driver = "raw"\nstorage = "x"', BTRFS) == ("raw", Path("/mnt/btrfs/pvecri-images"), "")
 
 
-def test_without_a_storage_nothing_changes_and_auto_is_overlay() -> None:
+def test_without_a_storage_auto_is_overlay_in_images_root() -> None:
     assert placed(Config(), None) == Config()
     assert settled('driver = "auto"\nroot = "/srv/images"', None) == ("overlay", Path("/srv/images"), "")
 
 
-def test_a_dataset_that_is_named_is_used() -> None:
+def test_configured_dataset_is_used() -> None:
     assert settled('driver = "auto"\nstorage = "x"\ndataset = "tank/x"', ZFS) == ("zfs", USUAL, "tank/x")
 
 
 @pytest.mark.parametrize("kind", ["nfs", "cifs", "pbs", "rbd"])
-def test_a_storage_that_cannot_hold_images_is_refused(kind: str) -> None:
+def test_unsupported_storage_type_is_refused(kind: str) -> None:
     with pytest.raises(ConfigError, match=rf"images\.storage: x is of type {kind}"):
         settled('storage = "x"', StoragePlace(type=kind, path="/mnt/pve/x"))
 
 
-def test_a_root_and_a_storage_contradict_each_other() -> None:
+def test_root_and_storage_are_mutually_exclusive() -> None:
     with pytest.raises(ConfigError, match=r"images\.root or images\.storage"):
         parse('[images]\nroot = "/srv"\nstorage = "x"')
 
 
-def test_what_a_storage_was_is_remembered_by_its_name(tmp_path: Path) -> None:
+def test_storage_is_cached_by_its_name(tmp_path: Path) -> None:
     memory = Memory(tmp_path / "storage.json")
     assert memory.recall("x") is None
     memory.remember("x", ZFS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a terminal shows of a pull, and what it is made from."""
+"""The progress of a pull, and its lines on a terminal."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ def layer(size: int) -> Layer:
     return Layer(digest="sha256:" + "a" * 64, diff_id="sha256:" + "b" * 64, size=size)
 
 
-def test_a_bar_shows_bytes_and_layers() -> None:
+def test_bar_shows_bytes_and_layers() -> None:
     half = Progress(fetched=5 * MIB, total=10 * MIB, done=1, layers=3)
     assert bar(NAME, half, 2.6) == f"[{'#' * 12}{' ' * 12}] 5.0 MiB of 10.0 MiB, 1 of 3 layers, 3 s  {NAME}"
 
 
-def test_a_full_bar_is_full_also_of_nothing() -> None:
+def test_bar_of_empty_layers_is_full() -> None:
     assert bar(NAME, Progress(fetched=0, total=0, layers=1), 0).startswith(
         f"[{'#' * 24}] 0 B of 0 B, 0 of 1 layers"
     )
 
 
-def test_without_known_layers_there_is_only_the_time() -> None:
+def test_bar_without_known_layers_shows_the_elapsed_time_only() -> None:
     assert bar(NAME, Progress(), 12.2) == f"12 s  {NAME}"
 
 
-def test_a_summary_tells_what_came_and_what_was_there() -> None:
+def test_summary_shows_fetched_and_present_layers() -> None:
     assert summary(NAME, Progress(total=3 * MIB, layers=2, present=4), 1.25) == (
-        f"{NAME}: 2 layers with 3.0 MiB, 4 there already, 1.2 s"
+        f"{NAME}: 2 layers with 3.0 MiB, 4 already present, 1.2 s"
     )
     assert summary(NAME, Progress(), 0.4) == f"{NAME}: 0.4 s"
 
 
-def test_a_transfer_counts_each_layer_up_to_its_size() -> None:
+def test_progress_of_a_layer_is_capped_at_its_size() -> None:
     moves: list[int] = []
     transfer = Transfer(lambda: moves.append(1))
     first, second = transfer.plan((layer(10), layer(20)), present=3)

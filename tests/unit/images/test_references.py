@@ -27,41 +27,41 @@ DIGEST = "sha256:" + "ab" * 32
         (f"busybox@{DIGEST}", f"docker.io/library/busybox@{DIGEST}"),
     ],
 )
-def test_a_short_reference_is_what_the_field_takes_it_for(short: str, full: str) -> None:
+def test_short_reference_is_expanded_as_by_docker(short: str, full: str) -> None:
     assert str(parse(short)) == full
 
 
-def test_a_full_reference_stays_as_it_is() -> None:
+def test_full_reference_is_unchanged() -> None:
     reference = parse("quay.io/a/b:1")
     assert parse(str(reference)) == reference == Reference("quay.io", "a/b", tag="1")
 
 
-def test_of_tag_and_digest_the_digest_counts() -> None:
+def test_digest_takes_precedence_over_tag() -> None:
     assert parse(f"busybox:1.36@{DIGEST}") == Reference("docker.io", "library/busybox", digest=DIGEST)
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "'library/' is no repository name"),
-        ("UPPER", "'library/UPPER' is no repository name"),
-        ("a/b:", "'' is no tag"),
-        ("a/b:-x", "'-x' is no tag"),
-        ("a/b:" + "t" * 129, "is no tag"),
-        ("a//b", "'a//b' is no repository name"),
-        ("a/../b", "is no repository name"),
-        ("quay.io/", "'' is no repository name"),
-        ("a b", "is no repository name"),
-        ("a@sha256:12", "'sha256:12' is no sha256 digest"),
-        ("a@", "'' is no sha256 digest"),
-        (f"a@{DIGEST}@{DIGEST}", "is no sha256 digest"),
-        ("ab" * 32, "an image id cannot be pulled"),
-        ("-x.io/a", "'-x.io' is no registry"),
-        ("--policy=/x", "is no repository name"),
+        ("", "'library/' is not a repository name"),
+        ("UPPER", "'library/UPPER' is not a repository name"),
+        ("a/b:", "'' is not a tag"),
+        ("a/b:-x", "'-x' is not a tag"),
+        ("a/b:" + "t" * 129, "is not a tag"),
+        ("a//b", "'a//b' is not a repository name"),
+        ("a/../b", "is not a repository name"),
+        ("quay.io/", "'' is not a repository name"),
+        ("a b", "is not a repository name"),
+        ("a@sha256:12", "'sha256:12' is not a sha256 digest"),
+        ("a@", "'' is not a sha256 digest"),
+        (f"a@{DIGEST}@{DIGEST}", "is not a sha256 digest"),
+        ("ab" * 32, "an image ID cannot be pulled"),
+        ("-x.io/a", "'-x.io' is not a registry"),
+        ("--policy=/x", "is not a repository name"),
         ("a" * 300, "longer than 255"),
     ],
 )
-def test_what_is_no_reference_is_refused_with_the_reason(text: str, problem: str) -> None:
+def test_invalid_reference_is_refused_with_the_reason(text: str, problem: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         parse(text)
     assert caught.value.field == "image.image"

@@ -10,18 +10,18 @@ import pytest
 from pvecri.images.usage import Meter, Usage, tree_usage
 
 
-def test_a_directory_that_is_not_there_takes_nothing(tmp_path: Path) -> None:
+def test_usage_of_a_missing_directory_is_zero(tmp_path: Path) -> None:
     assert tree_usage(tmp_path / "missing") == Usage(0, 0)
 
 
-def test_files_and_directories_count_with_their_blocks(tmp_path: Path) -> None:
+def test_usage_counts_allocated_blocks_of_files_and_directories(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/file").write_bytes(os.urandom(10_000))
     blocks = sum(path.stat().st_blocks for path in (tmp_path, tmp_path / "a", tmp_path / "a/file"))
     assert tree_usage(tmp_path) == Usage(blocks * 512, 3)
 
 
-def test_a_hole_takes_no_space_and_a_hard_link_no_second_inode(tmp_path: Path) -> None:
+def test_holes_and_hard_links_are_not_counted(tmp_path: Path) -> None:
     with (tmp_path / "hole").open("wb") as file:
         file.truncate(1 << 40)
     before = tree_usage(tmp_path)
@@ -35,7 +35,7 @@ def test_symlinks_are_not_followed(tmp_path: Path) -> None:
     assert tree_usage(tmp_path).inodes == 2
 
 
-def test_a_meter_gives_what_a_count_gives_and_forgets_trees_that_are_gone(tmp_path: Path) -> None:
+def test_meter_returns_tree_usage_and_forgets_removed_trees(tmp_path: Path) -> None:
     meter = Meter()
     assert meter.measure(tmp_path)[:2] == tree_usage(tmp_path)[:2]
     tmp_path.rmdir()
@@ -43,11 +43,9 @@ def test_a_meter_gives_what_a_count_gives_and_forgets_trees_that_are_gone(tmp_pa
     assert meter.measure(tmp_path) == Usage(0, 0)
 
 
-def test_a_count_that_is_given_out_again_says_when_it_was_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pvecri.images.usage._LONG", 0.0)
-    monkeypatch.setattr("pvecri.images.usage._REST", 1_000_000_000)
+def test_cached_usage_has_the_time_of_its_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pvecri.images.usage._SLOW", 0.0)
+    monkeypatch.setattr("pvecri.images.usage._CACHE_FACTOR", 1_000_000_000)
     meter, before = Meter(), time.time_ns()
     first = meter.measure(tmp_path)
     assert before <= first.counted <= time.time_ns()

@@ -52,16 +52,16 @@ def test_invalid_result_is_refused(text: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "output", "words", "expected"),
+    ("status", "stdout", "stderr", "expected"),
     [
-        (1, b'{"code": 7, "msg": "bad config"}', b"", (7, "bad config")),
-        (1, b'{"code": 7, "msg": "bad config", "details": "no subnet"}', b"log", (7, "bad config; no subnet")),
-        (2, b"", b"panic: oh\n", (0, "ended with status 2: panic: oh")),
-        (-9, b"half a", b"", (0, "ended with signal 9: half a")),
-        (1, b"", b"", (0, "ended with status 1: no output")),
+        (1, b'{"code": 7, "msg": "bad config"}', "", (7, "bad config")),
+        (1, b'{"code": 7, "msg": "bad config", "details": "no subnet"}', "log", (7, "bad config; no subnet")),
+        (2, b"", "panic: oh\n", (0, "ended with status 2: panic: oh")),
+        (-9, b"half a", "", (0, "ended with signal 9: half a")),
+        (1, b"", "", (0, "ended with status 1: no output")),
     ],
 )
 def test_failure_has_the_plugins_message(
-    status: int, output: bytes, words: bytes, expected: tuple[int, str]
+    status: int, stdout: bytes, stderr: str, expected: tuple[int, str]
 ) -> None:
-    assert read_failure(status, output, words) == expected
+    assert read_failure(status, stdout, stderr) == expected

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rootfs drivers by the names that images.driver gives them."""
+"""The rootfs drivers, by their names in images.driver."""
 
 from __future__ import annotations
 
@@ -14,16 +14,13 @@ from pvecri.images.drivers.zfs import ZfsDriver
 
 
 def make_driver(config: ImagesConfig, root: Path) -> RootfsDriver:
-    """The driver that the configuration names, keeping its things below `root`.
-
-    Raises ConfigError when there is none, or one that cannot do what the configuration asks for.
-    """
+    """The configured driver, with its directory below `root`; ConfigError if it cannot do what is configured."""
     name, limit = config.driver, config.writable_layer_size
     match name:
         case "overlay":
             if limit:
                 raise ConfigError(
-                    "images.writable_layer_size: the driver overlay cannot limit; raw, btrfs and zfs can"
+                    "images.writable_layer_size: the driver overlay has no size limits; raw, btrfs and zfs have"
                 )
             return OverlayDriver(root / name)
         case "raw":
@@ -32,6 +29,6 @@ def make_driver(config: ImagesConfig, root: Path) -> RootfsDriver:
             return BtrfsDriver(root / name, limit=limit)
         case "zfs":
             if not config.dataset:
-                raise ConfigError("images.dataset: the driver zfs needs one, such as 'rpool/pvecri'")
+                raise ConfigError("images.dataset: required for the driver zfs, such as 'rpool/pvecri'")
             return ZfsDriver(root / name, config.dataset, limit=limit)
-    raise ConfigError(f"images.driver: there is no driver {name!r}; there are overlay, raw, btrfs and zfs")
+    raise ConfigError(f"images.driver: unknown driver {name!r}; known are overlay, raw, btrfs and zfs")

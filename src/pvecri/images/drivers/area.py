@@ -1,36 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directory that a driver keeps its things in, and how they come and go there.
+"""A driver's directory.
 
-    layers/<key>                what is committed
-    new/<random>                what is being made; a crash leaves it, and the next setup removes it
-    rootfs/<container>/root     where a root filesystem is mounted; what else is there is the driver's
-    trash/<random>              what is to be deleted
+    layers/<key>                committed layers
+    new/<random>                not yet committed; after a crash the next setup removes it
+    rootfs/<container>/root     the mount point of a root filesystem; its other files are the driver's
+    trash/<random>              to be deleted
 
-Things appear and disappear by rename(2), so that nothing half made is ever seen. Layers and root filesystems hold
-set-id programs, so no other user of the node reaches them: only a container's root, by its group, passes to the
-mount point of its own.
+Layers and root filesystems appear and disappear by rename(2), never half-made. They have set-user-ID programs, so
+no other user of the node may reach them: only a container's root, by its group, can traverse to its mount point.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import secrets
-import subprocess
 from pathlib import Path
 from tempfile import mkdtemp
 
-from pvecri.images.drivers.base import Owner
-from pvecri.linux import mounts
+from pvecri.images.drivers.base import COMMAND_TIMEOUT, Owner
+from pvecri.linux import libc, mounts, programs
 from pvecri.model import ContainerId
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Area:
-    """The directory `root`. Mounts below it show in mount namespaces that are cloned from this one."""
+    """The directory `root`. Mounts below it propagate to mount namespaces that are cloned from this one."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -40,61 +35,57 @@ class Area:
         self.trash = root / "trash"
 
     def setup(self) -> None:
-        """Make what is missing and discard what a crash left half made. Idempotent."""
+        """Create what is missing and discard what a crash left half-made. Idempotent."""
         self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
         for directory in (self.layers, self.new, self.rootfs, self.trash):
             directory.mkdir(mode=0o700, exist_ok=True)
-        for open_way in (self.root, self.rootfs):
-            open_way.chmod(0o711)
+        for traversed in (self.root, self.rootfs):
+            traversed.chmod(0o711)  # whatever the umask
         mounts.ensure_shared(self.root)
-        for half_made in self.new.iterdir():
-            self.discard(half_made)
+        for uncommitted in self.new.iterdir():
+            self.discard(uncommitted)
 
     def fresh(self) -> Path:
-        """A new directory, mode 0700, that is nothing yet."""
+        """A new directory below `new`, mode 0700."""
         return Path(mkdtemp(dir=self.new))
 
     def discard(self, path: Path) -> None:
-        """Out of sight at once; `empty_trash` deletes it. Idempotent."""
+        """Move it to the trash, which `empty_trash` deletes. Idempotent."""
         with contextlib.suppress(FileNotFoundError):
             path.rename(self.trash / secrets.token_hex(8))
 
     def empty_trash(self) -> None:
-        """By rm(1): a container may have nested directories deeper than Python's own recursion goes."""
+        # rm(1) and not shutil.rmtree: a container can nest directories deeper than Python can recurse.
         names = [str(path) for path in self.trash.iterdir()]
-        for first in range(0, len(names), 100):
+        for first in range(0, len(names), 100):  # below ARG_MAX
             command = ["rm", "-rf", "--one-file-system", "--", *names[first : first + 100]]
-            subprocess.run(command, check=True, capture_output=True)
+            programs.run_blocking(command, timeout=COMMAND_TIMEOUT).checked()
 
     def home(self, container: ContainerId) -> Path:
-        """The container's directory."""
         return self.rootfs / container
 
     def fresh_home(self, owner: Owner) -> Path:
-        """A container's directory to be: only the container's root passes through it, to `root`."""
+        """A new directory for a container, which only the container's root can traverse."""
         home = self.fresh()
-        os.chown(home, 0, owner.gid)
+        os.chown(home, 0, owner.gid)  # not to the UID: the container's root may not change it
         home.chmod(0o710)
         (home / "root").mkdir()
         return home
 
     def publish_home(self, home: Path, container: ContainerId) -> None:
-        """The container has a root filesystem from now on; FileExistsError when it has one already."""
+        """Rename a directory of `fresh_home` to the container's; FileExistsError if the container has one."""
         place = self.home(container)
         if place.exists():
             raise FileExistsError(errno.EEXIST, "has a root filesystem already", str(place))
         home.rename(place)
 
     def homes(self) -> set[ContainerId]:
-        """The containers that have a root filesystem."""
         return {ContainerId(path.name) for path in self.rootfs.iterdir()}
 
     def sync(self) -> None:
-        """Put all that is written on the disk: syncfs(2)."""
+        """Write the whole filesystem to the disk: syncfs(2)."""
         fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            if _libc.syncfs(fd) != 0:
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number), str(self.root))
+            libc.call("syncfs", fd, path=str(self.root))
         finally:
             os.close(fd)

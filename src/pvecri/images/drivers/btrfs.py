@@ -1,53 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers as btrfs subvolumes, each a snapshot of its parent's with the layer applied; a snapshot a container.
 
-    layers/<chain id>           read-only subvolume: all of an image up to this layer
+    layers/<chain ID>           read-only subvolume: an image's files up to this layer
     rootfs/<container>/w/tree   the container's snapshot of its topmost layer
 
-A container reads its files as from any directory, with no layer between; snapshots share what is not changed.
+A container reads its files without overlayfs; snapshots share unchanged extents.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
 from pvecri.errors import FailedPrecondition
-from pvecri.images.drivers import trees
-from pvecri.images.drivers.area import Area
 from pvecri.images.drivers.base import LayerKey, Owner
 from pvecri.images.drivers.checks import unreadable
+from pvecri.images.drivers.trees import TreeDriver, mount_tree
 from pvecri.images.usage import Usage
 from pvecri.linux import btrfs, mounts
 from pvecri.model import ContainerId
 
 
-class BtrfsDriver:
-    """The driver below `root`. With `limit`, a container may write that many bytes; quotas must be on then."""
-
-    stacked = True
-
-    def __init__(self, root: Path, *, limit: int = 0) -> None:
-        self.root = root
-        self._area = Area(root)
-        self._limit = limit
+class BtrfsDriver(TreeDriver):
+    """The driver below `root`. `limit` is in bytes, 0 is none; it needs quotas enabled on the filesystem."""
 
     def setup(self) -> None:
         self._area.root.mkdir(mode=0o711, parents=True, exist_ok=True)
         if not btrfs.is_btrfs(self._area.root):
             raise FailedPrecondition(
-                f"{self._area.root} is not on btrfs; images.root or images.storage names the place, "
-                "images.driver another kind of storage"
+                f"{self._area.root} is not on btrfs; set images.root or images.storage to a btrfs filesystem, "
+                "or images.driver to another driver"
             )
         self._area.setup()
         if self._limit:
             self._check_quotas()
-
-    def layer_key(self, diff_ids: Sequence[str]) -> LayerKey:
-        return chain_key(diff_ids)
 
     def layers(self) -> set[LayerKey]:
         return {LayerKey(path.name) for path in self._area.layers.iterdir()}
@@ -58,29 +46,21 @@ class BtrfsDriver:
         return place
 
     def commit_layer(self, key: LayerKey, directory: Path) -> None:
-        """Made read-only where it is to stay, for a read-only subvolume cannot be moved."""
         place = self._area.layers / key
         try:
             directory.rename(place)
         except OSError as error:
             if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
-                raise
+                raise  # else another pull has committed the layer meanwhile
             self._area.discard(directory)
         else:
-            btrfs.set_readonly(place, readonly=True)
+            btrfs.set_readonly(place, readonly=True)  # only now: a read-only subvolume cannot be renamed
 
     def abort_layer(self, directory: Path) -> None:
         self._area.discard(directory)
 
-    def layer_usage(self, key: LayerKey) -> Usage | None:
-        return None
-
     def check_layer(self, key: LayerKey) -> str:
-        """Reading verifies the checksums of btrfs."""
-        return unreadable(self._area.layers / key)
-
-    def parents_layer(self, layers: Sequence[tuple[LayerKey, frozenset[str]]]) -> LayerKey | None:
-        return None
+        return unreadable(self._area.layers / key)  # reading verifies the checksums of btrfs
 
     def remove_layer(self, key: LayerKey) -> None:
         place = self._area.layers / key
@@ -104,11 +84,8 @@ class BtrfsDriver:
         home = self._area.home(container)
         target = home / "root"
         if not mounts.is_mountpoint(target):
-            trees.show(home / "w/tree", target, userns)
+            mount_tree(home / "w/tree", target, userns)
         return target
-
-    def unmount_rootfs(self, container: ContainerId) -> None:
-        mounts.umount_below(self._area.home(container))
 
     def remove_rootfs(self, container: ContainerId) -> None:
         self.unmount_rootfs(container)
@@ -118,21 +95,18 @@ class BtrfsDriver:
         return self._area.homes()
 
     def written(self, container: ContainerId) -> Usage:
-        """As of the last commit of the filesystem, half a minute ago at most."""
+        """As of the filesystem's last commit, by default at most 30 seconds ago (btrfs(5), commit)."""
         try:
             found = btrfs.written(self._area.home(container) / "w/tree")
         except FileNotFoundError:
             return Usage(0, 0)
         return Usage(found.bytes, found.inodes)
 
-    def writable_layer(self, container: ContainerId) -> Path:
-        raise trees.no_writable_layer(container, "btrfs")
-
     def collect_garbage(self) -> None:
         for discarded in self._area.trash.iterdir():
             for place in (discarded, discarded / "w/tree"):
                 if place.exists() and btrfs.is_subvolume(place):
-                    btrfs.delete_subvolume(place)
+                    btrfs.delete_subvolume(place)  # at once, where rm(1) deletes file by file
         self._area.empty_trash()
 
     def sync(self) -> None:
@@ -146,7 +120,7 @@ class BtrfsDriver:
             place.chmod(0o755)
 
     def _check_quotas(self) -> None:
-        """Turning them on is the administrator's choice: it changes the whole filesystem."""
+        # Enabling them is left to the administrator: it affects the whole filesystem.
         probe = self._area.new / secrets.token_hex(8)
         btrfs.create_subvolume(probe)
         try:
@@ -154,15 +128,7 @@ class BtrfsDriver:
         except OSError as error:
             raise FailedPrecondition(
                 f"images.writable_layer_size: {error.strerror}: quotas are not enabled on {self._area.root}; "
-                f"`btrfs quota enable {self._area.root}` does it"
+                f"run `btrfs quota enable {self._area.root}`"
             ) from error
         finally:
             btrfs.delete_subvolume(probe)
-
-
-def chain_key(diff_ids: Sequence[str]) -> LayerKey:
-    """The key of a layer on top of all those below it: the OCI ChainID (image-spec, config.md), or a part's."""
-    chain = diff_ids[0]
-    for diff_id in diff_ids[1:]:
-        chain = f"sha256:{hashlib.sha256(f'{chain} {diff_id}'.encode()).hexdigest()}"
-    return LayerKey(chain.removeprefix("sha256:"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looking whether a layer's files can be read at all."""
+"""Checking that a layer's files can be read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CHUNK: Final = 1 << 20
 
 
 def unreadable(tree: Path) -> str:
-    """The first file or directory below `tree` that the storage does not give out, and why; else empty. Blocks."""
+    """The error of the first file or directory below `tree` that cannot be read; empty if all can. Blocks."""
     problems: list[str] = []
     for directory, _, names in os.walk(tree, onerror=lambda error: problems.append(str(error))):
         for name in names:

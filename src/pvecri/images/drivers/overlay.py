@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers as directories, root filesystems as overlayfs mounts of them. For any local filesystem.
 
-Each layer is a directory of `layers` (drivers/area.py) by its diff id, in overlay form.
+Each layer is a directory of `layers` (drivers/area.py), named by its diff ID, with whiteouts in overlayfs' form.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from pvecri.model import ContainerId
 
 
 class OverlayDriver:
-    """The driver below `root`. `stage_layers` is for tests of what older kernels need."""
+    """The driver below `root`."""
 
     stacked = False
 
-    def __init__(self, root: Path, *, stage_layers: bool = False) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
         self._area = Area(root)
-        self._roots = OverlayRoots(self._area, stage=stage_layers)
+        self._roots = OverlayRoots(self._area)
         self._meter = Meter()
 
     def setup(self) -> None:
@@ -51,7 +51,7 @@ class OverlayDriver:
             directory.rename(self._area.layers / key)
         except OSError as error:
             if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
-                raise
+                raise  # else another pull has committed the layer meanwhile
             self._area.discard(directory)
 
     def abort_layer(self, directory: Path) -> None:
@@ -61,18 +61,17 @@ class OverlayDriver:
         return None
 
     def check_layer(self, key: LayerKey) -> str:
-        """A directory has no digest: that all of it can be read is all that can be told."""
-        return unreadable(self._area.layers / key)
+        return unreadable(self._area.layers / key)  # all that can be checked: a directory has no digest
 
     def layer_tree(self, key: LayerKey) -> Path:
         return self._area.layers / key
 
     def parents_layer(self, layers: Sequence[tuple[LayerKey, frozenset[str]]]) -> LayerKey | None:
-        unpacked = [parents.Unpacked(self.layer_tree(key), implicit) for key, implicit in layers]
-        directories = parents.inherited(unpacked)
+        extracted = [parents.ExtractedLayer(self.layer_tree(key), implicit) for key, implicit in layers]
+        directories = parents.inherited(extracted)
         if not directories:
             return None
-        key = LayerKey(hashlib.sha256("\n".join(parents.described(directories)).encode()).hexdigest())
+        key = LayerKey(hashlib.sha256("\n".join(parents.serialized(directories)).encode()).hexdigest())
         directory = self.begin_layer(key, None)
         parents.make(directory, directories)
         self.commit_layer(key, directory)
@@ -111,12 +110,12 @@ class OverlayDriver:
 
 
 def check_storage(area: Area) -> None:
-    """Upper layers hold whiteouts and trusted attributes; FailedPrecondition where they cannot."""
+    """FailedPrecondition if the filesystem has no trusted.* attributes, which overlayfs keeps its marks in."""
     try:
         os.setxattr(area.new, "trusted.overlay.pvecri", b"y")
         os.removexattr(area.new, "trusted.overlay.pvecri")
     except OSError as error:
         raise FailedPrecondition(
-            f"{area.root}: {error.strerror}: its filesystem cannot hold overlayfs layers; "
-            "images.root names another place"
+            f"{area.root}: {error.strerror}: its filesystem does not support overlayfs layers; "
+            "set images.root to a directory on another one"
         ) from error

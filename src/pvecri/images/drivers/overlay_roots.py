@@ -3,7 +3,7 @@
 
 <home>/root      the mount point
       /w/upper   the writable layer
-      /w/work    overlayfs' own
+      /w/work    overlayfs' workdir
       /w.ext4    with a size limit: the filesystem that is mounted at w
 """
 
@@ -14,33 +14,33 @@ import errno
 import os
 import shutil
 import stat
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pvecri.errors import CommandError, FailedPrecondition
+from pvecri.errors import FailedPrecondition
 from pvecri.images.drivers.area import Area
-from pvecri.images.drivers.base import Owner
-from pvecri.linux import loop, mounts
+from pvecri.images.drivers.base import COMMAND_TIMEOUT, Owner
+from pvecri.linux import loop, mounts, programs
 from pvecri.model import ContainerId
 
 
 class OverlayRoots:
     """The root filesystems in `area`.
 
-    Trees are given to overlayfs as file descriptors' names, so that neither their paths nor their number come near
-    the page that mount(2) takes. A kernel from before 6.15 takes only mounts that are attached somewhere: there
-    each clone is attached to a staging directory until the overlay has it; `stage` has it done so anywhere. With
-    `limit`, in bytes, writable layers are filesystems of that size on loop devices.
+    overlayfs gets trees as /proc/self/fd/N: mount(2) takes one page of options, which the paths of 40 layers
+    exceed. Kernels before 6.15 refuse lower directories of detached mounts (EINVAL): there each clone is attached
+    to a staging directory until the overlay is mounted. With `limit`, in bytes, writable layers are filesystems of
+    that size on loop devices.
     """
 
-    def __init__(self, area: Area, *, stage: bool = False, limit: int = 0) -> None:
+    def __init__(self, area: Area, *, limit: int = 0) -> None:
         self._area = area
-        self._stage = stage
+        self.stages = False
+        """Whether the kernel was found to need staging."""
         self._limit = limit
 
     def create(self, container: ContainerId, trees: Sequence[Path], owner: Owner) -> None:
-        """An empty writable layer; `trees` lowest first. FileExistsError when the container has one."""
+        """Create an empty writable layer; `trees` lowest first. FileExistsError if the container has one."""
         home = self._area.fresh_home(owner)
         try:
             place = home / "w"
@@ -57,7 +57,7 @@ class OverlayRoots:
             self._area.discard(home)
 
     def mount(self, container: ContainerId, trees: Sequence[Path], userns: Path | None) -> Path:
-        """Mount, or leave mounted; see RootfsDriver.mount_rootfs."""
+        """See RootfsDriver.mount_rootfs."""
         home = self._area.home(container)
         target = home / "root"
         if mounts.is_mountpoint(target):
@@ -65,15 +65,15 @@ class OverlayRoots:
         _mount_filesystem(home)
         with _opened(trees, userns) as fds:
             try:
-                if self._stage and userns is not None:
+                if self.stages and userns is not None:
                     self._mount_staged(home, fds)
                 else:
                     self._mount_overlay(home, fds)
             except OSError as error:
-                if error.errno != errno.EINVAL or userns is None or self._stage:
+                if error.errno != errno.EINVAL or userns is None or self.stages:
                     raise
                 self._mount_staged(home, fds)
-                self._stage = True
+                self.stages = True
         return target
 
     def unmount(self, container: ContainerId) -> None:
@@ -86,17 +86,19 @@ class OverlayRoots:
         self._area.discard(self._area.home(container))
 
     def upper(self, container: ContainerId) -> Path:
-        """The writable layer's directory; it is empty while a limited one is not mounted."""
+        """The writable layer's directory; it is empty if it has a limit and is not mounted."""
         return self._area.home(container) / "w/upper"
 
     def _mount_overlay(self, home: Path, fds: Sequence[int]) -> None:
-        """`volatile`: nothing is synchronised; a writable layer's life ends with its node's at the latest.
-
-        A mount that failed leaves its mark, too.
-        """
-        _renew_work(home / "w/work")
+        work = home / "w/work"
+        if (work / "work").exists():
+            # The mark of a volatile mount, also of one that failed; it makes the next mount fail with EINVAL.
+            shutil.rmtree(work)
+            work.mkdir(mode=0o700)
         lower = ":".join(f"/proc/self/fd/{fd}" for fd in fds) or str(self._empty())
-        options = f"index=off,volatile,lowerdir={lower},upperdir={home}/w/upper,workdir={home}/w/work"
+        # volatile: no fsync reaches the disk. A container does not outlive a crash of its node anyway.
+        # index=off: with it an upperdir that a lazily unmounted overlay still uses is refused (EBUSY).
+        options = f"index=off,volatile,lowerdir={lower},upperdir={home}/w/upper,workdir={work}"
         mounts.mount("overlay", home / "root", "overlay", mounts.MS_NODEV, options)
 
     def _mount_staged(self, home: Path, fds: Sequence[int]) -> None:
@@ -104,41 +106,37 @@ class OverlayRoots:
         stage.mkdir(exist_ok=True)
         mounts.mount("pvecri-stage", stage, "tmpfs")
         try:
-            mounts.make_private(stage)
+            mounts.make_private(stage)  # else the clones propagate to the pods' mount namespaces
             for fd in fds:
                 place = stage / str(fd)
                 place.mkdir()
                 mounts.move_mount(fd, place)
             self._mount_overlay(home, fds)
         finally:
-            mounts.umount(stage, detach=True)
+            mounts.umount(stage, detach=True)  # the overlay has private clones of its own
             stage.rmdir()
 
     def _empty(self) -> Path:
-        """overlayfs wants a lower directory even when an image has no layers."""
+        # overlayfs needs a lower directory, which an image without layers does not have.
         empty = self._area.root / "empty"
         empty.mkdir(mode=0o755, exist_ok=True)
         return empty
 
 
 def _top_mode(trees: Sequence[Path]) -> int:
-    """The upper layer's top directory hides the image's, so it takes its mode over."""
+    # The upper directory hides the image's root directory, so it has to have its mode.
     return stat.S_IMODE(trees[-1].stat().st_mode) if trees else 0o755
 
 
 def _make_filesystem(file: Path, content: Path, size: int) -> None:
-    """A sparse file that holds a filesystem with this content, which it takes the place of.
-
-    Without a journal: it does not outlive a crash of the node anyway (docs/decisions/0013).
-    """
+    """Replace the directory `content` by an empty one, and by an ext4 image of it in the sparse file."""
     with file.open("xb") as sparse:
         sparse.truncate(size)
+    # No journal: the writable layer does not outlive a crash of the node anyway (docs/decisions/0013).
     options = ["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "nodiscard", "-d", str(content)]
-    done = subprocess.run(["mkfs.ext4", *options, str(file)], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise CommandError("mkfs.ext4", done.returncode, done.stderr)
+    programs.run_blocking(["mkfs.ext4", *options, file], timeout=COMMAND_TIMEOUT).checked()
     shutil.rmtree(content)
-    content.mkdir(mode=0o700)
+    content.mkdir(mode=0o700)  # the mount point
 
 
 def _mount_filesystem(home: Path) -> None:
@@ -148,25 +146,16 @@ def _mount_filesystem(home: Path) -> None:
             mounts.mount(device, home / "w", "ext4", mounts.MS_NODEV)
 
 
-def _renew_work(work: Path) -> None:
-    """A volatile mount leaves a mark that forbids the next one; the work directory holds nothing else."""
-    if (work / "work").exists():
-        shutil.rmtree(work)
-        work.mkdir(mode=0o700)
-
-
 @contextlib.contextmanager
 def _opened(trees: Sequence[Path], userns: Path | None) -> Iterator[list[int]]:
-    """Descriptors of the trees, topmost first, cloned and idmapped when there is a user namespace.
-
-    overlayfs refuses a layer that an image has twice; the upper one of the two says all that both say.
-    """
+    """Descriptors of the trees, topmost first, cloned and idmapped if there is a user namespace."""
     with contextlib.ExitStack() as stack:
         userns_fd = None
         if userns is not None:
             userns_fd = os.open(userns, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, userns_fd)
         fds = []
+        # overlayfs refuses the same directory twice (ELOOP); the upper occurrence hides all of the lower one.
         for tree in dict.fromkeys(reversed(trees)):
             fds.append(_open_tree(tree, userns_fd))
             stack.callback(os.close, fds[-1])
@@ -183,10 +172,10 @@ def _open_tree(path: Path, userns_fd: int | None) -> int:
 
 
 def cannot_be_mapped(path: Path, error: OSError) -> Exception:
-    """The error to raise when a tree cannot be shown with mapped ids."""
+    """The error for a tree that cannot be idmapped: EINVAL means that its filesystem does not support it."""
     if error.errno != errno.EINVAL:
         return error
     return FailedPrecondition(
-        f"{path}: its filesystem cannot be mounted with mapped ids, which unprivileged pods need; images.root "
-        "names another place, images.driver another kind of storage"
+        f"{path}: its filesystem does not support idmapped mounts, which unprivileged pods need; set images.root "
+        "to a directory on another one, or images.driver to another driver"
     )

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directories that an archive leaves out, and the attributes that they should have.
+"""Directories that a layer's archive leaves out, and the attributes that they should have (decision 0015).
 
-An archive may hold `tmp/file` without `tmp`. Unpacked on top of the layers below, as its builder sees it, `tmp`
-would stay what it is there (1777). Unpacked by itself the layer gets a `tmp` that is made up (0755), and overlayfs
-shows the uppermost directory's attributes. The remedy is one more layer, of nothing but such directories, on top.
+An archive may have `tmp/file` without `tmp`. Extracted on top of the layers below, as its builder expects, `tmp`
+keeps the attributes it has there (1777). Extracted alone the layer gets a `tmp` with default attributes (0755),
+and overlayfs shows those of the uppermost directory. So one more layer on top has these directories, with the
+right attributes.
 """
 
 from __future__ import annotations
@@ -18,46 +19,46 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Attributes(NamedTuple):
-    """What a directory has; ids as the image has them."""
+    """A directory's mode and owner; IDs as the archive has them."""
 
     mode: int
     uid: int
     gid: int
 
 
-MADE_UP: Final = Attributes(0o755, 0, 0)
+DEFAULT: Final = Attributes(0o755, 0, 0)
 
 
-class Unpacked(NamedTuple):
-    """A layer in overlay form at `top`, and its directories that were made up."""
+class ExtractedLayer(NamedTuple):
+    """A layer in overlayfs' form at `top`, and the directories that its archive left out."""
 
     top: Path
     implicit: frozenset[str]
 
 
-class _Sight(NamedTuple):
-    """What a layer shows at a path: a directory's attributes or none; `last` when it hides all layers below."""
+class _Found(NamedTuple):
+    """A layer's entry at a path: a directory's attributes or None; `last` if it hides all layers below."""
 
     attributes: Attributes | None
     last: bool
 
 
-def inherited(layers: Sequence[Unpacked]) -> dict[str, Attributes]:
-    """The directories, by path and with all above them, that need other attributes than were made up. Blocks.
+def inherited(layers: Sequence[ExtractedLayer]) -> dict[str, Attributes]:
+    """The directories, by path and with their ancestors, whose attributes must be restored. Blocks.
 
     `layers` lowest first. Empty for most images. Layers are untrusted: no symlink in them is followed.
     """
     found: dict[str, Attributes] = {}
     for path in set().union(*(layer.implicit for layer in layers)):
         attributes, hidden = _effective(layers, path)
-        if hidden and attributes != MADE_UP:
+        if hidden and attributes != DEFAULT:
             found[path] = attributes
     above = {str(parent) for path in found for parent in PurePosixPath(path).parents}
     return {path: _effective(layers, path).attributes for path in sorted(above | found.keys())}
 
 
 def make(directory: Path, directories: dict[str, Attributes]) -> None:
-    """Create the directories below an empty one."""
+    """Create the directories below `directory`, which is empty."""
     for path, attributes in sorted(directories.items()):
         place = directory / path
         place.mkdir(exist_ok=True)
@@ -66,27 +67,26 @@ def make(directory: Path, directories: dict[str, Attributes]) -> None:
 
 
 class _Effective(NamedTuple):
-    """What a directory should have, and whether a made-up one hides that."""
+    """The attributes that a directory should have, and whether one with default attributes hides them."""
 
     attributes: Attributes
     hidden: bool
 
 
-def _effective(layers: Sequence[Unpacked], path: str) -> _Effective:
-    """What the uppermost layer that really holds the directory says."""
+def _effective(layers: Sequence[ExtractedLayer], path: str) -> _Effective:
     hidden = False
     for layer in reversed(layers):
-        sight = _look(layer.top, path)
-        if sight.attributes is not None and path not in layer.implicit:
-            return _Effective(sight.attributes, hidden)
-        if sight.last:
+        found = _lookup(layer.top, path)
+        if found.attributes is not None and path not in layer.implicit:
+            return _Effective(found.attributes, hidden)
+        if found.last:
             break
-        hidden = hidden or sight.attributes is not None
-    return _Effective(MADE_UP, hidden=False)
+        hidden = hidden or found.attributes is not None
+    return _Effective(DEFAULT, hidden=False)
 
 
-def _look(top: Path, path: str) -> _Sight:
-    """Open one component after the other; what is no directory hides what lies below, as an opaque one does."""
+def _lookup(top: Path, path: str) -> _Found:
+    """Open one component after the other, never through a symlink."""
     fd = os.open(top, _DIRECTORY)
     last = False
     try:
@@ -97,12 +97,12 @@ def _look(top: Path, path: str) -> _Sight:
             last = last or _is_opaque(fd)
         found = os.fstat(fd)
     except FileNotFoundError:
-        return _Sight(None, last)
-    except OSError:
-        return _Sight(None, last=True)
+        return _Found(None, last)
+    except OSError:  # not a directory, so it hides the layers below, as an opaque directory does
+        return _Found(None, last=True)
     finally:
         os.close(fd)
-    return _Sight(Attributes(stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid), last)
+    return _Found(Attributes(stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid), last)
 
 
 def _components(path: str) -> Iterator[str]:
@@ -116,6 +116,6 @@ def _is_opaque(fd: int) -> bool:
         return False
 
 
-def described(directories: dict[str, Attributes]) -> Iterable[str]:
-    """One line a directory, the same for the same directories."""
+def serialized(directories: dict[str, Attributes]) -> Iterable[str]:
+    """One line for each directory; equal for equal arguments, for the layer's key is a digest of it."""
     return (f"{path}\0{mode:o}\0{uid}\0{gid}" for path, (mode, uid, gid) in sorted(directories.items()))

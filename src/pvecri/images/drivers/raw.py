@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers as filesystem images, one file a layer; root filesystems as overlayfs mounts of them.
 
-    layers/<diff id>      an EROFS or ext4 filesystem that holds the layer in overlay form
-    mounted/<diff id>/    where it is mounted, read-only, from its first use on
+    layers/<diff ID>      an EROFS or ext4 image of the layer, with whiteouts in overlayfs' form
+    mounted/<diff ID>/    its mount point, read-only, from its first use on
 
-One file stands for a layer of any number of files: few inodes, and one thing to copy, to check or to delete; its
-digest is kept in an attribute. The filesystem is made of an unpacked directory, so a pull writes a layer twice.
+A layer of any number of files costs one inode, and is copied, checked and deleted as one file; an extended
+attribute has its digest. The image is made of an extracted directory, so a pull writes each layer twice.
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ import contextlib
 import errno
 import hashlib
 import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Final
 
-from pvecri.errors import CommandError, FailedPrecondition
-from pvecri.images.drivers.base import LayerKey, Owner
+from pvecri.errors import FailedPrecondition
+from pvecri.images.drivers.base import COMMAND_TIMEOUT, LayerKey, Owner
 from pvecri.images.drivers.overlay import OverlayDriver
 from pvecri.images.drivers.overlay_roots import OverlayRoots
 from pvecri.images.usage import Usage
-from pvecri.linux import loop, mounts
+from pvecri.linux import loop, mounts, programs
 from pvecri.model import ContainerId
 
-_DIGEST: Final = "trusted.pvecri.sha256"
+_DIGEST: Final = "trusted.pvecri.sha256"  # trusted.*: for root only
 _EROFS_MAGIC: Final = b"\xe2\xe1\xf5\xe0"
 _EROFS_MAGIC_OFFSET: Final = 1024
 _BLOCK: Final = 4096
 _SPARE: Final = 64 << 20
+"""Bytes beyond the files, for group descriptors and bitmaps; the image file is sparse."""
 _INODE: Final = 1024
-"""What an inode and its directory entry take, generously; attributes that do not fit cost a block each."""
+"""Bytes for an inode of 512 and its directory entry; attributes that do not fit take a block each."""
 
 
 class RawDriver(OverlayDriver):
-    """The driver below `root`. With `limit`, in bytes, a writable layer is a file of that size, too."""
+    """The driver below `root`. With `limit`, in bytes, a writable layer is an ext4 image of that size."""
 
     def __init__(self, root: Path, *, limit: int = 0) -> None:
         super().__init__(root)
         self._roots = OverlayRoots(self._area, limit=limit)
         self._mounted = root / "mounted"
         self._mounting = Lock()
-        self._erofs = _kernel_knows("erofs")
+        self._erofs = _kernel_supports("erofs")
 
     def setup(self) -> None:
         super().setup()
@@ -56,7 +56,7 @@ class RawDriver(OverlayDriver):
         try:
             self._make(file, directory)
             os.setxattr(file, _DIGEST, _digest(file).encode())
-            with contextlib.suppress(FileExistsError):
+            with contextlib.suppress(FileExistsError):  # rename(2) would replace the layer while it is mounted
                 (self._area.layers / key).hardlink_to(file)
         finally:
             self._area.discard(file)
@@ -87,14 +87,12 @@ class RawDriver(OverlayDriver):
         file = self._area.layers / key
         promised = os.getxattr(file, _DIGEST).decode()
         found = _digest(file)
-        return "" if found == promised else f"{file} has the digest {found} where {promised} was written"
+        return "" if found == promised else f"{file} has the digest {found}, expected {promised}"
 
     def _make(self, file: Path, directory: Path) -> None:
-        """EROFS where kernel and tools have it and can hold the layer, else ext4.
-
-        mkfs.erofs of Debian 12 fails on names of 255 bytes.
-        """
-        size, allocated, inodes = _extent(directory)
+        """Make an EROFS image if kernel and mkfs.erofs support it, else ext4."""
+        size, allocated, inodes = _disk_usage(directory)
+        # mkfs.erofs can fail: 1.5 of Debian 12 does on names of 255 bytes.
         if self._erofs and _make_erofs(file, directory, sparse=size > 2 * allocated):
             return
         file.unlink(missing_ok=True)
@@ -102,23 +100,22 @@ class RawDriver(OverlayDriver):
 
 
 def _make_erofs(file: Path, directory: Path, *, sparse: bool) -> bool:
-    """Whether it could be made. Chunks of a block keep holes, but small files take a whole block then."""
-    words = ["--quiet", "--preserve-mtime", "-x1", "-Eforce-inode-extended"]
-    if sparse:
-        words.append(f"--chunksize={_BLOCK}")
-    try:
-        command = ["mkfs.erofs", *words, str(file), str(directory)]
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
+    """Whether it could be made."""
+    options = ["--quiet", "--preserve-mtime", "-x1", "-Eforce-inode-extended"]
+    if sparse:  # chunks of a block keep holes, but make small files take a whole block
+        options.append(f"--chunksize={_BLOCK}")
+    with contextlib.suppress(FileNotFoundError):
+        ended = programs.run_blocking(["mkfs.erofs", *options, file, directory], timeout=COMMAND_TIMEOUT)
+        return ended.returncode == 0
+    return False
 
 
 def _make_ext4(file: Path, directory: Path, size: int, inodes: int) -> None:
-    """Made empty and then filled: `mkfs.ext4 -d` takes ten times as long, and leaves a lost+found."""
+    # Made empty and then filled: `mkfs.ext4 -d` takes ten times as long, and leaves a lost+found.
     with file.open("wb") as sparse:
         sparse.truncate(size)
     layout = ["-m", "0", "-O", "^has_journal,^resize_inode", "-I", "512", "-N", str(inodes + 1024)]
-    _run("mkfs.ext4", "-q", "-F", *layout, str(file))
+    programs.run_blocking(["mkfs.ext4", "-q", "-F", *layout, file], timeout=COMMAND_TIMEOUT).checked()
     place = directory.with_name(f"{directory.name}.mnt")
     place.mkdir()
     with contextlib.ExitStack() as undo:
@@ -126,24 +123,18 @@ def _make_ext4(file: Path, directory: Path, size: int, inodes: int) -> None:
         with loop.attached(file, readonly=False) as device:
             mounts.mount(device, place, "ext4")
             undo.callback(mounts.umount, place, detach=False)
-        (place / "lost+found").rmdir()
-        _run("cp", "--archive", "--no-target-directory", str(directory), str(place))
-
-
-def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise CommandError(command[0], done.returncode, done.stderr)
+        (place / "lost+found").rmdir()  # containers would see it
+        copying = ("cp", "--archive", "--no-target-directory", directory, place)
+        programs.run_blocking(copying, timeout=COMMAND_TIMEOUT).checked()
 
 
 def _mount(file: Path, place: Path) -> None:
-    """An EROFS image without a loop device where the kernel can (from 6.12 on)."""
     flags = mounts.MS_RDONLY | mounts.MS_NODEV
     if _is_erofs(file):
         try:
-            mounts.mount(file, place, "erofs", flags)
+            mounts.mount(file, place, "erofs", flags)  # without a loop device, from Linux 6.12 on
         except OSError as error:
-            if error.errno not in {errno.ENOTBLK, errno.EINVAL}:
+            if error.errno not in {errno.ENOTBLK, errno.EINVAL}:  # an older kernel
                 raise
         else:
             return
@@ -151,7 +142,9 @@ def _mount(file: Path, place: Path) -> None:
         try:
             mounts.mount(device, place, "erofs" if _is_erofs(file) else "ext4", flags)
         except OSError as error:
-            raise FailedPrecondition(f"{file} cannot be mounted: {error.strerror}; is it damaged?") from error
+            raise FailedPrecondition(
+                f"{file} cannot be mounted: {error.strerror}; `pvecri image check` tells if it is damaged"
+            ) from error
 
 
 def _digest(file: Path) -> str:
@@ -165,14 +158,15 @@ def _is_erofs(file: Path) -> bool:
         return image.read(len(_EROFS_MAGIC)) == _EROFS_MAGIC
 
 
-def _kernel_knows(filesystem: str) -> bool:
+def _kernel_supports(filesystem: str) -> bool:
     known = Path("/proc/filesystems").read_text().split()
+    # A filesystem whose module is not loaded yet is not in /proc/filesystems.
     modules = Path(f"/lib/modules/{os.uname().release}/kernel/fs/{filesystem}")
     return filesystem in known or modules.exists()
 
 
-def _extent(directory: Path) -> tuple[int, int, int]:
-    """Bytes that the files have, bytes that they take, and their number."""
+def _disk_usage(directory: Path) -> tuple[int, int, int]:
+    """The files' apparent size, their allocated size, both in bytes, and their number."""
     size = allocated = inodes = 0
     for top, directories, files in os.walk(directory):
         for name in (*directories, *files):

@@ -1,45 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers as ZFS datasets, each a clone of its parent's with the layer applied; root filesystems as clones.
 
-    <dataset>/layers/<chain id>@layer   all of an image up to this layer
-    <dataset>/new/<random>              a layer being unpacked
+    <dataset>/layers/<chain ID>@layer   an image's files up to this layer
+    <dataset>/new/<random>              a layer being extracted
     <dataset>/rootfs/<container>        the container's clone of its topmost layer
-    <dataset>/trash/<random>            to be destroyed, once nothing is a clone of it any more
+    <dataset>/trash/<random>            to be destroyed, once it has no clones any more
 
-Datasets have the mount point `legacy` and are mounted below `root` where and while they are needed. What zfs(8) is
-asked for, and no more: create, clone, snapshot, rename, destroy, list, get.
+Datasets have the mount point `legacy`, and are mounted below `root` while they are used. The commands of zfs(8)
+that this needs are create, clone, snapshot, rename, destroy, list and get.
 """
 
 from __future__ import annotations
 
 import errno
 import secrets
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from pvecri.errors import CommandError, FailedPrecondition
-from pvecri.images.drivers import trees
-from pvecri.images.drivers.area import Area
-from pvecri.images.drivers.base import LayerKey, Owner
-from pvecri.images.drivers.btrfs import chain_key
+from pvecri.images.drivers.base import COMMAND_TIMEOUT, LayerKey, Owner
+from pvecri.images.drivers.trees import TreeDriver, mount_tree
 from pvecri.images.usage import Usage
-from pvecri.linux import mounts
+from pvecri.linux import mounts, programs
 from pvecri.model import ContainerId
 
+# xattr=sa: in the inode, not in a hidden directory for each file.
 _PROPERTIES = ("-o", "mountpoint=legacy", "-o", "xattr=sa", "-o", "acltype=posixacl")
 
 
-class ZfsDriver:
-    """The driver on `dataset`, with mount points below `root`. With `limit`, a container may write that much."""
-
-    stacked = True
+class ZfsDriver(TreeDriver):
+    """The driver on `dataset`, with mount points below `root`. `limit`, in bytes, is the property `quota`."""
 
     def __init__(self, root: Path, dataset: str, *, limit: int = 0) -> None:
-        self.root = root
-        self._area = Area(root)
+        super().__init__(root, limit=limit)
         self._dataset = dataset
-        self._limit = limit
 
     def setup(self) -> None:
         try:
@@ -49,14 +43,11 @@ class ZfsDriver:
         for part in ("layers", "new", "rootfs", "trash"):
             if f"{self._dataset}/{part}" not in existing:
                 _zfs("create", f"{self._dataset}/{part}")
-        for half_made in self._area.new.glob("*"):
-            mounts.umount_below(half_made)
+        for uncommitted in self._area.new.glob("*"):
+            mounts.umount_below(uncommitted)
         self._area.setup()
         for name in self._children("new"):
             self._discard(f"new/{name}")
-
-    def layer_key(self, diff_ids: Sequence[str]) -> LayerKey:
-        return chain_key(diff_ids)
 
     def layers(self) -> set[LayerKey]:
         return {LayerKey(name) for name in self._children("layers")}
@@ -69,12 +60,10 @@ class ZfsDriver:
         return directory
 
     def commit_layer(self, key: LayerKey, directory: Path) -> None:
-        """The snapshot goes along with the rename, so a layer that is there is complete.
-
-        Detached, for a program that another thread starts may have a file below open for a moment.
-        """
+        # Detached: between fork(2) and execve(2) of another thread's child a file below may be open (EBUSY).
         mounts.umount(directory, detach=True)
         name = f"new/{directory.name}"
+        # The snapshot is renamed with its dataset, so a dataset below `layers` is complete.
         _zfs("snapshot", f"{self._dataset}/{name}@layer")
         try:
             _zfs("rename", f"{self._dataset}/{name}", f"{self._dataset}/layers/{key}")
@@ -90,15 +79,9 @@ class ZfsDriver:
             self._discard(f"new/{directory.name}")
             self._area.discard(directory)
 
-    def layer_usage(self, key: LayerKey) -> Usage | None:
-        return None
-
     def check_layer(self, key: LayerKey) -> str:
         """ZFS checks its data itself (zpool-scrub(8))."""
         return ""
-
-    def parents_layer(self, layers: Sequence[tuple[LayerKey, frozenset[str]]]) -> LayerKey | None:
-        return None
 
     def remove_layer(self, key: LayerKey) -> None:
         if key in self.layers():
@@ -126,11 +109,8 @@ class ZfsDriver:
                 raise FileNotFoundError(errno.ENOENT, "has no root filesystem", str(home))
             if not mounts.is_mountpoint(tree):
                 _mount(f"{self._dataset}/rootfs/{container}", tree)
-            trees.show(tree, target, userns)
+            mount_tree(tree, target, userns)
         return target
-
-    def unmount_rootfs(self, container: ContainerId) -> None:
-        mounts.umount_below(self._area.home(container))
 
     def remove_rootfs(self, container: ContainerId) -> None:
         self.unmount_rootfs(container)
@@ -142,21 +122,14 @@ class ZfsDriver:
         return {ContainerId(name) for name in self._children("rootfs")}
 
     def written(self, container: ContainerId) -> Usage:
-        """ZFS counts bytes, not files."""
         try:
             used = _zfs("get", "-Hp", "-o", "value", "used", f"{self._dataset}/rootfs/{container}")
         except CommandError:
             return Usage(0, 0)
-        return Usage(int(used), 0)
-
-    def writable_layer(self, container: ContainerId) -> Path:
-        raise trees.no_writable_layer(container, "zfs")
+        return Usage(int(used), 0)  # ZFS has no count of files
 
     def collect_garbage(self) -> None:
-        """A dataset goes after its clones, so go round until nothing goes any more.
-
-        What a process still holds open is busy, and goes another time.
-        """
+        # A dataset can be destroyed only after its clones; one that a process still uses, the next time.
         names = self._children("trash")
         while names:
             left = [name for name in names if not self._destroyed(f"trash/{name}")]
@@ -166,11 +139,11 @@ class ZfsDriver:
         self._area.empty_trash()
 
     def sync(self) -> None:
-        """Every transaction group that is open now is written: zpool-sync(8)."""
+        # Writes every open transaction group: zpool-sync(8).
         _run("zpool", "sync", self._dataset.partition("/")[0])
 
     def _create_base(self, cause: Exception) -> list[str]:
-        """The dataset and its properties; those of datasets that exist already are the administrator's."""
+        """Create the dataset. Properties of an existing one are the administrator's choice."""
         try:
             _zfs("create", *_PROPERTIES, self._dataset)
         except (CommandError, FileNotFoundError) as error:
@@ -205,7 +178,7 @@ class ZfsDriver:
 
 
 def _mount(dataset: str, place: Path) -> None:
-    """By mount(8): its helper mount.zfs gives the kernel the options that stand in the dataset's properties."""
+    # mount(8) calls mount.zfs, which passes the kernel the options of the dataset's properties.
     _run("mount", "-t", "zfs", dataset, str(place))
 
 
@@ -214,7 +187,5 @@ def _zfs(*words: str) -> str:
 
 
 def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise CommandError(" ".join(command[:2]), done.returncode, done.stderr)
-    return done.stdout
+    ended = programs.run_blocking(command, timeout=COMMAND_TIMEOUT, name=" ".join(command[:2]))
+    return ended.checked().stdout.decode()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PullImage: resolve a reference, plan what is missing, fetch and extract layers, commit the image."""
+"""PullImage in four stages, each a module: resolve, plan, fetch, commit. puller.py runs them in order."""

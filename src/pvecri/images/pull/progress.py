@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a pull is: what of its layers there was already, what comes in, and what came out of that."""
+"""The progress of a pull, for the command line, the metrics and the timeout of a pull that stalls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 
 from pvecri import metrics
+from pvecri.config import ImagesConfig
+from pvecri.errors import DeadlineExceeded
 from pvecri.images.manifest import Layer
+from pvecri.images.reference import Reference
 from pvecri.model import Value
 
 
 class Progress(Value, frozen=True):
-    """Of one pull, or of several together.
+    """The progress of one pull, or the sum of several.
 
-    `total` is the bytes of the `layers` that are fetched, compressed as registries have them, `fetched` how many
-    of them have come in, `unpacked` what came out. `done` layers have come in whole; `present` were there already.
+    `total` is the size in bytes of the `layers` to fetch, compressed as registries have them; `fetched` of these
+    bytes have arrived and were extracted to `unpacked` bytes. `done` layers are complete, `present` ones were in
+    the store before.
     """
 
     fetched: int = 0
@@ -32,51 +37,50 @@ class Progress(Value, frozen=True):
 class LayerTransfer:
     """One layer of a pull."""
 
-    def __init__(self, layer: Layer, moved: Callable[[], None]) -> None:
-        self._moved = moved
+    def __init__(self, layer: Layer, on_progress: Callable[[], None]) -> None:
+        self._on_progress = on_progress
         self.size = layer.size
         self.fetched = self.unpacked = 0
         self.is_done = False
 
     def reached(self, fetched: int, unpacked: int) -> None:
-        """So many bytes have come in and out by now."""
-        fetched = min(fetched, self.size)  # the program that decompresses reads a little besides
+        """Record the bytes fetched and extracted so far; smaller values than before change nothing."""
+        fetched = min(fetched, self.size)  # zstd(1) counts more than it takes from the pipe: its own files, too
         metrics.FETCHED_BYTES.inc(max(0, fetched - self.fetched))
         metrics.UNPACKED_BYTES.inc(max(0, unpacked - self.unpacked))
         self.fetched, self.unpacked = max(self.fetched, fetched), max(self.unpacked, unpacked)
-        self._moved()
+        self._on_progress()
 
     def done(self, source: str = "registry") -> None:
-        """All of it has come in and out, from the `registry` or a `template`."""
+        """Record that the layer is complete. `source` is a label of the metric: `registry` or `template`."""
         self.reached(self.size, self.unpacked)
         self.is_done = True
         metrics.LAYERS.labels(source).inc()
 
 
 class Transfer:
-    """One pull, for the one who waits for it and for the metrics. For one event loop."""
+    """One pull. For one event loop."""
 
     def __init__(
         self,
-        moved: Callable[[], None] = lambda: None,
-        elsewhere: Callable[[], AbstractContextManager[None]] = nullcontext,
+        on_progress: Callable[[], None] = lambda: None,
+        stall_suspended: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """`moved` is called whenever bytes have; `elsewhere` makes a context for while another fetches them."""
-        self._moved = moved
-        self.elsewhere = elsewhere
+        """`stall_suspended` makes a context in which no progress is expected, for Proxmox reports none."""
+        self._on_progress = on_progress
+        self.stall_suspended = stall_suspended
         self._layers: tuple[LayerTransfer, ...] = ()
         self._present = 0
 
     def plan(self, missing: Sequence[Layer], present: int) -> tuple[LayerTransfer, ...]:
-        """Say which layers are to be fetched, and how many were there; those to tell of each layer."""
+        """Set the layers to fetch, and the number of those that need not be."""
         metrics.LAYERS.labels("store").inc(present)
         self._present = present
-        self._layers = tuple(LayerTransfer(layer, self._moved) for layer in missing)
+        self._layers = tuple(LayerTransfer(layer, self._on_progress) for layer in missing)
         return self._layers
 
     @property
     def progress(self) -> Progress:
-        """How far it is now."""
         layers = self._layers
         return Progress(
             fetched=sum(layer.fetched for layer in layers),
@@ -86,3 +90,36 @@ class Transfer:
             layers=len(layers),
             present=self._present,
         )
+
+
+class StallTimeout:
+    """A timeout that starts anew with each `reset`; 0 seconds is none. Made when it is to start."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.timeout = asyncio.timeout(seconds or None)
+
+    def reset(self) -> None:
+        if self._seconds and not self.timeout.expired():
+            self.timeout.reschedule(asyncio.get_running_loop().time() + self._seconds)
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Stop the clock while the context lasts."""
+        if not self.timeout.expired():
+            self.timeout.reschedule(None)
+        yield
+        self.reset()
+
+
+@asynccontextmanager
+async def time_limits(reference: Reference, config: ImagesConfig, stall: StallTimeout) -> AsyncIterator[None]:
+    """End the body with DeadlineExceeded after images.pull_timeout or images.pull_progress_timeout."""
+    try:
+        async with asyncio.timeout(config.pull_timeout), stall.timeout:
+            yield
+    except TimeoutError as error:
+        limit = f"done in {config.pull_timeout:g} s (images.pull_timeout)"
+        if stall.timeout.expired():
+            limit = f"a byte in {config.pull_progress_timeout:g} s (images.pull_progress_timeout)"
+        raise DeadlineExceeded(f"pulling {reference}: not {limit}") from error

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The blobs of an OCI archive, a tar of an OCI image layout (image-spec 1.1, image-layout.md).
 
-They are read where they lie: skopeo would unpack the whole archive first, to a copy as large as the image.
+They are read in place: skopeo would extract the archive first, to a copy as large as the image (decision 0019).
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from pvecri.images.registry.proxy import Pipe
 MAX_MEMBERS: Final = 10_000
 _MAX_HEADER: Final = 64 << 10
 _CHUNK: Final = 1 << 19
-_LOOK_UP: Final = 500
-"""Milliseconds after which a thread that waits for a reader looks whether there will be none."""
+_POLL_MS: Final = 500
+"""Milliseconds between two looks of a blocked thread whether the archive is being closed."""
 _BLOBS: Final = "blobs/sha256/"
 
 
 class _Extent(NamedTuple):
-    """Where a member's content lies in the archive, in bytes."""
+    """The position of a member's content in the archive, in bytes."""
 
     offset: int
     size: int
 
 
 class OciArchive:
-    """The archive of one image at `path`. What it says is checked, for anybody may have written it.
+    """The archive of one image at `path`; its content is untrusted.
 
-    A few threads of its own read blobs: they wait for whoever takes the blobs in.
+    Blobs are read by `parallel` threads of its own, for they block while their pipe is full.
     """
 
     def __init__(self, path: Path, parallel: int) -> None:
@@ -52,7 +52,7 @@ class OciArchive:
         self._closing = threading.Event()
 
     def open(self) -> None:
-        """Find the blobs. Blocks. BadImage for what is no OCI archive, InternalError when it cannot be read."""
+        """Index the blobs. Blocks. BadImage if it is not an OCI archive, InternalError if it cannot be read."""
         try:
             self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -60,7 +60,7 @@ class OciArchive:
         self._members = _members(self._path, self._fd)
 
     async def close(self) -> None:
-        """Close the file and end what reads it. Idempotent."""
+        """End the threads and close the file. Idempotent."""
         self._closing.set()
         await asyncio.gather(*(pump for _, pump in self._pumps), return_exceptions=True)
         self._pumps.clear()
@@ -79,7 +79,7 @@ class OciArchive:
         return manifests.parse_manifest(manifest).config.digest
 
     async def blob(self, digest: str) -> Pipe:
-        """Begin to read a blob, as ImageProxy.blob; what is read must be `finish`ed. KeyError when it has none."""
+        """Begin to read a blob, as ImageProxy.blob. KeyError if the archive does not have it."""
         extent = self._members[_member(digest)]
         receive, send = os.pipe()
         loop = asyncio.get_running_loop()
@@ -88,7 +88,7 @@ class OciArchive:
         return Pipe(receive, len(self._pumps) - 1)
 
     async def finish(self, pipe: Pipe) -> None:
-        """Wait until a blob has been read, whole or not. Raises BadImage when it is not what its digest says."""
+        """Wait until a blob has been read or its reader has gone. Raises BadImage if it has another digest."""
         promised, pump = self._pumps[pipe.number]
         if (found := await asyncio.shield(pump)) != promised:
             raise BadImage(f"{self._path}: layer {promised} has the digest {found}: the archive is damaged")
@@ -96,12 +96,12 @@ class OciArchive:
     def _read(self, name: str) -> bytes:
         extent = self._members.get(name)
         if extent is None or extent.size > MAX_DOCUMENT:
-            raise BadImage(f"{self._path} is no OCI archive: it has no {name}, or too large a one")
+            raise BadImage(f"{self._path} is not an OCI archive: it has no {name}, or too large a one")
         return os.pread(self._fd, extent.size, extent.offset)
 
 
 class _Headers(io.FileIO):
-    """The archive as tarfile reads it: headers only, which have no business to be large."""
+    """The archive as tarfile reads it: a large read is a forged header, for content is read elsewhere."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= _MAX_HEADER:
@@ -115,11 +115,12 @@ def _members(path: Path, fd: int) -> dict[str, _Extent]:
         with _Headers(fd, closefd=False) as file, tarfile.TarFile(fileobj=file, mode="r") as archive:
             for number, member in enumerate(archive):
                 if number >= MAX_MEMBERS:
-                    raise BadImage(f"{path} is no OCI archive: it has more than {MAX_MEMBERS} members")
+                    raise BadImage(f"{path} is not an OCI archive: it has more than {MAX_MEMBERS} members")
                 if member.isreg():
+                    # GNU tar writes `./blobs/…`.
                     found[os.path.normpath(member.name)] = _Extent(member.offset_data, member.size)
     except (tarfile.TarError, ValueError, LookupError, ArithmeticError, OSError) as error:
-        raise BadImage(f"{path} is no OCI archive: {error}") from error
+        raise BadImage(f"{path} is not an OCI archive: {error}") from error
     return found
 
 
@@ -128,13 +129,13 @@ def _member(digest: str) -> str:
 
 
 def _pump(fd: int, extent: _Extent, send: int, closing: threading.Event) -> str:
-    """Write a blob into a pipe until nobody reads any longer, and tell its digest all the same."""
+    """Write a blob into a pipe until its reader closes it; the digest of the whole blob."""
     os.set_blocking(send, False)
     content, is_read = hashlib.sha256(), True
     position, end = extent.offset, extent.offset + extent.size
     try:
         while position < end and (chunk := os.pread(fd, min(_CHUNK, end - position), position)):
-            content.update(chunk)
+            content.update(chunk)  # also after the reader has gone: `finish` compares the digest
             position += len(chunk)
             is_read = is_read and _write(send, chunk, closing)
             if closing.is_set():
@@ -145,7 +146,7 @@ def _pump(fd: int, extent: _Extent, send: int, closing: threading.Event) -> str:
 
 
 def _write(fd: int, data: bytes, closing: threading.Event) -> bool:
-    """Whether somebody has read it."""
+    """Write all of `data`; False if the reader has gone or the archive is being closed."""
     view, poller = memoryview(data), select.poll()
     poller.register(fd, select.POLLOUT)
     while view and not closing.is_set():
@@ -154,5 +155,5 @@ def _write(fd: int, data: bytes, closing: threading.Event) -> bool:
         except BrokenPipeError:
             return False
         except BlockingIOError:
-            poller.poll(_LOOK_UP)
+            poller.poll(_POLL_MS)
     return True

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that pulls use one after the other, so that a pull does not wait for their start.
+"""Processes that outlive a pull, so that the next one does not wait for their start (decision 0017).
 
-A proxy serves one pull at a time, for a registry that does not answer would hold up all others; the helper that
-unpacks serves all. They end when no pull has come for a while.
+A proxy serves one pull at a time, for it answers one request after the other, and a registry that does not respond
+would delay all other pulls; one unpacker serves all. They end after IDLE seconds without a pull.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from pvecri.supervision import Supervisor, attempt
 WORK: Final = "processes of pulls"
 
 IDLE: Final = 120.0
-"""Seconds that a process outlives the last pull."""
 
 
 class Workers:
-    """The processes, started by `skopeo` and here as pulls need them."""
+    """The processes of all pulls."""
 
     def __init__(self, skopeo: Skopeo) -> None:
         self._skopeo = skopeo
@@ -43,10 +42,7 @@ class Workers:
     async def opened(
         self, name: str, reference: Reference, auth: RegistryAuth | None
     ) -> AsyncIterator[tuple[ImageProxy, int]]:
-        """A proxy for one pull that has opened the image `name`, and the image's number.
-
-        A proxy that has died since its last pull shows it at its first answer; it is replaced.
-        """
+        """A proxy that has opened the image `name`, for this pull alone, and the image's number."""
         while True:
             async with self._proxy(reference, auth) as (proxy, is_new):
                 try:
@@ -54,30 +50,27 @@ class Workers:
                 except ProxyGone:
                     if is_new:
                         raise
-                    continue
+                    continue  # an idle one had been killed, which only its first answer shows
                 yield proxy, number
+                await proxy.close_image(number)
                 return
 
     @asynccontextmanager
     async def _proxy(
         self, reference: Reference, auth: RegistryAuth | None
     ) -> AsyncIterator[tuple[ImageProxy, bool]]:
-        """A proxy, and whether it is new. One that has credentials, or has seen an error, is not used again."""
+        """A proxy, and whether it is new. One that has credentials, or has failed, is not used again."""
         self._begin()
         try:
             insecure = self._skopeo.is_insecure(reference)
             with self._skopeo.credentials(reference, auth) as authfile:
-                proxy = None
-                own = auth is not None and applies(auth, reference)
-                if not own:
-                    proxy = self._idle_proxy(insecure)
-                is_new = proxy is None
-                if proxy is None:
-                    proxy = await self._skopeo.start_proxy(insecure=insecure, authfile=authfile)
+                has_credentials = auth is not None and applies(auth, reference)
+                idle = None if has_credentials else self._idle_proxy(insecure)
+                proxy = idle or await self._skopeo.start_proxy(insecure=insecure, authfile=authfile)
                 keep = False
                 try:
-                    yield proxy, is_new
-                    keep = not own and proxy.usable
+                    yield proxy, idle is None
+                    keep = not has_credentials and proxy.usable
                 finally:
                     if keep:
                         self._proxies[insecure].append(proxy)
@@ -87,7 +80,7 @@ class Workers:
             self._end()
 
     async def unpacker(self) -> Unpacker:
-        """The helper that unpacks; for use while a proxy is held."""
+        """The unpacker. Only for use inside the context of `opened`, which keeps it from being ended as idle."""
         async with self._starting:
             if self._unpacker is None or not self._unpacker.usable:
                 if self._unpacker is not None:
@@ -96,7 +89,7 @@ class Workers:
             return self._unpacker
 
     async def close(self) -> None:
-        """End all processes. Idempotent; no pull may be under way."""
+        """End all processes. Idempotent; no pull may be running."""
         if self._timer is not None:
             self._timer.cancel()
         await self._end_idle()
@@ -127,6 +120,6 @@ class Workers:
     async def _end_idle(self) -> None:
         proxies = [proxy for idle in self._proxies.values() for proxy in idle]
         self._proxies = {False: [], True: []}
-        helper, self._unpacker = self._unpacker, None
-        for each in (*proxies, *((helper,) if helper else ())):
+        unpacker, self._unpacker = self._unpacker, None
+        for each in (*proxies, *((unpacker,) if unpacker else ())):
             await finish(attempt(each.close, WORK, "ending an idle process of pulls"))

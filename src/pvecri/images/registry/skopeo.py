@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""skopeo, which speaks to registries for us: its command line, its credentials file, its words for errors.
+"""skopeo, the registry client: its command line, its credentials file, its error messages (decision 0010).
 
-skopeo brings containers-auth.json(5), registries.conf(5) with mirrors, signature policies and proxies. Credentials
-go to it in a file of mode 0600, never on its command line, which every user of the node can read.
+It implements containers-auth.json(5), registries.conf(5) with mirrors, signature policies and proxies. Credentials
+are passed in a file of mode 0600, never on the command line, which every user of the node can read.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import re
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +17,6 @@ from typing import Final
 
 import msgspec
 
-from pvecri.concurrency import finish
 from pvecri.config import ConfigError, ImagesConfig
 from pvecri.errors import (
     CommandError,
@@ -34,13 +31,15 @@ from pvecri.images.manifest import Manifest
 from pvecri.images.reference import Reference
 from pvecri.images.registry import proxy as proxies
 from pvecri.images.registry.proxy import ImageProxy
+from pvecri.linux import programs
+from pvecri.linux.programs import Ended
 from pvecri.model import RegistryAuth, Value
 
 SYSTEM_POLICY: Final = Path("/etc/containers/policy.json")
 
-# What registries and skopeo's libraries say, most telling first. The kubelet knows the two long words and tells
-# the user more when a message begins with one of them.
-_MEANINGS: Final[Sequence[tuple[re.Pattern[str], type[PvecriError], str]]] = tuple(
+# Error messages of registries and of skopeo's libraries; the first match counts. The kubelet recognizes messages
+# that begin with SignatureValidationFailed or RegistryUnavailable (evalCRIPullErr in pkg/kubelet/images).
+_MESSAGES: Final[Sequence[tuple[re.Pattern[str], type[PvecriError], str]]] = tuple(
     (re.compile(pattern, re.IGNORECASE), kind, prefix)
     for pattern, kind, prefix in (
         (r"source image rejected", PermissionDenied, "SignatureValidationFailed: "),
@@ -67,7 +66,7 @@ class _Requirement(Value, frozen=True):
 
 
 class _AuthFile(Value, frozen=True, rename="camel"):
-    """containers-auth.json(5); what is in `auths` is none of our business here."""
+    """containers-auth.json(5)."""
 
     auths: Mapping[str, object] = {}
     cred_helpers: Mapping[str, object] = {}
@@ -84,46 +83,44 @@ _MISLEADING: Final = re.compile(r'^Error parsing image name "[^"]*": ')
 
 
 class Skopeo:
-    """Runs skopeo as the configuration says. `scratch` is a directory for what lasts no longer than a command."""
+    """Runs skopeo with the configured options. `scratch` is a directory for temporary files."""
 
     def __init__(self, config: ImagesConfig, scratch: Path) -> None:
         self._config = config
         self._scratch = scratch
 
     async def manifest_of(self, name: str) -> bytes:
-        """The manifest or index of what is no registry's, by its name with the transport."""
+        """The manifest or index of an image that is in no registry, by its name with the transport."""
         command = [self._config.skopeo, *self._policy(), "inspect", "--raw", name]
-        returncode, output, problem = await run(command)
-        if returncode != 0:
-            raise CommandError("skopeo", returncode, problem)
-        return output
+        return (await self._execute(command)).checked().stdout
 
     async def manifest(self, reference: Reference, auth: RegistryAuth | None) -> bytes:
         """The manifest or index that the registry has for `reference`, byte by byte.
 
-        Raises NotFound, PermissionDenied, Unavailable or CommandError with the registry's own words.
+        Raises NotFound, PermissionDenied, Unavailable or CommandError with the registry's message.
         """
         return await self._run(reference, auth, ("inspect", "--raw"))
 
     async def require_policy(self, reference: Reference, auth: RegistryAuth | None, manifest: Manifest) -> None:
-        """Have skopeo apply the policy to the image, of which `manifest` is the one for this platform.
+        """Apply the signature policy to the image, of which `manifest` is the one for this platform.
 
-        For versions whose proxy does not: `skopeo copy` does, and where the layers seem to be there already it
-        fetches none. Raises PermissionDenied when the policy refuses the image, else what `manifest` raises.
+        For versions of skopeo whose proxy does not. Raises PermissionDenied if the policy refuses the image, and
+        what `manifest` raises.
         """
         with TemporaryDirectory(dir=self._scratch, prefix="policy-") as directory:
             blobs = Path(directory, "blobs/sha256")
             blobs.mkdir(parents=True)
+            # `skopeo copy` applies the policy, and fetches no blob that the destination has: here a sparse file.
             for layer in manifest.layers:
                 with (blobs / layer.digest.removeprefix("sha256:")).open("wb") as hole:
                     hole.truncate(layer.size)
             keep_as_is = "--dest-oci-accept-uncompressed-layers"
-            words = ("copy", "--quiet", keep_as_is, f"--dest-shared-blob-dir={blobs.parent}")
-            await self._run(reference, auth, words, f"oci:{directory}/layout:image")
+            arguments = ("copy", "--quiet", keep_as_is, f"--dest-shared-blob-dir={blobs.parent}")
+            await self._run(reference, auth, arguments, f"oci:{directory}/layout:image")
 
     @property
     def accepts_everything(self) -> bool:
-        """Whether the policy asks nothing of any image. ConfigError when it cannot be read."""
+        """Whether the policy accepts every image. ConfigError if it cannot be read."""
         path = self._config.policy or SYSTEM_POLICY
         if self._config.policy is None and not path.exists():
             return True
@@ -133,22 +130,22 @@ class Skopeo:
             raise ConfigError(f"images.policy: {path}: {error}") from error
 
     def is_insecure(self, reference: Reference) -> bool:
-        """Whether the registry may do without TLS."""
+        """Whether TLS is not required of the registry."""
         return reference.registry in self._config.insecure_registries
 
     @contextmanager
     def credentials(self, reference: Reference, auth: RegistryAuth | None) -> Iterator[Path | None]:
-        """The file with credentials for a pull, while the context lasts; None when it is to have none."""
+        """The file with credentials for a pull, which exists in the context; None for a pull without."""
         if auth is None or not applies(auth, reference):
             yield self._config.auth_file
             return
         with NamedTemporaryFile(dir=self._scratch, prefix="auth-", suffix=".json") as file:
             file.write(auth_document(auth, reference.registry))
-            file.flush()
+            file.flush()  # the file stays open: it is deleted when it is closed
             yield Path(file.name)
 
     async def start_proxy(self, *, insecure: bool, authfile: Path | None) -> ImageProxy:
-        """A running proxy. Raises Unavailable when skopeo is not installed."""
+        """A running proxy. Raises Unavailable if skopeo is not installed."""
         command = [self._config.skopeo, *self._policy(), *self._registries(), "experimental-image-proxy"]
         if insecure:
             command.append("--tls-verify=false")
@@ -157,72 +154,55 @@ class Skopeo:
         return await proxies.start(command)
 
     async def _run(
-        self, reference: Reference, auth: RegistryAuth | None, words: Sequence[str], *destination: str
+        self, reference: Reference, auth: RegistryAuth | None, arguments: Sequence[str], *destination: str
     ) -> bytes:
-        """Standard output. Options about the source have a prefix when there is a destination, too."""
-        command = [self._config.skopeo, *self._policy(), *self._registries(), *words]
-        prefix = "--src-" if destination else "--"
+        command = [self._config.skopeo, *self._policy(), *self._registries(), *arguments]
+        prefix = "--src-" if destination else "--"  # inspect has --tls-verify, copy --src-tls-verify
         if self.is_insecure(reference):
             command.append(f"{prefix}tls-verify=false")
         with self.credentials(reference, auth) as file:
             if file is not None:
                 command.append(f"{prefix}authfile={file}")
             command += (f"docker://{reference}", *destination)
-            returncode, output, problem = await run(command)
-        if returncode != 0:
-            raise translate(reference, CommandError("skopeo", returncode, problem))
-        return output
+            ended = await self._execute(command)
+        with translated(reference):
+            return ended.checked().stdout
+
+    async def _execute(self, command: Sequence[str]) -> Ended:
+        """Run skopeo; Unavailable if it is not installed."""
+        try:
+            return await programs.run(command, timeout=self._config.pull_timeout, name="skopeo")
+        except FileNotFoundError as error:
+            raise Unavailable(f"{command[0]} is not installed; images.skopeo names the program") from error
 
     def _policy(self) -> tuple[str, ...]:
-        """As configured, else the system's, else everything is accepted, as an engine without signatures does."""
+        """The configured policy, else the system's; without one skopeo would refuse to run."""
         if self._config.policy is not None:
             return (f"--policy={self._config.policy}",)
         return () if SYSTEM_POLICY.exists() else ("--insecure-policy",)
 
     def _registries(self) -> tuple[str, ...]:
-        """An option that skopeo does not list in its help; the environment variable is not read by older ones."""
         path = self._config.registries_conf
+        # A hidden option of skopeo's: older versions do not read CONTAINERS_REGISTRIES_CONF.
         return (f"--registries-conf={path}",) if path is not None else ()
 
 
-async def run(command: Sequence[str]) -> tuple[int, bytes, str]:
-    """Run a program to its end: status, standard output, standard error.
-
-    It is killed when the caller is cancelled. Raises Unavailable when it is not installed.
-    """
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-    except FileNotFoundError as error:
-        raise Unavailable(f"{command[0]} is not installed; images.skopeo names the program") from error
-    try:
-        output, problem = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGKILL)
-            await finish(process.wait())
-    assert process.returncode is not None
-    return process.returncode, output, problem.decode(errors="replace")
-
-
 def translate(reference: Reference, failure: CommandError) -> PvecriError:
-    """The error that skopeo's words mean; the failure itself when they mean nothing known."""
+    """The error that skopeo's message stands for; the failure itself if the message is unknown."""
     found = _FATAL.search(failure.output)
-    words = found[1].replace('\\"', '"').replace("\\\\", "\\") if found else failure.output.strip()
-    words = _MISLEADING.sub("", words)
-    telling = words.replace(reference.name, "").replace(reference.path, "")  # a repository may be called "denied"
-    for pattern, kind, prefix in _MEANINGS:
-        if pattern.search(telling):
-            return kind(f"{prefix}pulling {reference}: {words}")
+    message = found[1].replace('\\"', '"').replace("\\\\", "\\") if found else failure.output.strip()
+    message = _MISLEADING.sub("", message)
+    matched = message.replace(reference.name, "").replace(
+        reference.path, ""
+    )  # a repository may be called "denied"
+    for pattern, kind, prefix in _MESSAGES:
+        if pattern.search(matched):
+            return kind(f"{prefix}pulling {reference}: {message}")
     return failure
 
 
 def applies(auth: RegistryAuth, reference: Reference) -> bool:
-    """Whether the credentials hold anything, and are meant for the reference's registry."""
+    """Whether the credentials are not empty, and are for the reference's registry."""
     if not any((auth.username, auth.password, auth.auth, auth.identity_token, auth.registry_token)):
         return False
     if not auth.server_address:
@@ -232,7 +212,7 @@ def applies(auth: RegistryAuth, reference: Reference) -> bool:
 
 
 def has_credentials(auth_file: Path | None, reference: Reference) -> bool:
-    """Whether images.auth_file has credentials for the repository; skopeo complains of a file that is unfit."""
+    """Whether images.auth_file has credentials for the repository. False for a broken file: skopeo reports it."""
     if auth_file is None:
         return False
     try:
@@ -251,7 +231,9 @@ def auth_document(auth: RegistryAuth, registry: str) -> bytes:
     Raises InvalidArgument for an `auth` that is not base64 of user:password, Unimplemented for a registry token.
     """
     if auth.registry_token:
-        raise Unimplemented("auth.registry_token: skopeo takes bearer tokens on its command line only, in public")
+        raise Unimplemented(
+            "auth.registry_token: skopeo takes bearer tokens on its command line only, which every user can read"
+        )
     entry = {"auth": auth.auth or base64.b64encode(f"{auth.username}:{auth.password}".encode()).decode()}
     try:
         valid = b":" in base64.b64decode(entry["auth"], validate=True)
@@ -265,7 +247,7 @@ def auth_document(auth: RegistryAuth, registry: str) -> bytes:
 
 
 def accepts_everything(policy: bytes) -> bool:
-    """Whether a policy, containers-policy.json(5), has no requirement but that of accepting anything."""
+    """Whether all requirements of a policy, containers-policy.json(5), are `insecureAcceptAnything`."""
     document = msgspec.json.decode(policy, type=_Policy)
     scopes = (scope for transport in document.transports.values() for scope in transport.values())
     return all(
@@ -277,7 +259,7 @@ def accepts_everything(policy: bytes) -> bool:
 
 @contextmanager
 def translated(reference: Reference) -> Iterator[None]:
-    """Failures of skopeo as the errors that its words mean."""
+    """Translate failures of skopeo in the context."""
     try:
         yield
     except CommandError as failure:

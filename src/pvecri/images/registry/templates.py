@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that Proxmox itself pulls (images.template_storage): it shows them as CT templates, we read their layers.
+"""Images that Proxmox pulls (images.template_storage), as CT templates whose layers are read here (decision 0019).
 
-A template is named after repository, tag and the digest of its manifest, so one that is there is the image that
-is wanted, whoever fetched it: nodes that share the storage fetch it once. Those that we had fetched are noted in
-the store before Proxmox is asked; what is noted and is no tag's image any longer is removed.
+A template is named by repository, tag and the digest of its manifest, so an existing one is the right image,
+whoever pulled it: nodes that share the storage pull it once. Templates of this node are recorded in the store
+before Proxmox is called; those that are no tag's image any longer are removed.
 """
 
 from __future__ import annotations
@@ -33,29 +33,30 @@ from pvecri.supervision import attempt
 log = logging.getLogger(__name__)
 
 LAYERS_AT_ONCE: Final = 3
-"""Of one pull."""
-_SHOWN: Final = 12
-_LONGEST: Final = 100
+"""Of one pull; containerd's max_concurrent_downloads is 3 by default, too."""
+_DIGEST_DIGITS: Final = 12
+_MAX_PART: Final = 100
+"""Characters of a repository or tag: the file name may have 255 bytes."""
 
 
 class TemplateStorage(Protocol):
-    """A storage of Proxmox, as far as templates on it are concerned. Any call may raise Unavailable."""
+    """The templates of a Proxmox storage. Any call may raise Unavailable."""
 
     storage: str
 
     async def find(self, file: str) -> Path | None:
-        """Where a template lies on this node; None when there is none of that name."""
+        """The path of a template on this node; None if there is none of that name."""
         ...
 
     async def pull(self, reference: str, file: str) -> None:
-        """Have Proxmox fetch an image. CommandError with skopeo's words, AlreadyExists when there is such a file.
+        """Have Proxmox pull an image. CommandError with skopeo's message, AlreadyExists if the file exists.
 
-        Cancelled, it may leave Proxmox at work.
+        The task in Proxmox may go on after a cancellation.
         """
         ...
 
     async def remove(self, file: str) -> None:
-        """Remove a template, and end what still fetches it. Idempotent."""
+        """Stop the task that pulls a template, if it runs, and remove the template. Idempotent."""
         ...
 
 
@@ -69,21 +70,21 @@ class Templates:
         self._locks = WeakValueDictionary[str, asyncio.Lock]()
 
     def reason_against(self, reference: Reference, auth: RegistryAuth | None) -> str:
-        """Why an image is to be pulled directly, for Proxmox takes neither digests nor credentials; or nothing."""
+        """Why Proxmox cannot pull an image; empty if it can."""
         if reference.digest:
             return "Proxmox cannot pull by digest"
         if (auth and applies(auth, reference)) or has_credentials(self._config.auth_file, reference):
-            return "Proxmox cannot be given credentials"
+            return "Proxmox cannot pull with credentials"
         if reference.registry.startswith("["):
-            return "Proxmox knows no registries by IPv6 address"
+            return "Proxmox cannot pull from an IPv6 address"
         return ""
 
     @asynccontextmanager
     async def archive(self, reference: Reference, manifest: str, config: str) -> AsyncIterator[OciArchive | None]:
-        """The image as a template, fetched when it is not there; it is left alone while the context lasts.
+        """The archive of an image's template, which is pulled if it does not exist and kept in the context.
 
-        `manifest` is the digest of what the registry has for this platform, `config` that of its config as OCI's.
-        None when Proxmox has got something else, because the tag has moved. Raises what a pull raises.
+        `manifest` is the digest of the registry's manifest for this platform, `config` that of its OCI
+        config. None if Proxmox has pulled another image, because the tag has moved. Raises what a pull raises.
         """
         file = file_name(reference, manifest)
         record = TemplateRecord(
@@ -98,14 +99,18 @@ class Templates:
             if await asyncio.to_thread(archive.config_digest) == config:
                 yield archive
                 return
-            log.warning("%s is not the image that %s is now; its layers come from the registry", path, reference)
+            log.warning(
+                "template %s is not the image that %s is now; fetching its layers from the registry",
+                path,
+                reference,
+            )
             await self._remove_if_ours(file)
             yield None
 
     async def sweep(self) -> None:
-        """Remove those of our templates that are no tag's image any longer, unless a pull has to do with them.
+        """Remove this node's templates that are no tag's image any longer and that no pull uses.
 
-        What Proxmox does not remove now is tried again the next time.
+        If Proxmox fails to remove one, the next sweep tries it again.
         """
         for record in await asyncio.to_thread(self._library.store.templates):
             lock = self._lock(record.file)
@@ -115,7 +120,7 @@ class Templates:
                 if self._is_used(record):
                     continue
                 remove = partial(self._remove_if_ours, record.file)
-                await attempt(remove, "image store", f"template {record.file} stays for now")
+                await attempt(remove, "image store", f"template {record.file} could not be removed, will retry")
 
     async def _pull(self, reference: Reference, record: TemplateRecord) -> Path:
         store = self._library.store
@@ -124,7 +129,7 @@ class Templates:
         try:
             await self._storage.pull(str(reference), record.file)
         except AlreadyExists:
-            if not known:  # another node was faster
+            if not known:  # another node has pulled it meanwhile, and owns it
                 await asyncio.to_thread(store.delete_template, record.file)
         except CommandError as failure:
             error = translate(reference, failure)
@@ -132,7 +137,7 @@ class Templates:
             raise error if error is failure else type(error)(f"{error} ({hint})") from failure
         path = await self._storage.find(record.file)
         if path is None:
-            raise Unavailable(f"pulling {reference}: template {record.file} was removed while it was made")
+            raise Unavailable(f"pulling {reference}: template {record.file} was removed while Proxmox pulled it")
         return path
 
     async def _remove_if_ours(self, file: str) -> None:
@@ -148,12 +153,13 @@ class Templates:
         return image is not None and record.manifest in image.manifests
 
     def _lock(self, file: str) -> asyncio.Lock:
-        """Held by the pull, or the removal, that has to do with a template."""
         return self._locks.setdefault(file, asyncio.Lock())
 
 
 def file_name(reference: Reference, manifest: str) -> str:
-    """A template's name: `busybox_1.36_3fbc63216742.tar`."""
-    name = reference.path.rpartition("/")[2][:_LONGEST]
-    tag = reference.tag[:_LONGEST]
-    return re.sub(r"[^\w.-]", "_", f"{name}_{tag}_{manifest.removeprefix('sha256:')[:_SHOWN]}.tar", flags=re.ASCII)
+    """A template's file name, such as `busybox_1.36_3fbc63216742.tar`."""
+    name = reference.path.rpartition("/")[2][:_MAX_PART]
+    tag = reference.tag[:_MAX_PART]
+    return re.sub(
+        r"[^\w.-]", "_", f"{name}_{tag}_{manifest.removeprefix('sha256:')[:_DIGEST_DIGITS]}.tar", flags=re.ASCII
+    )

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a layer's blob to files: the confined program that extracts it, and its client."""
+"""Extracting layers: the confined program that does it (worker.py), and its client in the daemon."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other end of unpack.py: starts the helper, gives it jobs, reads its answers."""
+"""The client of worker.py: starts the process, sends it jobs, reads its answers."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from pvecri.supervision import report
 
 _START: Final = "import sys; sys.path.append(sys.argv[1]); from pvecri.images.unpacking.worker import main; main()"
 
-
 MAX_ANSWER: Final = 64 << 20
+"""Bytes of a line: `implicit` may have a path for each of millions of entries."""
 
 Progress = Callable[[int, int], None]
-"""Is told how many bytes of a blob have come in so far, and how many came out."""
+"""Called with the bytes of a blob read so far, and the bytes that they were decompressed to."""
 
 
 class Job(Value, frozen=True):
-    """Unpack a layer's blob into `directory`, within the limits of the configuration.
+    """Extract a layer's blob into `directory`, which is empty.
 
-    The directory is empty; `stacked`, it holds the layers below, to which this one is applied. `layer` names the
-    layer in errors.
+    If `stacked`, the directory has the files of the layers below, and this one is applied to them. `layer` is the
+    name in errors, `max_size` in bytes.
     """
 
     layer: str
@@ -45,10 +45,10 @@ class Job(Value, frozen=True):
 
 
 class Unpacked(Value, frozen=True):
-    """What came out: the digest of the uncompressed archive, and what its files take.
+    """An extracted layer: the digest of its uncompressed archive, and the disk usage of its files.
 
     `implicit` are directories, relative to the layer, that the archive left out (`.` is the layer itself);
-    `high_ids` are owners and groups of files that most user namespaces lack.
+    `high_ids` are the files' owners and groups above 65535, which most user namespaces do not map.
     """
 
     diff_id: str
@@ -59,37 +59,23 @@ class Unpacked(Value, frozen=True):
 
 
 class _Answer(Value, frozen=True):
+    """A report of progress, or with `result` or `error` the last line about a job."""
+
     job: int
-    done: bool = False
     fetched: int = 0
     unpacked: int = 0
-    diff_id: str = ""
-    bytes: int = 0
-    inodes: int = 0
-    implicit: tuple[str, ...] = ()
-    high_ids: tuple[int, ...] = ()
+    result: Unpacked | None = None
     error: str = ""
-
-    def result(self) -> Unpacked:
-        return Unpacked(
-            diff_id=self.diff_id,
-            bytes=self.bytes,
-            inodes=self.inodes,
-            implicit=self.implicit,
-            high_ids=self.high_ids,
-        )
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """A job that is not answered yet."""
-
     answer: asyncio.Future[_Answer]
     progress: Progress
 
 
 class Unpacker:
-    """A running helper; `start` makes one. Jobs run at the same time, as many as are given."""
+    """A running worker; `start` makes one. Jobs run concurrently."""
 
     def __init__(self, process: asyncio.subprocess.Process, jobs: socket.socket) -> None:
         self._process = process
@@ -100,14 +86,13 @@ class Unpacker:
 
     @property
     def usable(self) -> bool:
-        """Whether it still runs."""
         return not self._reader.done()
 
     async def run(self, job: Job, blob: int, progress: Progress = lambda _fetched, _unpacked: None) -> Unpacked:
-        """Unpack from the descriptor `blob`, which is closed; `progress` is told as it comes in.
+        """Extract from the descriptor `blob`, a file or a pipe, and close it.
 
-        Raises BadImage with why it cannot be unpacked. Nothing works on the directory any more when it returns,
-        also when the caller was cancelled.
+        Raises BadImage with the reason if it cannot be extracted. No process uses the directory after the return,
+        also if the caller was cancelled.
         """
         self._last += 1
         number = self._last
@@ -118,24 +103,23 @@ class Unpacker:
             socket.send_fds(self._jobs, [msgspec.json.encode(message)], [blob])
         except OSError as error:
             self._pending.pop(number)
-            raise BadImage(f"the helper that unpacks layers is gone: {error.strerror}") from error
+            raise BadImage(
+                f"layer {job.layer} cannot be unpacked: its worker has ended: {error.strerror}"
+            ) from error
         finally:
             os.close(blob)
         answer = await self._answered(number, pending)
-        if answer.error:
+        if answer.result is None:
             raise BadImage(f"layer {job.layer} cannot be unpacked: {answer.error}")
-        return answer.result()
+        return answer.result
 
     async def close(self) -> None:
-        """End the helper and all its processes. Idempotent."""
+        """Kill the worker and all its processes. Idempotent."""
         kill(self._process)
         self._jobs.close()
-        # Its children die with it, and the end of its output says that the last of them has.
-        await finish(self._gone())
-
-    async def _gone(self) -> None:
-        await asyncio.wait([self._reader])
-        await self._process.wait()
+        # Its children die with it (PR_SET_PDEATHSIG); all have ended once its stdout is closed.
+        await finish(asyncio.wait([self._reader]))
+        await finish(self._process.wait())
 
     async def _answered(self, number: int, pending: _Pending) -> _Answer:
         try:
@@ -143,7 +127,7 @@ class Unpacker:
         except asyncio.CancelledError:
             if self.usable:
                 self._jobs.send(msgspec.json.encode(number))
-            await finish(_ended(pending.answer))
+            await finish(asyncio.wait([pending.answer]))
             raise
 
     async def _read(self) -> None:
@@ -151,24 +135,20 @@ class Unpacker:
         try:
             while line := await self._process.stdout.readline():
                 answer = msgspec.json.decode(line, type=_Answer)
-                if answer.done:
+                if answer.result or answer.error:
                     self._pending.pop(answer.job).answer.set_result(answer)
                 else:
                     self._pending[answer.job].progress(answer.fetched, answer.unpacked)
-        except Exception as error:  # layers are hostile: what reads them may come to write anything
-            report(error, "unpacking", "an answer of the helper that unpacks layers cannot be read; it is killed")
+        except Exception as error:  # layers are hostile: the process that reads them may write anything
+            report(error, "unpacking", "an answer of the unpacking process cannot be read; it is killed")
             kill(self._process)
         for pending in self._pending.values():
-            pending.answer.set_result(_Answer(job=0, error="the helper that unpacks layers has ended"))
+            pending.answer.set_result(_Answer(job=0, error="its worker has ended"))
         self._pending.clear()
 
 
-async def _ended(answer: asyncio.Future[_Answer]) -> None:
-    await asyncio.wait([answer])
-
-
 async def start() -> Unpacker:
-    """Start a helper."""
+    """Start a worker, without site packages and with PATH as its only variable."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         process = await asyncio.create_subprocess_exec(
@@ -183,9 +163,9 @@ async def start() -> Unpacker:
 
 @asynccontextmanager
 async def unpacker() -> AsyncIterator[Unpacker]:
-    """A helper while the context lasts; it and all its processes are gone afterwards."""
-    helper = await start()
+    """A worker that is closed with the context."""
+    worker = await start()
     try:
-        yield helper
+        yield worker
     finally:
-        await helper.close()
+        await worker.close()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A layer by itself, from archive members to files. Standard library only; runs confined (unpack.py).
+"""A layer by itself, from archive members to files. Standard library only; runs confined (worker.py).
 
-The form is the one that overlayfs knows: a whiteout is a character device 0/0, an opaque directory has the
-attribute trusted.overlay.opaque. See OCI image-spec, layer.md.
+Whiteouts (OCI image-spec, layer.md) are stored in overlayfs' form: a whiteout is a character device 0/0, an opaque
+directory has the attribute trusted.overlay.opaque.
 """
 
 # Names in archives are bytes, which pathlib does not take.
@@ -21,18 +21,18 @@ from typing import Final
 from pvecri.images.unpacking.tar_stream import Archive, LayerError
 
 BLOCK: Final = 4096
-ID_USUAL: Final = 65_535
-"""The largest ID of the user namespace that unprivileged pods usually have."""
-HIGH_IDS_MAX: Final = 1000
+LAST_MAPPED_ID: Final = 65_535
+"""The largest ID in a user namespace of the usual size."""
+MAX_HIGH_IDS: Final = 1000
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
-_NOT_STORED = frozenset({errno.ENOTSUP, errno.EPERM})
+_UNSUPPORTED = frozenset({errno.ENOTSUP, errno.EPERM})
 
 
 @dataclass
 class LayerTree:
-    """Writes members below /, which is the layer's empty directory by then; counts what they take."""
+    """Extracts members below /, the layer's empty directory after chroot(2); counts their disk usage."""
 
     max_size: int
     max_entries: int
@@ -43,25 +43,27 @@ class LayerTree:
     times: list[tuple[bytes, int]] = field(default_factory=list)
     implicit: set[bytes] = field(default_factory=lambda: {b"/"})
     high_ids: set[int] = field(default_factory=set)
-    """Owners and groups above ID_USUAL, HIGH_IDS_MAX at most."""
+    """Owners and groups above LAST_MAPPED_ID, MAX_HIGH_IDS of them at most."""
 
     _resolved: tuple[bytes, bytes] = (b"", b"")
-    """The last member's directory as the archive names it, and without symlinks: the next is often in it, too."""
+    """The last member's directory in the archive, and its path without symlinks: the next is often in it, too."""
 
     def add(self, member: tarfile.TarInfo, archive: Archive) -> None:
-        """Create one member, with all that its header says of it."""
+        """Create one member with its metadata, or apply it if it is a whiteout."""
         self._count(member)
         path = self._resolve(_path(member.name))
         name = path.rpartition(b"/")[2]
         if name.startswith(_WHITEOUT):
             self._with_parents(path, lambda: self._whiteout(path, name))
         elif path == b"/":
-            self._root(member)
+            if not member.isdir():
+                raise LayerError("its root is not a directory")
+            self._apply_metadata(path, member)
         else:
             self._with_parents(path, lambda: self._create(path, member, archive))
 
     def finish(self) -> None:
-        """Directories get their times last: what was written below them has changed them."""
+        # Directories' times come last: creating files in a directory changes its time.
         for path, time in reversed(self.times):
             _set_time(path, time)
 
@@ -70,22 +72,19 @@ class LayerTree:
             raise LayerError(f"{member.name!r} has {member.size} bytes")
         self.entries += 1
         self.size += member.size
-        if member.uid > ID_USUAL or member.gid > ID_USUAL:
-            self._note_ids(member)
+        if member.uid > LAST_MAPPED_ID or member.gid > LAST_MAPPED_ID:
+            ids = self.high_ids | {each for each in (member.uid, member.gid) if each > LAST_MAPPED_ID}
+            if len(ids) <= MAX_HIGH_IDS:
+                self.high_ids = ids
         if self.entries > self.max_entries:
             raise LayerError(f"it has more than {self.max_entries} entries (images.max_layer_entries)")
         if self.size > self.max_size:
             raise LayerError(f"its files are larger than {self.max_size} bytes (images.max_layer_size)")
 
-    def _note_ids(self, member: tarfile.TarInfo) -> None:
-        found = {each for each in (member.uid, member.gid) if each > ID_USUAL}
-        if len(self.high_ids | found) <= HIGH_IDS_MAX:
-            self.high_ids |= found
-
     def _resolve(self, path: bytes) -> bytes:
-        """The path without symlinks above its last part, whether or not what they lead to is there.
+        """The path without symlinks above its last part, whether or not their targets exist.
 
-        With `lib -> usr/lib` a layer may hold `lib/x` where only a lower layer has `usr/lib`: it is `usr/lib/x`.
+        With `lib -> usr/lib` a layer may have `lib/x` if only a lower layer has `usr/lib`: it is `usr/lib/x`.
         """
         directory, _, name = path.rpartition(b"/")
         if directory != self._resolved[0]:
@@ -93,10 +92,9 @@ class LayerTree:
         return self._resolved[1] + b"/" + name
 
     def _with_parents(self, path: bytes, create: Callable[[], None]) -> None:
-        """Archives may leave out the directories above a file."""
         try:
             create()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError):  # the archive left the directories above out, or hid one
             if self._make_parents(path) == 0:
                 raise
             create()
@@ -120,30 +118,21 @@ class LayerTree:
         self.allocated += made * BLOCK
         return made
 
-    def _root(self, member: tarfile.TarInfo) -> None:
-        if not member.isdir():
-            raise LayerError("its root is not a directory")
-        _set_owner_and_mode(b"/", member)
-        _set_attributes(b"/", member)
-        self.times.append((b"/", _time(member)))
-        self.implicit.discard(b"/")
-
     def _whiteout(self, path: bytes, name: bytes) -> None:
-        """Other names that begin with .wh..wh. are old bookkeeping of aufs and mean nothing."""
         parent = path[: -len(name)]
         if name == _OPAQUE:
             self._hide_below(parent)
-        elif not name.startswith(_WHITEOUT + _WHITEOUT):
+        elif not name.startswith(_WHITEOUT + _WHITEOUT):  # else aufs' own files, such as .wh..wh.plnk
             hidden = parent + name[len(_WHITEOUT) :]
             if hidden[len(parent) :] in {b"", b".", b".."}:
-                raise LayerError(f"the whiteout {os.fsdecode(path)!r} names nothing")
+                raise LayerError(f"the whiteout {os.fsdecode(path)!r} has no name")
             self._hide(hidden)
 
     def _hide(self, path: bytes) -> None:
         try:
             os.mknod(path, stat.S_IFCHR, 0)
         except FileExistsError:
-            # The layer puts something of its own in the place of what it removes.
+            # The layer replaces the entry: its own one hides the lower, but a directory must not merge with it.
             if stat.S_ISDIR(os.lstat(path).st_mode):
                 self._hide_below(path)
 
@@ -151,12 +140,12 @@ class LayerTree:
         os.setxattr(directory, b"trusted.overlay.opaque", b"y")
 
     def _create(self, path: bytes, member: tarfile.TarInfo, archive: Archive) -> None:
-        """A later member of the same name takes the place of an earlier one, except directories, which merge."""
+        """A later member of the same name replaces an earlier one; directories merge."""
         try:
             self._create_new(path, member, archive)
         except FileExistsError:
             before = os.lstat(path).st_mode
-            self._resolved = (b"", b"")  # what is replaced may be a symlink that led to the directory
+            self._resolved = (b"", b"")  # the replaced entry may be a symlink on the path
             if not (member.isdir() and stat.S_ISDIR(before)):
                 if stat.S_ISDIR(before):
                     shutil.rmtree(path)
@@ -165,20 +154,20 @@ class LayerTree:
                 self._create_new(path, member, archive)
                 if member.isdir() and stat.S_ISCHR(before):
                     self._hide_below(path)
-        self._dress(path, member)
+        self._apply_metadata(path, member)
 
     def _create_new(self, path: bytes, member: tarfile.TarInfo, archive: Archive) -> None:
-        """Raises FileExistsError, nothing changed, when there is something at `path`."""
+        """Raises FileExistsError, and changes nothing, if `path` exists."""
         if member.isreg() or member.issparse():
             self._file(path, member, archive)
         elif member.isdir():
-            os.mkdir(path, 0o700)
+            os.mkdir(path, 0o700)  # until its metadata is applied
             self.allocated += BLOCK
         elif member.issym():
             os.symlink(os.fsencode(member.linkname), path)
         elif member.islnk():
             os.link(_path(member.linkname), path, follow_symlinks=False)
-            self.inodes -= 1
+            self.inodes -= 1  # a link is not an inode
         elif member.isfifo():
             os.mkfifo(path, 0o600)
         elif member.isdev():
@@ -201,10 +190,10 @@ class LayerTree:
         finally:
             os.close(fd)
 
-    def _dress(self, path: bytes, member: tarfile.TarInfo) -> None:
-        """Owner before mode before attributes: chown(2) takes set-id bits and file capabilities away."""
+    def _apply_metadata(self, path: bytes, member: tarfile.TarInfo) -> None:
         if member.islnk():
             return
+        # Owner, then mode, then attributes: chown(2) clears set-user-ID bits and file capabilities.
         _set_owner_and_mode(path, member)
         if member.isdir() or member.isreg() or member.issparse():
             _set_attributes(path, member)
@@ -221,12 +210,12 @@ def _is_whiteout(path: bytes) -> bool:
 
 
 def _path(name: str) -> bytes:
-    """The name as an absolute path without dots; chroot(2) would hold them anyway."""
+    """The name as an absolute path without dots."""
     return os.path.normpath(b"/" + os.fsencode(name).lstrip(b"/"))
 
 
 def _extents(member: tarfile.TarInfo) -> list[tuple[int, int]]:
-    """Where the content goes: (offset, size), in the order of the archive."""
+    """The file's data extents, (offset, size), in the order of the archive."""
     if not member.issparse():
         return [(0, member.size)]
     extents: list[tuple[int, int]] = list(getattr(member, "sparse", None) or [])
@@ -237,15 +226,15 @@ def _extents(member: tarfile.TarInfo) -> list[tuple[int, int]]:
 
 
 def _set_owner_and_mode(path: bytes, member: tarfile.TarInfo) -> None:
-    if not (0 <= member.uid < 0xFFFFFFFF and 0 <= member.gid < 0xFFFFFFFF):
-        raise LayerError(f"{member.name!r} has the owner {member.uid}:{member.gid}")
+    if not (0 <= member.uid < 0xFFFFFFFF and 0 <= member.gid < 0xFFFFFFFF):  # -1 is "unchanged" to chown(2)
+        raise LayerError(f"{member.name!r} has the invalid owner {member.uid}:{member.gid}")
     os.chown(path, member.uid, member.gid, follow_symlinks=False)
-    if not member.issym():
+    if not member.issym():  # Linux has no modes of symlinks
         os.chmod(path, member.mode & 0o7777)
 
 
 def _set_attributes(path: bytes, member: tarfile.TarInfo) -> None:
-    """File capabilities, ACLs and user attributes; images do not steer overlayfs or security modules."""
+    """File capabilities, ACLs and user.*. Not trusted.overlay.* and security labels, which the node decides on."""
     for key, value in member.pax_headers.items():
         name = key.removeprefix("SCHILY.xattr.")
         if name == key or name.startswith("user.overlay."):
@@ -255,12 +244,12 @@ def _set_attributes(path: bytes, member: tarfile.TarInfo) -> None:
         try:
             os.setxattr(path, os.fsencode(name), value.encode("utf-8", "surrogateescape"))
         except OSError as error:
-            if name == "security.capability" or error.errno not in _NOT_STORED:
-                raise
+            if name == "security.capability" or error.errno not in _UNSUPPORTED:
+                raise  # a program without its capabilities would fail at run time
 
 
 def _time(member: tarfile.TarInfo) -> int:
-    """Nanoseconds, 0 for what is no time."""
+    """Nanoseconds since the epoch; 0 for NaN and infinity."""
     try:
         return int(float(member.mtime) * 1_000_000_000)
     except (OverflowError, ValueError):
@@ -270,5 +259,5 @@ def _time(member: tarfile.TarInfo) -> int:
 def _set_time(path: bytes, time: int) -> None:
     try:
         os.utime(path, ns=(time, time), follow_symlinks=False)
-    except OverflowError:
+    except OverflowError:  # no time_t
         os.utime(path, ns=(0, 0), follow_symlinks=False)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A layer applied to those below, which the directory holds. Standard library only; runs confined (unpack.py).
+"""A layer applied to the files of those below. Standard library only; runs confined (worker.py).
 
-For storage that keeps whole trees: a whiteout removes what lower layers have by its name, never what its own layer
-has, wherever in the archive it stands. See OCI image-spec, layer.md.
+For drivers whose layers are whole trees. A whiteout removes the lower layers' files of its name, never files of
+its own layer, even if they come first in the archive (OCI image-spec, layer.md).
 """
 
 # Names in archives are bytes, which pathlib does not take.
@@ -21,20 +21,19 @@ from pvecri.images.unpacking.overlay_layer import LayerTree
 
 @dataclass
 class StackedTree(LayerTree):
-    """As LayerTree, on top of what is there."""
+    """As LayerTree, in a directory with the files of the lower layers."""
 
     made: set[int] = field(default_factory=set)
-    """Hashes of the paths that this layer has; five million paths themselves would not fit."""
+    """Hashes of this layer's paths: five million paths themselves would exceed the address space limit."""
 
-    def _dress(self, path: bytes, member: tarfile.TarInfo) -> None:
-        """The layer's entry for a directory says all that there is to say of it."""
+    def _apply_metadata(self, path: bytes, member: tarfile.TarInfo) -> None:
         self._note(path)
         if member.isdir():
-            _strip(path)
-        super()._dress(path, member)
+            _strip(path)  # a lower layer's attributes; this layer's entry has all that the directory should have
+        super()._apply_metadata(path, member)
 
     def _note(self, path: bytes) -> None:
-        """The path is the layer's own, and so are the directories above, whoever made them first."""
+        """Record a path of this layer, and the directories above, which are then of this layer, too."""
         while path not in {b"", b"/"} and hash(path) not in self.made:
             self.made.add(hash(path))
             path = path.rpartition(b"/")[0]
@@ -46,7 +45,7 @@ class StackedTree(LayerTree):
             return
         if not self._is_own(path):
             _remove(path, mode)
-        elif stat.S_ISDIR(mode):
+        elif stat.S_ISDIR(mode):  # of this layer, but with files of lower ones
             self._hide_below(path)
 
     def _hide_below(self, directory: bytes) -> None:
@@ -65,7 +64,7 @@ def _remove(path: bytes, mode: int) -> None:
 
 
 def _strip(path: bytes) -> None:
-    """Of a directory's attributes those that a layer may set."""
+    """Remove the attributes that a layer can set."""
     for name in os.listxattr(path):
         if name.startswith(("user.", "system.posix_acl_")):
             with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A layer's blob as a stream of archive members: decompression, digest, limits. Standard library only.
 
-Used by the helper program unpack.py, after it has confined itself; nothing here opens a file.
+Used by worker.py after it has confined itself; nothing here opens a file of the archive.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ from typing import Final
 
 CHUNK: Final = 1 << 19
 MAX_HEADER: Final = 4 << 20
-"""The most that a name, link or pax header may take, in bytes."""
+"""The largest name, link or pax header, in bytes."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
 class LayerError(Exception):
-    """The archive is refused."""
+    """The archive is refused, with the reason."""
 
 
-def decompressed(fd: int, taken: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
-    """The archive's bytes, whatever the blob is compressed with: its first bytes tell more than its media type.
+def decompressed(fd: int, on_read: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
+    """The archive's bytes. The compression is detected by the magic number: media types are often wrong.
 
-    `fd` is a file or a pipe; `taken` is told how many bytes of it have been read so far.
+    `fd` is a file or a pipe; `on_read` is called with the number of bytes that have been read of it.
     """
     magic = _peek(fd)
     if magic.startswith(_GZIP_MAGIC):
-        return _gunzip(_counted(fd, taken))
+        return _gunzip(_counted(fd, on_read))
     if magic == _ZSTD_MAGIC:
-        return _unzstd(fd, taken)
-    return _counted(fd, taken)
+        return _unzstd(fd, on_read)
+    return _counted(fd, on_read)
 
 
 def _peek(fd: int) -> bytes:
-    """The first bytes, which stay to be read: of a pipe by tee(2), which duplicates what is in it."""
+    """The first bytes, without reading them: of a pipe by tee(2), which copies its content."""
     if not stat.S_ISFIFO(os.fstat(fd).st_mode):
         return os.pread(fd, 4, 0)
-    with contextlib.suppress(OSError):  # where the kernel gives less, the two ends take turns more often
+    with contextlib.suppress(OSError):  # EPERM above fs.pipe-max-size: only slower
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, CHUNK)
     receive, send = os.pipe()
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.tee(fd, send, ctypes.c_size_t(4), 0) < 0:
-            raise OSError(ctypes.get_errno(), "the blob's pipe cannot be looked into")
+            raise OSError(ctypes.get_errno(), "tee(2) of the blob's pipe failed")
         os.close(send)
         send = -1
         return os.read(receive, 4)
@@ -67,17 +67,17 @@ def _chunks(fd: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _counted(fd: int, taken: Callable[[int], None]) -> Iterator[bytes]:
+def _counted(fd: int, on_read: Callable[[int], None]) -> Iterator[bytes]:
     size = 0
     for chunk in _chunks(fd):
         size += len(chunk)
-        taken(size)
+        on_read(size)
         yield chunk
 
 
 def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """All members, one after the other; pigz and stargz write more than one."""
-    engine = zlib.decompressobj(wbits=31)
+    """All gzip members: pigz and eStargz write more than one."""
+    engine = zlib.decompressobj(wbits=31)  # 16 + 15: gzip's header and checksum, the largest window
     for chunk in chunks:
         data, more = chunk, True
         while data or more:
@@ -86,28 +86,28 @@ def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
             output = engine.decompress(data, CHUNK)
             yield output
             data = engine.unused_data if engine.eof else engine.unconsumed_tail
-            more = len(output) == CHUNK and not engine.eof  # the engine may hold back what exceeds a chunk
+            more = len(output) == CHUNK and not engine.eof  # zlib keeps output beyond a chunk
     if not engine.eof:
         raise LayerError("the gzip stream ends too early")
 
 
-def _unzstd(fd: int, taken: Callable[[int], None]) -> Iterator[bytes]:
-    """zstd(1) does it: the standard library learned it in Python 3.14 only."""
+def _unzstd(fd: int, on_read: Callable[[int], None]) -> Iterator[bytes]:
+    """By zstd(1): the standard library has zstd since Python 3.14 only."""
     receive, send = os.pipe()
     actions = [(os.POSIX_SPAWN_DUP2, fd, 0), (os.POSIX_SPAWN_DUP2, send, 1)]
     try:
         child = os.posix_spawnp("zstd", ["zstd", "-dcq"], os.environ, file_actions=actions)
     except FileNotFoundError as error:
-        raise LayerError("it is compressed with zstd, and the program zstd is not installed") from error
+        raise LayerError("it is compressed with zstd, and zstd(1) is not installed") from error
     os.close(send)
-    # Opened now, for there is no /proc in the layer's directory.
-    return _output(receive, child, os.open(f"/proc/{child}/io", os.O_RDONLY | os.O_CLOEXEC), taken)
+    # Opened before chroot(2): there is no /proc in the layer's directory.
+    return _output(receive, child, os.open(f"/proc/{child}/io", os.O_RDONLY | os.O_CLOEXEC), on_read)
 
 
-def _output(receive: int, child: int, account: int, taken: Callable[[int], None]) -> Iterator[bytes]:
+def _output(receive: int, child: int, account: int, on_read: Callable[[int], None]) -> Iterator[bytes]:
     for chunk in _chunks(receive):
-        with contextlib.suppress(OSError):  # it has ended
-            taken(int(os.pread(account, 64, 0).split()[1]))  # rchar: what it has read
+        with contextlib.suppress(OSError):  # zstd has ended
+            on_read(int(os.pread(account, 64, 0).split()[1]))  # rchar, the bytes that it has read: proc(5)
         yield chunk
     os.close(account)
     os.close(receive)
@@ -116,9 +116,9 @@ def _output(receive: int, child: int, account: int, taken: Callable[[int], None]
 
 
 class Archive:
-    """The archive as a forward-only file that keeps count and digest of all that passes.
+    """The archive as a forward-only file that counts and digests all bytes.
 
-    `read` is tarfile's, for headers; `copy` and `skip_to` are ours, for content.
+    tarfile calls `tell` and `read`, for headers; content is read by `copy` and `skip_to`.
     """
 
     def __init__(self, chunks: Iterator[bytes], max_size: int) -> None:
@@ -158,7 +158,7 @@ class Archive:
             pass
 
     def digest(self) -> str:
-        """Of everything, including what follows the archive's end."""
+        """The digest of all bytes, also those after the end-of-archive mark."""
         while self._more():
             pass
         return f"sha256:{self._hash.hexdigest()}"
@@ -187,11 +187,9 @@ class Archive:
 
 
 def members(archive: Archive) -> Iterator[tarfile.TarInfo]:
-    """The archive's members, each to be consumed before the next.
-
-    tarfile's own iteration takes a broken header in the middle for the archive's end, which would drop files.
-    """
+    """The archive's members; the content of each must be read before the next."""
     try:
+        # Not by tarfile's iterator: it takes a broken header in the middle for the end, and so drops files.
         reader = tarfile.TarFile(fileobj=archive, mode="r", encoding="utf-8")  # type: ignore[arg-type]
         member = reader.firstmember  # type: ignore[attr-defined]
         while member is not None:
@@ -202,5 +200,5 @@ def members(archive: Archive) -> Iterator[tarfile.TarInfo]:
         return
     except (tarfile.TarError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
         if archive.tell() == 0:
-            return
+            return  # an empty blob: some builders write such layers
         raise LayerError(f"not a tar archive: {error} at byte {archive.tell()}") from error

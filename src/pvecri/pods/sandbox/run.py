@@ -15,6 +15,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from pvecri.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from pvecri.linux import programs
 from pvecri.model import (
     NamespaceMode,
     ProxmoxInterface,
@@ -40,6 +41,8 @@ from pvecri.pods.user_namespaces import Policy
 from pvecri.supervision import attempt
 
 log = logging.getLogger(__name__)
+
+SYSCTL_TIMEOUT = 30.0
 
 
 class SandboxRunner:
@@ -221,12 +224,9 @@ class SandboxRunner:
             log.warning("pod %s: runtime.default_sysctls: %s", pod.value.name, failure)
         if not pod.value.config.sysctls:
             return
-        process = await asyncio.create_subprocess_exec(
-            *files.sysctl_command(pod), stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
-        )
-        _, stderr = await process.communicate()
-        if process.returncode:
-            raise InvalidArgument("config.linux.sysctls", stderr.decode(errors="replace").strip())
+        ended = await programs.run(files.sysctl_command(pod), timeout=SYSCTL_TIMEOUT)
+        if ended.returncode:
+            raise InvalidArgument("config.linux.sysctls", ended.stderr.strip())
 
     async def _attach_network(self, pod: PodEntry, request: NetworkRequest, undo: AsyncExitStack) -> None:
         if pod.value.config.security.namespaces.network is NamespaceMode.NODE:

@@ -34,14 +34,14 @@ REFERENCE = parse("quay.io/a/b:1")
         ("something new", CommandError),
     ],
 )
-def test_the_registrys_words_become_an_error_that_keeps_them(words: str, kind: type[Exception]) -> None:
+def test_registry_message_selects_the_error_and_is_kept(words: str, kind: type[Exception]) -> None:
     line = f'time="2026-01-01T00:00:00Z" level=fatal msg="{words}"\n'
     error = translate(REFERENCE, CommandError("skopeo", 1, line))
     assert type(error) is kind
     assert words in str(error)
 
 
-def test_quotes_in_the_words_are_readable() -> None:
+def test_escaped_quotes_in_messages_are_unescaped() -> None:
     line = (
         'level=fatal msg="Error parsing image name \\"docker://quay.io/a/b:1\\": Get \\"https://x\\": i/o timeout"'
     )
@@ -49,12 +49,12 @@ def test_quotes_in_the_words_are_readable() -> None:
     assert str(error) == 'RegistryUnavailable: pulling quay.io/a/b:1: Get "https://x": i/o timeout'
 
 
-def test_a_repository_called_denied_is_not_taken_for_a_refusal() -> None:
+def test_repository_named_denied_is_not_a_permission_error() -> None:
     line = 'level=fatal msg="reading manifest 1 in quay.io/denied/x: manifest unknown"'
     assert isinstance(translate(parse("quay.io/denied/x:1"), CommandError("skopeo", 1, line)), NotFound)
 
 
-def test_the_kubelets_words_for_a_refused_signature_come_first() -> None:
+def test_signature_error_begins_with_the_kubelets_prefix() -> None:
     error = translate(REFERENCE, CommandError("skopeo", 1, "Source image rejected: no"))
     assert str(error).startswith("SignatureValidationFailed: ")
 
@@ -68,18 +68,18 @@ def test_username_and_password_become_a_credentials_file() -> None:
     assert base64.b64decode(entry(RegistryAuth(username="u", password="p:w"))["auth"]) == b"u:p:w"
 
 
-def test_ready_made_credentials_and_an_identity_token_are_taken_over() -> None:
+def test_encoded_credentials_and_identity_token_are_passed_on() -> None:
     made = base64.b64encode(b"u:p").decode()
     assert entry(RegistryAuth(auth=made, identity_token="token")) == {"auth": made, "identitytoken": "token"}
 
 
-def test_credentials_that_are_no_base64_are_refused_without_showing_them() -> None:
+def test_credentials_that_are_not_base64_are_refused_without_leaking_them() -> None:
     with pytest.raises(InvalidArgument) as caught:
         auth_document(RegistryAuth(auth="hunter2"), "quay.io")
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_registry_token_is_refused_rather_than_shown_on_a_command_line() -> None:
+def test_registry_token_is_refused() -> None:
     with pytest.raises(Unimplemented, match="registry_token"):
         auth_document(RegistryAuth(registry_token="t"), "quay.io")
 
@@ -95,12 +95,12 @@ def test_a_registry_token_is_refused_rather_than_shown_on_a_command_line() -> No
         ("quay.io:444", "quay.io/a/b", False),
     ],
 )
-def test_credentials_go_only_to_the_server_they_are_for(server: str, image: str, meant: bool) -> None:
+def test_credentials_are_sent_only_to_their_server(server: str, image: str, meant: bool) -> None:
     auth = RegistryAuth(username="u", password="p", server_address=server)
     assert applies(auth, parse(image)) is meant
 
 
-def test_empty_credentials_are_none() -> None:
+def test_empty_credentials_are_ignored() -> None:
     assert not applies(RegistryAuth(server_address="quay.io"), REFERENCE)
 
 
@@ -118,7 +118,7 @@ def test_empty_credentials_are_none() -> None:
         ("no json", "quay.io/a/b:1", False),
     ],
 )
-def test_a_credentials_file_is_known_to_have_something_for_a_repository_or_not(
+def test_credentials_file_is_searched_for_the_repository(
     tmp_path: Path, document: str, reference: str, known: bool
 ) -> None:
     (tmp_path / "auth.json").write_text(document)

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening the SQLite databases below `runtime.state_dir`: one set of pragmas, one check of the version."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from pvecri.errors import InternalError
+
+
+def connect(path: Path, schema: str, version: int) -> sqlite3.Connection:
+    """Open the database at `path`, mode 0600, or make it with `schema`, statements that may be repeated.
+
+    In autocommit mode, for any thread. InternalError, the file unchanged, if a newer pvecri wrote it or if it is
+    no database.
+    """
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        path.chmod(0o600)  # containers' environments may contain secrets
+        found = database.execute("PRAGMA user_version").fetchone()[0]
+        if found > version:
+            raise InternalError(f"{path}: written by a newer pvecri (schema {found}, this one has {version})")
+        # A commit costs no fsync: a crash of the node may lose the last ones, but never leaves half of one.
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = NORMAL")
+        database.execute("PRAGMA foreign_keys = ON")
+        database.executescript(schema)
+        database.execute(f"PRAGMA user_version = {version}")
+    except BaseException as error:
+        database.close()
+        if isinstance(error, sqlite3.DatabaseError):
+            raise InternalError(f"{path}: {error}") from error
+        raise
+    return database
