@@ -114,6 +114,7 @@ class RuntimeConfig(Section, frozen=True):
     conmon: str = "conmon"
     seccomp_profile: Path = Path("/usr/share/containers/seccomp.json")
     start_timeout: Positive = 60.0
+    create_timeout: Positive = 120.0
     log_size_max: int = -1
     pids_limit: int = 0
     enforce_node_allocatable: bool = False

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +170,32 @@ def test_an_image_in_use_is_not_taken_away_from_its_container(machine: Machine, 
     container = cri.run(pod, "sleep", "1000", image=pb.ImageSpec(image=image))
     cri.images.RemoveImage(pb.RemoveImageRequest(image=pb.ImageSpec(image=image)))
     assert cri.output(container, "echo", "still here") == "still here\n"
+
+
+@pytest.fixture
+def hanging_runtime(machine: Machine, tmp_path: Path) -> Iterator[Path]:
+    """While the returned file exists, the OCI runtime's `create` never ends: it sleeps in a session of its own."""
+    hang, program = tmp_path / "hang", tmp_path / "runc"
+    create = f'case " $* " in *" create "*) [ -e {hang} ] && setsid sleep 1000 && exit 1 ;; esac'
+    program.write_text(f'#!/bin/sh\n{create}\nexec {shutil.which("runc")} "$@"\n')
+    program.chmod(0o755)
+    with machine.restarted(runtime=f'oci_runtime = "{program}"\ncreate_timeout = 1.5'):
+        yield hang
+
+
+def test_a_create_that_hangs_is_killed_and_keeps_nothing_from_its_removal(
+    machine: Machine, hanging_runtime: Path
+) -> None:
+    cri = machine.client
+    pod = cri.run_pod()
+    container = cri.create(pod, cri.container_config("sleep", "1000"))
+    hanging_runtime.touch()
+    with refused(grpc.StatusCode.DEADLINE_EXCEEDED, r"did not create container .*runtime\.create_timeout"):
+        cri.start(container)
+    assert cri.status(container).reason == "StartError"
+    assert not machine.processes_of(container)
+    hanging_runtime.unlink()
+    cri.remove(container)
+    assert cri.finish(pod, "echo", "works") == "works\n"
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()

@@ -117,18 +117,20 @@ class ExecResult:
 class OciRuntime:
     """Runs conmon and the OCI runtime. Methods may be called concurrently for different containers."""
 
-    def __init__(self, features: HostFeatures, root: Path, exit_dir: Path) -> None:
-        """`root` is the OCI runtime's --root, `exit_dir` conmon's --exit-dir."""
+    def __init__(self, features: HostFeatures, root: Path, exit_dir: Path, create_timeout: float) -> None:
+        """`root` is the OCI runtime's --root, `exit_dir` conmon's --exit-dir; `create_timeout` is in seconds."""
         self._features = features
         self._program = features.oci_runtime.path
         self._root = root
         self._exit_dir = exit_dir
+        self._create_timeout = create_timeout
 
     async def create(self, pod: PodNamespaces, container: ContainerId, bundle: Bundle, stdio: Stdio) -> None:
         """Start conmon, which creates the container; its command does not run before `start`.
 
-        InvalidArgument if the command cannot be executed, InternalError with the runtime's message otherwise;
-        conmon has exited then. A cancelled call is finished first: `delete` the container.
+        InvalidArgument if the command cannot be executed, DeadlineExceeded after the create timeout, InternalError
+        with the runtime's message otherwise; conmon has exited then, or was killed. A cancelled call is finished
+        first: `delete` the container.
         """
         await finish(self._create(pod, container, bundle, stdio))
 
@@ -152,8 +154,13 @@ class OciRuntime:
                 )
             os.close(writer)  # else the pipe has no EOF if conmon dies
             writer = -1
-            answer = await _read_line(reader)
-            await process.wait()  # conmon forks: this parent exits, the monitor stays
+            async with asyncio.timeout(self._create_timeout):
+                answer = await _read_line(reader)
+                await process.wait()  # conmon forks: this parent exits, the monitor stays
+        except TimeoutError:
+            # The OCI runtime is conmon's child; without conmon's end nothing would end it.
+            self.kill_monitor(pod, container)
+            raise self._not_created(container) from None
         finally:
             os.close(reader)
             if writer >= 0:
@@ -161,7 +168,10 @@ class OciRuntime:
         _check_sync(answer, bundle)
 
     async def run_detached(self, pod: PodNamespaces, container: ContainerId, bundle: Bundle) -> None:
-        """Create and start a container without conmon: no exit code, no log. CommandError if the runtime fails."""
+        """Create and start a container without conmon: no exit code, no log.
+
+        CommandError if the runtime fails, DeadlineExceeded after the create timeout.
+        """
         await finish(self._run_detached(pod, container, bundle))
 
     async def _run_detached(self, pod: PodNamespaces, container: ContainerId, bundle: Bundle) -> None:
@@ -176,11 +186,24 @@ class OciRuntime:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=log,
             )
-            status = await process.wait()
+            try:
+                async with asyncio.timeout(self._create_timeout):
+                    status = await process.wait()
+            except TimeoutError:
+                for pid in processes.stop_tree(process.pid):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                raise self._not_created(container) from None
             if status:
                 log.seek(0)
                 errors = log.read(1 << 16).decode(errors="replace")
                 raise CommandError(f"{self._features.oci_runtime.kind} run {container}", status, errors)
+
+    def _not_created(self, container: ContainerId) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"{self._features.oci_runtime.kind} did not create container {container} within "
+            f"{self._create_timeout:g} s (runtime.create_timeout); it was killed"
+        )
 
     async def start(self, pod: PodNamespaces, container: ContainerId) -> None:
         """Start a created container's command."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from pvecri import metrics
-from pvecri.errors import CommandError
+from pvecri.errors import CommandError, DeadlineExceeded
 from pvecri.images.manager import ImageManager
 from pvecri.linux.cgroups import Cgroups
 from pvecri.linux.processes import Process
@@ -132,7 +132,7 @@ class ContainerExits:
         try:
             # Without the CT there is no PID namespace to run the OCI runtime in.
             await self._runtime.delete(pod.namespaces if pod.alive else None, container.id)
-        except CommandError as error:
+        except (CommandError, DeadlineExceeded) as error:
             log.warning("container %s: %s", container.id, error)
             self._cgroups.kill(pod.cgroups.container(container.id))
             self._runtime.remove_state(container.id)
