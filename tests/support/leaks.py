@@ -53,7 +53,7 @@ def of_run(directories: Iterable[Path], vmids: Iterable[int]) -> list[str]:
         *_mounts(roots, vmids),
         *_loop_devices(roots),
         *_marked_processes(),
-        *(f"link {name}" for name in _links() if name.startswith(LINK_PREFIX)),
+        *(f"link {name}" for name in _links() if name.startswith(LINK_PREFIX) and name not in _LINKS_BEFORE),
         *_packet_filter_rules(),
         *_shared_memory(),
         *_cts(LXC_PATH, vmids),
@@ -145,6 +145,10 @@ def _marked_processes() -> Iterator[str]:
 def _links() -> list[str]:
     text = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
     return [line.split(": ")[1].partition("@")[0] for line in text.splitlines()]
+
+
+_LINKS_BEFORE = frozenset(_links())
+"""Links that were there before this run; a run may be a test of another run, which has links of its own."""
 
 
 def _nat_rules() -> list[str]:
