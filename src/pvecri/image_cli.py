@@ -71,6 +71,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(config: Config, options: argparse.Namespace) -> int:
     """Run a subcommand; the exit status is 1 if `check` has found damage that is not repaired."""
+    # Later versions watch children by pidfd by themselves; before, asyncio starts a thread for each.
     if sys.version_info < (3, 12):
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
     try:
@@ -113,6 +114,7 @@ async def _export(config: Config, options: argparse.Namespace) -> int:
         image = manager.find(options.reference)
         if image is None:
             raise NotFound(f"image {options.reference} is not in the store")
+        # Before it is made: this also removes what an export that was killed has left.
         undo.push_async_callback(manager.remove_rootfs, _EXPORT)
         root = await manager.prepare_rootfs(_EXPORT, image.id, userns=None, root_uid=0, root_gid=0)
         name = image.tags[0] if image.tags else options.reference
@@ -120,6 +122,7 @@ async def _export(config: Config, options: argparse.Namespace) -> int:
         try:
             await _shown(writing, options.reference, Progress)
         except FileExistsError as error:
+            # Somebody else's file, which stays; after other errors the file is ours.
             raise AlreadyExists(f"{options.file} exists already") from error
         except BaseException:
             options.file.unlink(missing_ok=True)
@@ -190,6 +193,7 @@ async def _store(config: Config) -> AsyncIterator[ImageManager]:
         manager = ImageManager(placement.remembered(config))
         await manager.start()
         stack.push_async_callback(manager.close)
+        # Runs before `close`: what the command has removed is deleted from the disk when it returns.
         stack.push_async_callback(manager.idle)
         yield manager
 
@@ -220,6 +224,7 @@ async def _shown(work: Awaitable[T], what: str, progress: Callable[[], Progress]
     begin = time.monotonic()
     while not task.done():
         line = bar(what, progress(), time.monotonic() - begin)
+        # A line as wide as the terminal would wrap, and \r would return to its second half.
         _draw(line[: os.get_terminal_size(sys.stderr.fileno()).columns - 1])
         await asyncio.wait([task], timeout=REDRAW)
     _draw("")

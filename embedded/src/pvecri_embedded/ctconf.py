@@ -64,6 +64,7 @@ def parse(text: str) -> CtConf:
 
 def digest(text: str) -> str:
     """The digest by which clients tell versions of a config file apart."""
+    # SHA-1 as in Proxmox, for telling versions apart and nothing else.
     return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 

@@ -40,6 +40,7 @@ def as_pveproxy(refusal_delay: float) -> Middleware:
         transport = request.transport
         if transport is None:
             return True
+        # By connection, without keeping it: aiohttp does not number its requests.
         requests[transport] = requests.get(transport, 0) + 1
         return requests[transport] >= KEEP_ALIVE_REQUESTS or _is_upload(request)
 

@@ -50,6 +50,7 @@ class Certificate:
     def load_or_make(cls, layout: Layout, host: str) -> Certificate:
         """The certificate of this state directory, made on its first use."""
         files = cls(layout.certificate_dir / "pve-ssl.crt", layout.certificate_dir / "pve-ssl.key")
+        # Kept over restarts: clients pin its fingerprint.
         if not files.key.exists():
             make_cert(str(layout.certificate_dir), "pve-ssl", (host, layout.node))
         return files

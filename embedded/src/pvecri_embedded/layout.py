@@ -126,6 +126,7 @@ class Layout:
 def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
     """Replace ``path`` with ``text``: a reader sees the old or the new file, never a part of one."""
     temporary = path.with_name(f".{path.name}.new")
+    # The mode comes before the text, which may be a secret; chmod for what the umask has taken away.
     temporary.touch(mode=mode)
     temporary.chmod(mode)
     temporary.write_text(text)

@@ -72,6 +72,7 @@ class EmbeddedNode(
 
     async def shut_down(self) -> None:
         """Answer no more, let running tasks end, let go of the CTs."""
+        # First: a request or a task that a fault holds would never end.
         self.faults.clear()
         await self.stop()
         await self.drain_tasks(DRAIN_TIMEOUT_S)

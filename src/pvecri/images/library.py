@@ -110,6 +110,7 @@ class Library:
         fresh = [layer.key for layer in self.layers.values() if layer.boot]
         if not fresh:
             return
+        # The layers were listed before: one that is added during syncfs(2) may not be covered by it.
         await asyncio.to_thread(self.driver.sync)
         async with self._gate:  # else a sweep could remove a layer between the check and its record
             synced = [replace(self.layers[key], boot="") for key in fresh if key in self.layers]

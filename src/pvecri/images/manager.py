@@ -80,6 +80,7 @@ class ImageManager:
 
     async def close(self) -> None:
         """End pulls and background work and close the store. Root filesystems stay mounted."""
+        # Pulls need the processes, and background work needs the store.
         await self._pulls.close()
         await self._puller.close()
         await self._supervisor.close()
@@ -197,6 +198,7 @@ class ImageManager:
 
         def make() -> Path:
             # One hop to a thread for all of it: a container's start waits for this.
+            # The record first: the next start removes a root filesystem that has none, and a record without one.
             self._library.store.put_rootfs(rootfs)
             self._driver.create_rootfs(container, layers, owner)
             return self._driver.mount_rootfs(container, layers, userns)

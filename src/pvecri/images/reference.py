@@ -14,7 +14,7 @@ from typing import Final
 from pvecri.errors import InvalidArgument
 
 DEFAULT_REGISTRY: Final = "docker.io"
-MAX_NAME: Final = 255
+MAX_NAME: Final = 255  # NameTotalLengthMax of the reference package
 
 _FIELD: Final = "image.image"
 _COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"

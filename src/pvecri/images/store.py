@@ -84,6 +84,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         """Open or make it; InternalError if a newer pvecri wrote it, or if it is not a database."""
+        # A connection has one transaction at a time, whichever thread uses it.
         self._lock = threading.Lock()
         self._database = database.connect(path, _SCHEMA, SCHEMA_VERSION)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_BLOCK = 512
+_BLOCK = 512  # the unit of st_blocks on every filesystem: stat(2)
 _MAX_DEPTH = 200
 """Deeper directories are not counted: each level needs a descriptor and a stack frame."""
 _SLOW = 0.1

@@ -151,7 +151,7 @@ class Accounting:
             system=_number(f"{times}/cpuacct.usage_sys"),
             periods=stat.get("nr_periods"),
             throttled_periods=stat.get("nr_throttled"),
-            throttled=stat.get("throttled_time"),
+            throttled=stat.get("throttled_time"),  # nanoseconds already, unlike version 2
         )
 
     def memory(self, group: str) -> Memory | None:
@@ -173,6 +173,7 @@ class Accounting:
             return parse_io_stat(_read(f"{self._unified}{group}/io.stat"))
         directory = self._directory(group, "blkio")
         return parse_blkio(
+            # The files without `_recursive` leave out the groups below.
             _read(f"{directory}/blkio.throttle.io_service_bytes_recursive"),
             _read(f"{directory}/blkio.throttle.io_serviced_recursive"),
         )
@@ -194,6 +195,7 @@ class Accounting:
         for size in self._hugepage_sizes:
             usage = _number(f"{directory}/hugetlb.{size}.{current}")
             if usage is not None:
+                # Version 2 records no peak of huge pages.
                 most = None if self._v2 else _number(f"{directory}/hugetlb.{size}.max_usage_in_bytes")
                 found.append(Hugepages(size, usage, most))
         return found
@@ -205,6 +207,8 @@ def _memory_v2(directory: str, stat: Mapping[str, int], usage: int) -> Memory:
     return Memory(
         usage=usage,
         limit=_limit(f"{directory}/memory.max"),
+        # The same counters as cAdvisor's for both versions, so that the figures of a node do not change with its
+        # runtime.
         rss=stat.get("anon", 0),
         cache=stat.get("file", 0),
         mapped_file=stat.get("file_mapped", 0),
@@ -213,8 +217,8 @@ def _memory_v2(directory: str, stat: Mapping[str, int], usage: int) -> Memory:
         major_page_faults=major_faults,
         own_page_faults=faults,  # version 2 has only counters that include the groups below
         own_major_page_faults=major_faults,
-        max_usage=_number(f"{directory}/memory.peak"),
-        kernel=stat.get("kernel"),
+        max_usage=_number(f"{directory}/memory.peak"),  # Linux 5.19
+        kernel=stat.get("kernel"),  # Linux 5.18
         swap=_number(f"{directory}/memory.swap.current"),
         swap_limit=_limit(f"{directory}/memory.swap.max"),
         limit_hits=events.get("max"),
@@ -315,6 +319,7 @@ def _read(path: str) -> bytes:
     except OSError:
         return b""
     try:
+        # One read(2) is enough: the kernel formats the whole content of such a file at once (seq_file).
         return os.read(fd, 1 << 16)
     except OSError:  # ENODEV: the group was removed after open(2); EOPNOTSUPP: PSI is disabled
         return b""

@@ -33,12 +33,12 @@ _TREE_SEARCH_V2: Final = _code(_READ | _WRITE, 17, 112)
 _QGROUP_LIMIT: Final = _code(_READ, 43, 48)
 _GET_SUBVOL_INFO: Final = _code(_READ, 60, 504)
 
-_RDONLY: Final = 1 << 1
-_FIRST_INODE: Final = 256
+_RDONLY: Final = 1 << 1  # BTRFS_SUBVOL_RDONLY
+_FIRST_INODE: Final = 256  # BTRFS_FIRST_FREE_OBJECTID
 _INODE_ITEM, _EXTENT_DATA = 1, 108
 _MAX: Final = (1 << 64) - 1
 _SEARCH_BUFFER: Final = 1 << 18
-_LIMIT_MAX_EXCLUSIVE: Final = 1 << 1
+_LIMIT_MAX_EXCLUSIVE: Final = 1 << 1  # BTRFS_QGROUP_LIMIT_MAX_EXCL
 
 
 class Written(NamedTuple):
@@ -74,6 +74,7 @@ def is_btrfs(path: Path) -> bool:
     """Whether a directory is on btrfs."""
     with _opened(path) as fd:
         try:
+            # Tested by an ioctl of btrfs, for os.statvfs has no f_type.
             _ioctl(fd, _GET_SUBVOL_INFO, bytes(504), path)
         except OSError as error:
             if error.errno == errno.ENOTTY:
@@ -95,6 +96,7 @@ def delete_subvolume(path: Path) -> None:
     except OSError as error:
         if error.errno != errno.ENOTEMPTY:
             raise
+        # A subvolume nested in a read-only one cannot be deleted (EROFS).
         set_readonly(path, readonly=False)
         for nested in _nested(path):
             delete_subvolume(nested)
@@ -118,6 +120,7 @@ def written(path: Path) -> Written:
         info = _ioctl(fd, _GET_SUBVOL_INFO, bytes(504), path)
         (made,) = struct.unpack_from("=Q", info, 352)  # otransid: the transaction that created it
         extents: dict[int, int] = {}
+        # A leaf that was rewritten has old items, too, so each item's own generation is compared.
         for kind, item in _items_since(fd, made + 1, path):
             if kind == _INODE_ITEM:
                 (generation,) = struct.unpack_from("=Q", item)
@@ -139,6 +142,7 @@ def _new_extent(item: bytes, made: int) -> dict[int, int]:
     (generation,) = struct.unpack_from("=Q", item)
     if generation <= made or item[20] == 0:
         return {}
+    # disk_bytenr and disk_num_bytes: the size on the disk, after compression.
     place, size = struct.unpack_from("=QQ", item, 21)
     return {place: size} if place else {}
 
@@ -148,6 +152,8 @@ def _items_since(fd: int, generation: int, path: Path) -> Iterator[tuple[int, by
     objectid, kind, offset = _FIRST_INODE, 0, 0
     while True:
         key = struct.pack(
+            # struct btrfs_ioctl_search_key. Tree 0 is the subvolume of the descriptor. min_transid skips subtrees
+            # that are older.
             "=QQQQQQQIIIIQQQQ",
             *(0, objectid, _MAX, offset, _MAX, generation, _MAX, kind, _EXTENT_DATA, 1 << 20, 0, 0, 0, 0, 0),
         )

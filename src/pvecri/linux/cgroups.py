@@ -111,6 +111,7 @@ class Cgroups:
         """Send SIGKILL to every process in the group and below it. Idempotent."""
         if self.v2 is not None and self.pure_v2:
             with suppress(FileNotFoundError):
+                # A fork cannot escape it, as it can escape kill(2) for each PID of a list (cgroup-v2.rst).
                 (self.v2 / group.lstrip("/") / "cgroup.kill").write_text("1")  # Linux 5.14
             return
         for pid in self.processes(group):

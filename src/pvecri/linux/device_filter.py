@@ -36,6 +36,8 @@ def lift(group: Path) -> int:
     """
     target = os.open(group, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        # A program can be neither changed in place nor overruled by another one: a device is denied if any of them
+        # denies it. So the group has no filter afterwards, and its children's decide (decision 0050).
         programs = _attached(target, str(group))
         for program in programs:
             _detach(target, program, str(group))
@@ -49,6 +51,7 @@ def _attached(target: int, path: str) -> list[int]:
     ids = (ctypes.c_uint32 * _PROGRAMS_MAX)()
     # struct { target_fd, attach_type, query_flags, attach_flags; u64 prog_ids; u32 prog_cnt }
     attributes = bytearray(struct.pack("=IIIIQII", target, BPF_CGROUP_DEVICE, 0, 0, ctypes.addressof(ids), 64, 0))
+    # query_flags 0: with BPF_F_QUERY_EFFECTIVE it would list the programs of the groups above as well.
     bpf(BPF_PROG_QUERY, attributes, path)
     count: int = struct.unpack_from("=I", attributes, 24)[0]
     return list(ids[:count])

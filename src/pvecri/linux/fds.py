@@ -26,7 +26,7 @@ class AsyncFd:
         self.fd = fd
         self._wake = asyncio.Event()
         self._ends_when_empty = False
-        os.set_blocking(fd, False)
+        os.set_blocking(fd, False)  # this end only: the child's is another file description
 
     async def read(self, size: int = CHUNK) -> bytes:
         """Wait for data and return up to `size` bytes; empty at EOF."""

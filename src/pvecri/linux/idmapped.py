@@ -69,6 +69,7 @@ def can_be_mapped(source: Path, userns_fd: int) -> bool:
 
 def mounts_from(source: Path, table: Sequence[MountEntry]) -> list[MountEntry]:
     """The mount that `source` is on, then those below it, parents first; of stacked mounts the topmost."""
+    # A mount covers those of earlier lines at the same mount point.
     seen = {entry.mountpoint: entry for entry in table}
     holding = max(
         (entry for entry in seen.values() if source.is_relative_to(entry.mountpoint)),
@@ -85,6 +86,8 @@ def open_user_namespace(first_id: int, length: int) -> int:
 
     It has no process. OSError or subprocess.SubprocessError if it cannot be created.
     """
+    # A program of its own: the kernel refuses unshare(CLONE_NEWUSER) to a process with threads (EINVAL). The
+    # namespace lives until the descriptor is open, for `read` blocks until stdin is closed.
     command = ["unshare", "--user", "sh", "-c", "echo; read _"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdin is not None

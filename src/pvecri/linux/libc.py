@@ -10,8 +10,10 @@ import ctypes
 import os
 from pathlib import Path
 
+# None is the running program, which has libc loaded. use_errno: ctypes saves errno per thread right after the
+# call, before anything else of the interpreter can overwrite it.
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
+_libc.syscall.restype = ctypes.c_long  # ctypes assumes int, which would cut off 64-bit results
 
 
 def call(name: str, *arguments: object, path: str | Path = "") -> int:

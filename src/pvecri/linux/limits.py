@@ -66,6 +66,7 @@ def _read_v1(cgroups: Cgroups, group: str) -> Limits:
     shares = _number(_file(cgroups, group, "cpu", "cpu.shares"))
     return Limits(
         memory=limit,
+        # memory.memsw counts memory and swap together; version 1 has no limit of swap alone.
         swap=None if both is None else max(0, both - (limit or 0)),
         cpu_quota=_number(_file(cgroups, group, "cpu", "cpu.cfs_quota_us")),
         cpu_weight=None if shares == SHARES_DEFAULT else shares,
@@ -90,6 +91,8 @@ def set_hugepages(cgroups: Cgroups, group: str, limits: dict[str, int | None]) -
     """Limit huge pages, those in use and those reserved; OSError if the kernel refuses. Idempotent."""
     version, unlimited = ("max", "max") if cgroups.pure_v2 else ("limit_in_bytes", "-1")
     for size, limit in limits.items():
+        # A limit of usage alone lets mmap(2) reserve what it may not use: the page fault then ends in SIGBUS,
+        # where a limit of reservations makes mmap fail (cgroup-v1/hugetlb.rst).
         for kind in ("", "rsvd."):
             file = _file(cgroups, group, "hugetlb", f"hugetlb.{size}.{kind}{version}")
             _write(file, limit, unlimited=unlimited)

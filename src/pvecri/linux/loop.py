@@ -30,6 +30,8 @@ def attached(file: Path, *, readonly: bool) -> Iterator[Path]:
     finally:
         os.close(file_fd)
     try:
+        # The device stays open here: with autoclear the kernel detaches it at the last close, which would be
+        # before the mount.
         yield device
     finally:
         os.close(device_fd)
@@ -63,6 +65,8 @@ def _free() -> Path:
 def _request(file_fd: int, file: Path, flags: int) -> bytes:
     """struct loop_config with its struct loop_info64 (linux/loop.h); losetup(8) shows the name."""
     lo_flags = _LO_FLAGS_AUTOCLEAR | (_LO_FLAGS_READ_ONLY if flags == os.O_RDONLY else 0)
+    # lo_file_name has 64 bytes with its NUL.
     name = os.fsencode(file)[:63]
     info = struct.pack("=5Q4I64s64s32s2Q", 0, 0, 0, 0, 0, 0, 0, 0, lo_flags, name, b"", b"", 0, 0)
+    # Block size 0 is the default, 512 bytes; the end is reserved and must be 0.
     return struct.pack("=II", file_fd, 0) + info + bytes(64)

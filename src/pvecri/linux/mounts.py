@@ -49,6 +49,7 @@ _MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
 _STATX_ATTR_MOUNT_ROOT: Final = 0x2000
 
 # From 424 (pidfd_send_signal) on a system call has one number on all architectures but alpha.
+# They are called by number: glibc has functions for them since 2.36 only.
 _SYS_OPEN_TREE: Final = 428
 _SYS_MOVE_MOUNT: Final = 429
 _SYS_MOUNT_SETATTR: Final = 442
@@ -130,7 +131,7 @@ def mount_setattr(
     if idmap_userns_fd is not None:
         attributes |= MOUNT_ATTR_IDMAP
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
-    # struct mount_attr { u64 attr_set, attr_clr, propagation, userns_fd }
+    # struct mount_attr { u64 attr_set, attr_clr, propagation, userns_fd }; the last is for MOUNT_ATTR_IDMAP.
     request = struct.pack("=QQQQ", attributes, 0, propagation, idmap_userns_fd or 0)
     size = ctypes.c_size_t(len(request))
     libc.syscall(_SYS_MOUNT_SETATTR, fd, b"", ctypes.c_uint(flags), request, size, path=path)
@@ -184,6 +185,8 @@ def is_mountpoint(path: Path) -> bool:
 
     One statx(2): the mount table grows with the node's containers.
     """
+    # struct statx: stx_attributes is at offset 8 and is returned whatever the mask; STATX_ATTR_MOUNT_ROOT needs
+    # Linux 5.8.
     buffer = ctypes.create_string_buffer(256)
     flags = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT
     try:
@@ -203,8 +206,10 @@ def mounts(containing: str = "") -> list[MountEntry]:
 def parse_mountinfo(line: bytes) -> MountEntry:
     """One line of mountinfo; blanks inside a field are octal escapes."""
     before, _, after = line.partition(b" - ")
+    # Any number of optional fields stands before the separator, so the fields after it have no fixed position.
     mount_id, parent_id, _device, root, mountpoint, options, *optional = before.split(b" ")
     fstype, source, super_options = after.split(b" ", 2)
+    # One of them, `unbindable`, has no value.
     tags = dict(tag.split(b":", 1) for tag in optional if b":" in tag)
     return MountEntry(
         mount_id=int(mount_id),
@@ -233,6 +238,7 @@ def _mountpoints_below(path: Path) -> list[Path]:
     Needed at every removal, of a table that grows with the node's containers: only lines that contain the path, in
     the table's escaped form (proc_pid_mountinfo(5)), are parsed.
     """
+    # The table has resolved paths. The last part is not resolved, for umount2 does not follow it either.
     top = path.parent.resolve() / path.name
     needle = os.fsencode(top)  # the backslash first: it is the escape character
     for byte in b"\\ \t\n":
@@ -247,6 +253,7 @@ def umount_below(path: Path) -> None:
     for mountpoint in sorted(_mountpoints_below(path), key=lambda each: len(each.parts), reverse=True):
         # EINVAL: propagation has unmounted it together with an earlier one.
         with contextlib.suppress(FileNotFoundError), _ignore(errno.EINVAL):
+            # Detached: a process of a container that is being removed may still have files open in it (EBUSY).
             umount(mountpoint, detach=True)
 
 

@@ -37,7 +37,7 @@ def setns(namespace: Path) -> None:
     """Move the calling thread into a namespace."""
     fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        libc.call("setns", fd, 0, path=namespace)
+        libc.call("setns", fd, 0, path=namespace)  # 0: of whatever type the file is
     finally:
         os.close(fd)
 

@@ -83,6 +83,7 @@ def stop_tree(pid: int) -> list[int]:
         os.kill(pid, signal.SIGSTOP)
     except ProcessLookupError:
         return []
+    # /proc/PID/task/TID/children is complete only for a process that is stopped (proc_tid_children(5)).
     return [pid, *(each for child in children(pid) for each in stop_tree(child))]
 
 

@@ -82,6 +82,8 @@ async def run(
                 )
                 await process.wait()
         except BaseException as error:
+            # In a thread, for it scans /proc and sleeps; `finish`, for a second cancellation must not leave
+            # processes.
             await finish(asyncio.to_thread(_kill, name, child, (stdout.ours, stderr.ours)))
             if isinstance(error, TimeoutError):
                 message = errors.decode(errors="replace").strip() or "no output"
@@ -122,6 +124,7 @@ def _kill(name: str, child: subprocess.Popen[bytes], outputs: Sequence[AsyncFd])
     The program is reaped last: as a zombie it keeps its pid, the session's ID, from being reused.
     """
     pipes = {os.fstat(output.fd).st_ino for output in outputs}
+    # One round is not enough: a process that forks while /proc is being read escapes it.
     for _ in range(_KILL_ROUNDS):
         pids = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
         started = [pid for pid in pids if _was_started(pid, child.pid, pipes)]

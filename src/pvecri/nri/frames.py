@@ -23,7 +23,7 @@ from enum import IntEnum
 
 from pvecri.nri.errors import ProtocolError
 
-MAX_DATA = 4 << 20
+MAX_DATA = 4 << 20  # ttrpc's own limit, messageLengthMax
 FIRST = 4096
 
 _TRUNK = struct.Struct(">II")

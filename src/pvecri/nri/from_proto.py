@@ -130,6 +130,7 @@ def _device(wanted: pb.LinuxDevice) -> HostDevice | None:
         mode=wanted.file_mode.value & 0o7777 if wanted.HasField("file_mode") else DEVICE_MODE,
         uid=wanted.uid.value,
         gid=wanted.gid.value,
+        # As NRI's LinuxDevice.AccessString has it.
         access="rwm" if kind == "b" else "rw",
     )
 

@@ -85,6 +85,7 @@ def _spawn(program: Program, plugin_socket: socket.socket) -> int:
         "NRI_PLUGIN_IDX": program.index,
         "NRI_PLUGIN_SOCKET": str(_PLUGIN_FD),
     }
+    # The other descriptors of the daemon are close-on-exec, as Python opens all.
     descriptors = [(os.POSIX_SPAWN_DUP2, plugin_socket.fileno(), _PLUGIN_FD)]
     return os.posix_spawn(program.path, [str(program.path)], environment, file_actions=descriptors)
 

@@ -135,6 +135,7 @@ class Updates:
         if entry is None:
             entry = pb.ContainerUpdate(container_id=update.container_id, ignore_failure=True)
             self.merged[update.container_id] = entry
+        # One update for all plugins: its failure is ignored only if all of them ignore it.
         entry.ignore_failure = entry.ignore_failure and update.ignore_failure
         return entry
 
@@ -184,6 +185,7 @@ class Creation:
             if _is_set(wanted, name):
                 self.owners.claim(plugin, self._id, field)
                 _copy(name, wanted, total)
+                # NRI has a memory policy in adjustments only.
                 if name in seen.DESCRIPTOR.fields_by_name:
                     _copy(name, wanted, seen)
         self._rdt(plugin, wanted.rdt)
@@ -264,6 +266,7 @@ def copy_resources(wanted: pb.LinuxResources, target: pb.LinuxResources) -> None
     """Copy the set fields of `wanted` to `target`, all but the device rules."""
     for group in ("memory", "cpu"):
         source = getattr(wanted, group)
+        # ListFields has what is set: an unset wrapper must not overwrite a limit with 0.
         for descriptor, _ in source.ListFields():
             _copy(descriptor.name, source, getattr(target, group))
     for name in _OTHER_LIMITS:

@@ -57,6 +57,7 @@ def _calls() -> dict[str, Call]:
         event = re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).upper()
         if event in pb.Event.keys():  # noqa: SIM118 - an EnumTypeWrapper is no mapping
             response = GetMessageClass(method.output_type)
+            # UpdatePodSandbox answers nothing either, but a plugin may fail it: it is no notification.
             notification = not method.output_type.fields and method.name != "UpdatePodSandbox"
             calls[method.input_type.name] = Call(method.name, pb.Event.Value(event), response, notification)
     return calls
@@ -142,6 +143,7 @@ class Plugin:
             config=self._configuration,
             runtime_name="pvecri",
             runtime_version=version("pvecri"),
+            # Milliseconds in the protocol.
             registration_timeout=int(self._config.registration_timeout * 1000),
             request_timeout=int(self._config.request_timeout * 1000),
             NRI_version=NRI_VERSION,
@@ -188,6 +190,8 @@ class Plugin:
         updates: list[pb.ContainerUpdate] = []
         try:
             for request in requests:
+                # The timeout of a registration, which is longer: a plugin that is dropped here would come back at
+                # once and ask for the same (decision 0041).
                 response = await self._call(
                     "Synchronize", request, pb.SynchronizeResponse, self._config.registration_timeout
                 )
@@ -286,7 +290,7 @@ def split(pods: Iterable[pb.PodSandbox], containers: Iterable[pb.Container]) -> 
     current, size = pb.SynchronizeRequest(), _ENVELOPE
     for kind, entries in (("pods", pods), ("containers", containers)):
         for entry in entries:
-            needed = entry.ByteSize() + 16
+            needed = entry.ByteSize() + 16  # 16: its tag and length
             if size + needed > MAX_DATA and size > _ENVELOPE:
                 current.more = True
                 yield current

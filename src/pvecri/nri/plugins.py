@@ -71,6 +71,7 @@ class Plugins(Hooks):
             raise ConfigError(f"nri.socket: another process listens on {path} (nri.enabled = false disables NRI)")
         server = await asyncio.start_unix_server(self._accept, path)
         path.chmod(0o600)  # bind(2) has applied the umask only
+        # Python removes the socket by itself from 3.13 on.
         self._stack.callback(path.unlink, missing_ok=True)
         self._stack.callback(server.close)
         log.info("NRI plugins may connect to %s", path)
@@ -90,6 +91,7 @@ class Plugins(Hooks):
                 launched.append(await launcher.launch(program, self._config, self._update))
             except PvecriError as error:
                 log.warning("%s", error)
+        # They register concurrently, for each may take nri.registration_timeout, and are synchronized in order.
         outcomes = await asyncio.gather(*(plugin.start() for plugin in launched), return_exceptions=True)
         for plugin, outcome in zip(launched, outcomes, strict=True):
             self._supervisor.once(WORK, partial(self._attend_launched, plugin), plugin.name)
@@ -162,6 +164,8 @@ class Plugins(Hooks):
     async def run_pod(self, pod: PodEntry) -> None:
         """See Hooks."""
         async with self._event_lock:
+            # Without plugins as well: one that connects later gets the pod in its list, and no event twice
+            # (decision 0041).
             pod.notified = LifecycleEvent.CREATED
             if self._plugins:
                 await self._send(pb.RunPodSandboxRequest(pod=to_proto.pod(pod)))
@@ -205,6 +209,7 @@ class Plugins(Hooks):
     async def create_container(self, pod: PodEntry, container: ContainerEntry) -> Adjustment | None:
         """See Hooks."""
         async with self._event_lock:
+            # Without plugins as well, as in run_pod.
             container.notified = LifecycleEvent.CREATED
             if not self._plugins:
                 return None
@@ -212,6 +217,7 @@ class Plugins(Hooks):
             cgroup = request.container.linux.cgroups_path
             # Chosen before the event: a plugin that is dropped during it still has to validate, and so fails it.
             validators = [plugin for plugin in self._plugins if _validates(plugin)]
+            # Has copies, from before the plugins: `creation` changes the request for each of them.
             pristine = pb.ValidateContainerAdjustmentRequest(pod=request.pod, container=request.container)
             creation = Creation(request)
             evictions: list[pb.ContainerEviction] = []
@@ -260,11 +266,13 @@ class Plugins(Hooks):
                     self._evict(response.evict)
                     own = updates.merged.get(container.id)
                     if own is not None:
+                        # The next plugin gets the request with the changes of those before it.
                         copy_resources(own.linux.resources, request.linux_resources)
             own = updates.merged.pop(container.id, None)
             await self._apply_updates(updates)
         if own is None:
             return changes
+        # NRI's resources have no OOM score.
         return replace(from_proto.resources(request.linux_resources), oom_score_adj=changes.oom_score_adj)
 
     async def updated_container(self, pod: PodEntry, container: ContainerEntry) -> None:

@@ -69,7 +69,7 @@ class TtrpcConnection:
                 for frame in incoming.feed(data):
                     self._dispatch(frame)
         except ConnectionError:
-            pass
+            pass  # ECONNRESET: ends as by EOF
         finally:
             self.close()
             for task in self._supervisor.tasks:

@@ -60,6 +60,7 @@ async def load_default() -> bool:
 def is_loaded(profile: str) -> bool:
     """Whether a profile of this name is loaded."""
     try:
+        # Each line is `NAME (MODE)`, and a name may have blanks.
         lines = LOADED.read_text().splitlines()
     except OSError:
         return False

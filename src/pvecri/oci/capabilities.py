@@ -35,6 +35,7 @@ def effective() -> frozenset[str]:
     """This process's effective set (/proc/self/status CapEff)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("CapEff:"):
+            # A later kernel's capabilities, which have no name here, are left out.
             bits = int(line.split()[1], 16)
             return frozenset(name for number, name in enumerate(NAMES) if bits >> number & 1)
     return frozenset()

@@ -96,6 +96,7 @@ def find(names: Iterable[str], directories: Iterable[Path]) -> tuple[Edits, ...]
             searched = ", ".join(map(str, directories))
             raise InvalidArgument(f"config.CDI_devices[{index}].name", f"no CDI spec in {searched} has {name!r}")
         path, spec, device = known[name]
+        # A file's own edits apply once, however many of its devices are requested (CDI, "containerEdits").
         edits.setdefault(path, spec.container_edits)
         edits[name] = device.container_edits
     return tuple(edits.values())

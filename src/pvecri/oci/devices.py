@@ -36,6 +36,8 @@ def make_nodes(directory: Path, devices: Sequence[HostDevice], mappings: Iterabl
     They are bind mounted into containers with a user namespace: mknod(2) fails there, and the host's own nodes
     belong to nobody. An owner that is not mapped becomes the namespace's root.
     """
+    # A tmpfs of our own, for devtmpfs cannot be idmapped and the node's own nodes must keep their owners (decision
+    # 0052).
     directory.mkdir()
     mounts.mount("devices", directory, "tmpfs", mounts.MS_NOSUID | mounts.MS_NOEXEC, "mode=0755,size=64k")
     kinds = {"c": stat.S_IFCHR, "b": stat.S_IFBLK}

@@ -86,6 +86,7 @@ class ExecIO:
         A background process may still have a pipe open: only what is in the pipe now is read. A terminal is read
         to its EOF, which follows the end of the command's session.
         """
+        # Not to their EOF: `sh -c "sleep 1000 &"` ends at once, but its child has the pipe open.
         for pipe in self._pipes:
             pipe.end_when_empty()
         await asyncio.gather(*self._outputs)

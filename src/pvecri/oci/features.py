@@ -75,6 +75,7 @@ async def discover(config: Config) -> HostFeatures:
     """Detect the features; ConfigError names the setting of a required program that is missing."""
     trees = cgroups.detect()
     own = capabilities.effective()
+    # On a kernel without AppArmor the OCI runtimes fail if a spec has a profile.
     apparmor_enabled = _enabled(Path("/sys/module/apparmor/parameters/enabled"), "Y")
     # The kernel raises oom_score_adj for anybody, and lowers it with CAP_SYS_RESOURCE only.
     current = int(Path("/proc/self/oom_score_adj").read_text())

@@ -52,6 +52,7 @@ class PausePlan:
 
 def build(plan: PausePlan) -> bytes:
     """The spec as JSON."""
+    # The OCI runtime cannot switch to an ID that the user namespace does not map.
     user = NOBODY if _mapped(NOBODY, plan.mappings) else 0
     confined = plan.features.apparmor_default
     return encode(

@@ -23,6 +23,7 @@ class PodPorts:
     async def connect(self, port: int) -> socket.socket:
         """A non-blocking socket, connected to the port on 127.0.0.1, else on ::1. OSError if both fail."""
         failure: OSError | None = None
+        # IPv4 first, as containerd does; if both fail the client gets its error, the one that is expected.
         for family, address in _LOOPBACK:
             try:
                 return await self._connect(family, address, port)

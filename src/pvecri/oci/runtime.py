@@ -38,6 +38,8 @@ CHECKPOINT_TIMEOUT = 3600.0
 """CRIU writes all of the container's memory to the disk."""
 
 # Enters the cgroups of the cgroup.procs files before `--`, then executes the command after it.
+# 0 is the writing process itself. So conmon is never in the daemon's group, where systemd would kill it with the
+# daemon (decision 0002), and needs no _OCI_STARTPIPE, on which it would wait to be moved.
 _ENTER_CGROUPS = 'until [ "$1" = -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; exec "$@"'
 
 # Messages of runc and crun if the command cannot be executed: the request's fault, not the node's.
@@ -150,7 +152,7 @@ class OciRuntime:
                     stderr=log,
                     cwd=bundle.directory,  # conmon creates `oom` in its cwd as well as in --persist-dir
                     pass_fds=(writer,),
-                    env={**os.environ, "_OCI_SYNCPIPE": str(writer)},
+                    env={**os.environ, "_OCI_SYNCPIPE": str(writer)},  # conmon answers there: see _check_sync
                 )
             os.close(writer)  # else the pipe has no EOF if conmon dies
             writer = -1
@@ -219,6 +221,7 @@ class OciRuntime:
 
         CommandError with CRIU's message; its log is `work`/dump.log.
         """
+        # --file-locks: without it CRIU refuses a process that has locked a file.
         paths = ("--image-path", str(images), "--work-path", str(work))
         await self._run(
             pod, "checkpoint", *paths, "--leave-running", "--file-locks", container, timeout=CHECKPOINT_TIMEOUT
@@ -371,6 +374,7 @@ def _enter(pod: PodNamespaces) -> list[str]:
 def _send_to_conmon(bundle: Bundle, message: str) -> None:
     try:
         # O_NONBLOCK: without a reader open(2) of a FIFO fails with ENXIO instead of waiting for one.
+        # conmon's control messages: `1 ROWS COLUMNS` resizes the terminal, `2 0 0` opens the log again.
         control = os.open(bundle.directory / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise FailedPrecondition(f"{bundle.directory.name}: no conmon is listening: {error.strerror}") from error
@@ -418,5 +422,6 @@ async def _drain(stream: AsyncFd) -> bytes:
     """Read a pipe to EOF; return the first EXEC_OUTPUT_LIMIT bytes."""
     kept = bytearray()
     while chunk := await stream.read(1 << 16):
+        # Reads on beyond the limit: the command would block on a full pipe, and never end.
         kept += chunk[: EXEC_OUTPUT_LIMIT - len(kept)]
     return bytes(kept)

@@ -178,4 +178,4 @@ async def _copy_output(connection: socket.socket, streams: CommandStreams) -> No
             try:
                 await sink.write(packet[1:])
             except BrokenPipeError:
-                sinks[packet[0]] = None
+                sinks[packet[0]] = None  # its reader has gone; the other stream goes on

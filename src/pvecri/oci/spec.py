@@ -87,6 +87,7 @@ def arguments(plan: Plan) -> tuple[str, ...]:
 def environment(plan: Plan) -> tuple[str, ...]:
     """NAME=VALUE with unique names: the image's, overridden by the request's."""
     variables = dict(entry.partition("=")[::2] for entry in (DEFAULT_PATH, *plan.image.env))
+    # TERM and HOSTNAME as CRI-O and containerd set them; a variable of the request overrides both.
     if plan.config.tty:
         variables.setdefault("TERM", "xterm")
     variables["HOSTNAME"] = plan.hostname

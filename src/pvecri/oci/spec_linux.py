@@ -103,6 +103,7 @@ def _pid_namespace(mode: NamespaceMode, plan: Plan) -> list[Namespace]:
 def resources(plan: Plan) -> Resources:
     """The cgroup's limits, and the devices it may use."""
     limited = limits(plan.config.resources, plan.features)
+    # The OCI runtimes fail if they cannot set a limit: none is written without its controller.
     default_pids = plan.pids_limit > 0 and "pids" in plan.features.controllers
     pids = limited.pids or (Pids(limit=plan.pids_limit) if default_pids else None)
     return replace(limited, devices=device_rules(plan), pids=pids)
@@ -134,7 +135,7 @@ def limits(wanted: model.Resources, features: HostFeatures) -> Resources:
         memory=None if memory == Memory() else memory,
         hugepage_limits=tuple(HugepageLimit(page_size=each.page_size, limit=each.limit) for each in hugepages),
         pids=Pids(limit=pids) if pids else None,
-        unified=wanted.unified if features.cgroups.pure_v2 else {},
+        unified=wanted.unified if features.cgroups.pure_v2 else {},  # runc refuses it on version 1
     )
 
 

@@ -24,6 +24,7 @@ def mounts(plan: Plan) -> tuple[Mount, ...]:
 
 def kernel_mounts(plan: Plan) -> list[Mount]:
     """proc, dev and sys; sysfs and cgroup are writable in a privileged container."""
+    # The options are those of `runc spec`, but for /proc and the mode of devpts.
     writable = "rw" if plan.privileged else "ro"
     return [
         _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
@@ -70,6 +71,7 @@ def device_mounts(plan: Plan) -> list[Mount]:
 
 def bind_mount(bind: BindSource) -> Mount:
     """A mount of the request."""
+    # `ro` covers the top mount only, `rro` those below it as well (runtime-spec, config.md, mounts).
     access = "rro" if bind.recursive_readonly else "ro" if bind.readonly else "rw"
     options = ("rbind", bind.propagation, access, *(bind.restrictions if bind.readonly else ()))
     return _mount(_normal(bind.container_path), "bind", str(bind.source), *options)

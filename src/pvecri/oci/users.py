@@ -28,12 +28,15 @@ def resolve(security: ContainerSecurity, image_user: str, rootfs: Path) -> Conta
     entry = _passwd_entry(rootfs, wanted)
     if entry is None and not wanted.isdecimal():
         raise InvalidArgument(field, f"the image has no user {wanted!r} in /etc/passwd")
+    # A UID that passwd does not have gets GID 0, as Kubernetes documents it for an unset runAsGroup.
     name, uid, gid = entry or ("", int(wanted), 0)
     if security.run_as_group is not None:
         gid = security.run_as_group
     elif group:
         gid = _group_id(rootfs, group, field)
     memberships = _memberships(rootfs, name) if security.groups_policy is GroupsPolicy.MERGE else ()
+    # The primary group is among them: else a process could drop a group to which a file denies access
+    # (CVE-2022-2995, in CRI-O, and CVE-2023-25173, in containerd).
     groups = dict.fromkeys((gid, *security.supplemental_groups, *memberships))
     return ContainerUser(uid, gid, tuple(groups))
 

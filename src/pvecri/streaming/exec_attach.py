@@ -118,6 +118,7 @@ async def _run(request: CommandRequest, version: Version, streams: Mapping[Strea
     except Exception as error:  # a fault: the client gets it as any other failure
         report(error, "streaming connection", request.kind.value)
         status = remotecommand.failure_status(version, f"{request.kind.value}: {describe(error)}")
+    # Before the status: a stdin that nobody reads any more would stop the whole connection (decision 0031).
     for stream in streams.values():
         stream.discard()
     if status:

@@ -33,7 +33,7 @@ TUNNEL_PROTOCOL = "SPDY/3.1+portforward.k8s.io"
 CHANNEL_PROTOCOLS = {
     "v4.channel.k8s.io": BINARY,
     "v4.base64.channel.k8s.io": Framing(base64=True),
-    "": BINARY,
+    "": BINARY,  # for clients that request no subprotocol
 }
 
 Connect = Callable[[int], Awaitable[socket.socket]]
@@ -124,9 +124,10 @@ async def _forward(connect: Connect, pair: _Pair) -> None:
         with await connect(pair.port) as connection:
             await _copy(connection, data)
     except BrokenPipeError:
-        pass
+        pass  # the client, or the program in the pod, has closed the connection: no error
     except OSError as failure:
         log.info("port-forward to port %d: %s", pair.port, failure)
+        # The kubelet's wording, which kubectl shows as it comes.
         await _write_last(error, f"error forwarding port {pair.port} to pod: {failure.strerror or failure}")
     except Exception as failure:  # the pod is gone (an answer), or a fault: the other connections go on
         report(failure, "streaming connection", f"port-forward to port {pair.port}")

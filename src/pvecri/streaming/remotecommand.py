@@ -106,6 +106,7 @@ class SizeReader:
 def _size(value: object) -> TerminalSize:
     if isinstance(value, dict):
         columns, rows = value.get("Width"), value.get("Height")
+        # client-go's TerminalSize has two uint16.
         if isinstance(columns, int) and isinstance(rows, int) and 0 <= columns <= 0xFFFF and 0 <= rows <= 0xFFFF:
             return TerminalSize(columns, rows)
     raise ProtocolError(f"resize: {value!r} is not a terminal's size")
@@ -122,6 +123,7 @@ def exit_status(version: Version, code: int) -> bytes:
             "metadata": {},
             "status": "Failure",
             "message": f"command terminated with non-zero exit code: {code}",
+            # client-go turns only this reason with this cause into an exit status; the message is for people.
             "reason": "NonZeroExitCode",
             "details": {"causes": [{"reason": "ExitCode", "message": str(code)}]},
         }

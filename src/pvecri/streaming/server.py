@@ -52,6 +52,7 @@ class StreamingServer:
         config = self._config
         context = tls.server_context(config.tls_cert, config.tls_key, "streaming")
         try:
+            # asyncio stops reading a connection when twice the limit is buffered.
             self._server = await asyncio.start_server(
                 self._connected, config.address, config.port, ssl=context, limit=READ_SIZE
             )
@@ -79,6 +80,7 @@ class StreamingServer:
         self._connections.add(task)
         transport = self._unauthenticated[task] = TcpTransport(reader, writer)
         if len(self._unauthenticated) > MAX_UNAUTHENTICATED:
+            # Whoever can reach the port may connect, so these must not use up the descriptors of the daemon.
             next(iter(self._unauthenticated.values())).abort()
         try:
             await self._serve(transport)
@@ -117,6 +119,7 @@ class StreamingServer:
         if len(self._connections) - len(self._unauthenticated) >= self._config.max_sessions:
             raise HttpError(503, f"streaming.max_sessions ({self._config.max_sessions}) is reached")
         kind, _, token = http.path.partition("?")[0].removeprefix("/").partition("/")
+        # From here on the URL is used, even if the upgrade is refused; above the client may try again.
         request = self._tokens.consume(token)
         if request is None or request.kind.value != kind:
             raise HttpError(404, "unknown, used or expired; ask for a new URL (streaming.url_lifetime)")
@@ -168,6 +171,7 @@ class StreamingServer:
 
 async def _accept(http: HttpRequest, transport: TcpTransport, protocol: str) -> WebSocket:
     """The server's half of the WebSocket handshake."""
+    # RFC 6455, section 4.1; wsproto does not see the method.
     if http.method != "GET":
         raise HttpError(405, "a WebSocket handshake must be a GET", [("allow", "GET")])
     connection = WSConnection(ConnectionType.SERVER)
@@ -195,6 +199,7 @@ def _negotiate(offered: Sequence[str], versions: Sequence[Version]) -> Version:
 
 def _no_common_protocol(offered: Sequence[str], known: Sequence[str]) -> HttpError:
     names = [name for name in known if name]
+    # Status and header as from Kubernetes' package httpstream, whose clients look for them.
     return HttpError(
         403,
         f"no common protocol: the client offers {', '.join(offered)}; the server supports {', '.join(names)}",

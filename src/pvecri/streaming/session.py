@@ -47,6 +47,7 @@ async def serve(
             task.cancel()
         endings = await asyncio.gather(*tasks, return_exceptions=True)
         _report(endings)
+    # Otherwise the client has gone or is idle, and the server aborts the connection.
     if endings[1] is None:
         await connection.close()
 

@@ -186,6 +186,8 @@ class SpdyCodec:
     def _stream_opened(self, stream: int, flags: Flag, headers: Headers) -> Iterator[Event]:
         if stream % 2 == self._role.value % 2 or stream <= self._last_peer:
             raise ProtocolError(f"SYN_STREAM frame: stream {stream} cannot be opened after {self._last_peer}")
+        # The header block is decompressed by now also for a stream that is refused: all blocks are one zlib
+        # stream.
         self._last_peer = stream
         if self._going_away:
             return

@@ -78,6 +78,7 @@ class SpdyConnection:
 
     async def _open(self, number: int, headers: Headers) -> None:
         stream = PeerStream(number, self, self._activity)
+        # SYN_REPLY must come before data: no other task runs until it is in the writer's buffer.
         if self._on_stream(stream, headers):
             self._streams[number] = stream
             await self._transport.write(self._codec.reply(number))

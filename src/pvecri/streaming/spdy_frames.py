@@ -268,6 +268,7 @@ def _rst_stream(_: int, body: bytes) -> Frame:
 def _settings(_: int, body: bytes) -> Frame:
     if len(body) < 4 or len(body) != 4 + 8 * int.from_bytes(body[:4], "big"):
         raise ProtocolError(f"SETTINGS frame: {len(body)} bytes do not fit its number of entries")
+    # The first 8 bits of an entry are its flags, and the ID has 24 (section 2.6.4).
     return Settings(tuple((key & 0xFF_FFFF, value) for key, value in _TWO_WORDS.iter_unpack(body[4:])))
 
 
@@ -310,6 +311,7 @@ def encode(frame: Frame) -> bytes:
 def _content(frame: Frame) -> tuple[Type, Flag, bytes]:
     flags = Flag.NONE
     match frame:
+        # No associated stream; priority and slot 0.
         case SynStream(stream, flags, block):
             kind, body = Type.SYN_STREAM, struct.pack(">IIH", stream, 0, 0) + block
         case SynReply(stream, flags, block):

@@ -173,6 +173,7 @@ class PeerStream:
     def feed(self, data: bytes) -> None:
         """Buffer data from the client."""
         self._activity.touch()
+        # The connection has waited for room before, so LIMIT is exceeded by one piece at most.
         if not self._discarding and not self._at_end:
             self._chunks.append(data)
             self._buffered += len(data) + CHUNK_COST

@@ -35,6 +35,7 @@ class Tokens(Generic[T]):
                 f"{MAX_PENDING} streaming URLs are unused; each expires after streaming.url_lifetime "
                 f"({self._lifetime:g} s)"
             )
+        # The token is all that authenticates a client: the port takes connections from whoever can reach it.
         token = secrets.token_urlsafe(BYTES)
         self._pending[token] = (self._clock() + self._lifetime, value)
         return token

@@ -91,6 +91,7 @@ class TcpTransport:
         close(2) with unread data makes the kernel send RST, on which the peer drops data that it has not read. So
         shut down sending, and read to EOF for LINGER seconds.
         """
+        # Whatever fails here, the connection is closed at once below.
         with suppress(OSError, TimeoutError):
             if not self._writer.is_closing():
                 async with asyncio.timeout(LINGER):
@@ -123,5 +124,7 @@ class TcpTransport:
 
 def _keep_alive(writer: asyncio.StreamWriter) -> None:
     connection = writer.get_extra_info("socket")
+    # A client whose machine is gone sends no FIN: without probes its command would run until
+    # streaming.idle_timeout.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)

@@ -75,6 +75,7 @@ class WebSocket:
         message: Event = TextMessage(data.decode()) if text else BytesMessage(data)
         try:
             frame = self._connection.send(message)
+        # wsproto refuses to send after a close frame, whoever sent it.
         except LocalProtocolError as error:
             raise BrokenPipeError("the connection is closing") from error
         await self._transport.write(frame)

@@ -42,6 +42,7 @@ class PowerApi(CreateApi):
             await asyncio.sleep(MONITOR_TIMEOUT_S)
             tasks.log("problem with monitor socket, but continuing anyway: got timeout")
             return
+        # In the order of PVE::LXC::vm_start: pending changes, LXC's config, the volumes.
         self._apply(ct)
         self.save(ct)
         interfaces = await nics.plugged(nics.parse(ct.vmid, ct.config))
@@ -207,6 +208,8 @@ class PowerApi(CreateApi):
                 tasks.log(f"forced to stop CT {ct.vmid} before destroying!")
                 await _kill(ct)
             await self.times.spend("destroy", 0.8)
+            # In the order of PVE::LXC::destroy_lxc_container: if a volume cannot be removed the config stays, and
+            # the CT can be destroyed again.
             await self._free_volumes(ct)
             self._remove_lxc_files(ct)
             # What stays, if the worker is killed before it has removed the config, too: only root can unlock it.

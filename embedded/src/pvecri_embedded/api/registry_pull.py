@@ -86,6 +86,7 @@ def _registries(conf: str) -> list[str]:
 
 async def _fetch(reference: str, target: Path, registries_conf: str) -> None:
     """Have skopeo write the archive beside `target` and give it its name. Nothing is left of a failure."""
+    # Named as by Proxmox (PVE::API2::Storage::Status).
     temporary = target.with_name(f"{target.name}.tmp.{os.getpid()}")
     words = ["copy", f"docker://{reference}", f"oci-archive:{temporary}"]
     try:

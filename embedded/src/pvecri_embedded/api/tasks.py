@@ -203,6 +203,7 @@ class TaskApi(Base):
         if not self.layout.tasks.exists():
             return
         records = [json.loads(line) for line in self.layout.tasks.read_text().splitlines()]
+        # A task has a line from its beginning and one from its end: the later one counts.
         newest = list({record["upid"]: record for record in records}.values())[-KEPT_TASKS:]
         for record in newest:
             if record["status"] != "stopped":

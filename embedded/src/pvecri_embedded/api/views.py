@@ -178,6 +178,7 @@ def _traffic(vmid: int) -> tuple[int, int]:
         name, _, counters = line.partition(":")
         if re.fullmatch(rf"veth{vmid}i\d+", name.strip()):
             fields = counters.split()
+            # The host's end of the veth: what it has sent the CT has received.
             received += int(fields[8])
             sent += int(fields[0])
     return received, sent

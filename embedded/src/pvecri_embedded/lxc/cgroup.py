@@ -78,6 +78,7 @@ class CgroupTree:
     def _memory_v1(self, memory: int, swap: int) -> list[Limit]:
         limits = [Limit("memory", "memory.limit_in_bytes", str(memory))]
         if (self._root / "memory" / "memory.memsw.limit_in_bytes").exists():
+            # After the other: memory and swap together may at no moment be less than memory alone (EINVAL).
             limits.append(Limit("memory", "memory.memsw.limit_in_bytes", str(memory + swap)))
         return limits
 
@@ -90,6 +91,7 @@ class CgroupTree:
         return [
             Limit("cpu", "cpu.cfs_period_us", str(CPU_PERIOD_US)),
             Limit("cpu", "cpu.cfs_quota_us", str(quota or -1)),
+            # v1's default is 1024 and its minimum 2.
             Limit("cpu", "cpu.shares", str(max(2, weight * 1024 // DEFAULT_CPU_WEIGHT))),
         ]
 
@@ -97,6 +99,7 @@ class CgroupTree:
         """``cores`` of the machine's CPUs, spread over the machine by VMID; None when that is all of them."""
         if cores <= 0 or cores >= len(available := self._available_cpus()):
             return None
+        # Proxmox chooses at random (PVE::LXC::update_lxc_config). By VMID a CT has the same CPUs each time.
         chosen = sorted(available[(vmid + n) % len(available)] for n in range(cores))
         return Limit("cpuset", "cpuset.cpus", ",".join(map(str, chosen)))
 
@@ -199,6 +202,7 @@ def _kill_all(top: Path) -> None:
 def _remove_tree(top: Path) -> None:
     """Remove a cgroup and those below it, as far as they are empty."""
     for path in sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True):
+        # A killed process is in its cgroup until it is reaped (EBUSY): `sweep` comes back.
         with contextlib.suppress(OSError):
             path.rmdir()
     with contextlib.suppress(OSError):
@@ -209,6 +213,7 @@ def memory_high(memory_mib: int) -> int:
     """Where Proxmox starts to throttle a CT of ``memory_mib``, in bytes."""
     if memory_mib >= _HIGH_GAP_FROM_MIB:
         return (memory_mib - _HIGH_GAP_MIB) * MIB
+    # PVE::LXC::Config::calculate_memory_constraints.
     return memory_mib * MIB * 1016 // 1024
 
 

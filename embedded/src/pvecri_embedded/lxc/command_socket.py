@@ -62,6 +62,7 @@ def monitor_pid(lxc_dir: Path) -> int | None:
     with _connect(lxc_dir) as connection:
         if connection is None:
             return None
+        # Whoever connects gets the credentials of the process that called listen(2): unix(7).
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
         pid: int = _PEERCRED.unpack(credentials)[0]
         return pid

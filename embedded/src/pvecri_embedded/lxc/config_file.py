@@ -79,6 +79,7 @@ def _isolation(config: Mapping[str, Any]) -> Lines:
     if is_unprivileged(config):
         lines.append(("lxc.mount.auto", "sys:mixed"))
     if str(config.get("entrypoint") or SBIN_INIT) != SBIN_INIT:
+        # An init mounts it; without one nobody would.
         lines.append(("lxc.mount.entry", "shm dev/shm tmpfs nosuid,nodev,mode=1777,create=dir 0 0"))
     if is_unprivileged(config):
         lines += [("lxc.idmap", f"{kind} 0 {ID_SHIFT} {ID_COUNT}") for kind in "ug"]

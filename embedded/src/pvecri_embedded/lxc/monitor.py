@@ -52,6 +52,7 @@ class Mount:
             else:
                 mounts.mount_image(self.source, target)
         if self.read_only:
+            # Opened again: the first descriptor is of the directory that the mount now covers.
             with _directory_in(self.root, self.inside, self.owner) as mounted:
                 mounts.remount_read_only(mounted)
 
@@ -223,6 +224,7 @@ def _spawn(vmid: int, lxc_path: Path, mount_plan: list[Mount], stderr: Path) -> 
             (os.POSIX_SPAWN_OPEN, 2, str(stderr), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644),
         ],
         setsid=True,
+        # Blocked and ignored signals survive execve(2), and Python ignores SIGPIPE.
         setsigmask=[],
         setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGPIPE],
     )
@@ -242,6 +244,7 @@ async def _in_thread_of_its_own(function: Callable[[], int]) -> int:
             loop.call_soon_threadsafe(_settle, future, value, None)
 
     threading.Thread(target=run, name="lxc-start").start()
+    # A thread cannot be cancelled.
     return await asyncio.shield(future)
 
 

@@ -32,6 +32,7 @@ _EBUSY_ATTEMPTS = 64
 _DETACH_TIMEOUT_S = 10.0
 _DETACH_POLL_S = 0.005
 
+# Not pvecri.linux: this distribution imports nothing of pvecri (decision 0009).
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -50,11 +51,13 @@ def bind(source: Path, target: Path) -> None:
 
 
 def remount_read_only(target: Path) -> None:
+    # mount(2) ignores MS_RDONLY in the call that makes a bind mount.
     mount("none", target, "none", MS_REMOUNT | MS_BIND | MS_RDONLY)
 
 
 def unshare_mounts() -> None:
     """Give the calling *thread* a mount namespace of its own that still receives the host's mounts."""
+    # This implies CLONE_FS, so the thread's root and working directory are its own as well: unshare(2).
     if _libc.unshare(CLONE_NEWNS):
         raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNS)")
     mount("none", "/", "none", MS_REC | MS_SLAVE)
@@ -118,6 +121,7 @@ def _configure_loop(device: int, backing: int) -> bool:
     """LOOP_CONFIGURE; False when another process took the device since it was offered as free."""
     config = bytearray(_LOOP_CONFIG_SIZE)
     config[0:4] = backing.to_bytes(4, "little")
+    # struct loop_config: descriptor, block size, then a struct loop_info64, whose lo_flags is at 52.
     config[_LO_FLAGS_OFFSET : _LO_FLAGS_OFFSET + 4] = _LO_FLAGS_AUTOCLEAR.to_bytes(4, "little")
     try:
         fcntl.ioctl(device, _LOOP_CONFIGURE, config)

@@ -78,6 +78,7 @@ class Image:
 
     def _find_manifest(self) -> dict[str, Any]:
         document = json.loads(self._read("index.json"))
+        # index.json may name another index in place of a manifest.
         while "manifests" in document:
             document = self._json(document["manifests"][0])
         return dict(document)

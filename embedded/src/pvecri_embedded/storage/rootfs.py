@@ -44,6 +44,7 @@ def write_entry(member: tarfile.TarInfo, data: bytes | IO[bytes] | None, root: P
         return 0
     else:
         return 0  # devices and pipes: an unprivileged CT could not have made them either
+    # The owner first: chown(2) clears set-user-ID bits.
     os.lchown(target, member.uid + id_shift, member.gid + id_shift)
     if not member.issym():
         target.chmod(member.mode & 0o7777)

@@ -153,6 +153,7 @@ class Storage:
         """Grow an image and the filesystem in it, which must not be mounted."""
         path = self.volume_path(name)
         os.truncate(path, size)
+        # resize2fs wants a check first. e2fsck's status is 1 if it has corrected something.
         subprocess.run(["e2fsck", "-f", "-y", str(path)], capture_output=True, check=False)
         _run(["resize2fs", str(path)])
 
@@ -221,6 +222,7 @@ def _remove_tree(path: Path) -> list[str]:
 
 
 def _make_filesystem(path: Path, root_id: int) -> list[str]:
+    # mmp as in PVE::LXC: no second node can mount it. nodiscard: the file is sparse already.
     options = f"root_owner={root_id}:{root_id},nodiscard"
     output = _run(["mkfs.ext4", "-O", "mmp", "-E", options, "-F", str(path)])
     wanted = ("Creating filesystem", "Filesystem UUID", "Superblock backups", "\t")

@@ -58,6 +58,7 @@ class Area:
         # rm(1) and not shutil.rmtree: a container can nest directories deeper than Python can recurse.
         names = [str(path) for path in self.trash.iterdir()]
         for first in range(0, len(names), 100):  # below ARG_MAX
+            # --one-file-system: if a mount is left below, its files belong to somebody else.
             command = ["rm", "-rf", "--one-file-system", "--", *names[first : first + 100]]
             programs.run_blocking(command, timeout=COMMAND_TIMEOUT).checked()
 

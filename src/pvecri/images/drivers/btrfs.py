@@ -65,6 +65,7 @@ class BtrfsDriver(TreeDriver):
     def remove_layer(self, key: LayerKey) -> None:
         place = self._area.layers / key
         if place.exists():
+            # A read-only subvolume cannot be renamed to the trash.
             btrfs.set_readonly(place, readonly=False)
             self._area.discard(place)
 
@@ -73,6 +74,7 @@ class BtrfsDriver(TreeDriver):
         try:
             (home / "w").mkdir(mode=0o700)
             tree = home / "w/tree"
+            # The topmost layer has the files of all layers below it.
             self._make_tree(tree, layers[-1:])
             if self._limit:
                 btrfs.limit_written(tree, self._limit)
@@ -104,6 +106,7 @@ class BtrfsDriver(TreeDriver):
 
     def collect_garbage(self) -> None:
         for discarded in self._area.trash.iterdir():
+            # A layer, or the tree of a removed root filesystem.
             for place in (discarded, discarded / "w/tree"):
                 if place.exists() and btrfs.is_subvolume(place):
                     btrfs.delete_subvolume(place)  # at once, where rm(1) deletes file by file

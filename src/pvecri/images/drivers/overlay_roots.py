@@ -44,6 +44,8 @@ class OverlayRoots:
         home = self._area.fresh_home(owner)
         try:
             place = home / "w"
+            # The container reaches its files through the mount only: set-user-ID programs that it writes must not
+            # be reachable for the node's users (decision 0053).
             place.mkdir(mode=0o700)
             (place / "work").mkdir(mode=0o700)
             upper = place / "upper"
@@ -54,7 +56,7 @@ class OverlayRoots:
                 _make_filesystem(home / "w.ext4", place, self._limit)
             self._area.publish_home(home, container)
         finally:
-            self._area.discard(home)
+            self._area.discard(home)  # does nothing once it is published
 
     def mount(self, container: ContainerId, trees: Sequence[Path], userns: Path | None) -> Path:
         """See RootfsDriver.mount_rootfs."""
@@ -70,6 +72,7 @@ class OverlayRoots:
                 else:
                     self._mount_overlay(home, fds)
             except OSError as error:
+                # EINVAL for the first time may be a kernel before 6.15 (decision 0013).
                 if error.errno != errno.EINVAL or userns is None or self.stages:
                     raise
                 self._mount_staged(home, fds)
@@ -99,6 +102,7 @@ class OverlayRoots:
         # volatile: no fsync reaches the disk. A container does not outlive a crash of its node anyway.
         # index=off: with it an upperdir that a lazily unmounted overlay still uses is refused (EBUSY).
         options = f"index=off,volatile,lowerdir={lower},upperdir={home}/w/upper,workdir={work}"
+        # nodev: a container gets devices by its own /dev, not by nodes that an image brings (decision 0013).
         mounts.mount("overlay", home / "root", "overlay", mounts.MS_NODEV, options)
 
     def _mount_staged(self, home: Path, fds: Sequence[int]) -> None:
@@ -133,6 +137,7 @@ def _make_filesystem(file: Path, content: Path, size: int) -> None:
     with file.open("xb") as sparse:
         sparse.truncate(size)
     # No journal: the writable layer does not outlive a crash of the node anyway (docs/decisions/0013).
+    # -m 0 reserves nothing for the node's root. nodiscard: the file is sparse already.
     options = ["-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "nodiscard", "-d", str(content)]
     programs.run_blocking(["mkfs.ext4", *options, file], timeout=COMMAND_TIMEOUT).checked()
     shutil.rmtree(content)
@@ -156,6 +161,7 @@ def _opened(trees: Sequence[Path], userns: Path | None) -> Iterator[list[int]]:
             stack.callback(os.close, userns_fd)
         fds = []
         # overlayfs refuses the same directory twice (ELOOP); the upper occurrence hides all of the lower one.
+        # lowerdir= has the topmost layer first.
         for tree in dict.fromkeys(reversed(trees)):
             fds.append(_open_tree(tree, userns_fd))
             stack.callback(os.close, fds[-1])

@@ -53,6 +53,7 @@ def inherited(layers: Sequence[ExtractedLayer]) -> dict[str, Attributes]:
         attributes, hidden = _effective(layers, path)
         if hidden and attributes != DEFAULT:
             found[path] = attributes
+    # The ancestors need an entry in the layer as well, and overlayfs then shows the attributes of these.
     above = {str(parent) for path in found for parent in PurePosixPath(path).parents}
     return {path: _effective(layers, path).attributes for path in sorted(above | found.keys())}
 

@@ -44,6 +44,7 @@ class RawDriver(OverlayDriver):
         super().__init__(root)
         self._roots = OverlayRoots(self._area, limit=limit)
         self._mounted = root / "mounted"
+        # Several containers may be the first of an image at once: each layer must be mounted only once.
         self._mounting = Lock()
         self._erofs = _kernel_supports("erofs")
 
@@ -101,9 +102,11 @@ class RawDriver(OverlayDriver):
 
 def _make_erofs(file: Path, directory: Path, *, sparse: bool) -> bool:
     """Whether it could be made."""
+    # Compact inodes have 16 bits for owners and no time of their own.
     options = ["--quiet", "--preserve-mtime", "-x1", "-Eforce-inode-extended"]
     if sparse:  # chunks of a block keep holes, but make small files take a whole block
         options.append(f"--chunksize={_BLOCK}")
+    # mkfs.erofs (erofs-utils) need not be installed: the layer is ext4 then.
     with contextlib.suppress(FileNotFoundError):
         ended = programs.run_blocking(["mkfs.erofs", *options, file, directory], timeout=COMMAND_TIMEOUT)
         return ended.returncode == 0
@@ -114,6 +117,8 @@ def _make_ext4(file: Path, directory: Path, size: int, inodes: int) -> None:
     # Made empty and then filled: `mkfs.ext4 -d` takes ten times as long, and leaves a lost+found.
     with file.open("wb") as sparse:
         sparse.truncate(size)
+    # It is written once: no journal, no room to grow. Inodes of 512 bytes have room for file capabilities and
+    # marks.
     layout = ["-m", "0", "-O", "^has_journal,^resize_inode", "-I", "512", "-N", str(inodes + 1024)]
     programs.run_blocking(["mkfs.ext4", "-q", "-F", *layout, file], timeout=COMMAND_TIMEOUT).checked()
     place = directory.with_name(f"{directory.name}.mnt")

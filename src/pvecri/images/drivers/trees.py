@@ -28,6 +28,7 @@ def mount_tree(tree: Path, target: Path, userns: Path | None) -> None:
     Files that the container creates are stored with the image's IDs then, too.
     """
     with ExitStack() as fds:
+        # Only a detached mount can be idmapped, so it is attached last.
         fd = mounts.open_tree(tree, mounts.OPEN_TREE_CLONE)
         fds.callback(os.close, fd)
         if userns is None:

@@ -39,11 +39,13 @@ class ZfsDriver(TreeDriver):
         try:
             existing = self._list(self._dataset)
         except (CommandError, FileNotFoundError) as error:
+            # No such dataset, or no zfs(8): creating it tells the two apart.
             existing = self._create_base(error)
         for part in ("layers", "new", "rootfs", "trash"):
             if f"{self._dataset}/{part}" not in existing:
                 _zfs("create", f"{self._dataset}/{part}")
         for uncommitted in self._area.new.glob("*"):
+            # A mount point cannot be renamed to the trash (EBUSY).
             mounts.umount_below(uncommitted)
         self._area.setup()
         for name in self._children("new"):
@@ -68,6 +70,7 @@ class ZfsDriver(TreeDriver):
         try:
             _zfs("rename", f"{self._dataset}/{name}", f"{self._dataset}/layers/{key}")
         except CommandError:
+            # If the layer is there, another pull has committed it meanwhile.
             if key not in self.layers():
                 raise
             self._discard(name)
@@ -94,7 +97,9 @@ class ZfsDriver(TreeDriver):
         try:
             (home / "w").mkdir(mode=0o700)
             (home / "w/tree").mkdir()
+            # Without a dataset it is what a crash left of an earlier attempt.
             self._area.discard(self._area.home(container))
+            # Not refquota, which also counts the files that a clone shares with its image.
             options = ("-o", f"quota={self._limit}") if self._limit else ()
             self._make(f"rootfs/{container}", layers[-1] if layers else None, *options)
             self._area.publish_home(home, container)
@@ -125,7 +130,7 @@ class ZfsDriver(TreeDriver):
         try:
             used = _zfs("get", "-Hp", "-o", "value", "used", f"{self._dataset}/rootfs/{container}")
         except CommandError:
-            return Usage(0, 0)
+            return Usage(0, 0)  # there is no such dataset
         return Usage(int(used), 0)  # ZFS has no count of files
 
     def collect_garbage(self) -> None:
@@ -160,6 +165,7 @@ class ZfsDriver(TreeDriver):
             _zfs("clone", *options, f"{self._dataset}/layers/{parent}@layer", dataset)
 
     def _discard(self, name: str) -> None:
+        # A dataset that has clones can be renamed, but not destroyed.
         _zfs("rename", f"{self._dataset}/{name}", f"{self._dataset}/trash/{secrets.token_hex(8)}")
 
     def _destroyed(self, name: str) -> bool:

@@ -46,7 +46,7 @@ async def fetch(
 
     def abort() -> None:
         for directory in directories:
-            driver.abort_layer(directory)
+            driver.abort_layer(directory)  # does nothing for a committed one
 
     async def fetch_layer(missing: MissingLayer, directory: Path) -> Fetched:
         layer, archive = missing.layer, plan.archive_with(missing.layer)

@@ -67,6 +67,7 @@ class Puller:
                 planned = await stack.enter_async_context(plan(library, self.templates, image, transfer))
                 layers: list[LayerRecord] = []
                 for batch in planned.batches:
+                    # For each batch: another pull's layer may have ended it, and a new one takes its place.
                     unpacker = await self._workers.unpacker()
                     async with fetch(planned, batch, library.driver, unpacker, self._config) as fetched:
                         layers += await finish(asyncio.to_thread(commit_layers, library, fetched))

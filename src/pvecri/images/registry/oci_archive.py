@@ -89,6 +89,7 @@ class OciArchive:
 
     async def finish(self, pipe: Pipe) -> None:
         """Wait until a blob has been read or its reader has gone. Raises BadImage if it has another digest."""
+        # Shielded: a thread cannot be cancelled; `close` waits for it.
         promised, pump = self._pumps[pipe.number]
         if (found := await asyncio.shield(pump)) != promised:
             raise BadImage(f"{self._path}: layer {promised} has the digest {found}: the archive is damaged")
@@ -113,6 +114,7 @@ def _members(path: Path, fd: int) -> dict[str, _Extent]:
     found: dict[str, _Extent] = {}
     try:
         with _Headers(fd, closefd=False) as file, tarfile.TarFile(fileobj=file, mode="r") as archive:
+            # tarfile takes a broken header for the end. Then the layers behind it come from the registry: no harm.
             for number, member in enumerate(archive):
                 if number >= MAX_MEMBERS:
                     raise BadImage(f"{path} is not an OCI archive: it has more than {MAX_MEMBERS} members")

@@ -52,6 +52,7 @@ class Workers:
                         raise
                     continue  # an idle one had been killed, which only its first answer shows
                 yield proxy, number
+                # Not in a `finally`: after an error the process is ended, and not used again.
                 await proxy.close_image(number)
                 return
 

@@ -134,7 +134,7 @@ class ImageProxy:
                 await readable(self._channel.fileno())
                 data, fds, _, _ = socket.recv_fds(self._channel, MAX_REPLY, 2)
             except OSError:
-                data = b""
+                data = b""  # as at EOF: the process has ended
         if not data:
             self._gone = True
             kill(self._process)  # it may have closed only its socket
@@ -164,6 +164,7 @@ async def start(command: Sequence[str]) -> ImageProxy:
     ours.setblocking(False)  # send(2) must not block the event loop
     try:
         with theirs:
+            # skopeo expects its socket as descriptor 0, unless --sockfd names another.
             process = await asyncio.create_subprocess_exec(
                 *command, stdin=theirs.fileno(), stdout=asyncio.subprocess.DEVNULL, stderr=stderr
             )

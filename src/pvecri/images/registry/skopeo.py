@@ -78,7 +78,9 @@ class _Policy(Value, frozen=True):
     transports: Mapping[str, Mapping[str, tuple[_Requirement, ...]]] = {}
 
 
+# skopeo logs by logrus, which quotes the message.
 _FATAL: Final = re.compile(r'level=fatal msg="((?:[^"\\]|\\.)*)"')
+# Its message begins with this whatever has failed, also if the registry does not have the image.
 _MISLEADING: Final = re.compile(r'^Error parsing image name "[^"]*": ')
 
 

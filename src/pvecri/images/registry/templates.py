@@ -71,6 +71,8 @@ class Templates:
 
     def reason_against(self, reference: Reference, auth: RegistryAuth | None) -> str:
         """Why Proxmox cannot pull an image; empty if it can."""
+        # oci-registry-pull takes NAME:TAG only, by a pattern without brackets, and no credentials
+        # (PVE::API2::Storage::Status).
         if reference.digest:
             return "Proxmox cannot pull by digest"
         if (auth and applies(auth, reference)) or has_credentials(self._config.auth_file, reference):
@@ -125,6 +127,8 @@ class Templates:
     async def _pull(self, reference: Reference, record: TemplateRecord) -> Path:
         store = self._library.store
         known = await self._is_ours(record.file)
+        # Recorded first: if the daemon is killed from here on, the next sweep removes the template (decision
+        # 0019).
         await asyncio.to_thread(store.put_template, record)
         try:
             await self._storage.pull(str(reference), record.file)

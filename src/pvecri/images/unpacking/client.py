@@ -99,6 +99,7 @@ class Unpacker:
         pending = _Pending(asyncio.get_running_loop().create_future(), progress)
         self._pending[number] = pending
         try:
+            # `stacked` is named, for a field with its default value is omitted.
             message = {"job": number, "stacked": job.stacked, **msgspec.to_builtins(job)}
             socket.send_fds(self._jobs, [msgspec.json.encode(message)], [blob])
         except OSError as error:
@@ -127,6 +128,7 @@ class Unpacker:
         except asyncio.CancelledError:
             if self.usable:
                 self._jobs.send(msgspec.json.encode(number))
+            # The worker answers for a killed job once its process has ended: then the directory may be removed.
             await finish(asyncio.wait([pending.answer]))
             raise
 
@@ -149,9 +151,11 @@ class Unpacker:
 
 async def start() -> Unpacker:
     """Start a worker, without site packages and with PATH as its only variable."""
+    # SOCK_SEQPACKET keeps each job in one message, with its descriptor.
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         process = await asyncio.create_subprocess_exec(
+            # -I ignores PYTHON* variables and the user's packages, -S site packages. PATH is for zstd(1).
             *(sys.executable, "-I", "-S", "-c", _START, str(Path(__file__).parents[3])),
             stdin=theirs.fileno(),
             stdout=asyncio.subprocess.PIPE,

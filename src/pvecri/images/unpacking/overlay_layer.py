@@ -109,6 +109,7 @@ class LayerTree:
             except FileExistsError:
                 if not _is_whiteout(parent):
                     continue
+                # The layer hides the lower layers' directory and then has files in it: a new, opaque one is both.
                 os.unlink(parent)
                 os.mkdir(parent, 0o755)
                 self._hide_below(parent)
@@ -152,6 +153,7 @@ class LayerTree:
                 else:
                     os.unlink(path)
                 self._create_new(path, member, archive)
+                # The replaced entry may have been a whiteout: lower layers' files must stay hidden.
                 if member.isdir() and stat.S_ISCHR(before):
                     self._hide_below(path)
         self._apply_metadata(path, member)
@@ -178,6 +180,7 @@ class LayerTree:
         self.inodes += 1
 
     def _file(self, path: bytes, member: tarfile.TarInfo, archive: Archive) -> None:
+        # O_EXCL: no FIFO, device or link that the archive has made before is ever opened (decision 0012).
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
             for offset, size in _extents(member):
@@ -237,6 +240,7 @@ def _set_attributes(path: bytes, member: tarfile.TarInfo) -> None:
     """File capabilities, ACLs and user.*. Not trusted.overlay.* and security labels, which the node decides on."""
     for key, value in member.pax_headers.items():
         name = key.removeprefix("SCHILY.xattr.")
+        # user.overlay.* are overlayfs' own marks if it is mounted with `userxattr`.
         if name == key or name.startswith("user.overlay."):
             continue
         if name != "security.capability" and not name.startswith(("user.", "system.posix_acl_")):

@@ -35,6 +35,7 @@ class StackedTree(LayerTree):
     def _note(self, path: bytes) -> None:
         """Record a path of this layer, and the directories above, which are then of this layer, too."""
         while path not in {b"", b"/"} and hash(path) not in self.made:
+            # Python keys the hash of bytes at random in each process: an archive cannot be made to collide.
             self.made.add(hash(path))
             path = path.rpartition(b"/")[0]
 

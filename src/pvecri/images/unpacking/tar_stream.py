@@ -46,10 +46,13 @@ def _peek(fd: int) -> bytes:
     """The first bytes, without reading them: of a pipe by tee(2), which copies its content."""
     if not stat.S_ISFIFO(os.fstat(fd).st_mode):
         return os.pread(fd, 4, 0)
+    # Fewer switches between skopeo and this process: two thirds of the system time of a pull (decision 0017).
     with contextlib.suppress(OSError):  # EPERM above fs.pipe-max-size: only slower
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, CHUNK)
     receive, send = os.pipe()
     try:
+        # Not pvecri.linux.libc: this runs in the process that reads hostile input, which has the standard library
+        # and this package alone (decision 0012).
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.tee(fd, send, ctypes.c_size_t(4), 0) < 0:
             raise OSError(ctypes.get_errno(), "tee(2) of the blob's pipe failed")

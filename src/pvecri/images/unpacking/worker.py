@@ -35,6 +35,8 @@ PROGRESS_INTERVAL: Final = 0.2
 """Seconds between two lines about one job's progress."""
 
 _PR_SET_PDEATHSIG: Final = 1
+# For lockf(3): its locks belong to a process, so that forked ones exclude each other. Those of flock(2) they would
+# share.
 _STDOUT_LOCK: Final = os.memfd_create("answers")
 
 
@@ -42,6 +44,7 @@ def unpack(job: dict[str, Any], blob: int) -> dict[str, Any]:
     """Confine this process to the layer's directory for good, and extract the blob there; the answer."""
     chunks = _reporting(job["job"], blob)
     os.chroot(job["directory"])
+    # chroot(2) leaves the working directory, by which `..` would lead out.
     os.chdir("/")
     kind = StackedTree if job["stacked"] else LayerTree
     if kind is LayerTree:
@@ -107,6 +110,7 @@ def _child(job: dict[str, Any], blob: int, parent: int) -> NoReturn:
 
 
 def _die_with_parent(parent: int) -> None:
+    # Not pvecri.linux.libc, for the reason given in tar_stream.py.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # The parent may have ended before prctl(2), which then sends no signal.
     if os.getppid() != parent:
