@@ -55,7 +55,7 @@ def test_a_directory_that_is_busy_keeps_no_daemon_from_starting(machine: Machine
     machine.start()
     assert [each.id for each in machine.client.pods()] == [pod]
     eventually(lambda: not stray.exists(), "the stray is removed by a later try")
-    assert "something is mounted below" in machine.daemon.log.read_text()
+    assert "a mount is left below" in machine.daemon.log.read_text()
 
 
 def test_recovery_goes_on_after_a_fault_in_one_of_its_steps(
