@@ -21,7 +21,6 @@ from pvecri.model import Firewall, Vmid
 from pvecri.proxmox import privileges
 from pvecri.proxmox.answers import (
     CtConfig,
-    CtStatus,
     Guest,
     NodeStatus,
     StorageConfig,
@@ -98,7 +97,7 @@ class ProxmoxApi:
         return await self._get("/version", "get the version", Version)
 
     async def node_status(self) -> NodeStatus:
-        """GET /nodes/{node}/status: memory in bytes and the number of CPUs."""
+        """GET /nodes/{node}/status."""
         return await self._get(f"/nodes/{self._node}/status", f"get the status of node {self._node}", NodeStatus)
 
     async def storage_status(self, storage: str) -> StorageStatus:
@@ -149,12 +148,6 @@ class ProxmoxApi:
                 raise
             return True
         return False
-
-    async def ct_status(self, vmid: Vmid) -> CtStatus:
-        """GET …/status/current: not cached by pvestatd. CtNotFound."""
-        action = f"get the status of CT {vmid}"
-        async with self._forbidden_explained(vmid, action):
-            return await self._get(f"{self._ct(vmid)}/status/current", action, CtStatus)
 
     async def ct_config(self, vmid: Vmid) -> CtConfig:
         """GET …/config, with pending changes applied. CtNotFound; CtHidden if our account does not see the CT."""

@@ -43,7 +43,6 @@ class CtSpec(msgspec.Struct, frozen=True, kw_only=True):
     arch: str = "amd64"
     rootfs_size_gib: int = 0
     unprivileged: bool = True
-    cores: int = 0
     description: str = ""
     pool: str = ""
     interfaces: tuple[ProxmoxInterface, ...] = ()
@@ -72,7 +71,6 @@ def create_parameters(spec: CtSpec) -> dict[str, ParameterValue]:
         "start": spec.start,
     }
     optional: dict[str, ParameterValue] = {
-        "cores": spec.cores,
         "description": spec.description[:DESCRIPTION_MAX],
         "pool": spec.pool,
         **{f"net{index}": interface_parameter(each) for index, each in enumerate(spec.interfaces)},
