@@ -107,6 +107,7 @@ class ProxmoxApi:
 
     async def storage_config(self, storage: str) -> StorageConfig:
         """A storage's entry in storage.cfg (GET /storage). NotFound if our account sees none of that name."""
+        # Not GET /storage/{storage}: that one needs Datastore.Allocate, the right to remove the storage.
         for entry in await self._get("/storage", f"get the config of storage {storage}", list[StorageConfig]):
             if entry.storage == storage:
                 return entry
@@ -257,6 +258,7 @@ class ProxmoxApi:
         parameters: dict[str, ParameterValue]
         for rule in reversed(firewall.rules):  # Proxmox inserts each new rule at the top
             parameters = {"type": rule.direction, "action": rule.action, "enable": 1, **rule.options}
+            # Not repeatable: a second POST would insert the rule once more.
             call = Call(method="POST", path=f"{path}/rules", action=action, parameters=parameters)
             await self._transport.call(call, object)
         parameters = {**firewall.options, "enable": 1}
@@ -333,6 +335,7 @@ class ProxmoxApi:
             action=f"upload {name} to storage {storage}",
             body=body,
             content_type=content_type,
+            # Proxmox overwrites a file of that name, here with the same content.
             repeatable=True,
         )
         upid = parse_upid(await self._transport.call(call, str), call.action)
@@ -423,6 +426,7 @@ class ProxmoxApi:
             existing = await self._config_with_description(spec.vmid)
         except CtNotFound:
             return parse_upid(await self._transport.call(call, str), call.action)
+        # Proxmox ends the description with a line feed of its own.
         if existing.description.strip() != spec.description.strip():
             raise CtExists(call.action, f"the response was lost, and VMID {spec.vmid} belongs to another CT now")
         entry = await self._tasks.last(spec.vmid, "vzcreate", self._node, since=0)
@@ -443,5 +447,6 @@ class ProxmoxApi:
 
 def _lock_timeout(refused: CtLocked | CtHidden, timeout: float) -> float:
     """How long to try what was refused so."""
+    # An empty `lock` is the flock of a running task, which ends with it: seconds, not hours.
     held = isinstance(refused, CtLocked) and refused.lock and refused.lock not in TRANSIENT_LOCKS
     return min(timeout, HELD_LOCK_TIMEOUT) if held else timeout

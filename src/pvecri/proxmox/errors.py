@@ -115,6 +115,7 @@ _KINDS: tuple[tuple[re.Pattern[str], type[ProxmoxError]], ...] = (
     (re.compile(r"\bCT \d+ not running\b"), CtNotRunning),
     (re.compile(r"\bCT \d+ already running\b"), CtAlreadyRunning),
     (_CONFIG_LOCK, CtLocked),
+    # The flock of the CT's config: a task waits ten seconds for another one (PVE::AbstractConfig, lock_config).
     (re.compile(r"can't lock file '[^']*' - got timeout"), CtLocked),
 )
 
@@ -139,6 +140,7 @@ def from_answer(action: str, status: int, reason: str, body: bytes, account: str
     """
     answer = _read(body)
     message = (answer.message or reason or "").strip()
+    # Before the body is looked at: what a 401 means does not depend on it.
     if status == 401:
         return PermissionDenied(
             f"Proxmox: {action}: the credentials of {account} were refused ({message}): check proxmox.token_id "
@@ -161,11 +163,13 @@ def _not_running(status: int, message: str) -> str:
         return f"{status} {message}: pveproxy does not reach pvedaemon: does it run?"
     if message.startswith(NO_CLUSTER_FILES):
         return f"{message}: pmxcfs does not answer: does pve-cluster run?"
+    # Without quorum /etc/pve is read-only ("cluster not ready - no quorum?", PVE::Cluster): it may come back.
     return f"{status} {message}" if status in GATEWAY_STATUSES or "no quorum" in message else ""
 
 
 def from_task(action: str, exitstatus: str, log: str, upid: str) -> ProxmoxError:
     """The error for a task that ended with `exitstatus`; `log` is the end of its log."""
+    # A known message needs no log: it says what is wrong, and its kind is what callers act on.
     kind = kind_of(exitstatus)
     if kind is not ProxmoxError:
         return kind(action, exitstatus)

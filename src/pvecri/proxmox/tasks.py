@@ -42,6 +42,7 @@ class Tasks:
             async with asyncio.timeout(self._timeout):
                 ended = await self._poll(task, action)
         except TimeoutError as error:
+            # Not stopped: a create or destroy that is cut off leaves a lock, which the API cannot remove.
             raise DeadlineExceeded(
                 f"Proxmox: {action}: task {task} has not ended within {self._timeout:g} s (proxmox.task_timeout)"
             ) from error
@@ -59,6 +60,7 @@ class Tasks:
             method="GET",
             path=f"/nodes/{node}/tasks",
             action=f"list the {kind} tasks of CT {vmid}",
+            # By default the list has ended tasks only; a start may still be running.
             parameters={"vmid": vmid, "typefilter": kind, "source": "all", "limit": 10, "since": since},
         )
         entries = await self._transport.call(call, list[TaskEntry])
@@ -68,10 +70,15 @@ class Tasks:
     async def log_end(self, task: Upid) -> str:
         """The last lines of the task's log, joined, for an error; empty if the log cannot be read."""
         call = Call(
-            method="GET", path=f"{task.path}/log", action=f"read the log of {task}", parameters={"limit": 500}
+            # By default the first 50 lines; the error is at the end.
+            method="GET",
+            path=f"{task.path}/log",
+            action=f"read the log of {task}",
+            parameters={"limit": 500},
         )
         try:
             lines = await self._transport.call(call, list[LogLine])
+        # The task has failed anyway: its exit status is the error, the log only adds to it.
         except (errors.ProxmoxError, Unavailable):
             return ""
         texts = [line.t.strip() for line in lines if line.t.strip()]
