@@ -40,7 +40,6 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     version: str
     plugins: tuple[Plugin, ...]
-    disable_check: bool = False
     disable_gc: bool = False
     path: str = ""
 
@@ -55,7 +54,6 @@ class _File(msgspec.Struct):
     name: str
     cni_version: str = msgspec.field(name="cniVersion", default="0.3.1")
     cni_versions: list[str] = msgspec.field(name="cniVersions", default_factory=list)
-    disable_check: bool = msgspec.field(name="disableCheck", default=False)
     disable_gc: bool = msgspec.field(name="disableGC", default=False)
     only_inlined: bool = msgspec.field(name="loadOnlyInlinedPlugins", default=False)
     type: str = ""
@@ -79,7 +77,6 @@ def parse(text: bytes, path: str, folder: Path | None = None) -> Network:
             name=_checked_name(file.name),
             version=_version(file),
             plugins=tuple(_plugin(options) for options in plugins),
-            disable_check=file.disable_check,
             disable_gc=file.disable_gc,
             path=path,
         )
@@ -92,7 +89,6 @@ def to_json(network: Network) -> bytes:
     file = {
         "cniVersion": network.version,
         "name": network.name,
-        "disableCheck": network.disable_check,
         "disableGC": network.disable_gc,
         "plugins": [plugin.options for plugin in network.plugins],
     }

@@ -22,7 +22,7 @@ from pvecri.network.errors import NetworkNotReady, PluginError
 from pvecri.network.exclusion import Exclusion
 from pvecri.network.plugins import PluginRunner
 from pvecri.network.probe import ReadinessProbe
-from pvecri.network.result import PodInterface, PodNetwork, pod_network
+from pvecri.network.result import PodNetwork, pod_network
 from pvecri.supervision import Supervisor, attempt
 
 NOT_READY = "NetworkPluginNotReady"
@@ -136,10 +136,7 @@ class NetworkManager:
         found = addresses.static_addresses(interface)
         if interface.ip == addresses.DHCP:
             found = (await addresses.wait_for_dhcp(netns, interface, self._config.plugin_timeout), *found)
-        return PodNetwork(
-            ips=tuple(address.partition("/")[0] for address in found),
-            interfaces=(PodInterface(name=interface.name, mac=interface.mac, addresses=found),),
-        )
+        return PodNetwork(ips=tuple(address.partition("/")[0] for address in found))
 
     async def _add(self, sandbox_id: SandboxId, netns: Path, request: NetworkRequest) -> PodNetwork:
         """CNI ADD.
@@ -224,21 +221,6 @@ class NetworkManager:
             # GC is per network: attachments of an earlier configuration are none of this one's.
             valid = [each for each in recorded if each is not None and each.network.name == network.name]
             await self._runner.collect(network, valid)
-
-    async def check(self, sandbox_id: SandboxId) -> None:
-        """CNI CHECK; PluginError if the attachment is not as ADD left it."""
-        attachment = self._store.read(sandbox_id)
-        if attachment is not None and attachment.result:
-            await self._runner.check(attachment)
-
-    def attached(self) -> list[SandboxId]:
-        """The sandboxes with a record: attached, or being attached when the daemon ended."""
-        return self._store.sandboxes()
-
-    def network_of(self, sandbox_id: SandboxId) -> PodNetwork | None:
-        """The recorded result of a sandbox's ADD; None if it is not attached."""
-        attachment = self._store.read(sandbox_id)
-        return pod_network(attachment.result) if attachment is not None and attachment.result else None
 
     async def _undo_add(self, attachment: Attachment) -> None:
         """After a failed ADD. When this fails too the record stays, so that a later detach tries again."""
