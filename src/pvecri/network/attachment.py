@@ -86,6 +86,7 @@ class AttachmentStore:
         except FileNotFoundError:
             return None
         except ValueError as error:
+            # No error: its pod must stay removable, by a DEL with the current configuration.
             log.warning("%s: ignored: %s", self._path(sandbox_id), error)
             return None
         return Attachment(

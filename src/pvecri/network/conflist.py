@@ -106,6 +106,7 @@ class ConfigDirectory:
 
     def network(self) -> Network:
         """The pods' network. NetworkNotReady if no file is valid, with the error in each."""
+        # Taken before the files are read: a change meanwhile makes the next one differ.
         seen = self._fingerprint()
         if seen != self._seen:
             self._read([name for name, *_ in seen if "/" not in name])
@@ -120,6 +121,7 @@ class ConfigDirectory:
             paths = sorted(path for path in self._path.iterdir() if path.suffix in SUFFIXES)
             folded = sorted(self._path.glob("*/*.conf"))
             stats = [(str(path.relative_to(self._path)), path.stat()) for path in (*paths, *folded)]
+        # The directory need not exist yet: many CNI plugins come with a DaemonSet.
         except OSError:
             return ()
         return tuple((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats)
@@ -145,6 +147,7 @@ def _plugin_options(file: _File, text: bytes, folder: Path | None) -> list[Plugi
         return [msgspec.json.decode(text, type=PluginOptions)]
     plugins = list(file.plugins or [])
     if folder is not None and not file.only_inlined:
+        # `name` is a directory here: _checked_name keeps it below `folder`.
         paths = sorted((folder / _checked_name(file.name)).glob("*.conf"))
         plugins += [msgspec.json.decode(path.read_bytes(), type=PluginOptions) for path in paths]
     if not plugins:

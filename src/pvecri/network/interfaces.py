@@ -38,6 +38,7 @@ class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rate: Annotated[float, msgspec.Meta(ge=0, le=RATE_MAX)] = 0.0
     mtu: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     firewall: bool = False
+    # The second digit is even: Proxmox accepts unicast addresses only (format mac-addr).
     hwaddr: Annotated[str, msgspec.Meta(pattern=r"^([0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5})?$")] = ""
     ip: str = ""
     gw: str = ""
@@ -192,6 +193,7 @@ def _check_family(
     if not gateway:
         return
     via = ipaddress.ip_address(gateway)
+    # IPv6 routers announce themselves by link-local addresses, which are in no prefix of the interface.
     reachable = via in interface.network or (via.version == 6 and via.is_link_local)
     if not reachable or via == interface.ip:
         raise ValueError(f"gateway {gateway} is not another address of {interface.network}")

@@ -170,14 +170,17 @@ class NetworkManager:
         which an earlier pvecri did not validate before it stored a pod.
         """
         await self._earlier_plugins_ended()
+        # DEL allows an empty CNI_NETNS: the namespace may have ended with the CT (CNI specification, section 2).
         path = str(netns) if netns is not None and netns.exists() else ""
         attachment = self._store.read(sandbox_id)
         if attachment is None:
+            # Proxmox's interface goes with the CT; had CNI run beside it, there would be a record.
             if interfaces.asks_for_interface(sandbox):
                 return
             try:
                 network = self._directory.network()
             except NetworkNotReady:
+                # Without a record no ADD has begun (decision 0023).
                 return
             attachment = Attachment(
                 sandbox_id=sandbox_id,
@@ -202,6 +205,7 @@ class NetworkManager:
 
     async def _earlier_plugins_ended(self) -> None:
         if self._earlier_plugins is not None:
+            # Shared by all DELs: a cancelled one must not cancel it for the others.
             await asyncio.shield(self._earlier_plugins)
 
     async def collect_garbage(self, known: Collection[SandboxId]) -> None:
@@ -210,6 +214,7 @@ class NetworkManager:
         Runs DEL for recorded attachments of unknown pods first: networks before 1.1 have no GC, others may disable
         it. PluginError with the plugin's message.
         """
+        # Listed before the first await: a pod that is created meanwhile is not in `known`.
         for sandbox_id in set(self._store.sandboxes()).difference(known):
             await self.release(sandbox_id)
         async with self._exclusion.exclusive():

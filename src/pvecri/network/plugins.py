@@ -67,6 +67,7 @@ class PluginRunner:
                 await self._run("DEL", plugin, attachment, previous)
             except PluginError as error:
                 failure = failure or error
+                # An address must not be free while a host port still leads to it (decision 0023).
                 if not best_effort:
                     break
         if failure is not None:
@@ -80,6 +81,7 @@ class PluginRunner:
         if not network.has_version("1.1.0"):
             return
         for plugin in network.plugins:
+            # First: a plugin that is too old for STATUS fails it with an error that does not name the version.
             await self._check_version(plugin, network)
         for plugin in network.plugins:
             await self._execute("STATUS", plugin, network, {}, _base_config(plugin, network))

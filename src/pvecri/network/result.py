@@ -48,6 +48,7 @@ def pod_network(result_json: bytes) -> PodNetwork:
 
 
 def _is_inside(ip: CniIp, interfaces: list[CniInterface]) -> bool:
+    # Some plugins leave the index out; one out of range is as good as none.
     if ip.interface is None or not 0 <= ip.interface < len(interfaces):
         return True
     return bool(interfaces[ip.interface].sandbox)
