@@ -158,6 +158,7 @@ class Registry:
             self._pods[sandbox.id] = pod
         for container in self._store.containers():
             live = self._attach(container)
+            # Also one whose creation was cut off: its row is older than that. Clients see and remove it.
             live.created = True
             live.notified = (
                 LifecycleEvent.STOPPED if container.state is ContainerState.EXITED else LifecycleEvent.CREATED
@@ -199,6 +200,7 @@ class Registry:
 
     def drop_pod(self, pod: PodEntry) -> None:
         """Delete a sandbox and its containers. Idempotent; the row is deleted once the store can be written."""
+        # Their rows are deleted with the pod's (ON DELETE CASCADE).
         self.unsaved.forget(pod.containers)
         self.unsaved.save_when_possible(pod.id, partial(self._store.delete_sandbox, pod.id))
         known = self._pods.pop(pod.id, None)

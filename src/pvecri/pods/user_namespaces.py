@@ -262,6 +262,7 @@ def _free(length: int, settings: UserNamespacesConfig, used: Iterable[IdMapping]
 def _extents(ids: Iterable[int], host_id: int) -> Iterator[IdMapping]:
     """One extent for each run of consecutive IDs."""
     run: list[int] = []
+    # None ends the last run.
     for each in (*ids, None):
         if run and each != run[-1] + 1:
             yield IdMapping(container_id=run[0], host_id=host_id, length=len(run))

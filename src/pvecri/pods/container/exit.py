@@ -62,6 +62,7 @@ class ContainerExits:
         """Open pidfds of the container's first process and of its conmon; ProcessLookupError if one has exited."""
         namespaces, bundle = pod.namespaces, container.bundle
         group = namespaces.cgroups.container(container.id)
+        # conmon's pid files have PIDs of the CT's namespace: the cgroup has those of the node (decision 0002).
         container.process = Process(self._runtime.host_pid(namespaces, group, bundle.pid_file))
         monitor = self._runtime.host_pid(namespaces, namespaces.cgroups.monitors, bundle.conmon_pid_file)
         container.monitor = Process(monitor)

@@ -37,6 +37,7 @@ class ContainerStopper:
         async with container.lock:  # waits for a start that is under way
             pass
         if timeout > 0 and container.process is not None:
+            # By pidfd, not by the OCI runtime's `kill`: no program to start, and no PID that is reused by now.
             container.process.send(signal_number(container.value.stop_signal))
             if await _released(container, timeout):
                 return

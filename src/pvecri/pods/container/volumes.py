@@ -41,6 +41,7 @@ def resolve_binds(
             binds.append(_image_volume(field, mount, images[index]))
             continue
         source = Path(mount.host_path)
+        # Mounts in a mount namespace of another user namespace become slaves: none gets out (mount_namespaces(7)).
         if mapped and mount.propagation is Propagation.BIDIRECTIONAL:
             raise InvalidArgument(f"{field}.propagation", "PROPAGATION_BIDIRECTIONAL needs a privileged pod")
         check_propagation(field, source.resolve(), mount.propagation)
@@ -160,6 +161,7 @@ def stage(container: Container, staging: Path, userns: Path | None) -> None:
             if _shows_proc(mount):
                 found, target = Path(mount.host_path).resolve(), staging / str(index)
                 _create_mountpoint(found, target)
+                # By the daemon, whose /proc is the node's; the OCI runtime then binds the clone.
                 mounts.bind_clone(found, target, recursive=True)
         return
     userns_fd = os.open(userns, os.O_RDONLY | os.O_CLOEXEC)

@@ -104,6 +104,7 @@ def pod_cgroup(config: SandboxConfig) -> str:
     if not uid or ".." in parent.parts:
         return ""
     by_cgroupfs = parent.name == f"pod{uid}"
+    # In the name of a slice a dash is a level (systemd.slice(5)): the kubelet writes the uid's as underscores.
     by_systemd = parent.name.endswith(f"-pod{uid.replace('-', '_')}.slice")
     if not (by_cgroupfs or by_systemd):
         return ""

@@ -172,6 +172,7 @@ def seconds(nanoseconds: int | None) -> int | None:
 
 def cpu_samples(cpu: Cpu) -> Iterator[Sample]:
     """CPU times, and throttling by the quota."""
+    # cAdvisor's label for all CPUs together.
     yield Sample(names.CPU_USAGE, cpu.usage // SECOND, ("total",))
     yield from known(
         (names.CPU_USER, seconds(cpu.user)),
@@ -196,6 +197,7 @@ def memory_samples(memory: Memory) -> Iterator[Sample]:
         (names.MEMORY_LIMIT_HITS, memory.limit_hits),
         (names.OOM_EVENTS, memory.oom_kills),
     )
+    # cAdvisor's scopes: the cgroup alone, and with all cgroups below it.
     yield Sample(names.MEMORY_FAULTS, memory.own_page_faults, ("pgfault", "container"))
     yield Sample(names.MEMORY_FAULTS, memory.page_faults, ("pgfault", "hierarchy"))
     yield Sample(names.MEMORY_FAULTS, memory.own_major_page_faults, ("pgmajfault", "container"))
