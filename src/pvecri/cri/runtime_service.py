@@ -77,6 +77,7 @@ class RuntimeService(ListCalls, MonitoringCalls, StreamingCalls):
     def _handler_features(self, name: str) -> pb.RuntimeHandlerFeatures:
         return pb.RuntimeHandlerFeatures(
             recursive_read_only_mounts=self._pods.recursive_readonly_mounts,
+            # For a handler without it, a kubelet refuses pods with hostUsers: false.
             user_namespaces=name != user_namespaces.NODE_HANDLER,
         )
 
