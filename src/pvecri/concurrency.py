@@ -16,7 +16,7 @@ async def _stop(task: asyncio.Task[T]) -> None:
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled():
-        task.exception()  # nobody is left to hear of it
+        task.exception()  # retrieved, or asyncio logs it as never retrieved
 
 
 @asynccontextmanager
@@ -36,9 +36,9 @@ class _Shared(Generic[T]):
 
 
 class SharedTasks(Generic[T]):
-    """Work by key, run once for all who ask for it at the same time.
+    """Work by key, run once for all concurrent callers.
 
-    It is cancelled when the last of them has gone.
+    It is cancelled when no caller waits for it any more.
     """
 
     def __init__(self) -> None:
@@ -51,6 +51,7 @@ class SharedTasks(Generic[T]):
             shared = self._running[key] = _Shared(asyncio.ensure_future(start()))
         shared.waiters += 1
         try:
+            # The caller's own cancellation must not reach the work of the others.
             return await asyncio.shield(shared.task)
         finally:
             shared.waiters -= 1
@@ -59,7 +60,7 @@ class SharedTasks(Generic[T]):
                 await _stop(shared.task)
 
     async def close(self) -> None:
-        """Cancel all; those who wait for them are cancelled too."""
+        """Cancel all work; its callers are cancelled too."""
         for shared in tuple(self._running.values()):
             await _stop(shared.task)
 
@@ -70,6 +71,7 @@ async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work) for work in works]
     except BaseExceptionGroup as failures:
+        # The group itself is of no use to callers, which handle errors by their kinds.
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
 
@@ -77,7 +79,7 @@ async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 async def ended(task: asyncio.Task[T]) -> asyncio.CancelledError | None:
     """Wait until `task` has ended, well or not, however often the caller is cancelled meanwhile.
 
-    Returns the cancellation, if there was one, for the caller to raise when it has seen to the task's result.
+    Returns the cancellation, if there was one, for the caller to raise after it has handled the task's result.
     """
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -98,5 +100,5 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
     if cancelled is None:
         return task.result()
     if not task.cancelled():
-        task.exception()  # the cancellation is what the caller hears of
+        task.exception()  # retrieved; the caller gets the cancellation
     raise cancelled

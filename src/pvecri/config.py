@@ -42,6 +42,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class VmidRange(Section, frozen=True):
     """The VMIDs for pods, both ends included."""
 
+    # The range of Proxmox (PVE::JSONSchema, pve-vmid).
     first: Annotated[int, msgspec.Meta(ge=100)] = 900_000
     last: Annotated[int, msgspec.Meta(le=999_999_999)] = 999_999
 
@@ -83,6 +84,7 @@ class HostIds(Section, frozen=True):
     """The host IDs for pods, both ends included; systemd's UID documentation leaves the default range unused."""
 
     first: Annotated[int, msgspec.Meta(ge=65_536)] = 0x7000_0000
+    # 2^32 - 1 is "no ID" to the kernel.
     last: Annotated[int, msgspec.Meta(le=0xFFFF_FFFD)] = 0x7FFF_FFFF
 
 
@@ -210,7 +212,7 @@ class StreamingConfig(Section, frozen=True):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     url_lifetime: Positive = 60.0
-    idle_timeout: Positive = 4 * 3600.0
+    idle_timeout: Positive = 4 * 3600.0  # a kubelet's streamingConnectionIdleTimeout
     max_sessions: Annotated[int, msgspec.Meta(gt=0)] = 256
 
 
@@ -334,6 +336,7 @@ def _check_default_sysctls(sysctls: dict[str, str], origin: str) -> None:
         if not name.startswith("net."):
             problem = f"{name!r} is not one of a network namespace (net.…)"
             raise ConfigError(f"{origin}: runtime.default_sysctls: {problem}")
+        # It is translated into host IDs (pods/files.py); the kernel checks all others.
         if name == "net.ipv4.ping_group_range" and not re.fullmatch(r"\d+\s+\d+", value.strip()):
             raise ConfigError(f"{origin}: runtime.default_sysctls: {name}: {value!r} is not two group IDs")
 

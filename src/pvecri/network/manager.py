@@ -233,8 +233,8 @@ class NetworkManager:
 
     async def _undo(self, attachment: Attachment) -> None:
         delete = partial(self._runner.delete, attachment, best_effort=True)
-        doing = f"sandbox {attachment.sandbox_id}: undoing a failed attach"
-        if await attempt(delete, "undo of RunPodSandbox", doing) is None:
+        action = f"sandbox {attachment.sandbox_id}: undoing a failed attach"
+        if await attempt(delete, "undo of RunPodSandbox", action) is None:
             self._store.remove(attachment.sandbox_id)
 
 

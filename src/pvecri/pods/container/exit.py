@@ -79,8 +79,8 @@ class ContainerExits:
             await container.monitor.wait()
         if container.value.state is ContainerState.RUNNING:
             self._record_exit(container)
-        doing = f"container {container.id}: notifying NRI plugins of its exit"
-        await attempt(partial(self._hooks.stop_container, pod, container), RELEASE, doing)
+        action = f"container {container.id}: notifying NRI plugins of its exit"
+        await attempt(partial(self._hooks.stop_container, pod, container), RELEASE, action)
         await self._release_and_signal(pod, container)
 
     def _record_exit(self, container: ContainerEntry) -> None:
@@ -126,8 +126,8 @@ class ContainerExits:
         }
         for name in bundle.rootfs_names(container.value):
             parts[f"unmounting {name}"] = partial(self._images.unmount_rootfs, name)
-        for doing, part in parts.items():
-            await attempt(part, RELEASE, f"container {container.id}: {doing}")
+        for action, part in parts.items():
+            await attempt(part, RELEASE, f"container {container.id}: {action}")
 
     async def _delete(self, pod: PodEntry, container: ContainerEntry) -> None:
         try:

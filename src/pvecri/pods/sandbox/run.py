@@ -245,5 +245,5 @@ class SandboxRunner:
 
 async def _log_failure(undo: Callable[[PodEntry], Awaitable[None]], pod: PodEntry) -> None:
     """Run an undo. Its failure is logged: it must not replace the error of the step, nor skip the other undos."""
-    doing = f"undoing pod {pod.value.name} (CT {pod.value.vmid})"
-    await attempt(partial(undo, pod), "undo of RunPodSandbox", doing)
+    action = f"undoing pod {pod.value.name} (CT {pod.value.vmid})"
+    await attempt(partial(undo, pod), "undo of RunPodSandbox", action)
