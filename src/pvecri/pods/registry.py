@@ -135,7 +135,7 @@ class Registry:
     """All pods and containers by id, written through to the store."""
 
     def __init__(self, store: Store, directory: Path) -> None:
-        """`directory` holds one directory a pod and one a container."""
+        """Below `directory` each pod and each container has a directory."""
         self._store = store
         self._pods: dict[SandboxId, PodEntry] = {}
         self._containers: dict[ContainerId, ContainerEntry] = {}
@@ -157,18 +157,18 @@ class Registry:
             pod = PodEntry(sandbox, self.directory / "pods" / sandbox.id, notified=_NOTIFIED[sandbox.phase])
             self._pods[sandbox.id] = pod
         for container in self._store.containers():
-            live = self._attach(container)
+            entry = self._attach(container)
             # Also one whose creation was cut off: its row is older than that. Clients see and remove it.
-            live.created = True
-            live.notified = (
+            entry.created = True
+            entry.notified = (
                 LifecycleEvent.STOPPED if container.state is ContainerState.EXITED else LifecycleEvent.CREATED
             )
 
     def _attach(self, container: Container) -> ContainerEntry:
-        live = ContainerEntry(container, Bundle(self.directory / "containers" / container.id))
-        self._containers[container.id] = live
-        self._pods[container.sandbox_id].containers[container.id] = live
-        return live
+        entry = ContainerEntry(container, Bundle(self.directory / "containers" / container.id))
+        self._containers[container.id] = entry
+        self._pods[container.sandbox_id].containers[container.id] = entry
+        return entry
 
     # -- sandboxes --------------------------------------------------------------------------------------------
 

@@ -219,6 +219,7 @@ def check_resources(field: str, resources: Resources) -> None:
         raise InvalidArgument(f"{field}.memory_limit_in_bytes", "must not be negative, except -1 for no limit")
     if not -1000 <= resources.oom_score_adj <= 1000:
         raise InvalidArgument(f"{field}.oom_score_adj", f"{resources.oom_score_adj} is not within -1000 to 1000")
+    # The swap limit is that of memory and swap together.
     if 0 < resources.memory_swap_limit < resources.memory_limit:
         raise InvalidArgument(f"{field}.memory_swap_limit_in_bytes", "is less than memory_limit_in_bytes")
 

@@ -130,6 +130,7 @@ class ContainerCreator:
                 raise NotFound(f"config.mounts[{index}].image.image: image {mount.image!r} is not in the store")
             name = bundle.image_volume_name(container.id, index)
             prepared[index] = await self._prepare_rootfs(pod, name, image.id, undo)
+            # The reference may mean another image later.
             resolved[index] = replace(mount, image_ref=image.id)
         container.value = replace(container.value, config=replace(config, mounts=tuple(resolved)))
         return prepared

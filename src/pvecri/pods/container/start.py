@@ -124,6 +124,7 @@ class ContainerStarter:
             # A cgroup's device filter cannot allow what its parent's, here the CT's, denies.
             self._features.cgroups.allow_devices(pod.cgroups.ct, rules)
         if container.value.log_path:
+            # A kubelet has made it, other clients may not have.
             Path(container.value.log_path).parent.mkdir(parents=True, exist_ok=True)
 
     def _stdio(self, value: Container) -> Stdio:

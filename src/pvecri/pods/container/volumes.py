@@ -179,7 +179,7 @@ def stage(container: Container, staging: Path, userns: Path | None) -> None:
 def _idmapped(field: str, source: Path, target: Path, userns_fd: int) -> None:
     _create_mountpoint(source, target)
     for entry in idmapped.bind_tree(source, target, userns_fd):
-        if source.is_relative_to(entry.mountpoint) and volume_owners.matter(entry.fstype):
+        if source.is_relative_to(entry.mountpoint) and volume_owners.owners_matter(entry.fstype):
             raise FailedPrecondition(
                 f"{field}: {source} is on {entry.mountpoint}, whose filesystem ({entry.fstype}) cannot be "
                 "idmapped for the pod's user namespace; put it on one that can be idmapped, or give the pod "

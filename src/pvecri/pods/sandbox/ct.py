@@ -230,7 +230,7 @@ class SandboxCts:
     async def _restore_notes(self, pod: PodEntry) -> None:
         """Write the notes of a running CT again if somebody changed whose they say it is.
 
-        The CT is surely the pod's while the pod's init runs; once it is stopped, only its notes tell.
+        The CT is surely the pod's while the pod's init runs; once it is stopped, only its notes identify it.
         """
         try:
             config = await self._proxmox.ct_config(pod.value.vmid)

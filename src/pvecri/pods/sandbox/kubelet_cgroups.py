@@ -101,6 +101,7 @@ def pod_cgroup(config: SandboxConfig) -> str:
     The limits of another client's cgroup are not mirrored: they may be for one pod or for many.
     """
     parent, uid = PurePosixPath(config.cgroup_parent), config.metadata.uid
+    # A client's path: it is joined to the cgroup filesystem's and must not lead out of it.
     if not uid or ".." in parent.parts:
         return ""
     by_cgroupfs = parent.name == f"pod{uid}"

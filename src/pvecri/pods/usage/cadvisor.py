@@ -154,6 +154,7 @@ def base_labels(pod: PodEntry, container: Container | None) -> tuple[str, ...]:
     metadata = pod.value.config.metadata
     if container is None:
         return (pod.id, "", metadata.namespace, metadata.name, "")
+    # A kubelet's `image` is the id that PullImage returned.
     image = container.config.user_specified_image or container.config.image
     return (container.id, image, metadata.namespace, metadata.name, container.config.metadata.name)
 
@@ -251,6 +252,7 @@ def spec_samples(resources: Resources) -> Iterator[Sample]:
     """The container's limits; a memory limit of 0 is none."""
     yield Sample(names.SPEC_MEMORY_LIMIT, max(0, resources.memory_limit))
     yield Sample(names.SPEC_MEMORY_SWAP_LIMIT, max(0, resources.memory_swap_limit))
+    # A kubelet with the feature MemoryQoS sends the memory request so.
     protected = resources.unified.get("memory.min", "0")
     yield from known(
         (names.SPEC_MEMORY_RESERVATION, int(protected) if protected.isdecimal() else None),
