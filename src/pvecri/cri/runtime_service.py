@@ -67,6 +67,7 @@ class RuntimeService(ListCalls, MonitoringCalls, StreamingCalls):
                 pb.RuntimeHandler(name=name, features=self._handler_features(name))
                 for name in user_namespaces.handlers(self._config.user_namespaces)
             ],
+            # Without it a kubelet refuses pods with supplementalGroupsPolicy: Strict.
             features=pb.RuntimeFeatures(supplemental_groups_policy=True),
         )
         if request.verbose:

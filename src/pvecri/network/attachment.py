@@ -74,6 +74,7 @@ class AttachmentStore:
             result=msgspec.Raw(attachment.result) if attachment.result else NO_RESULT,
         )
         path = self._path(attachment.sandbox_id)
+        # Not `.json`: a draft that a crash has left is no record.
         draft = path.with_suffix(".new")
         draft.write_bytes(msgspec.json.encode(record))
         draft.replace(path)

@@ -47,7 +47,7 @@ class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cni: bool = False
 
 
-def asks_for_interface(sandbox: SandboxConfig) -> bool:
+def requests_interface(sandbox: SandboxConfig) -> bool:
     """Whether a pod requests a Proxmox interface, valid or not in the current configuration."""
     return CLASS_ANNOTATION in sandbox.annotations or INTERFACE_ANNOTATION in sandbox.annotations
 
@@ -57,7 +57,7 @@ def interface_of(sandbox: SandboxConfig, config: NetworkConfig) -> ProxmoxInterf
 
     InvalidArgument names the annotation, and the setting that would allow it.
     """
-    if not asks_for_interface(sandbox):
+    if not requests_interface(sandbox):
         for name in (FIREWALL_ANNOTATION, RULES_ANNOTATION):
             if name in sandbox.annotations:
                 raise _invalid(name, f"needs a Proxmox interface: {CLASS_ANNOTATION} or {INTERFACE_ANNOTATION}")

@@ -175,7 +175,7 @@ class NetworkManager:
         attachment = self._store.read(sandbox_id)
         if attachment is None:
             # Proxmox's interface goes with the CT; had CNI run beside it, there would be a record.
-            if interfaces.asks_for_interface(sandbox):
+            if interfaces.requests_interface(sandbox):
                 return
             try:
                 network = self._directory.network()

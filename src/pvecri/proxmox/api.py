@@ -218,6 +218,7 @@ class ProxmoxApi:
         and HA. Proxmox removes its firewall rules and ACLs in any case.
         """
         try:
+            # Without purge Proxmox refuses a CT that is an HA resource or has replication jobs.
             await self._task("DELETE", vmid, "", f"destroy CT {vmid}", force=force, purge=purge)
         except CtNotFound:
             return

@@ -34,7 +34,7 @@ GATEWAY_STATUSES = frozenset({502, 503, 504, NOT_PASSED_ON, 596, 597, 599})
 """pveproxy, or a proxy in front of it, got no response (596 and up are AnyEvent::HTTP's own)."""
 
 NO_CLUSTER_FILES = "RPCEnvironment init request failed"
-"""How any call is refused while pmxcfs, which holds the users and their rights, does not run."""
+"""The error of every call while pmxcfs does not run, which stores the users and their permissions."""
 
 
 class ProxmoxError(InternalError):
