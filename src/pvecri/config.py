@@ -122,7 +122,7 @@ class RuntimeConfig(Section, frozen=True):
     enforce_node_allocatable: bool = False
     default_sysctls: dict[str, str] = msgspec.field(default_factory=DEFAULT_SYSCTLS.copy)
     ignore_selinux_options: bool = True
-    cdi_spec_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))
+    cdi_spec_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))  # the CDI specification's
 
 
 class ImagesConfig(Section, frozen=True):
@@ -160,6 +160,7 @@ class NetworkClass(Section, frozen=True):
     `cni` the pod is attached to the CNI network too. The last two let pods choose addresses and firewall rules.
     """
 
+    # 15: the kernel's maximum (IFNAMSIZ).
     bridge: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,15}$")]
     tag: Annotated[int, msgspec.Meta(ge=0, le=4094)] = 0
     rate: Annotated[float, msgspec.Meta(ge=0)] = 0.0
@@ -196,6 +197,7 @@ class NriConfig(Section, frozen=True):
     socket: Path = Path("/var/run/nri/nri.sock")
     plugin_dir: Path = Path("/opt/nri/plugins")
     plugin_config_dir: Path = Path("/etc/nri/conf.d")
+    # The defaults of containerd and CRI-O.
     registration_timeout: Positive = 5.0
     request_timeout: Positive = 2.0
 
