@@ -223,7 +223,7 @@ class NetworkManager:
             except NetworkNotReady:
                 return
             recorded = (self._store.read(sandbox_id) for sandbox_id in self._store.sandboxes())
-            # GC is per network: attachments of an earlier configuration are none of this one's.
+            # GC is per network: attachments of an earlier configuration may be to another one.
             valid = [each for each in recorded if each is not None and each.network.name == network.name]
             await self._runner.collect(network, valid)
 

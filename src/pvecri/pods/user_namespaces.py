@@ -248,6 +248,7 @@ def _free(length: int, settings: UserNamespacesConfig, used: Iterable[IdMapping]
     taken = {
         (each.host_id + offset - pool.first) // ID_RANGE
         for each in used
+        # A kubelet's mapping need not begin at a block of ours: its last ID may be in one more.
         for offset in (*range(0, each.length, ID_RANGE), each.length - 1)
     }
     blocks = length // ID_RANGE

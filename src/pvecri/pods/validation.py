@@ -210,7 +210,7 @@ def check_selinux(label: str) -> None:
 
 
 def check_resources(field: str, resources: Resources) -> None:
-    """InvalidArgument for the first value of LinuxContainerResources, found at `field`, that makes no sense."""
+    """InvalidArgument for the first value of LinuxContainerResources, found at `field`, that is out of range."""
     for name in ("cpu_period", "cpu_shares"):
         if getattr(resources, name) < 0:
             raise InvalidArgument(f"{field}.{name}", "must not be negative")

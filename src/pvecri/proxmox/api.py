@@ -361,7 +361,7 @@ class ProxmoxApi:
             async with self._forbidden_explained(vmid, action):
                 await self._tasks.wait(parse_upid(await self._transport.call(call, str), action), action)
 
-        # Each attempt is a task of its own, and stands in Proxmox's task log if it fails.
+        # Each attempt is a task in Proxmox's log: after the first, the config is read until the lock is gone.
         await self._retry_locked(attempt, before_repeat=lambda: self._check_lock(vmid, action))
 
     async def _check_lock(self, vmid: Vmid, action: str) -> None:
@@ -400,7 +400,7 @@ class ProxmoxApi:
         """Retry on CtLocked and CtHidden for `timeout` seconds (default: proxmox.task_timeout), or
         HELD_LOCK_TIMEOUT if that is shorter for the lock.
 
-        `before_repeat` precedes every attempt but the first, and spares it by raising the same errors.
+        `before_repeat` precedes every attempt but the first, and replaces it if it raises the same errors.
         """
         clock = asyncio.get_running_loop().time
         seconds = self._config.task_timeout if timeout is None else timeout
@@ -447,7 +447,7 @@ class ProxmoxApi:
 
 
 def _lock_timeout(refused: CtLocked | CtHidden, timeout: float) -> float:
-    """How long to try what was refused so."""
+    """Seconds for which to retry after this refusal."""
     # An empty `lock` is the flock of a running task, which ends with it: seconds, not hours.
     held = isinstance(refused, CtLocked) and refused.lock and refused.lock not in TRANSIENT_LOCKS
     return min(timeout, HELD_LOCK_TIMEOUT) if held else timeout

@@ -46,8 +46,8 @@ class ImageTemplates:
 
         `reference` has a tag and no digest. Registries, mirrors and credentials are those of the node's own
         skopeo. AlreadyExists if the file exists, FailedPrecondition if Proxmox is too old, CommandError with the
-        output of skopeo if that fails; no file is left then. If the call is cancelled, the task goes on: `remove`
-        stops it.
+        output of skopeo if that fails; no file is left then. A cancelled call leaves the task
+        running; `remove` stops it.
         """
         action = f"pull {reference} to storage {self.storage}"
         call = Call(

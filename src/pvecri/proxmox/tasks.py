@@ -31,7 +31,7 @@ class Tasks:
         """Wait until the task has succeeded.
 
         ProxmoxTaskError, or the kind of ProxmoxError of a known message, if it fails; DeadlineExceeded after
-        proxmox.task_timeout, while the task goes on. An API that is unavailable for a moment (pveproxy is
+        proxmox.task_timeout, while the task continues. An API that is unavailable for a moment (pveproxy is
         reloaded) does not end the wait.
         """
         with metrics.measured(metrics.TASKS, metrics.TASK_SECONDS, task.kind):
@@ -89,7 +89,7 @@ class Tasks:
             await asyncio.sleep(delay)
             try:
                 status = await self.status(task, action)
-            except Unavailable:  # a reload of pveproxy; the task goes on
+            except Unavailable:  # a reload of pveproxy; the task continues
                 continue
             if status.status is TaskState.STOPPED:
                 return status

@@ -149,7 +149,7 @@ class Transport:
 
     async def _exchange(self, call: Call, headers: dict[str, str]) -> Reply:
         """Send once. _NotSent if nothing was sent, ConnectionLost if no response came."""
-        if self._session is None:  # an undo of a call that the end of the daemon has cut off
+        if self._session is None:  # the undo of a call that the daemon's end has cancelled
             raise Unavailable(f"Proxmox: {call.action}: the connection is closed: the daemon is ending")
         url, body, content = self._encode(call)
         measured = metrics.measured(

@@ -25,7 +25,7 @@ _KERNELS_OWN = frozenset(
 """Pseudo filesystems: root owns their files, and everyone or nobody else may read them."""
 
 _IN_MEMORY = frozenset({"tmpfs", "ramfs"})
-"""Can be idmapped since Linux 6.3. On older kernels a world-readable one, such as a ConfigMap's, does without."""
+"""Can be idmapped since Linux 6.3. On older kernels a world-readable one, such as a ConfigMap's, works without."""
 
 _VOLUMES = frozenset({"volumes", "volume-subpaths", "volumeDevices"})
 

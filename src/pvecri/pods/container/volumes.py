@@ -127,7 +127,7 @@ def _image_volume(field: str, mount: Mount, rootfs: Path) -> BindSource:
 
 
 def check_propagation(field: str, source: Path, wanted: Propagation) -> None:
-    """InvalidArgument unless the mount that contains `source` is shared; for HOST_TO_CONTAINER a slave will do."""
+    """InvalidArgument unless the mount of `source` is shared; a slave is enough for HOST_TO_CONTAINER."""
     if wanted is Propagation.PRIVATE:
         return
     containing = [entry for entry in mounts.mounts() if source.is_relative_to(entry.mountpoint)]

@@ -228,9 +228,9 @@ class SandboxCts:
         self._vmids.set_used(guests | refused | {pod.value.vmid for pod in self._registry.pods()})
 
     async def _restore_notes(self, pod: PodEntry) -> None:
-        """Write the notes of a running CT again if somebody changed whose they say it is.
+        """Write the notes of a running CT again if somebody changed the owner in them.
 
-        The CT is surely the pod's while the pod's init runs; once it is stopped, only its notes identify it.
+        While the pod's init runs, the CT is the pod's; once it is stopped, only its notes identify it.
         """
         try:
             config = await self._proxmox.ct_config(pod.value.vmid)
