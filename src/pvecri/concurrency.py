@@ -14,6 +14,7 @@ T = TypeVar("T")
 
 async def _stop(task: asyncio.Task[T]) -> None:
     task.cancel()
+    # Not `await task`: that would raise the task's cancellation as if it were the caller's.
     await asyncio.wait({task})
     if not task.cancelled():
         task.exception()  # retrieved, or asyncio logs it as never retrieved
@@ -66,7 +67,7 @@ class SharedTasks(Generic[T]):
 
 
 async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all, in their order; the first failure ends the others and is raised by itself."""
+    """The results of all, in their order; the first failure ends the others and is raised, not in a group."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work) for work in works]
@@ -77,13 +78,14 @@ async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 async def ended(task: asyncio.Task[T]) -> asyncio.CancelledError | None:
-    """Wait until `task` has ended, well or not, however often the caller is cancelled meanwhile.
+    """Wait until `task` has ended, with a result or an error, however often the caller is cancelled.
 
     Returns the cancellation, if there was one, for the caller to raise after it has handled the task's result.
     """
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
+            # Unlike `await task`, it does not pass the caller's cancellation on to the task.
             await asyncio.wait([task])
         except asyncio.CancelledError as error:
             cancelled = error
@@ -91,7 +93,7 @@ async def ended(task: asyncio.Task[T]) -> asyncio.CancelledError | None:
 
 
 async def finish(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end even when the caller is cancelled; the cancellation goes on after it.
+    """Run `work` to its end even when the caller is cancelled; the cancellation is raised after it.
 
     For what cannot be stopped anyway, such as a worker thread, and for programs that must not be left half way.
     """

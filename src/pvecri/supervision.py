@@ -205,7 +205,7 @@ def _is_new(action: str, answer: PvecriError) -> bool:
 async def attempt(step: Step, work: str, action: str) -> Exception | None:
     """Run one step of several, none of which may prevent the others; report what it raises.
 
-    Returns the error. A cancellation is not an error and goes on.
+    Returns the error. A cancellation is not an error and is raised.
     """
     try:
         await step()
