@@ -71,6 +71,7 @@ class ProxmoxConfig(Section, frozen=True):
     tags: tuple[str, ...] = ("pvecri",)
     unprivileged: bool = True
     memory_overhead_mib: Annotated[int, msgspec.Meta(ge=0)] = 32
+    # pveproxy waits as long for pvedaemon (PVE::APIServer::AnyEvent, proxy_request).
     request_timeout: Positive = 30.0
     task_timeout: Positive = 120.0
 

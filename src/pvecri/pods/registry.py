@@ -158,7 +158,7 @@ class Registry:
             self._pods[sandbox.id] = pod
         for container in self._store.containers():
             entry = self._attach(container)
-            # Also one whose creation was cut off: its row is older than that. Clients see and remove it.
+            # Also one whose creation was cut off, for its row was written first: clients see and remove it.
             entry.created = True
             entry.notified = (
                 LifecycleEvent.STOPPED if container.state is ContainerState.EXITED else LifecycleEvent.CREATED

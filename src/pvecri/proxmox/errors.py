@@ -140,7 +140,6 @@ def from_answer(action: str, status: int, reason: str, body: bytes, account: str
     """
     answer = _read(body)
     message = (answer.message or reason or "").strip()
-    # Before the body is looked at: what a 401 means does not depend on it.
     if status == 401:
         return PermissionDenied(
             f"Proxmox: {action}: the credentials of {account} were refused ({message}): check proxmox.token_id "
