@@ -14,9 +14,10 @@ T = TypeVar("T")
 
 async def _stop(task: asyncio.Task[T]) -> None:
     task.cancel()
+    # Not `await task`: that would raise the task's cancellation as if it were the caller's.
     await asyncio.wait({task})
     if not task.cancelled():
-        task.exception()  # nobody is left to hear of it
+        task.exception()  # retrieved, or asyncio logs it as never retrieved
 
 
 @asynccontextmanager
@@ -36,9 +37,9 @@ class _Shared(Generic[T]):
 
 
 class SharedTasks(Generic[T]):
-    """Work by key, run once for all who ask for it at the same time.
+    """Work by key, run once for all concurrent callers.
 
-    It is cancelled when the last of them has gone.
+    It is cancelled when no caller waits for it any more.
     """
 
     def __init__(self) -> None:
@@ -51,6 +52,7 @@ class SharedTasks(Generic[T]):
             shared = self._running[key] = _Shared(asyncio.ensure_future(start()))
         shared.waiters += 1
         try:
+            # The caller's own cancellation must not reach the work of the others.
             return await asyncio.shield(shared.task)
         finally:
             shared.waiters -= 1
@@ -59,29 +61,31 @@ class SharedTasks(Generic[T]):
                 await _stop(shared.task)
 
     async def close(self) -> None:
-        """Cancel all; those who wait for them are cancelled too."""
+        """Cancel all work; its callers are cancelled too."""
         for shared in tuple(self._running.values()):
             await _stop(shared.task)
 
 
 async def all_of(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all, in their order; the first failure ends the others and is raised by itself."""
+    """The results of all, in their order; the first failure ends the others and is raised, not in a group."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work) for work in works]
     except BaseExceptionGroup as failures:
+        # The group itself is of no use to callers, which handle errors by their kinds.
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
 
 
 async def ended(task: asyncio.Task[T]) -> asyncio.CancelledError | None:
-    """Wait until `task` has ended, well or not, however often the caller is cancelled meanwhile.
+    """Wait until `task` has ended, with a result or an error, however often the caller is cancelled.
 
-    Returns the cancellation, if there was one, for the caller to raise when it has seen to the task's result.
+    Returns the cancellation, if there was one, for the caller to raise after it has handled the task's result.
     """
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
+            # Unlike `await task`, it does not pass the caller's cancellation on to the task.
             await asyncio.wait([task])
         except asyncio.CancelledError as error:
             cancelled = error
@@ -89,7 +93,7 @@ async def ended(task: asyncio.Task[T]) -> asyncio.CancelledError | None:
 
 
 async def finish(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end even when the caller is cancelled; the cancellation goes on after it.
+    """Run `work` to its end even when the caller is cancelled; the cancellation is raised after it.
 
     For what cannot be stopped anyway, such as a worker thread, and for programs that must not be left half way.
     """
@@ -98,5 +102,5 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
     if cancelled is None:
         return task.result()
     if not task.cancelled():
-        task.exception()  # the cancellation is what the caller hears of
+        task.exception()  # retrieved; the caller gets the cancellation
     raise cancelled

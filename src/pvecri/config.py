@@ -42,6 +42,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class VmidRange(Section, frozen=True):
     """The VMIDs for pods, both ends included."""
 
+    # The range of Proxmox (PVE::JSONSchema, pve-vmid).
     first: Annotated[int, msgspec.Meta(ge=100)] = 900_000
     last: Annotated[int, msgspec.Meta(le=999_999_999)] = 999_999
 
@@ -70,6 +71,7 @@ class ProxmoxConfig(Section, frozen=True):
     tags: tuple[str, ...] = ("pvecri",)
     unprivileged: bool = True
     memory_overhead_mib: Annotated[int, msgspec.Meta(ge=0)] = 32
+    # pveproxy waits as long for pvedaemon (PVE::APIServer::AnyEvent, proxy_request).
     request_timeout: Positive = 30.0
     task_timeout: Positive = 120.0
 
@@ -83,6 +85,7 @@ class HostIds(Section, frozen=True):
     """The host IDs for pods, both ends included; systemd's UID documentation leaves the default range unused."""
 
     first: Annotated[int, msgspec.Meta(ge=65_536)] = 0x7000_0000
+    # 2^32 - 1 is "no ID" to the kernel.
     last: Annotated[int, msgspec.Meta(le=0xFFFF_FFFD)] = 0x7FFF_FFFF
 
 
@@ -120,7 +123,7 @@ class RuntimeConfig(Section, frozen=True):
     enforce_node_allocatable: bool = False
     default_sysctls: dict[str, str] = msgspec.field(default_factory=DEFAULT_SYSCTLS.copy)
     ignore_selinux_options: bool = True
-    cdi_spec_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))
+    cdi_spec_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))  # the CDI specification's
 
 
 class ImagesConfig(Section, frozen=True):
@@ -158,6 +161,7 @@ class NetworkClass(Section, frozen=True):
     `cni` the pod is attached to the CNI network too. The last two let pods choose addresses and firewall rules.
     """
 
+    # 15: the kernel's maximum (IFNAMSIZ).
     bridge: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,15}$")]
     tag: Annotated[int, msgspec.Meta(ge=0, le=4094)] = 0
     rate: Annotated[float, msgspec.Meta(ge=0)] = 0.0
@@ -194,6 +198,7 @@ class NriConfig(Section, frozen=True):
     socket: Path = Path("/var/run/nri/nri.sock")
     plugin_dir: Path = Path("/opt/nri/plugins")
     plugin_config_dir: Path = Path("/etc/nri/conf.d")
+    # The defaults of containerd and CRI-O.
     registration_timeout: Positive = 5.0
     request_timeout: Positive = 2.0
 
@@ -210,7 +215,7 @@ class StreamingConfig(Section, frozen=True):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     url_lifetime: Positive = 60.0
-    idle_timeout: Positive = 4 * 3600.0
+    idle_timeout: Positive = 4 * 3600.0  # a kubelet's streamingConnectionIdleTimeout
     max_sessions: Annotated[int, msgspec.Meta(gt=0)] = 256
 
 
@@ -334,6 +339,7 @@ def _check_default_sysctls(sysctls: dict[str, str], origin: str) -> None:
         if not name.startswith("net."):
             problem = f"{name!r} is not one of a network namespace (net.…)"
             raise ConfigError(f"{origin}: runtime.default_sysctls: {problem}")
+        # It is translated into host IDs (pods/files.py); the kernel checks all others.
         if name == "net.ipv4.ping_group_range" and not re.fullmatch(r"\d+\s+\d+", value.strip()):
             raise ConfigError(f"{origin}: runtime.default_sysctls: {name}: {value!r} is not two group IDs")
 

@@ -70,6 +70,7 @@ async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
     """As `run`, in the running event loop; `ready` is set once the CRI is served."""
     stop = _stop_event()
     async with AsyncExitStack() as stack:
+        # Before anything is read: a second daemon would recover, and remove, the pods of the first.
         await lock(config, stack)
         found = await features.discover(config)
         proxmox = ProxmoxApi(config.proxmox, image_storage=config.images.template_storage)
@@ -89,6 +90,7 @@ async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
         await pods.start()
         if plugins is not None:
             stack.push_async_callback(plugins.close)
+            # After recovery: plugins are synchronized with the pods and containers that run.
             await plugins.start(pods)
         streaming = StreamingServer(config.streaming)
         await streaming.start()
@@ -98,6 +100,7 @@ async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
         server = CriServer(config.runtime.socket, runtime, ImageService(images))
         await server.start()
         stack.push_async_callback(server.close)
+        # Closed before the server, which else waits its whole grace for the streams of events.
         stack.callback(pods.events.close)
         log.info("serving the CRI on unix://%s", config.runtime.socket)
         if ready is not None:
@@ -133,6 +136,7 @@ async def _place_images(config: Config, proxmox: ProxmoxApi) -> Config:
             raise
         return placement.placed(config, known)
     place = placement.StoragePlace(type=found.type, path=found.path, pool=found.pool)
+    # For a start while Proxmox is away: pods must be adopted, and their images found, without it.
     memory.remember(storage, place)
     return placement.placed(config, place)
 
@@ -141,6 +145,7 @@ async def lock(config: Config, stack: AsyncExitStack) -> None:
     """Hold the state directory's exclusive lock until `stack` closes; ConfigError if another daemon holds it."""
     directory = config.runtime.state_dir
     directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+    # O_CLOEXEC: a conmon that inherited it would keep the lock after the daemon (flock(2)).
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     stack.callback(os.close, fd)
     if not await single_instance.lock(fd):

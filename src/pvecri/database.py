@@ -26,6 +26,7 @@ def connect(path: Path, schema: str, version: int) -> sqlite3.Connection:
         database.execute("PRAGMA synchronous = NORMAL")
         database.execute("PRAGMA foreign_keys = ON")
         database.executescript(schema)
+        # Last: if this is cut off, the next start runs the schema again.
         database.execute(f"PRAGMA user_version = {version}")
     except BaseException as error:
         database.close()

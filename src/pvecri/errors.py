@@ -7,11 +7,11 @@
     ├── AlreadyExists        the name is in use
     ├── FailedPrecondition   the object's state does not allow the request (a container is not running, …)
     ├── ResourceExhausted    a configured limit is reached
-    ├── DeadlineExceeded     a part did not answer in time
-    ├── PermissionDenied     a part refused our credentials or privileges
-    ├── Unavailable          a part that pvecri needs cannot be reached; worth a retry
+    ├── DeadlineExceeded     Proxmox, a registry or a program did not answer in time
+    ├── PermissionDenied     Proxmox or a registry refused our credentials or privileges
+    ├── Unavailable          what pvecri depends on cannot be reached; worth a retry
     ├── Unimplemented        pvecri does not support this part of the CRI
-    └── InternalError        a part failed; the message has the part's own
+    └── InternalError        what pvecri depends on failed; the message has its own
         └── CommandError     a program that pvecri ran failed
 
 A message names the object, the cause and, if there is one, the setting that changes it. `status` is the name of
@@ -69,19 +69,19 @@ class ResourceExhausted(PvecriError):
 
 
 class DeadlineExceeded(PvecriError):
-    """A part did not finish within its timeout."""
+    """Proxmox, a registry or a program did not finish within its timeout."""
 
     status = "DEADLINE_EXCEEDED"
 
 
 class PermissionDenied(PvecriError):
-    """A part refused our credentials or privileges."""
+    """Proxmox or a registry refused our credentials or privileges."""
 
     status = "PERMISSION_DENIED"
 
 
 class Unavailable(PvecriError):
-    """A part that pvecri needs cannot be reached now."""
+    """What pvecri depends on cannot be reached now."""
 
     status = "UNAVAILABLE"
 
@@ -93,7 +93,7 @@ class Unimplemented(PvecriError):
 
 
 class InternalError(PvecriError):
-    """A part failed, and the client cannot change that."""
+    """What pvecri depends on failed, and the client cannot change that."""
 
 
 class CommandError(InternalError):

@@ -91,7 +91,7 @@ async def _list(config: Config, _: argparse.Namespace) -> int:
 
 async def _pull(config: Config, options: argparse.Namespace) -> int:
     async with _images(config) as (images, progress):
-        print(await _shown(images.pull(options.reference), options.reference, progress))
+        print(await _with_progress(images.pull(options.reference), options.reference, progress))
     return 0
 
 
@@ -105,7 +105,7 @@ async def _import(config: Config, options: argparse.Namespace) -> int:
     async with _store(config) as manager:
         kind = "docker-archive" if await asyncio.to_thread(_is_docker_archive, options.file) else "oci-archive"
         loading = manager.load(f"{kind}:{options.file.resolve()}", options.reference)
-        print((await _shown(loading, options.reference, lambda: manager.progress)).id)
+        print((await _with_progress(loading, options.reference, lambda: manager.progress)).id)
     return 0
 
 
@@ -120,7 +120,7 @@ async def _export(config: Config, options: argparse.Namespace) -> int:
         name = image.tags[0] if image.tags else options.reference
         writing = asyncio.to_thread(write_archive, root, manager.raw_config(image.id), name, options.file)
         try:
-            await _shown(writing, options.reference, Progress)
+            await _with_progress(writing, options.reference, Progress)
         except FileExistsError as error:
             # Somebody else's file, which stays; after other errors the file is ours.
             raise AlreadyExists(f"{options.file} exists already") from error
@@ -175,7 +175,7 @@ class _OpenStore:
 async def _images(config: Config) -> AsyncIterator[tuple[_Images, Callable[[], Progress]]]:
     """The daemon's images, or those of the store, and a pull's progress, which the CRI does not report."""
     async with AsyncExitStack() as stack:
-        if _answers(config.runtime.socket):
+        if _listens(config.runtime.socket):
             yield await stack.enter_async_context(client.connected(config.runtime.socket)), Progress
         else:
             manager = await stack.enter_async_context(_store(config))
@@ -198,7 +198,7 @@ async def _store(config: Config) -> AsyncIterator[ImageManager]:
         yield manager
 
 
-def _answers(path: Path) -> bool:
+def _listens(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
         return probe.connect_ex(str(path)) == 0
 
@@ -216,7 +216,7 @@ def _is_docker_archive(file: Path) -> bool:
 # -- output -------------------------------------------------------------------------------------------------------
 
 
-async def _shown(work: Awaitable[T], what: str, progress: Callable[[], Progress]) -> T:
+async def _with_progress(work: Awaitable[T], what: str, progress: Callable[[], Progress]) -> T:
     """Wait for `work`; on a terminal show a progress bar, and a summary in the end."""
     task = asyncio.ensure_future(work)
     if not sys.stderr.isatty():

@@ -127,6 +127,7 @@ def measured(ended: Counter, seconds: Histogram, *labels: str) -> Iterator[Measu
 
 
 def _child(histogram: Histogram, labels: tuple[str, ...]) -> Histogram:
+    # prometheus_client refuses labels() of a metric without labels.
     return histogram.labels(*labels) if labels else histogram
 
 
@@ -135,6 +136,7 @@ def code_of(error: BaseException) -> str:
     status = getattr(error, "status", None)
     if isinstance(status, str):
         return status
+    # GeneratorExit: a stream of the CRI whose client has gone.
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         return "CANCELLED"
     return "DEADLINE_EXCEEDED" if isinstance(error, TimeoutError) else "INTERNAL"

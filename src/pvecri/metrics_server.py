@@ -60,5 +60,6 @@ class MetricsServer:
     async def _show(self, request: web.Request) -> web.Response:
         await self._observe()
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        # About 5 ms (decision 0062): too long for the event loop.
         body = await asyncio.to_thread(encode, metrics.REGISTRY)
         return web.Response(body=body, headers={"Content-Type": content_type})

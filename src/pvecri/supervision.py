@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Background work: tasks that no caller awaits, so that an exception of theirs has nobody to catch it.
+"""Background work: tasks that no caller awaits, so their exceptions reach nobody.
 
 One rule, everywhere (docs/decisions/0068): a PvecriError is an answer, which somebody foresaw and worded; any
 other exception is a fault, of the machine or of this program. An answer takes one line of the log at most, and
@@ -35,8 +35,8 @@ KEEPS_FAILING: Final = 3
 _TASK: Final = re.compile(r" \(task UPID:[^)]*\)")
 """A task of Proxmox that failed; each try has its own."""
 
-_LASTING: Final = 1000
-"""How many answers are remembered."""
+_ANSWERS_MAX: Final = 1000
+"""Answers that are remembered; the oldest is forgotten first."""
 
 _answers: Final[OrderedDict[str, str]] = OrderedDict()
 """The last answer to each piece of work that has not succeeded since."""
@@ -62,7 +62,7 @@ class Failing:
 
 @dataclass
 class _Record:
-    """How one piece of supervised work is doing."""
+    """The failures of one piece of supervised work since its last success."""
 
     work: str
     subject: str
@@ -74,8 +74,8 @@ class _Record:
 class Supervisor:
     """Runs the background work of one component, from its first piece until `close`.
 
-    `work` names a kind of work in few words; it labels metrics, so it holds no ids. `subject` tells several pieces
-    of a kind apart in the log.
+    `work` names a kind of work in few words; it labels metrics, so it has no ids. `subject` distinguishes
+    several pieces of a kind in the log.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Supervisor:
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
-        """What runs now."""
+        """The tasks that run now."""
         return list(self._tasks)
 
     async def close(self) -> None:
@@ -133,7 +133,7 @@ class Supervisor:
     def _start(self, running: Awaitable[None], record: _Record) -> asyncio.Task[None]:
         assert asyncio.iscoroutine(running)
         task: asyncio.Task[None] = asyncio.create_task(running, name=_name(record.work, record.subject))
-        self._tasks[task] = record  # the loop itself keeps only a weak reference
+        self._tasks[task] = record  # asyncio itself keeps only a weak reference to a task
         task.add_done_callback(lambda ended: self._tasks.pop(ended, None))
         return task
 
@@ -146,13 +146,14 @@ class Supervisor:
         while True:
             try:
                 await step()
-            except Exception as error:  # whatever it is: work that ends here is never done again
+            except Exception as error:  # also a fault: work that ends here would never be done again
                 await self._pause_after(error, record)
             else:
                 break
         _answers.pop(_name(record.work, record.subject), None)
         if record.failures:
             log.info("%s succeeded after %d failures", _name(record.work, record.subject), record.failures)
+            # The next failure is the first again, with the short pause.
             record.failures, record.error, record.delays = 0, "", self._restart.delays()
 
     async def _pause_after(self, error: Exception, record: _Record) -> None:
@@ -175,42 +176,43 @@ def describe(error: BaseException) -> str:
     return str(error) if isinstance(error, PvecriError) else f"{type(error).__name__}: {error}"
 
 
-def report(error: Exception, work: str, doing: str, remark: str = "") -> None:
+def report(error: Exception, work: str, action: str, remark: str = "") -> None:
     """Log and count an error that no caller gets to see: an answer in one line, a fault with its traceback.
 
-    `work` is the metric's label, `doing` says in the log what failed. The same answer again is logged at the level
-    debug until what is done has succeeded.
+    `work` is the metric's label, `action` names in the log what failed. The same answer again is logged at the
+    level debug until the action has succeeded.
     """
     metrics.BACKGROUND_FAILURES.labels(work).inc()
     if isinstance(error, PvecriError):
-        log.log(logging.WARNING if _news(doing, error) else logging.DEBUG, "%s%s: %s", doing, remark, error)
+        log.log(logging.WARNING if _is_new(action, error) else logging.DEBUG, "%s%s: %s", action, remark, error)
     else:
-        log.error("%s%s: %s", doing, remark, describe(error), exc_info=error)
+        log.error("%s%s: %s", action, remark, describe(error), exc_info=error)
 
 
-def _news(doing: str, answer: PvecriError) -> bool:
+def _is_new(action: str, answer: PvecriError) -> bool:
     """Whether this is another answer than the last."""
+    # Otherwise each retry of a Proxmox task would count as another answer and be a warning.
     text = _TASK.sub("", str(answer))
-    if _answers.get(doing) == text:
+    if _answers.get(action) == text:
         return False
-    _answers[doing] = text
-    _answers.move_to_end(doing)
-    if len(_answers) > _LASTING:
+    _answers[action] = text
+    _answers.move_to_end(action)
+    if len(_answers) > _ANSWERS_MAX:
         _answers.popitem(last=False)
     return True
 
 
-async def attempt(step: Step, work: str, doing: str) -> Exception | None:
-    """Run one step of several, none of which may keep the others from their turn; report what it raises.
+async def attempt(step: Step, work: str, action: str) -> Exception | None:
+    """Run one step of several, none of which may prevent the others; report what it raises.
 
-    Returns the error. A cancellation is not an error and goes on.
+    Returns the error. A cancellation is not an error and is raised.
     """
     try:
         await step()
     except Exception as error:
-        report(error, work, doing)
+        report(error, work, action)
         return error
-    _answers.pop(doing, None)
+    _answers.pop(action, None)
     return None
 
 
@@ -224,7 +226,7 @@ class Incomplete(InternalError):
 
 async def attempt_each(work: str, steps: Sequence[tuple[str, Step]]) -> None:
     """`attempt` steps, named by what each does, one after the other; Incomplete in the end if any failed."""
-    outcomes = [await attempt(step, work, doing) for doing, step in steps]
+    outcomes = [await attempt(step, work, action) for action, step in steps]
     failures = [each for each in outcomes if each is not None]
     if failures:
         raise Incomplete(work, len(failures), len(steps), failures[-1])
@@ -235,6 +237,7 @@ async def all_to_end(work: str, *steps: Step) -> None:
     outcomes = await asyncio.gather(*(step() for step in steps), return_exceptions=True)
     errors = [each for each in outcomes if isinstance(each, BaseException)]
     for error in errors[1:]:
+        # A cancellation is not an error to report.
         if isinstance(error, Exception):
             report(error, work, work)
     if errors:

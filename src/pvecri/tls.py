@@ -16,6 +16,7 @@ def server_context(certificate: Path | None, key: Path | None, section: str) -> 
     """
     if certificate is None or key is None:
         return None
+    # CLIENT_AUTH is what the module ssl calls the server's side of a connection.
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(certificate, key)

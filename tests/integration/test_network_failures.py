@@ -17,6 +17,7 @@ from support.netns import own_network_namespace
 
 from pvecri.config import NetworkConfig
 from pvecri.model import SandboxConfig, SandboxId, SandboxMetadata
+from pvecri.network.attachment import AttachmentStore
 from pvecri.network.errors import PluginError
 from pvecri.network.manager import NetworkManager
 
@@ -75,6 +76,11 @@ def write_network(config: NetworkConfig, plugins: list[dict[str, object]]) -> No
     (config.conf_dir / "10-pods.conflist").write_text(json.dumps(conflist))
 
 
+def recorded(config: NetworkConfig) -> list[SandboxId]:
+    """The sandboxes with an attachment on record."""
+    return AttachmentStore(config.cache_dir).sandboxes()
+
+
 def calls(config: NetworkConfig) -> list[str]:
     """The commands that the plugins were given, in order."""
     return [line.strip() for line in (config.bin_dirs[0] / "log").read_text().splitlines()]
@@ -108,7 +114,7 @@ async def test_a_failed_add_is_undone_in_reverse(
         "DEL second netns",
         "DEL first netns",
     ]
-    assert manager.attached() == []
+    assert recorded(config) == []
 
 
 async def test_a_failed_add_leaves_no_lease(
@@ -130,14 +136,14 @@ async def test_an_undo_that_fails_is_left_for_a_later_detach(
     install(config, broken="#!/bin/sh\ncat > /dev/null; echo so it goes >&2; exit 3\n")
     with pytest.raises(PluginError, match=r"ADD: ended with status 3: so it goes"):
         await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
-    assert manager.attached() == [SANDBOX_ID]
+    assert recorded(config) == [SANDBOX_ID]
 
     with pytest.raises(PluginError, match="DEL: "):
         await manager.detach(SANDBOX_ID, netns, SANDBOX)
     install(config, broken=ANSWERS)
     await manager.detach(SANDBOX_ID, netns, SANDBOX)
 
-    assert manager.attached() == []
+    assert recorded(config) == []
 
 
 async def test_detach_stops_at_a_plugin_that_fails(
@@ -151,7 +157,7 @@ async def test_detach_stops_at_a_plugin_that_fails(
         await manager.detach(SANDBOX_ID, netns, SANDBOX)
 
     assert calls(config) == ["ADD first netns", "ADD second netns"]
-    assert manager.attached() == [SANDBOX_ID]
+    assert recorded(config) == [SANDBOX_ID]
 
 
 async def test_a_plugin_that_hangs_is_killed_with_its_children(config: NetworkConfig, netns: Path) -> None:
@@ -201,7 +207,7 @@ async def test_a_cancelled_attach_is_undone(manager: NetworkManager, config: Net
         await attaching
 
     assert calls(config)[2:] == ["DEL hanging netns", "DEL first netns"]
-    assert manager.attached() == []
+    assert recorded(config) == []
     assert await has_ended(int((config.bin_dirs[0] / "hanging.pid").read_text()))
 
 

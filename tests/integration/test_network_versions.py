@@ -87,7 +87,7 @@ async def test_plugins_are_not_asked_with_every_status_but_again_when_the_networ
     assert [(await manager.status()).ready for _ in range(3)] == [True, True, True]
     assert calls(config) == ["VERSION", "STATUS"]
 
-    install(config, disableCheck=True)
+    install(config, disableGC=True)
 
     assert (await manager.status()).ready
     assert calls(config) == ["VERSION", "STATUS"] * 2

@@ -20,6 +20,7 @@ def chunks(entries: Iterable[M], size: int = CHUNK) -> Iterator[list[M]]:
     room = size
     for entry in entries:
         length = entry.ByteSize()
+        # An entry larger than `size` is sent alone: the CRI cannot split one.
         if chunk and length > room:
             yield chunk
             chunk, room = [], size

@@ -51,6 +51,7 @@ class ImageClient:
 @asynccontextmanager
 async def connected(path: Path) -> AsyncIterator[ImageClient]:
     """A client of the daemon that serves on the unix socket `path`."""
+    # The socket's mode, 0600, is what keeps others out.
     async with grpc.aio.insecure_channel(f"unix://{path}") as channel:
         yield ImageClient(channel)
 

@@ -21,6 +21,7 @@ def given(field: str, value: str) -> str:
 def sandboxes(wanted: pb.PodSandboxFilter) -> Callable[[Sandbox], bool]:
     """By id prefix, state and labels."""
     prefix, selector = wanted.id, dict(wanted.label_selector)
+    # SANDBOX_READY is 0, as an unset enum: hence the message around it.
     state = wanted.state.state if wanted.HasField("state") else None
     return lambda sandbox: (
         sandbox.id.startswith(prefix)
@@ -31,6 +32,7 @@ def sandboxes(wanted: pb.PodSandboxFilter) -> Callable[[Sandbox], bool]:
 
 def containers(wanted: pb.ContainerFilter) -> Callable[[Container], bool]:
     """By prefixes of the id and of the pod's id, by state and labels."""
+    # CONTAINER_CREATED is 0, as an unset enum: hence the message around it.
     state = wanted.state.state if wanted.HasField("state") else None
     fits = _containers(wanted.id, wanted.pod_sandbox_id, dict(wanted.label_selector))
     return lambda container: fits(container) and (state is None or responses.container_state(container) == state)

@@ -48,6 +48,7 @@ class ImageService:
         """PullImage."""
         auth = requests.registry_auth(request.auth) if request.HasField("auth") else None
         image = await self._images.pull(_reference(request.image), auth)
+        # The id, not a digest: a kubelet passes it to CreateContainer and RemoveImage.
         return pb.PullImageResponse(image_ref=image.id)
 
     async def remove_image(self, request: pb.RemoveImageRequest) -> pb.RemoveImageResponse:

@@ -97,6 +97,7 @@ class MonitoringCalls:
 
     def get_container_events(self, _: pb.GetEventsRequest) -> AsyncIterator[pb.ContainerEventResponse]:
         """GetContainerEvents: all events from now on, until the client cancels or the daemon stops."""
+        # Not an async generator, which would subscribe only when its first message is read.
         return _messages(self._events.subscribe())
 
 

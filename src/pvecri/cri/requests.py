@@ -75,6 +75,7 @@ def sandbox_config(message: pb.PodSandboxConfig) -> SandboxConfig:
         port_mappings=tuple(_port_mapping(entry) for entry in message.port_mappings),
         labels=dict(message.labels),
         annotations=dict(message.annotations),
+        # If `linux` is unset, it reads as a message of defaults (proto3).
         cgroup_parent=message.linux.cgroup_parent,
         security=_sandbox_security(message.linux.security_context),
         sysctls=dict(message.linux.sysctls),
@@ -214,6 +215,7 @@ def _sandbox_security(message: pb.LinuxSandboxSecurityContext) -> SandboxSecurit
         namespaces=_namespaces(message.namespace_options),
         privileged=message.privileged,
         readonly_rootfs=message.readonly_rootfs,
+        # A message around the number, because 0 is root and unset is the image's user.
         run_as_user=message.run_as_user.value if message.HasField("run_as_user") else None,
         run_as_group=message.run_as_group.value if message.HasField("run_as_group") else None,
         supplemental_groups=tuple(message.supplemental_groups),

@@ -72,6 +72,7 @@ def sandbox_status(value: Sandbox) -> pb.PodSandboxStatus:
         metadata=sandbox_metadata(value.config.metadata),
         state=sandbox_state(value),
         created_at=value.created_at,
+        # Without an address in the node's network: there a kubelet takes the node's.
         network=pb.PodSandboxNetworkStatus(
             ip=next(iter(value.ips), ""), additional_ips=[pb.PodIP(ip=ip) for ip in value.ips[1:]]
         ),

@@ -151,6 +151,7 @@ def _io(usage: Usage | None) -> pb.IoUsage | None:
 
 
 def _pressure(value: Pressure | None) -> pb.PsiStats | None:
+    # The capitals are cri.proto's.
     return None if value is None else pb.PsiStats(Full=_stall(value.full), Some=_stall(value.some))
 
 

@@ -67,6 +67,7 @@ class RuntimeService(ListCalls, MonitoringCalls, StreamingCalls):
                 pb.RuntimeHandler(name=name, features=self._handler_features(name))
                 for name in user_namespaces.handlers(self._config.user_namespaces)
             ],
+            # Without it a kubelet refuses pods with supplementalGroupsPolicy: Strict.
             features=pb.RuntimeFeatures(supplemental_groups_policy=True),
         )
         if request.verbose:
@@ -77,6 +78,7 @@ class RuntimeService(ListCalls, MonitoringCalls, StreamingCalls):
     def _handler_features(self, name: str) -> pb.RuntimeHandlerFeatures:
         return pb.RuntimeHandlerFeatures(
             recursive_read_only_mounts=self._pods.recursive_readonly_mounts,
+            # For a handler without it, a kubelet refuses pods with hostUsers: false.
             user_namespaces=name != user_namespaces.NODE_HANDLER,
         )
 

@@ -109,6 +109,7 @@ def _unary(name: str, call: Call | None) -> Callable[[Message, Context], Awaitab
             with _measured(name):
                 return await _known(name, call)(request)
         except BaseException as error:
+            # Raises, except for a cancellation.
             await _abort(name, error, context)
             raise
 
@@ -119,6 +120,7 @@ def _streaming(name: str, call: Any) -> Callable[[Message, Context], AsyncIterat
     async def behaviour(request: Message, context: Context) -> AsyncIterator[Message]:
         try:
             with _measured(name):
+                # A subscription ends with its call, not when the generator is collected.
                 async with aclosing(_known(name, call)(request)) as messages:
                     # Without it a client of GetContainerEvents cannot know when its subscription has begun.
                     await context.send_initial_metadata(())
@@ -153,6 +155,7 @@ async def _abort(name: str, error: BaseException, context: Context) -> None:
     if isinstance(error, PvecriError):
         log.info("%s: %s: %s", name, error.status, error)
         await context.abort(grpc.StatusCode[error.status], str(error))
+    # The client or the daemon has ended the call: nobody gets a status.
     if isinstance(error, asyncio.CancelledError | grpc.aio.AbortError | GeneratorExit):
         return
     metrics.CRI_FAULTS.labels(name).inc()

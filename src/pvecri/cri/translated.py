@@ -38,6 +38,7 @@ class Translated(Generic[V, M]):
 
     def _message(self, value: V) -> M:
         known = self._made.get(value.id)
+        # By identity: values are frozen, so a change is another object (decision 0004).
         if known is not None and known[0] is value:
             return known[1]
         message = self._make(value)

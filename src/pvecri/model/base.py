@@ -17,5 +17,6 @@ Vmid = NewType("Vmid", int)
 """The id of a Proxmox guest, unique in the cluster: 100 to 999999999."""
 
 
+# Most fields have their defaults: without them the store's JSON is short.
 class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The base of all values."""

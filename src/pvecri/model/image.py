@@ -46,6 +46,7 @@ class RegistryAuth(Value, frozen=True):
     identity_token: str = ""
     registry_token: str = ""
 
+    # Values appear in tracebacks, which are logged.
     def __repr__(self) -> str:
         return f"RegistryAuth(username={self.username!r}, …)"
 

@@ -43,6 +43,7 @@ class UserNamespace(Value, frozen=True):
 class NamespaceOptions(Value, frozen=True):
     """CRI NamespaceOption. `target_id` is a container id if `pid` is TARGET."""
 
+    # POD is the zero value of the enum in cri.proto, so an unset field means it.
     network: NamespaceMode = NamespaceMode.POD
     pid: NamespaceMode = NamespaceMode.POD
     ipc: NamespaceMode = NamespaceMode.POD

@@ -39,6 +39,7 @@ class Resources(Value, frozen=True):
 
     def updated(self, changes: Resources) -> Resources:
         """These, with the values that are set in `changes`."""
+        # So a limit cannot be set to 0, which is "unset" in the CRI; -1 removes one.
         values = {
             name: value
             for name in self.__struct_fields__

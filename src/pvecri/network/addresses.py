@@ -72,6 +72,7 @@ async def wait_for_dhcp(netns: Path, interface: ProxmoxInterface, timeout: float
     DeadlineExceeded after `timeout` seconds, NotFound if the namespace does not exist.
     """
     try:
+        # A socket belongs to the network namespace that it was made in: later ioctls need no setns(2).
         control = await asyncio.to_thread(namespaces.open_socket, netns, socket.AF_INET, socket.SOCK_DGRAM)
     except FileNotFoundError as error:
         raise NotFound(f"network namespace {netns} does not exist") from error
@@ -93,7 +94,7 @@ def _address(control: socket.socket, name: str) -> str | None:
     try:
         answer = fcntl.ioctl(control, SIOCGIFADDR, request)
     except OSError as error:
-        if error.errno != errno.EADDRNOTAVAIL:
+        if error.errno != errno.EADDRNOTAVAIL:  # the interface has no IPv4 address yet
             raise
         return None
     # struct ifreq: 16 bytes of name, then struct sockaddr_in with the address at offset 4.

@@ -74,6 +74,7 @@ class AttachmentStore:
             result=msgspec.Raw(attachment.result) if attachment.result else NO_RESULT,
         )
         path = self._path(attachment.sandbox_id)
+        # Not `.json`: a draft that a crash has left is no record.
         draft = path.with_suffix(".new")
         draft.write_bytes(msgspec.json.encode(record))
         draft.replace(path)
@@ -86,6 +87,7 @@ class AttachmentStore:
         except FileNotFoundError:
             return None
         except ValueError as error:
+            # No error: its pod must stay removable, by a DEL with the current configuration.
             log.warning("%s: ignored: %s", self._path(sandbox_id), error)
             return None
         return Attachment(

@@ -59,6 +59,7 @@ def capability_arguments(sandbox: SandboxConfig) -> PluginOptions:
 def checked_arguments(sandbox: SandboxConfig) -> PluginOptions:
     """The capability arguments that are not parsed from annotations."""
     arguments: PluginOptions = {
+        # The kubelet sends every containerPort, most of them without a hostPort.
         "portMappings": [_port(port) for port in sandbox.port_mappings if port.host_port > 0],
         "dns": _dns(sandbox),
         "io.kubernetes.cri.pod-annotations": sandbox.annotations,
@@ -90,6 +91,7 @@ def cni_args(sandbox_id: str, metadata: SandboxMetadata) -> str:
         "K8S_POD_INFRA_CONTAINER_ID": sandbox_id,
         "K8S_POD_UID": metadata.uid,
     }
+    # Without IgnoreUnknown, plugins refuse the keys that they do not know.
     return ";".join(["IgnoreUnknown=1", *(f"{name}={value}" for name, value in names.items() if _is_plain(value))])
 
 

@@ -40,7 +40,6 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     version: str
     plugins: tuple[Plugin, ...]
-    disable_check: bool = False
     disable_gc: bool = False
     path: str = ""
 
@@ -55,7 +54,6 @@ class _File(msgspec.Struct):
     name: str
     cni_version: str = msgspec.field(name="cniVersion", default="0.3.1")
     cni_versions: list[str] = msgspec.field(name="cniVersions", default_factory=list)
-    disable_check: bool = msgspec.field(name="disableCheck", default=False)
     disable_gc: bool = msgspec.field(name="disableGC", default=False)
     only_inlined: bool = msgspec.field(name="loadOnlyInlinedPlugins", default=False)
     type: str = ""
@@ -79,7 +77,6 @@ def parse(text: bytes, path: str, folder: Path | None = None) -> Network:
             name=_checked_name(file.name),
             version=_version(file),
             plugins=tuple(_plugin(options) for options in plugins),
-            disable_check=file.disable_check,
             disable_gc=file.disable_gc,
             path=path,
         )
@@ -92,7 +89,6 @@ def to_json(network: Network) -> bytes:
     file = {
         "cniVersion": network.version,
         "name": network.name,
-        "disableCheck": network.disable_check,
         "disableGC": network.disable_gc,
         "plugins": [plugin.options for plugin in network.plugins],
     }
@@ -110,6 +106,7 @@ class ConfigDirectory:
 
     def network(self) -> Network:
         """The pods' network. NetworkNotReady if no file is valid, with the error in each."""
+        # Taken before the files are read: a change meanwhile makes the next one differ.
         seen = self._fingerprint()
         if seen != self._seen:
             self._read([name for name, *_ in seen if "/" not in name])
@@ -124,6 +121,7 @@ class ConfigDirectory:
             paths = sorted(path for path in self._path.iterdir() if path.suffix in SUFFIXES)
             folded = sorted(self._path.glob("*/*.conf"))
             stats = [(str(path.relative_to(self._path)), path.stat()) for path in (*paths, *folded)]
+        # The directory need not exist yet: many CNI plugins come with a DaemonSet.
         except OSError:
             return ()
         return tuple((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats)
@@ -149,6 +147,7 @@ def _plugin_options(file: _File, text: bytes, folder: Path | None) -> list[Plugi
         return [msgspec.json.decode(text, type=PluginOptions)]
     plugins = list(file.plugins or [])
     if folder is not None and not file.only_inlined:
+        # `name` is a directory here: _checked_name keeps it below `folder`.
         paths = sorted((folder / _checked_name(file.name)).glob("*.conf"))
         plugins += [msgspec.json.decode(path.read_bytes(), type=PluginOptions) for path in paths]
     if not plugins:

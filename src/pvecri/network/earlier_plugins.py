@@ -25,6 +25,7 @@ async def wait_for_exit(sandboxes: Collection[str], timeout: float) -> None:
     """
     if not sandboxes:
         return
+    # Of all processes: the plugin's children have the variable too, and may be what still works.
     running = await asyncio.to_thread(processes.with_variable, CONTAINER_ID)
     pids = [pid for pid, sandbox in running.items() if sandbox in sandboxes]
     await asyncio.gather(*(_wait_for_process(pid, timeout) for pid in pids))

@@ -34,5 +34,6 @@ class Exclusion:
     async def exclusive(self) -> AsyncIterator[None]:
         """Acquire it alone."""
         async with self._entry:
+            # With `_entry` held until the end: new shared holders queue behind this one.
             await self._empty.wait()
             yield

@@ -38,6 +38,7 @@ class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rate: Annotated[float, msgspec.Meta(ge=0, le=RATE_MAX)] = 0.0
     mtu: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     firewall: bool = False
+    # The second digit is even: Proxmox accepts unicast addresses only (format mac-addr).
     hwaddr: Annotated[str, msgspec.Meta(pattern=r"^([0-9A-Fa-f][02468ACEace](:[0-9A-Fa-f]{2}){5})?$")] = ""
     ip: str = ""
     gw: str = ""
@@ -46,7 +47,7 @@ class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cni: bool = False
 
 
-def asks_for_interface(sandbox: SandboxConfig) -> bool:
+def requests_interface(sandbox: SandboxConfig) -> bool:
     """Whether a pod requests a Proxmox interface, valid or not in the current configuration."""
     return CLASS_ANNOTATION in sandbox.annotations or INTERFACE_ANNOTATION in sandbox.annotations
 
@@ -56,7 +57,7 @@ def interface_of(sandbox: SandboxConfig, config: NetworkConfig) -> ProxmoxInterf
 
     InvalidArgument names the annotation, and the setting that would allow it.
     """
-    if not asks_for_interface(sandbox):
+    if not requests_interface(sandbox):
         for name in (FIREWALL_ANNOTATION, RULES_ANNOTATION):
             if name in sandbox.annotations:
                 raise _invalid(name, f"needs a Proxmox interface: {CLASS_ANNOTATION} or {INTERFACE_ANNOTATION}")
@@ -192,6 +193,7 @@ def _check_family(
     if not gateway:
         return
     via = ipaddress.ip_address(gateway)
+    # IPv6 routers announce themselves by link-local addresses, which are in no prefix of the interface.
     reachable = via in interface.network or (via.version == 6 and via.is_link_local)
     if not reachable or via == interface.ip:
         raise ValueError(f"gateway {gateway} is not another address of {interface.network}")

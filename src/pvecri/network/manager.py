@@ -22,7 +22,7 @@ from pvecri.network.errors import NetworkNotReady, PluginError
 from pvecri.network.exclusion import Exclusion
 from pvecri.network.plugins import PluginRunner
 from pvecri.network.probe import ReadinessProbe
-from pvecri.network.result import PodInterface, PodNetwork, pod_network
+from pvecri.network.result import PodNetwork, pod_network
 from pvecri.supervision import Supervisor, attempt
 
 NOT_READY = "NetworkPluginNotReady"
@@ -136,10 +136,7 @@ class NetworkManager:
         found = addresses.static_addresses(interface)
         if interface.ip == addresses.DHCP:
             found = (await addresses.wait_for_dhcp(netns, interface, self._config.plugin_timeout), *found)
-        return PodNetwork(
-            ips=tuple(address.partition("/")[0] for address in found),
-            interfaces=(PodInterface(name=interface.name, mac=interface.mac, addresses=found),),
-        )
+        return PodNetwork(ips=tuple(address.partition("/")[0] for address in found))
 
     async def _add(self, sandbox_id: SandboxId, netns: Path, request: NetworkRequest) -> PodNetwork:
         """CNI ADD.
@@ -173,14 +170,17 @@ class NetworkManager:
         which an earlier pvecri did not validate before it stored a pod.
         """
         await self._earlier_plugins_ended()
+        # DEL allows an empty CNI_NETNS: the namespace may have ended with the CT (CNI specification, section 2).
         path = str(netns) if netns is not None and netns.exists() else ""
         attachment = self._store.read(sandbox_id)
         if attachment is None:
-            if interfaces.asks_for_interface(sandbox):
+            # Proxmox's interface goes with the CT; had CNI run beside it, there would be a record.
+            if interfaces.requests_interface(sandbox):
                 return
             try:
                 network = self._directory.network()
             except NetworkNotReady:
+                # Without a record no ADD has begun (decision 0023).
                 return
             attachment = Attachment(
                 sandbox_id=sandbox_id,
@@ -205,6 +205,7 @@ class NetworkManager:
 
     async def _earlier_plugins_ended(self) -> None:
         if self._earlier_plugins is not None:
+            # Shared by all DELs: a cancelled one must not cancel it for the others.
             await asyncio.shield(self._earlier_plugins)
 
     async def collect_garbage(self, known: Collection[SandboxId]) -> None:
@@ -213,6 +214,7 @@ class NetworkManager:
         Runs DEL for recorded attachments of unknown pods first: networks before 1.1 have no GC, others may disable
         it. PluginError with the plugin's message.
         """
+        # Listed before the first await: a pod that is created meanwhile is not in `known`.
         for sandbox_id in set(self._store.sandboxes()).difference(known):
             await self.release(sandbox_id)
         async with self._exclusion.exclusive():
@@ -221,24 +223,9 @@ class NetworkManager:
             except NetworkNotReady:
                 return
             recorded = (self._store.read(sandbox_id) for sandbox_id in self._store.sandboxes())
-            # GC is per network: attachments of an earlier configuration are none of this one's.
+            # GC is per network: attachments of an earlier configuration may be to another one.
             valid = [each for each in recorded if each is not None and each.network.name == network.name]
             await self._runner.collect(network, valid)
-
-    async def check(self, sandbox_id: SandboxId) -> None:
-        """CNI CHECK; PluginError if the attachment is not as ADD left it."""
-        attachment = self._store.read(sandbox_id)
-        if attachment is not None and attachment.result:
-            await self._runner.check(attachment)
-
-    def attached(self) -> list[SandboxId]:
-        """The sandboxes with a record: attached, or being attached when the daemon ended."""
-        return self._store.sandboxes()
-
-    def network_of(self, sandbox_id: SandboxId) -> PodNetwork | None:
-        """The recorded result of a sandbox's ADD; None if it is not attached."""
-        attachment = self._store.read(sandbox_id)
-        return pod_network(attachment.result) if attachment is not None and attachment.result else None
 
     async def _undo_add(self, attachment: Attachment) -> None:
         """After a failed ADD. When this fails too the record stays, so that a later detach tries again."""
@@ -246,8 +233,8 @@ class NetworkManager:
 
     async def _undo(self, attachment: Attachment) -> None:
         delete = partial(self._runner.delete, attachment, best_effort=True)
-        doing = f"sandbox {attachment.sandbox_id}: undoing a failed attach"
-        if await attempt(delete, "undo of RunPodSandbox", doing) is None:
+        action = f"sandbox {attachment.sandbox_id}: undoing a failed attach"
+        if await attempt(delete, "undo of RunPodSandbox", action) is None:
             self._store.remove(attachment.sandbox_id)
 
 

@@ -67,17 +67,11 @@ class PluginRunner:
                 await self._run("DEL", plugin, attachment, previous)
             except PluginError as error:
                 failure = failure or error
+                # An address must not be free while a host port still leads to it (decision 0023).
                 if not best_effort:
                     break
         if failure is not None:
             raise failure
-
-    async def check(self, attachment: Attachment) -> None:
-        """CHECK through the chain, if the network's version has it. PluginError for the first that fails."""
-        if attachment.network.disable_check or not attachment.network.has_version("0.4.0"):
-            return
-        for plugin in attachment.network.plugins:
-            await self._run("CHECK", plugin, attachment, attachment.result)
 
     async def status(self, network: Network) -> None:
         """STATUS of every plugin, if the network's version has it (1.1).
@@ -87,6 +81,7 @@ class PluginRunner:
         if not network.has_version("1.1.0"):
             return
         for plugin in network.plugins:
+            # First: a plugin that is too old for STATUS fails it with an error that does not name the version.
             await self._check_version(plugin, network)
         for plugin in network.plugins:
             await self._execute("STATUS", plugin, network, {}, _base_config(plugin, network))
@@ -183,11 +178,6 @@ class PluginRunner:
         return next((path for path in candidates if path.is_file() and os.access(path, os.X_OK)), None)
 
 
-def execution_config(plugin: Plugin, attachment: Attachment, previous: bytes) -> bytes:
-    """The execution configuration that a plugin reads from stdin (section 3, Deriving requests). Pure."""
-    return msgspec.json.encode(_attachment_config(plugin, attachment, previous))
-
-
 def _base_config(plugin: Plugin, network: Network) -> dict[str, object]:
     # `capabilities` is for the runtime; plugins get runtimeConfig instead (section 3).
     config: dict[str, object] = {key: value for key, value in plugin.options.items() if key != "capabilities"}
@@ -195,6 +185,7 @@ def _base_config(plugin: Plugin, network: Network) -> dict[str, object]:
 
 
 def _attachment_config(plugin: Plugin, attachment: Attachment, previous: bytes) -> dict[str, object]:
+    """The execution configuration that a plugin reads from stdin (section 3, Deriving requests)."""
     config = _base_config(plugin, attachment.network)
     if arguments := runtime_config(plugin, attachment.arguments):
         config["runtimeConfig"] = arguments

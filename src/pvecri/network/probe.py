@@ -45,6 +45,7 @@ class ReadinessProbe:
         elif (self._task is None or self._task.done()) and now - self._started_at > MAX_AGE:
             self._start(network, now)
         if self._problem is None and self._task is not None:
+            # Not wait_for, which would cancel it: the next caller gets its result.
             await asyncio.wait([self._task], timeout=FIRST_RESULT_TIMEOUT)
         return "its plugins have not answered STATUS yet" if self._problem is None else self._problem
 

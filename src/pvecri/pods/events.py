@@ -48,7 +48,7 @@ class Event:
 OF_CONTAINER: dict[tuple[ContainerState | None, ContainerState], EventKind] = {
     (None, ContainerState.CREATED): EventKind.CREATED,
     (ContainerState.CREATED, ContainerState.RUNNING): EventKind.STARTED,
-    (ContainerState.CREATED, ContainerState.EXITED): EventKind.STOPPED,
+    (ContainerState.CREATED, ContainerState.EXITED): EventKind.STOPPED,  # its start failed
     (ContainerState.RUNNING, ContainerState.EXITED): EventKind.STOPPED,
 }
 """The event of a change of a container's state; None is the state before its creation."""
@@ -91,6 +91,7 @@ class Subscription(AsyncIterator[Event]):
             self._overrun = True
             metrics.SUBSCRIBERS_DROPPED.inc()
         if self._overrun:
+            # The client gets an error in their place; each holds the state of a whole pod (decision 0056).
             self._waiting.clear()
         else:
             self._waiting.append(event)

@@ -39,6 +39,7 @@ def make_private_directory(directory: Path, root_gid: int) -> None:
 
     Below are secrets (an OCI spec's environment) and clones of volumes, which the node's users must not reach.
     """
+    # Closed until the group is right: nobody of another group can open it meanwhile.
     directory.mkdir(mode=0o700)
     os.chown(directory, 0, root_gid)
     directory.chmod(0o710)
@@ -90,6 +91,7 @@ def _write_sysctls(values: Mapping[str, str]) -> list[str]:
         try:
             sysctl_file(key).write_text(value)
         except OSError as error:
+            # Returned, not raised: the pod did not request these, and a kernel may lack one.
             failures.append(f"{key} = {value}: {error.strerror}")
     return failures
 
@@ -171,5 +173,6 @@ def _read(path: Path) -> str:
 
 def remove_files(pod: PodEntry) -> None:
     """Undo `write_files`, `pin_namespaces` and `make_directory`, and remove the pod's directory. Idempotent."""
+    # Pins are mounts, and a tree is removed only if nothing is mounted in it (decision 0053).
     unpin_namespaces(pod)
     mounts.remove_tree(pod.directory)

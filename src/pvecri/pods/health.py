@@ -49,6 +49,7 @@ def image_store_condition(config: Config) -> Condition:
     if shutil.which(config.images.skopeo) is None:
         message = f"the program {config.images.skopeo!r} is not installed (images.skopeo)"
         return Condition(name, False, "ImageFetcherMissing", message)
+    # For root, access(2) fails on a read-only filesystem (EROFS) and not for a file's mode.
     if not os.access(config.images_root, os.W_OK):
         message = f"{config.images_root} is not writable (images.root)"
         return Condition(name, False, "ImageStoreNotWritable", message)
@@ -110,6 +111,7 @@ class ProxmoxHealth:
         """Query Proxmox once and update `condition` and `version`."""
         try:
             condition = await self._check()
+        # An answer is a condition of Proxmox; a fault is the supervisor's (decision 0068).
         except PvecriError as error:
             reason = f"Proxmox{type(error).__name__.removeprefix('Proxmox')}"
             condition = Condition("ProxmoxReady", False, reason, str(error))
@@ -123,6 +125,7 @@ class ProxmoxHealth:
         self.condition = condition
 
     async def _check(self) -> Condition:
+        # First: it needs no privilege, so if it fails it is the connection or the credentials.
         self.version = (await self._proxmox.version()).version
         name = "ProxmoxReady"
         templates = await self._proxmox.storage_status(self._config.template_storage)

@@ -108,6 +108,7 @@ class PodManager:
 
     async def start(self) -> None:
         """Adopt running pods and start the background tasks. Proxmox need not be reachable."""
+        # Before the CRI is served: no client may see states of the last daemon process as current.
         await self._recovery.adopt()
         repeat = self._supervisor.repeat
         repeat("Proxmox health", self.health.poll, self.health.pause)
@@ -118,6 +119,7 @@ class PodManager:
 
     async def close(self) -> None:
         """Stop the background tasks; pods and containers keep running."""
+        # First: its tasks write to the store.
         await self._supervisor.close()
         self.registry.close()
         self._volumes.close()

@@ -95,6 +95,7 @@ class Recovery:
             elif container.value.state is ContainerState.EXITED:
                 self._exits.release_again(pod, container)
         if pod.value.phase is SandboxPhase.CREATING:
+            # No client knows its id: RunPodSandbox has not returned.
             self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING), ending=True)
         elif pod.value.phase is SandboxPhase.READY and pod.init is not None:
             self._cts.mirror_limits(pod)  # the kubelet may have changed them meanwhile
@@ -130,6 +131,7 @@ class Recovery:
 
         A step that fails does not stop the others. Incomplete if one failed: call again.
         """
+        # Before the pods are listed: a removal that fails from here on sets it again.
         self._teardown.removal_pending.clear()
         removals: list[tuple[str, Step]] = [
             (f"removing pod {pod.value.name} ({pod.id})", partial(self._teardown.finish_removal, pod))
@@ -138,6 +140,7 @@ class Recovery:
         ]
         steps: list[tuple[str, Step]] = [
             *self._steps_of_start(),
+            # Ahead of the first pod, which would wait for the upload.
             ("preparing the sandbox template", self._cts.prepare),
             *removals,
             ("destroying CTs that belong to no pod", self._destroy_orphans),

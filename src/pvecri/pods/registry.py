@@ -135,7 +135,7 @@ class Registry:
     """All pods and containers by id, written through to the store."""
 
     def __init__(self, store: Store, directory: Path) -> None:
-        """`directory` holds one directory a pod and one a container."""
+        """Below `directory` each pod and each container has a directory."""
         self._store = store
         self._pods: dict[SandboxId, PodEntry] = {}
         self._containers: dict[ContainerId, ContainerEntry] = {}
@@ -157,17 +157,18 @@ class Registry:
             pod = PodEntry(sandbox, self.directory / "pods" / sandbox.id, notified=_NOTIFIED[sandbox.phase])
             self._pods[sandbox.id] = pod
         for container in self._store.containers():
-            live = self._attach(container)
-            live.created = True
-            live.notified = (
+            entry = self._attach(container)
+            # Also one whose creation was cut off, for its row was written first: clients see and remove it.
+            entry.created = True
+            entry.notified = (
                 LifecycleEvent.STOPPED if container.state is ContainerState.EXITED else LifecycleEvent.CREATED
             )
 
     def _attach(self, container: Container) -> ContainerEntry:
-        live = ContainerEntry(container, Bundle(self.directory / "containers" / container.id))
-        self._containers[container.id] = live
-        self._pods[container.sandbox_id].containers[container.id] = live
-        return live
+        entry = ContainerEntry(container, Bundle(self.directory / "containers" / container.id))
+        self._containers[container.id] = entry
+        self._pods[container.sandbox_id].containers[container.id] = entry
+        return entry
 
     # -- sandboxes --------------------------------------------------------------------------------------------
 
@@ -199,6 +200,7 @@ class Registry:
 
     def drop_pod(self, pod: PodEntry) -> None:
         """Delete a sandbox and its containers. Idempotent; the row is deleted once the store can be written."""
+        # Their rows are deleted with the pod's (ON DELETE CASCADE).
         self.unsaved.forget(pod.containers)
         self.unsaved.save_when_possible(pod.id, partial(self._store.delete_sandbox, pod.id))
         known = self._pods.pop(pod.id, None)

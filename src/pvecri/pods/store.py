@@ -24,6 +24,7 @@ from pvecri.errors import AlreadyExists, Unavailable
 from pvecri.model import Container, ContainerId, Sandbox, SandboxId
 
 SCHEMA_VERSION = 1
+# STRICT (SQLite 3.37, Debian 12 has 3.40): SQLite would otherwise store any type in any column.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sandboxes (
     id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, vmid INTEGER UNIQUE, value BLOB NOT NULL
@@ -67,6 +68,7 @@ class Store:
         # NULL, not 0: UNIQUE allows any number of NULLs.
         row = (sandbox.id, sandbox.name, sandbox.vmid or None, msgspec.json.encode(sandbox))
         try:
+            # Not REPLACE: it deletes the old row, and by ON DELETE CASCADE the containers of the pod with it.
             self._write(
                 "INSERT INTO sandboxes VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (id) DO UPDATE SET vmid = excluded.vmid, value = excluded.value",

@@ -47,6 +47,7 @@ class Unsaved:
         except StoreUnavailable as error:
             if not self._writes:
                 log.warning("%s: changes that end something are kept in memory meanwhile", error)
+            # A key that is set again keeps its place in a dict: it has to move to the end.
             self.forget([row])
             self._writes[row] = write
             self._any.set()

@@ -248,6 +248,7 @@ def _free(length: int, settings: UserNamespacesConfig, used: Iterable[IdMapping]
     taken = {
         (each.host_id + offset - pool.first) // ID_RANGE
         for each in used
+        # A kubelet's mapping need not begin at a block of ours: its last ID may be in one more.
         for offset in (*range(0, each.length, ID_RANGE), each.length - 1)
     }
     blocks = length // ID_RANGE
@@ -262,6 +263,7 @@ def _free(length: int, settings: UserNamespacesConfig, used: Iterable[IdMapping]
 def _extents(ids: Iterable[int], host_id: int) -> Iterator[IdMapping]:
     """One extent for each run of consecutive IDs."""
     run: list[int] = []
+    # None ends the last run.
     for each in (*ids, None):
         if run and each != run[-1] + 1:
             yield IdMapping(container_id=run[0], host_id=host_id, length=len(run))

@@ -24,10 +24,11 @@ from pvecri.model import (
 )
 from pvecri.pods.user_namespaces import DEFAULT_HANDLERS
 
-HOSTNAME_MAX = 64
-NAME_MAX = 253
+HOSTNAME_MAX = 64  # the kernel's (uname(2), __NEW_UTS_LEN)
+NAME_MAX = 253  # Kubernetes' maximum for names of objects (RFC 1123 subdomains)
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", re.IGNORECASE)
 _SYSCTL = re.compile(r"[a-z0-9]([-_a-z0-9]*[a-z0-9])?([./][a-z0-9]([-_a-z0-9]*[a-z0-9])?)+", re.IGNORECASE)
+# What is per IPC and per UTS namespace; all other sysctls below kernel. and fs. are the node's.
 _IPC_SYSCTLS = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")
 _UTS_SYSCTLS = ("kernel.domainname",)
 
@@ -175,6 +176,7 @@ def _check_user_namespace(field: str, user: UserNamespace, options: NamespaceOpt
             raise InvalidArgument(f"{field}.{name}", f"must be one mapping, not {len(mappings)}")
         if mappings[0].container_id != 0 or mappings[0].length == 0:
             raise InvalidArgument(f"{field}.{name}[0]", "must map container_id 0 and have a length")
+    # One mapping is kept for both (Sandbox.mappings); a kubelet sends the same two.
     if user.uids != user.gids:
         raise InvalidArgument(f"{field}.gids", "must be the same mapping as uids")
 
@@ -208,7 +210,7 @@ def check_selinux(label: str) -> None:
 
 
 def check_resources(field: str, resources: Resources) -> None:
-    """InvalidArgument for the first value of LinuxContainerResources, found at `field`, that makes no sense."""
+    """InvalidArgument for the first value of LinuxContainerResources, found at `field`, that is out of range."""
     for name in ("cpu_period", "cpu_shares"):
         if getattr(resources, name) < 0:
             raise InvalidArgument(f"{field}.{name}", "must not be negative")
@@ -217,6 +219,7 @@ def check_resources(field: str, resources: Resources) -> None:
         raise InvalidArgument(f"{field}.memory_limit_in_bytes", "must not be negative, except -1 for no limit")
     if not -1000 <= resources.oom_score_adj <= 1000:
         raise InvalidArgument(f"{field}.oom_score_adj", f"{resources.oom_score_adj} is not within -1000 to 1000")
+    # The swap limit is that of memory and swap together.
     if 0 < resources.memory_swap_limit < resources.memory_limit:
         raise InvalidArgument(f"{field}.memory_swap_limit_in_bytes", "is less than memory_limit_in_bytes")
 

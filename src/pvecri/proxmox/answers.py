@@ -19,46 +19,29 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Version(Answer, frozen=True):
-    """GET /version: `version` such as `9.2.11`, `release` such as `9.2`."""
+    """GET /version: `version` such as `9.2.11`."""
 
     version: str
-    release: str = ""
 
 
 class Memory(Answer, frozen=True):
     """Bytes."""
 
     total: int
-    used: int = 0
-    free: int = 0
-
-
-class CpuInfo(Answer, frozen=True):
-    """`cpus` counts hardware threads."""
-
-    cpus: int
 
 
 class NodeStatus(Answer, frozen=True):
     """GET /nodes/{node}/status."""
 
     memory: Memory
-    cpuinfo: CpuInfo
-    pveversion: str = ""
-    uptime: int = 0
 
 
 class StorageStatus(Answer, frozen=True):
-    """GET /nodes/{node}/storage/{storage}/status; sizes in bytes, `content` as a comma-separated list."""
+    """GET /nodes/{node}/storage/{storage}/status; `content` is a comma-separated list."""
 
     type: str
     content: str = ""
     active: bool = False
-    enabled: bool = False
-    shared: bool = False
-    total: int = 0
-    used: int = 0
-    avail: int = 0
 
     @property
     def contents(self) -> frozenset[str]:
@@ -82,7 +65,6 @@ class StorageItem(Answer, frozen=True):
     """One volume of GET /nodes/{node}/storage/{storage}/content."""
 
     volid: str
-    size: int = 0
 
 
 class VolumeInfo(Answer, frozen=True):
@@ -94,72 +76,21 @@ class VolumeInfo(Answer, frozen=True):
 class Guest(Answer, frozen=True):
     """One of GET /cluster/resources?type=vm: a CT (`type` lxc) or a VM (qemu), on any node of the cluster.
 
-    That the guest exists, its tags and its lock are current. pvestatd refreshes `status` and `name` every ten
-    seconds; a new guest has those of the last one of its VMID until then, or none.
+    Only what is current: pvestatd refreshes `status` and `name` every ten seconds, and until then a new guest has
+    those of the last one of its VMID.
     """
 
     vmid: Vmid
     node: str
     type: str
-    status: str = "unknown"
-    name: str = ""
-    tags: str = ""
-    pool: str = ""
-    template: bool = False
-
-    @property
-    def tag_set(self) -> frozenset[str]:
-        """The tags; Proxmox sends them as one string."""
-        return frozenset(tag for tag in self.tags.split(";") if tag)
-
-
-class RunState(Enum):
-    """Whether a CT runs."""
-
-    RUNNING = "running"
-    STOPPED = "stopped"
-
-
-class CtStatus(Answer, frozen=True):
-    """GET /nodes/{node}/lxc/{vmid}/status/current; `pid` is the init's PID on the node, 0 if stopped."""
-
-    vmid: Vmid
-    status: RunState
-    pid: int = 0
-    name: str = ""
-    lock: str = ""
-    uptime: int = 0
-    cpus: float = 0
-    mem: int = 0
-    maxmem: int = 0
 
 
 class CtConfig(Answer, frozen=True):
-    """GET /nodes/{node}/lxc/{vmid}/config.
+    """GET /nodes/{node}/lxc/{vmid}/config; `raw` has every option as text, as `pct config` shows it."""
 
-    `memory` and `swap` are MiB; `raw` has every option as text, as `pct config` shows it.
-    """
-
-    hostname: str = ""
     description: str = ""
-    tags: str = ""
-    ostype: str = ""
-    arch: str = ""
-    rootfs: str = ""
     lock: str = ""
-    digest: str = ""
-    memory: int = 512
-    swap: int = 512
-    cpulimit: float = 0
-    cpuunits: int = 100
-    unprivileged: bool = False
-    template: bool = False
     raw: dict[str, str] = {}
-
-    @property
-    def tag_set(self) -> frozenset[str]:
-        """The tags; Proxmox sends them as one string."""
-        return frozenset(tag for tag in self.tags.split(";") if tag)
 
 
 class TaskState(Enum):
@@ -182,21 +113,18 @@ class TaskStatus(Answer, frozen=True):
 
 
 class TaskEntry(Answer, frozen=True):
-    """One of GET /nodes/{node}/tasks; `status` is empty while it runs, `pstart` is clock ticks since boot."""
+    """One of GET /nodes/{node}/tasks; `pstart` is clock ticks since boot."""
 
     upid: str
     type: str
     starttime: int
     pstart: int = 0
     id: str = ""
-    status: str = ""
-    endtime: int | None = None
 
 
 class LogLine(Answer, frozen=True):
     """One of GET /nodes/{node}/tasks/{upid}/log."""
 
-    n: int
     t: str
 
 

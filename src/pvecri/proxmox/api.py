@@ -21,7 +21,6 @@ from pvecri.model import Firewall, Vmid
 from pvecri.proxmox import privileges
 from pvecri.proxmox.answers import (
     CtConfig,
-    CtStatus,
     Guest,
     NodeStatus,
     StorageConfig,
@@ -98,7 +97,7 @@ class ProxmoxApi:
         return await self._get("/version", "get the version", Version)
 
     async def node_status(self) -> NodeStatus:
-        """GET /nodes/{node}/status: memory in bytes and the number of CPUs."""
+        """GET /nodes/{node}/status."""
         return await self._get(f"/nodes/{self._node}/status", f"get the status of node {self._node}", NodeStatus)
 
     async def storage_status(self, storage: str) -> StorageStatus:
@@ -108,6 +107,7 @@ class ProxmoxApi:
 
     async def storage_config(self, storage: str) -> StorageConfig:
         """A storage's entry in storage.cfg (GET /storage). NotFound if our account sees none of that name."""
+        # Not GET /storage/{storage}: that one needs Datastore.Allocate, the right to remove the storage.
         for entry in await self._get("/storage", f"get the config of storage {storage}", list[StorageConfig]):
             if entry.storage == storage:
                 return entry
@@ -149,12 +149,6 @@ class ProxmoxApi:
                 raise
             return True
         return False
-
-    async def ct_status(self, vmid: Vmid) -> CtStatus:
-        """GET …/status/current: not cached by pvestatd. CtNotFound."""
-        action = f"get the status of CT {vmid}"
-        async with self._forbidden_explained(vmid, action):
-            return await self._get(f"{self._ct(vmid)}/status/current", action, CtStatus)
 
     async def ct_config(self, vmid: Vmid) -> CtConfig:
         """GET …/config, with pending changes applied. CtNotFound; CtHidden if our account does not see the CT."""
@@ -224,6 +218,7 @@ class ProxmoxApi:
         and HA. Proxmox removes its firewall rules and ACLs in any case.
         """
         try:
+            # Without purge Proxmox refuses a CT that is an HA resource or has replication jobs.
             await self._task("DELETE", vmid, "", f"destroy CT {vmid}", force=force, purge=purge)
         except CtNotFound:
             return
@@ -264,6 +259,7 @@ class ProxmoxApi:
         parameters: dict[str, ParameterValue]
         for rule in reversed(firewall.rules):  # Proxmox inserts each new rule at the top
             parameters = {"type": rule.direction, "action": rule.action, "enable": 1, **rule.options}
+            # Not repeatable: a second POST would insert the rule once more.
             call = Call(method="POST", path=f"{path}/rules", action=action, parameters=parameters)
             await self._transport.call(call, object)
         parameters = {**firewall.options, "enable": 1}
@@ -340,6 +336,7 @@ class ProxmoxApi:
             action=f"upload {name} to storage {storage}",
             body=body,
             content_type=content_type,
+            # Proxmox overwrites a file of that name, here with the same content.
             repeatable=True,
         )
         upid = parse_upid(await self._transport.call(call, str), call.action)
@@ -364,7 +361,7 @@ class ProxmoxApi:
             async with self._forbidden_explained(vmid, action):
                 await self._tasks.wait(parse_upid(await self._transport.call(call, str), action), action)
 
-        # Each attempt is a task of its own, and stands in Proxmox's task log if it fails.
+        # Each attempt is a task in Proxmox's log: after the first, the config is read until the lock is gone.
         await self._retry_locked(attempt, before_repeat=lambda: self._check_lock(vmid, action))
 
     async def _check_lock(self, vmid: Vmid, action: str) -> None:
@@ -403,7 +400,7 @@ class ProxmoxApi:
         """Retry on CtLocked and CtHidden for `timeout` seconds (default: proxmox.task_timeout), or
         HELD_LOCK_TIMEOUT if that is shorter for the lock.
 
-        `before_repeat` precedes every attempt but the first, and spares it by raising the same errors.
+        `before_repeat` precedes every attempt but the first, and replaces it if it raises the same errors.
         """
         clock = asyncio.get_running_loop().time
         seconds = self._config.task_timeout if timeout is None else timeout
@@ -430,6 +427,7 @@ class ProxmoxApi:
             existing = await self._config_with_description(spec.vmid)
         except CtNotFound:
             return parse_upid(await self._transport.call(call, str), call.action)
+        # Proxmox ends the description with a line feed of its own.
         if existing.description.strip() != spec.description.strip():
             raise CtExists(call.action, f"the response was lost, and VMID {spec.vmid} belongs to another CT now")
         entry = await self._tasks.last(spec.vmid, "vzcreate", self._node, since=0)
@@ -449,6 +447,7 @@ class ProxmoxApi:
 
 
 def _lock_timeout(refused: CtLocked | CtHidden, timeout: float) -> float:
-    """How long to try what was refused so."""
+    """Seconds for which to retry after this refusal."""
+    # An empty `lock` is the flock of a running task, which ends with it: seconds, not hours.
     held = isinstance(refused, CtLocked) and refused.lock and refused.lock not in TRANSIENT_LOCKS
     return min(timeout, HELD_LOCK_TIMEOUT) if held else timeout

@@ -99,6 +99,7 @@ class TicketAuth:
         return True
 
     async def _renew(self) -> None:
+        # Before the login: the ticket's two hours begin when Proxmox issues it, not when it arrives.
         born = self._clock()
         password = read_secret(self._password_file, "proxmox.password_file")
         ticket = await self._login(self._username, password)
@@ -107,6 +108,7 @@ class TicketAuth:
                 f"Proxmox: {self.account} has a second factor, which a daemon cannot enter: set proxmox.token_id "
                 f"and proxmox.token_secret_file"
             )
+        # A ticket ends in a base64 signature, and pveproxy unescapes the cookie.
         cookie = f"PVEAuthCookie={quote(ticket.ticket, safe='')}"
         self._headers = {"Cookie": cookie, "CSRFPreventionToken": ticket.csrf}
         self._born = born

@@ -43,7 +43,6 @@ class CtSpec(msgspec.Struct, frozen=True, kw_only=True):
     arch: str = "amd64"
     rootfs_size_gib: int = 0
     unprivileged: bool = True
-    cores: int = 0
     description: str = ""
     pool: str = ""
     interfaces: tuple[ProxmoxInterface, ...] = ()
@@ -72,11 +71,11 @@ def create_parameters(spec: CtSpec) -> dict[str, ParameterValue]:
         "start": spec.start,
     }
     optional: dict[str, ParameterValue] = {
-        "cores": spec.cores,
         "description": spec.description[:DESCRIPTION_MAX],
         "pool": spec.pool,
         **{f"net{index}": interface_parameter(each) for index, each in enumerate(spec.interfaces)},
     }
+    # An empty `pool` or `netN` does not pass Proxmox's schema.
     return parameters | {name: value for name, value in optional.items() if value}
 
 
@@ -107,6 +106,7 @@ def interface_parameter(interface: ProxmoxInterface) -> str:
         "firewall": interface.firewall is not None,
         "host-managed": managed,
     }
+    # 0 is "unset" here and out of range there: `tag` begins at 1, `mtu` at 64 (PVE::LXC::Config).
     return ",".join(f"{name}={wire(value)}" for name, value in options.items() if value)
 
 
@@ -114,6 +114,7 @@ def size_parameters(size: CtSize) -> dict[str, ParameterValue]:
     """The size parameters, for create and PUT …/config; all take effect on a running CT."""
     return {
         "memory": size.memory_mib,
+        # Always sent: unset means 512 MiB.
         "swap": size.swap_mib,
         "cpulimit": size.cpulimit,
         "cpuunits": size.cpuunits,
@@ -122,6 +123,7 @@ def size_parameters(size: CtSize) -> dict[str, ParameterValue]:
 
 def ct_name(text: str) -> str:
     """`text` reduced to a hostname that Proxmox accepts (format `dns-name`)."""
+    # 63: the longest DNS label (RFC 1035). 255: the maximum of the option `hostname`.
     labels = (re.sub(r"[^A-Za-z0-9-]+", "-", label).strip("-")[:63].strip("-") for label in text.split("."))
     return ".".join(label for label in labels if label)[:255].strip(".-") or "pod"
 

@@ -34,7 +34,7 @@ GATEWAY_STATUSES = frozenset({502, 503, 504, NOT_PASSED_ON, 596, 597, 599})
 """pveproxy, or a proxy in front of it, got no response (596 and up are AnyEvent::HTTP's own)."""
 
 NO_CLUSTER_FILES = "RPCEnvironment init request failed"
-"""How any call is refused while pmxcfs, which holds the users and their rights, does not run."""
+"""The error of every call while pmxcfs does not run, which stores the users and their permissions."""
 
 
 class ProxmoxError(InternalError):
@@ -115,6 +115,7 @@ _KINDS: tuple[tuple[re.Pattern[str], type[ProxmoxError]], ...] = (
     (re.compile(r"\bCT \d+ not running\b"), CtNotRunning),
     (re.compile(r"\bCT \d+ already running\b"), CtAlreadyRunning),
     (_CONFIG_LOCK, CtLocked),
+    # The flock of the CT's config: a task waits ten seconds for another one (PVE::AbstractConfig, lock_config).
     (re.compile(r"can't lock file '[^']*' - got timeout"), CtLocked),
 )
 
@@ -161,11 +162,13 @@ def _not_running(status: int, message: str) -> str:
         return f"{status} {message}: pveproxy does not reach pvedaemon: does it run?"
     if message.startswith(NO_CLUSTER_FILES):
         return f"{message}: pmxcfs does not answer: does pve-cluster run?"
+    # Without quorum /etc/pve is read-only ("cluster not ready - no quorum?", PVE::Cluster): it may come back.
     return f"{status} {message}" if status in GATEWAY_STATUSES or "no quorum" in message else ""
 
 
 def from_task(action: str, exitstatus: str, log: str, upid: str) -> ProxmoxError:
     """The error for a task that ended with `exitstatus`; `log` is the end of its log."""
+    # A known message needs no log: it says what is wrong, and its kind is what callers act on.
     kind = kind_of(exitstatus)
     if kind is not ProxmoxError:
         return kind(action, exitstatus)

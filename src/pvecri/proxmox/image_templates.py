@@ -46,14 +46,15 @@ class ImageTemplates:
 
         `reference` has a tag and no digest. Registries, mirrors and credentials are those of the node's own
         skopeo. AlreadyExists if the file exists, FailedPrecondition if Proxmox is too old, CommandError with the
-        output of skopeo if that fails; no file is left then. If the call is cancelled, the task goes on: `remove`
-        stops it.
+        output of skopeo if that fails; no file is left then. A cancelled call leaves the task
+        running; `remove` stops it.
         """
         action = f"pull {reference} to storage {self.storage}"
         call = Call(
             method="POST",
             path=f"{self._path}/oci-registry-pull",
             action=action,
+            # Proxmox appends `.tar` to the file name itself.
             parameters={"reference": reference, "filename": file.removesuffix(_ENDING)},
         )
         try:
@@ -64,6 +65,7 @@ class ImageTemplates:
                 raise CommandError("skopeo", int(failed[1]), error.message) from error
             raise
         except ProxmoxError as error:
+            # What pveproxy answers for a path that this version does not have.
             if error.http_status == 501:
                 raise FailedPrecondition(
                     f"Proxmox: {action}: not implemented: images.template_storage needs Proxmox VE 9.1 or later"
@@ -98,6 +100,7 @@ class ImageTemplates:
             method="GET",
             path=f"/nodes/{self._node}/tasks",
             action="list the running pulls",
+            # By default the list has ended tasks only (`archive`).
             parameters={"source": "active", "typefilter": PULL_TASK},
         )
         entries = await self._transport.call(call, list[TaskEntry])

@@ -40,6 +40,7 @@ def needed(config: ProxmoxConfig, node: str, image_storage: str = "") -> dict[st
     templates = f"/storage/{config.template_storage}"
     wanted[templates] = wanted.get(templates, frozenset()) | {"Datastore.AllocateTemplate", "Datastore.Audit"}
     if image_storage:
+        # oci-registry-pull makes the node connect to a server that the caller names.
         wanted[f"/nodes/{node}"] |= {"Sys.AccessNetwork"}
         images = f"/storage/{image_storage}"
         wanted[images] = wanted.get(images, frozenset()) | {

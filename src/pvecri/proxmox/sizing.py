@@ -14,12 +14,12 @@ from pvecri.linux.accounting import UNLIMITED
 from pvecri.model import Resources
 
 MIB = 1 << 20
-MEMORY_MIN_MIB = 16
-HIGH_GAP_MAX_MIB = 128
-CPULIMIT_MAX = 8192.0
-CPU_PERIOD_DEFAULT = 100_000
-CPUUNITS_DEFAULT = 100
-SHARES_MIN, SHARES_MAX = 2, 262_144
+MEMORY_MIN_MIB = 16  # the minimum of Proxmox's `memory`
+HIGH_GAP_MAX_MIB = 128  # from 16 GiB on (PVE::LXC::Config, calculate_memory_constraints)
+CPULIMIT_MAX = 8192.0  # the maximum of Proxmox's `cpulimit`
+CPU_PERIOD_DEFAULT = 100_000  # microseconds; the kernel's default too
+CPUUNITS_DEFAULT = 100  # cgroup v2's default weight, and Proxmox's
+SHARES_MIN, SHARES_MAX = 2, 262_144  # the range of cgroup v1's cpu.shares
 
 
 class CtSize(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +68,7 @@ def cpulimit(resources: Resources, overhead: Resources) -> float:
     if resources.cpu_quota <= 0:
         return 0.0
     hundredths = _quota_hundredths(resources) + _quota_hundredths(overhead)
+    # Hundredths: what the API's form encoding keeps (ctspec.wire).
     return min(CPULIMIT_MAX, hundredths / 100)
 
 

@@ -31,7 +31,7 @@ class Tasks:
         """Wait until the task has succeeded.
 
         ProxmoxTaskError, or the kind of ProxmoxError of a known message, if it fails; DeadlineExceeded after
-        proxmox.task_timeout, while the task goes on. An API that is unavailable for a moment (pveproxy is
+        proxmox.task_timeout, while the task continues. An API that is unavailable for a moment (pveproxy is
         reloaded) does not end the wait.
         """
         with metrics.measured(metrics.TASKS, metrics.TASK_SECONDS, task.kind):
@@ -42,6 +42,7 @@ class Tasks:
             async with asyncio.timeout(self._timeout):
                 ended = await self._poll(task, action)
         except TimeoutError as error:
+            # Not stopped: a create or destroy that is cut off leaves a lock, which the API cannot remove.
             raise DeadlineExceeded(
                 f"Proxmox: {action}: task {task} has not ended within {self._timeout:g} s (proxmox.task_timeout)"
             ) from error
@@ -59,6 +60,7 @@ class Tasks:
             method="GET",
             path=f"/nodes/{node}/tasks",
             action=f"list the {kind} tasks of CT {vmid}",
+            # By default the list has ended tasks only; a start may still be running.
             parameters={"vmid": vmid, "typefilter": kind, "source": "all", "limit": 10, "since": since},
         )
         entries = await self._transport.call(call, list[TaskEntry])
@@ -68,10 +70,15 @@ class Tasks:
     async def log_end(self, task: Upid) -> str:
         """The last lines of the task's log, joined, for an error; empty if the log cannot be read."""
         call = Call(
-            method="GET", path=f"{task.path}/log", action=f"read the log of {task}", parameters={"limit": 500}
+            # By default the first 50 lines; the error is at the end.
+            method="GET",
+            path=f"{task.path}/log",
+            action=f"read the log of {task}",
+            parameters={"limit": 500},
         )
         try:
             lines = await self._transport.call(call, list[LogLine])
+        # The task has failed anyway: its exit status is the error, the log only adds to it.
         except (errors.ProxmoxError, Unavailable):
             return ""
         texts = [line.t.strip() for line in lines if line.t.strip()]
@@ -82,7 +89,7 @@ class Tasks:
             await asyncio.sleep(delay)
             try:
                 status = await self.status(task, action)
-            except Unavailable:  # a reload of pveproxy; the task goes on
+            except Unavailable:  # a reload of pveproxy; the task continues
                 continue
             if status.status is TaskState.STOPPED:
                 return status

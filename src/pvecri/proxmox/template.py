@@ -57,6 +57,7 @@ FILES = {
     "etc/os-release": b'ID=pvecri-sandbox\nNAME="pvecri sandbox"\nPRETTY_NAME="pvecri pod sandbox"\n',
 }
 
+# EM_386, EM_ARM, EM_X86_64, EM_AARCH64, EM_RISCV (elf(5)).
 _ELF_MACHINES = {3: "i386", 40: "armhf", 62: "amd64", 183: "arm64", 243: "riscv64"}
 _PT_INTERP = 3
 
@@ -129,6 +130,7 @@ def _segment_types(program: bytes) -> Iterator[int]:
     if program[:4] != b"\x7fELF" or program[5:6] != b"\x01":
         raise ValueError("not a little-endian ELF file")
     wide = program[4] == 2  # ELFCLASS64
+    # e_phoff; then e_phentsize and e_phnum.
     offset = struct.unpack_from("<Q", program, 32)[0] if wide else struct.unpack_from("<I", program, 28)[0]
     size, count = struct.unpack_from("<HH", program, 54 if wide else 42)
     for index in range(count):
@@ -147,6 +149,7 @@ def _entries(catatonit: bytes, busybox: bytes) -> Iterator[tuple[tarfile.TarInfo
 
 
 def _entry(name: str, kind: bytes, mode: int, size: int = 0, target: str = "") -> tarfile.TarInfo:
+    # `mtime` stays 0 and uid and gid too: the same programs make the same archive (decision 0022).
     entry = tarfile.TarInfo(f"./{name}")
     entry.type, entry.mode, entry.size, entry.linkname = kind, mode, size, target
     entry.uname = entry.gname = "root"

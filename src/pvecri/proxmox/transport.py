@@ -84,6 +84,7 @@ class Transport:
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),  # auth.py sets the ticket's cookie
             timeout=aiohttp.ClientTimeout(total=self._config.request_timeout),
+            # pveproxy compresses if it may: CPU time of the node, for a connection that is mostly local.
             headers={"User-Agent": "pvecri", "Accept-Encoding": "identity"},
         )
 
@@ -101,6 +102,7 @@ class Transport:
         """
         assert self._auth is not None, "start() comes first"
         reply = await self._send(call, await self._auth.headers())
+        # Once, also for calls that are not repeatable: a request with refused credentials was not processed.
         if reply.status == 401 and self._auth.refused():
             reply = await self._send(call, await self._auth.headers())
         if reply.status >= 400:
@@ -147,7 +149,7 @@ class Transport:
 
     async def _exchange(self, call: Call, headers: dict[str, str]) -> Reply:
         """Send once. _NotSent if nothing was sent, ConnectionLost if no response came."""
-        if self._session is None:  # an undo of a call that the end of the daemon has cut off
+        if self._session is None:  # the undo of a call that the daemon's end has cancelled
             raise Unavailable(f"Proxmox: {call.action}: the connection is closed: the daemon is ending")
         url, body, content = self._encode(call)
         measured = metrics.measured(
@@ -163,11 +165,13 @@ class Transport:
         """Raise aiohttp's errors as _NotSent and ConnectionLost."""
         try:
             yield
+        # First, for ClientSSLError is a ClientConnectorError: trying again does not make a certificate trusted.
         except (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch) as error:
             raise _NotSent(untrusted(self._config, error), worth_repeating=False) from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             problem = f"Proxmox: {call.action}: cannot connect to {self._config.url}: {error}: check proxmox.url"
             raise _NotSent(Unavailable(problem), worth_repeating=True) from error
+        # After ConnectionTimeoutError, which is one too: here the request may have been processed.
         except TimeoutError as error:
             raise ConnectionLost(
                 f"Proxmox: {call.action}: {self._config.url} did not answer within "

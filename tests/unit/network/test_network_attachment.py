@@ -8,10 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from pvecri.config import NetworkConfig
 from pvecri.model import SandboxId
 from pvecri.network import conflist
 from pvecri.network.attachment import Attachment, AttachmentStore
-from pvecri.network.plugins import execution_config
+from pvecri.network.plugins import PluginRunner
 
 NETWORK = conflist.parse(
     b'{"cniVersion": "1.0.0", "name": "pods", "type": "bridge", "capabilities": {"mac": true}}', "/etc/10.conf"
@@ -58,8 +59,15 @@ def test_invalid_record_is_ignored(store: AttachmentStore, tmp_path: Path) -> No
     assert store.read(SandboxId("5a")) is None
 
 
-def test_plugin_gets_runtime_config_instead_of_capabilities() -> None:
-    config = msgspec.json.decode(execution_config(NETWORK.plugins[0], ATTACHMENT, b'{"ips": []}'))
+async def test_plugin_gets_runtime_config_instead_of_capabilities(tmp_path: Path) -> None:
+    for name, script in (("first", "cat >&2; echo '{\"ips\": []}'"), ("bridge", "cat")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    first = conflist.Plugin(type="first", options={"type": "first"})
+    network = msgspec.structs.replace(NETWORK, plugins=(first, *NETWORK.plugins))
+    runner = PluginRunner(NetworkConfig(bin_dirs=(tmp_path,)))
+
+    config = msgspec.json.decode(await runner.add(msgspec.structs.replace(ATTACHMENT, network=network)))
 
     assert config == {
         "cniVersion": "1.0.0",

@@ -40,7 +40,7 @@ def test_a_single_plugin_is_a_list_of_one() -> None:
 
 
 def test_network_round_trips() -> None:
-    network = conflist.parse(listed("pods", disableCheck=True).encode(), "path")
+    network = conflist.parse(listed("pods", disableGC=True).encode(), "path")
 
     assert conflist.parse(conflist.to_json(network), "path") == network
 

@@ -10,7 +10,7 @@ import pytest
 
 from pvecri.linux.idmapped import mounts_from
 from pvecri.linux.mounts import MountEntry
-from pvecri.pods.container.volume_owners import matter, of_pod, open_to_everyone
+from pvecri.pods.container.volume_owners import of_pod, open_to_everyone, owners_matter
 
 UID = "5a1c-77"
 
@@ -37,12 +37,12 @@ def test_kubelet_volumes_are_recognized_by_mountpoint(mountpoint: str, is_one: b
 
 @pytest.mark.parametrize("fstype", ["nfs4", "fuse", "fuse.glusterfs", "9p", "virtiofs", "cifs", "ext4"])
 def test_owners_matter_on_ordinary_filesystems(fstype: str) -> None:
-    assert matter(fstype)
+    assert owners_matter(fstype)
 
 
 @pytest.mark.parametrize("fstype", ["proc", "sysfs", "cgroup2", "bpf", "devtmpfs", "tmpfs"])
 def test_owners_do_not_matter_on_pseudo_filesystems(fstype: str) -> None:
-    assert not matter(fstype)
+    assert not owners_matter(fstype)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,6 @@ def test_an_interface_is_a_net_option(interface: ProxmoxInterface, expected: str
         ({"rootfs_size_gib": 4}, "rootfs", "local-lvm:4"),
         ({"unprivileged": False}, "unprivileged", "0"),
         ({"start": False}, "start", "0"),
-        ({"cores": 2}, "cores", "2"),
         ({"description": "a\nb"}, "description", "a\nb"),
         ({"pool": "k8s"}, "pool", "k8s"),
         ({"hostname": "a_b.c"}, "hostname", "a-b.c"),

@@ -29,6 +29,7 @@ def adjusted(plan: Plan, adjustment: Adjustment, staging: Path | None, spec_dirs
     """
     edits, found = _cdi_devices(adjustment, spec_dirs)
     devices: dict[str, HostDevice | None] = {each.container_path: each for each in (*plan.devices, *found)}
+    # Last, and None for a removal: a plugin's decision replaces the request's.
     devices |= adjustment.devices
     return dataclasses.replace(
         plan,
@@ -58,6 +59,7 @@ def _cdi_devices(
         edits = cdi.find(adjustment.cdi_devices, spec_dirs)
         return edits, cdi.devices(edits)
     except InvalidArgument as error:
+        # Not InvalidArgument: it is in no field of the client's request.
         raise FailedPrecondition(f"a CDI device that an NRI plugin adds: {error.problem}") from error
 
 
@@ -83,5 +85,6 @@ def _bind(mount: Mount, clone: Path | None) -> Mount:
         return mount
     if mount.propagation is Propagation.BIDIRECTIONAL:
         raise FailedPrecondition(f"{what}: rshared needs a privileged pod")
+    # A user namespace may not clear nosuid, nodev and noexec in a remount: "ro" has to repeat them.
     options = dict.fromkeys((*mount.options, *(mounts.restrictions(source) if "ro" in mount.options else ())))
     return replace(mount, source=str(clone), options=tuple(options))

@@ -50,6 +50,7 @@ class Checkpoints:
             raise DeadlineExceeded(f"container {container.id}: no checkpoint within {timeout:g} s") from None
 
     async def _write(self, container: ContainerEntry, target: Path) -> None:
+        # Beside the target: rename(2) works within one filesystem only.
         with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as directory:
             work = Path(directory)
             pod = self._registry.pod_of(container)
@@ -77,7 +78,7 @@ class Checkpoints:
         with tarfile.open(work / "archive.tar", "w") as archive:
             for name in ("checkpoint", "config.dump", "spec.dump", "rootfs-diff.tar", "deleted.files"):
                 archive.add(work / name, name)
-        (work / "archive.tar").chmod(0o600)
+        (work / "archive.tar").chmod(0o600)  # it has the container's memory
 
 
 def _criu_errors(work: Path) -> str:

@@ -98,10 +98,12 @@ class ContainerCreator:
                 await self._adjust(pod, container, plan, undo)
                 self._registry.save_container(container, container.value)
                 undo.pop_all()
+                # After the undos are dropped: the container exists, and no plugin can refuse it any more.
                 await self._hooks.created_container(pod, container)
         except IdsMissing as error:
             if error.movable:
                 log.warning("pod %s: %s", pod.value.name, error)
+                # A mapping can be written only once: another sandbox has to have the IDs (decision 0066).
                 await self._teardown.stop_for_missing_ids(pod, error.ids)
             raise
         return container.id
@@ -128,6 +130,7 @@ class ContainerCreator:
                 raise NotFound(f"config.mounts[{index}].image.image: image {mount.image!r} is not in the store")
             name = bundle.image_volume_name(container.id, index)
             prepared[index] = await self._prepare_rootfs(pod, name, image.id, undo)
+            # The reference may mean another image later.
             resolved[index] = replace(mount, image_ref=image.id)
         container.value = replace(container.value, config=replace(config, mounts=tuple(resolved)))
         return prepared
@@ -252,6 +255,7 @@ def _new_container(pod: PodEntry, config: ContainerConfig, image: Image) -> Cont
         sandbox_id=pod.id,
         config=config,
         image_id=image.id,
+        # A kubelet shows it as the container's imageID.
         image_reference=next(iter((*image.digests, *image.tags)), image.id),
         created_at=time.time_ns(),
         log_path=log_path,
@@ -268,6 +272,7 @@ def shares_pids(pod: PodEntry, config: ContainerConfig) -> bool:
 def _write(container: ContainerEntry, plan: Plan) -> None:
     """Write a container's OCI spec and create its device nodes, replacing those of an earlier plan."""
     bundle.remove_device_nodes(container.bundle)
+    # mknod(2) of a device is refused in a user namespace, so the nodes are made here (decision 0052).
     if plan.mappings and plan.devices:
         devices.make_nodes(plan.device_nodes, plan.devices, plan.mappings)
     container.bundle.spec.write_bytes(spec.build(plan))

@@ -62,6 +62,7 @@ def _make_directory(rootfs: Path, path: PurePosixPath, owner: int) -> Path | Non
             fd = found
             if not stat.S_ISDIR(os.fstat(fd).st_mode):
                 return None
+        # The path without symlinks: the OCI runtime would resolve the image's against the node's root.
         return Path(f"/proc/self/fd/{fd}").readlink()
     finally:
         os.close(fd)

@@ -62,6 +62,7 @@ class ContainerExits:
         """Open pidfds of the container's first process and of its conmon; ProcessLookupError if one has exited."""
         namespaces, bundle = pod.namespaces, container.bundle
         group = namespaces.cgroups.container(container.id)
+        # conmon's pid files have PIDs of the CT's namespace: the cgroup has those of the node (decision 0002).
         container.process = Process(self._runtime.host_pid(namespaces, group, bundle.pid_file))
         monitor = self._runtime.host_pid(namespaces, namespaces.cgroups.monitors, bundle.conmon_pid_file)
         container.monitor = Process(monitor)
@@ -78,8 +79,8 @@ class ContainerExits:
             await container.monitor.wait()
         if container.value.state is ContainerState.RUNNING:
             self._record_exit(container)
-        doing = f"container {container.id}: notifying NRI plugins of its exit"
-        await attempt(partial(self._hooks.stop_container, pod, container), RELEASE, doing)
+        action = f"container {container.id}: notifying NRI plugins of its exit"
+        await attempt(partial(self._hooks.stop_container, pod, container), RELEASE, action)
         await self._release_and_signal(pod, container)
 
     def _record_exit(self, container: ContainerEntry) -> None:
@@ -125,8 +126,8 @@ class ContainerExits:
         }
         for name in bundle.rootfs_names(container.value):
             parts[f"unmounting {name}"] = partial(self._images.unmount_rootfs, name)
-        for doing, part in parts.items():
-            await attempt(part, RELEASE, f"container {container.id}: {doing}")
+        for action, part in parts.items():
+            await attempt(part, RELEASE, f"container {container.id}: {action}")
 
     async def _delete(self, pod: PodEntry, container: ContainerEntry) -> None:
         try:

@@ -64,6 +64,7 @@ def thaw(cgroups: Cgroups, group: str) -> None:
     try:
         cgroups.freeze(group, frozen=False)
     except OSError as error:
+        # ENODEV: the cgroup was removed while its file was open.
         if error.errno not in (errno.ENOENT, errno.ENODEV):  # the others must still be thawed
             report(error, "thaw of container", f"thawing {group}")
 

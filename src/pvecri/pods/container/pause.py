@@ -42,6 +42,7 @@ class Pauses:
 
     def prepare(self) -> None:
         """Create the root filesystem. Idempotent. If the program is not installed, only `start` fails."""
+        # The mountpoints: the root filesystem is read-only.
         for name in ("", "proc", "dev"):
             (self._rootfs / name).mkdir(mode=0o755, exist_ok=True)
         program = shutil.which(pause.PROGRAM)
@@ -63,6 +64,7 @@ class Pauses:
         bundle.directory.mkdir(mode=0o700)  # no process of the pod needs it
         group = pod.cgroups.pause
         bundle.spec.write_bytes(pause.build(self._plan(pod, group)))
+        # Without conmon: it has no log, no terminal, and nobody needs its exit code.
         await self._runtime.run_detached(pod.namespaces, pause_id(pod.id), bundle)
         pid = self._runtime.host_pid(pod.namespaces, group, bundle.pid_file)
         await asyncio.to_thread(namespaces.pin, Path(f"/proc/{pid}/ns/pid"), pod.namespace(SHARED_PID))

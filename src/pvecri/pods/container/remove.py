@@ -51,4 +51,5 @@ class ContainerRemover:
             await self._hooks.remove_container(self._registry.pod_of(container), container)
             await asyncio.to_thread(bundle.remove_bundle, container.bundle)
             self._exits.forget(container)
+            # Last: while the row is there, a repeated call or recovery removes what is left.
             self._registry.drop_container(container)

@@ -71,6 +71,7 @@ class ContainerStarter:
                     started = replace(container.value, state=ContainerState.RUNNING, started_at=time.time_ns())
                     self._registry.save_container(container, started)
                     undo.pop_all()
+            # Also a cancellation: the undo has ended what ran, and a container is started once.
             except BaseException as error:
                 await self._record_start_error(pod, container, error)
                 raise
@@ -112,6 +113,7 @@ class ContainerStarter:
     def _prepare(self, pod: PodEntry, container: ContainerEntry) -> None:
         """What is done at start and not at creation, because it keeps mounts of the node busy."""
         config = container.value.config
+        # Again: a hostPath may have been removed since the creation.
         volumes.check_sources(config)
         userns = bundle.userns(pod)
         mapped = userns is not None and (config.mounts or container.value.added_sources)
@@ -122,6 +124,7 @@ class ContainerStarter:
             # A cgroup's device filter cannot allow what its parent's, here the CT's, denies.
             self._features.cgroups.allow_devices(pod.cgroups.ct, rules)
         if container.value.log_path:
+            # A kubelet has made it, other clients may not have.
             Path(container.value.log_path).parent.mkdir(parents=True, exist_ok=True)
 
     def _stdio(self, value: Container) -> Stdio:

@@ -37,6 +37,7 @@ class ContainerStopper:
         async with container.lock:  # waits for a start that is under way
             pass
         if timeout > 0 and container.process is not None:
+            # By pidfd, not by the OCI runtime's `kill`: no program to start, and no PID that is reused by now.
             container.process.send(signal_number(container.value.stop_signal))
             if await _released(container, timeout):
                 return
@@ -56,7 +57,7 @@ class ContainerStopper:
             raise DeadlineExceeded(f"container {container.id} did not end within {KILL_TIMEOUT:g} s of SIGKILL")
 
     async def kill_all(self, pod: PodEntry) -> None:
-        """Kill all containers of a pod. Idempotent; one that does not exit, why ever, ends with the CT."""
+        """Kill all containers of a pod. Idempotent; one that does not exit ends with the CT."""
         kills = (
             attempt(partial(self.kill, container), "stop of pod", f"killing container {container.id}")
             for container in pod.containers.values()

@@ -47,6 +47,7 @@ class ContainerUpdater:
                 pod = self._registry.pod_of(container)
                 await self._runtime.update(pod.namespaces, container.id, wanted)
             elif container.value.state is ContainerState.CREATED:
+                # The OCI runtime reads the spec at the start, which `limits_lock` keeps away.
                 document = spec.with_limits(container.bundle.spec.read_bytes(), wanted, self._features)
                 container.bundle.spec.write_bytes(document)
             else:

@@ -25,12 +25,12 @@ _KERNELS_OWN = frozenset(
 """Pseudo filesystems: root owns their files, and everyone or nobody else may read them."""
 
 _IN_MEMORY = frozenset({"tmpfs", "ramfs"})
-"""Can be idmapped since Linux 6.3. On older kernels a world-readable one, such as a ConfigMap's, does without."""
+"""Can be idmapped since Linux 6.3. On older kernels a world-readable one, such as a ConfigMap's, works without."""
 
 _VOLUMES = frozenset({"volumes", "volume-subpaths", "volumeDevices"})
 
 
-def matter(fstype: str) -> bool:
+def owners_matter(fstype: str) -> bool:
     """Whether it matters that files of such a filesystem appear as nobody's."""
     return fstype not in _KERNELS_OWN | _IN_MEMORY
 
@@ -40,6 +40,7 @@ class VolumeProbe:
 
     @cached_property
     def _userns(self) -> int:
+        # The IDs do not matter here: the kernel refuses the filesystem's type (mount_setattr(2)).
         return idmapped.open_user_namespace(first_id=100_000, length=65_536)
 
     def unmappable(self, pod_uid: str) -> list[str]:

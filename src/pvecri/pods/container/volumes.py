@@ -41,6 +41,7 @@ def resolve_binds(
             binds.append(_image_volume(field, mount, images[index]))
             continue
         source = Path(mount.host_path)
+        # Mounts in a mount namespace of another user namespace become slaves: none gets out (mount_namespaces(7)).
         if mapped and mount.propagation is Propagation.BIDIRECTIONAL:
             raise InvalidArgument(f"{field}.propagation", "PROPAGATION_BIDIRECTIONAL needs a privileged pod")
         check_propagation(field, source.resolve(), mount.propagation)
@@ -126,7 +127,7 @@ def _image_volume(field: str, mount: Mount, rootfs: Path) -> BindSource:
 
 
 def check_propagation(field: str, source: Path, wanted: Propagation) -> None:
-    """InvalidArgument unless the mount that contains `source` is shared; for HOST_TO_CONTAINER a slave will do."""
+    """InvalidArgument unless the mount of `source` is shared; a slave is enough for HOST_TO_CONTAINER."""
     if wanted is Propagation.PRIVATE:
         return
     containing = [entry for entry in mounts.mounts() if source.is_relative_to(entry.mountpoint)]
@@ -160,6 +161,7 @@ def stage(container: Container, staging: Path, userns: Path | None) -> None:
             if _shows_proc(mount):
                 found, target = Path(mount.host_path).resolve(), staging / str(index)
                 _create_mountpoint(found, target)
+                # By the daemon, whose /proc is the node's; the OCI runtime then binds the clone.
                 mounts.bind_clone(found, target, recursive=True)
         return
     userns_fd = os.open(userns, os.O_RDONLY | os.O_CLOEXEC)
@@ -177,7 +179,7 @@ def stage(container: Container, staging: Path, userns: Path | None) -> None:
 def _idmapped(field: str, source: Path, target: Path, userns_fd: int) -> None:
     _create_mountpoint(source, target)
     for entry in idmapped.bind_tree(source, target, userns_fd):
-        if source.is_relative_to(entry.mountpoint) and volume_owners.matter(entry.fstype):
+        if source.is_relative_to(entry.mountpoint) and volume_owners.owners_matter(entry.fstype):
             raise FailedPrecondition(
                 f"{field}: {source} is on {entry.mountpoint}, whose filesystem ({entry.fstype}) cannot be "
                 "idmapped for the pod's user namespace; put it on one that can be idmapped, or give the pod "

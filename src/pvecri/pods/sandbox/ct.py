@@ -115,6 +115,7 @@ class SandboxCts:
         pod.init = Process(init)
         self._registry.save_pod(pod, replace(pod.value, mappings=id_mappings(init), ct_made=True))
         processes.set_oom_score_adj(init, INIT_OOM_SCORE_ADJ)
+        # Only now: the CT's cgroup is made by its start.
         self._kubelet.mirror(pod)
         if pod.value.privileged:
             # A cgroup's device filter cannot allow what its parent's denies (decision 0050).
@@ -123,6 +124,7 @@ class SandboxCts:
     async def resize(self, pod: PodEntry, resources: Resources, overhead: Resources) -> None:
         """Set the size of the running CT (PUT …/config); it takes effect at once. Idempotent."""
         await self.prepare()
+        # For a pod without a limit the size is the node's memory, which `prepare` has read.
         size = self._size(pod, resources, overhead)
         await self._proxmox.configure_ct(pod.value.vmid, **size_parameters(size))
         self._kubelet.mirror(pod)
@@ -180,6 +182,7 @@ class SandboxCts:
         with suppress(OSError):  # LXC does not always remove cgroups that it did not create
             self._cgroups.remove(pod.cgroups.ct)
         self._registry.save_pod(pod, replace(pod.value, vmid=0, ct_made=False), ending=True)
+        # Last: while a row has the VMID, another pod with it cannot be stored (UNIQUE).
         self._vmids.release(vmid)
 
     async def orphans(self) -> AsyncIterator[int]:
@@ -225,9 +228,9 @@ class SandboxCts:
         self._vmids.set_used(guests | refused | {pod.value.vmid for pod in self._registry.pods()})
 
     async def _restore_notes(self, pod: PodEntry) -> None:
-        """Write the notes of a running CT again if somebody changed whose they say it is.
+        """Write the notes of a running CT again if somebody changed the owner in them.
 
-        The CT is surely the pod's while the pod's init runs; once it is stopped, only its notes tell.
+        While the pod's init runs, the CT is the pod's; once it is stopped, only its notes identify it.
         """
         try:
             config = await self._proxmox.ct_config(pod.value.vmid)
@@ -294,6 +297,7 @@ class SandboxCts:
         sandbox = pod.value.config
         return CtSpec(
             vmid=pod.value.vmid,
+            # A kubelet sends no hostname for a pod in the node's network.
             hostname=sandbox.hostname or sandbox.metadata.name,
             template=self._template,
             storage=settings.storage,

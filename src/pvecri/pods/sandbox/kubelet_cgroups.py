@@ -101,9 +101,11 @@ def pod_cgroup(config: SandboxConfig) -> str:
     The limits of another client's cgroup are not mirrored: they may be for one pod or for many.
     """
     parent, uid = PurePosixPath(config.cgroup_parent), config.metadata.uid
+    # A client's path: it is joined to the cgroup filesystem's and must not lead out of it.
     if not uid or ".." in parent.parts:
         return ""
     by_cgroupfs = parent.name == f"pod{uid}"
+    # In the name of a slice a dash is a level (systemd.slice(5)): the kubelet writes the uid's as underscores.
     by_systemd = parent.name.endswith(f"-pod{uid.replace('-', '_')}.slice")
     if not (by_cgroupfs or by_systemd):
         return ""

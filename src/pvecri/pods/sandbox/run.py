@@ -85,19 +85,23 @@ class SandboxRunner:
         unmappable = await asyncio.to_thread(self._volumes.unmappable, config.metadata.uid)
         pod = self._reserve(config, runtime_handler, interface, unmappable)
         async with pod.lock, AsyncExitStack() as undo:
+            # Undone last: if another undo has failed, it keeps the sandbox as REMOVING.
             undo.callback(self._teardown.drop, pod)
             # Pushed before the call: a create that is cancelled may have created the CT all the same.
             undo.push_async_callback(_log_failure, self._cts.destroy, pod)
             undo.push_async_callback(_log_failure, self._cts.stop, pod)
             await self._cts.create(pod, interface)
             await self._pin_namespaces(pod, interface, undo)
+            # Before the network: an interface copies net.*.conf.default when it is created.
             await self._set_sysctls(pod)
             await self._attach_network(pod, request, undo)
+            # After the network: /etc/hosts has the pod's addresses.
             await asyncio.to_thread(files.write_files, pod)
             # Pushed before: some plugins may have been notified of the pod before another one refuses it.
             undo.push_async_callback(self._hooks.remove_pod, pod)
             await self._hooks.run_pod(pod)
             self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.READY))
+            # Not before READY: until then the end of the CT fails a step, and that undoes all.
             self._teardown.watch(pod)
             undo.pop_all()
         self._tags.wanted.set()
@@ -191,6 +195,7 @@ class SandboxRunner:
         return {
             each
             for pod in self._registry.pods()
+            # A kubelet counts `attempt` up with each sandbox of the same pod.
             if replace(pod.value.config.metadata, attempt=metadata.attempt) == metadata
             for each in (*pod.value.missing_ids, *pod.value.user_namespace.extra_ids)
         }
@@ -240,5 +245,5 @@ class SandboxRunner:
 
 async def _log_failure(undo: Callable[[PodEntry], Awaitable[None]], pod: PodEntry) -> None:
     """Run an undo. Its failure is logged: it must not replace the error of the step, nor skip the other undos."""
-    doing = f"undoing pod {pod.value.name} (CT {pod.value.vmid})"
-    await attempt(partial(undo, pod), "undo of RunPodSandbox", doing)
+    action = f"undoing pod {pod.value.name} (CT {pod.value.vmid})"
+    await attempt(partial(undo, pod), "undo of RunPodSandbox", action)

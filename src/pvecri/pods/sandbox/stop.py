@@ -115,6 +115,7 @@ class SandboxTeardown:
                 self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.STOPPED), ending=True)
                 # Not retried here: for the client the pod has ended, so it stops and removes it.
                 action = f"cleaning up after CT {pod.value.vmid}"
+                # `force`, because a STOPPED pod without network and process looks as if nothing were left.
                 await attempt(partial(self._stop, pod, force=True), "stop of pod", action)
 
     # -- steps, also undone by RunPodSandbox ------------------------------------------------------------------
@@ -123,11 +124,13 @@ class SandboxTeardown:
         # A STOPPED pod may still have a network or a CT: an earlier attempt may have failed half-way.
         if not (force or pod.value.phase is SandboxPhase.READY or pod.value.networked or pod.alive):
             return
+        # Without grace: StopPodSandbox terminates forcibly what still runs (cri.proto).
         await self._stopper.kill_all(pod)
         await attempt(partial(self._hooks.stop_pod, pod), "stop of pod", f"notifying NRI plugins of {pod.id}")
         # The network namespace is pinned, so CNI DEL does not need a running CT.
         await all_to_end("stop of pod", partial(self.detach_network, pod), partial(self._cts.stop, pod))
         await self._stopper.wait_released(pod)
+        # After DEL and the CT's end: plugins and the OCI runtime enter the namespaces by their pins.
         self._pauses.forget(pod)
         await asyncio.to_thread(files.unpin_namespaces, pod)
         self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.STOPPED), ending=True)

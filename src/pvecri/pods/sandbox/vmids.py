@@ -31,6 +31,7 @@ class VmidAllocator:
         size = self._limits.last - self._limits.first + 1
         for _ in range(size):
             candidate = self._next
+            # Proxmox shows a new guest with the name and status of the last one of its VMID for some seconds.
             self._next = self._limits.first + (candidate - self._limits.first + 1) % size
             if candidate not in self._used:
                 self._used.add(candidate)

@@ -154,6 +154,7 @@ def base_labels(pod: PodEntry, container: Container | None) -> tuple[str, ...]:
     metadata = pod.value.config.metadata
     if container is None:
         return (pod.id, "", metadata.namespace, metadata.name, "")
+    # A kubelet's `image` is the id that PullImage returned.
     image = container.config.user_specified_image or container.config.image
     return (container.id, image, metadata.namespace, metadata.name, container.config.metadata.name)
 
@@ -172,6 +173,7 @@ def seconds(nanoseconds: int | None) -> int | None:
 
 def cpu_samples(cpu: Cpu) -> Iterator[Sample]:
     """CPU times, and throttling by the quota."""
+    # cAdvisor's label for all CPUs together.
     yield Sample(names.CPU_USAGE, cpu.usage // SECOND, ("total",))
     yield from known(
         (names.CPU_USER, seconds(cpu.user)),
@@ -196,6 +198,7 @@ def memory_samples(memory: Memory) -> Iterator[Sample]:
         (names.MEMORY_LIMIT_HITS, memory.limit_hits),
         (names.OOM_EVENTS, memory.oom_kills),
     )
+    # cAdvisor's scopes: the cgroup alone, and with all cgroups below it.
     yield Sample(names.MEMORY_FAULTS, memory.own_page_faults, ("pgfault", "container"))
     yield Sample(names.MEMORY_FAULTS, memory.page_faults, ("pgfault", "hierarchy"))
     yield Sample(names.MEMORY_FAULTS, memory.own_major_page_faults, ("pgmajfault", "container"))
@@ -249,6 +252,7 @@ def spec_samples(resources: Resources) -> Iterator[Sample]:
     """The container's limits; a memory limit of 0 is none."""
     yield Sample(names.SPEC_MEMORY_LIMIT, max(0, resources.memory_limit))
     yield Sample(names.SPEC_MEMORY_SWAP_LIMIT, max(0, resources.memory_swap_limit))
+    # A kubelet with the feature MemoryQoS sends the memory request so.
     protected = resources.unified.get("memory.min", "0")
     yield from known(
         (names.SPEC_MEMORY_RESERVATION, int(protected) if protected.isdecimal() else None),

@@ -141,7 +141,7 @@ FILE_DESCRIPTORS = _gauge("container_file_descriptors", "Open file descriptors o
 SOCKETS = _gauge("container_sockets", "Those of them that are sockets.")
 ULIMITS = _gauge("container_ulimits_soft", "Soft limits of the container's first process.", "ulimit")
 
-# -- what the pod's spec asks for -----------------------------------------------------------------------------
+# -- limits of the pod's spec ---------------------------------------------------------------------------------
 
 SPEC_CPU_PERIOD = _gauge("container_spec_cpu_period", "The CPU period, in microseconds.")
 SPEC_CPU_QUOTA = _gauge("container_spec_cpu_quota", "CPU time in a period, in microseconds.")

@@ -170,7 +170,7 @@ class Statistics:
         found = {}
         for key, group in groups.items():
             memory, cpu_time = self._accounting.memory(group), self._accounting.cpu_time(group)
-            if memory is not None and cpu_time is not None:
+            if memory is not None and cpu_time is not None:  # else it has exited meanwhile
                 found[key] = Usage(
                     time=time.time_ns(),
                     cpu_time=cpu_time,

@@ -52,6 +52,7 @@ class WritableLayers:
             self._under_way[container_id] = counting
         if age < STALE:
             return known
+        # Other requests wait for the same count.
         await asyncio.shield(counting)
         return self._known[container_id][1] if container_id in self._known else None
 
