@@ -22,6 +22,7 @@ from pvecri.model import (
     SandboxState,
 )
 from pvecri.oci.runtime import ExecResult
+from pvecri.oci.users import numeric_id
 from pvecri.pods.health import Condition
 
 _SANDBOX_STATES = {SandboxState.READY: pb.SANDBOX_READY, SandboxState.NOTREADY: pb.SANDBOX_NOTREADY}
@@ -242,17 +243,18 @@ def _count(value: int) -> pb.UInt64Value:
 def image(value: Image) -> pb.Image:
     """An entry of ListImages."""
     user = value.config.user.partition(":")[0]  # USER[:GROUP]; the kubelet checks runAsNonRoot by it
+    uid = numeric_id(user)
     described = pb.Image(
         id=value.id,
         repo_tags=value.tags,
         repo_digests=value.digests,
         size=value.size,
-        username="" if user.isdecimal() else user,
+        username=user if uid is None else "",
         spec=pb.ImageSpec(image=value.id),
         pinned=value.pinned,
     )
-    if user.isdecimal():
-        described.uid.value = int(user)
+    if uid is not None:
+        described.uid.value = uid
     return described
 
 
