@@ -25,7 +25,7 @@ from pvecri.model import (
 from pvecri.oci.users import ID_MAX
 from pvecri.pods.user_namespaces import DEFAULT_HANDLERS
 
-HOSTNAME_MAX = 64  # the kernel's (uname(2), __NEW_UTS_LEN)
+HOSTNAME_MAX = 64  # bytes, the kernel's maximum (uname(2), __NEW_UTS_LEN)
 NAME_MAX = 253  # Kubernetes' maximum for names of objects (RFC 1123 subdomains)
 PATH_MAX = 4095
 """Bytes of a path, and below of a component (limits.h); a longer one fails in every system call."""
@@ -41,7 +41,6 @@ GROUPS_MAX = 65536
 CPU_PERIODS = range(1000, 1_000_001)
 CPU_QUOTA_MIN = 1000
 """Microseconds that the kernel accepts (Documentation/scheduler/sched-bwc.rst)."""
-_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", re.IGNORECASE)
 _SYSCTL = re.compile(r"[a-z0-9]([-_a-z0-9]*[a-z0-9])?([./][a-z0-9]([-_a-z0-9]*[a-z0-9])?)+", re.IGNORECASE)
 _CPU_LIST = re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*\n?")
 _PAGE_SIZE = re.compile(r"[1-9][0-9]{0,9}[KMGT]B")
@@ -118,10 +117,11 @@ def _check_hostname(hostname: str) -> None:
     if not hostname:
         return
     field = "config.hostname"
-    if len(hostname) > HOSTNAME_MAX:
-        raise InvalidArgument(field, f"{hostname!r} is longer than {HOSTNAME_MAX} characters")
-    if not all(_LABEL.fullmatch(label) and len(label) < HOSTNAME_MAX for label in hostname.split(".")):
-        raise InvalidArgument(field, f"{hostname!r} is not a host name (RFC 1123)")
+    if len(hostname.encode()) > HOSTNAME_MAX:
+        raise InvalidArgument(field, f"{hostname!r} is longer than {HOSTNAME_MAX} bytes")
+    # The kernel takes any name, RFC 1123's or not. It must be one word of a line in /etc/hosts, too.
+    if not hostname.isprintable() or " " in hostname or "#" in hostname:
+        raise InvalidArgument(field, f"{hostname!r} has a character that a line of /etc/hosts cannot have")
 
 
 def check_path(field: str, path: str) -> None:
