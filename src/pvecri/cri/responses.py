@@ -158,7 +158,8 @@ def container_status(value: Container) -> pb.ContainerStatus:
         started_at=value.started_at,
         finished_at=value.finished_at,
         exit_code=value.exit_code,
-        image=_image_spec(value),
+        # The name that people know it by, as with CRI-O and containerd: a kubelet requests images by their IDs.
+        image=_image_spec(value, value.image_name),
         image_ref=value.image_reference,
         image_id=value.image_id,
         reason=value.reason,
@@ -190,8 +191,8 @@ def container_metadata(value: Container) -> pb.ContainerMetadata:
     return pb.ContainerMetadata(name=value.config.metadata.name, attempt=value.config.metadata.attempt)
 
 
-def _image_spec(value: Container) -> pb.ImageSpec:
-    return pb.ImageSpec(image=value.config.image, user_specified_image=value.config.user_specified_image)
+def _image_spec(value: Container, name: str = "") -> pb.ImageSpec:
+    return pb.ImageSpec(image=name or value.config.image, user_specified_image=value.config.user_specified_image)
 
 
 def _mount(value: Mount) -> pb.Mount:

@@ -258,6 +258,7 @@ def _new_container(pod: PodEntry, config: ContainerConfig, image: Image) -> Cont
         image_id=image.id,
         # A kubelet shows it as the container's imageID.
         image_reference=next(iter((*image.digests, *image.tags)), image.id),
+        image_name=next(iter(image.tags), config.user_specified_image or config.image),
         created_at=time.time_ns(),
         log_path=log_path,
         stop_signal=config.stop_signal or image.config.stop_signal or "SIGTERM",
