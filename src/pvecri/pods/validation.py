@@ -38,11 +38,13 @@ arguments and the environment of the programs that execute the command.
 """
 GROUPS_MAX = 65536
 """NGROUPS_MAX (setgroups(2))."""
+CPU_SHARES_MAX = 262_144
+"""The kernel's (MAX_SHARES); a kubelet sends no more either."""
 CPU_PERIODS = range(1000, 1_000_001)
 CPU_QUOTA_MIN = 1000
 """Microseconds that the kernel accepts (Documentation/scheduler/sched-bwc.rst)."""
 _SYSCTL = re.compile(r"[a-z0-9]([-_a-z0-9]*[a-z0-9])?([./][a-z0-9]([-_a-z0-9]*[a-z0-9])?)+", re.IGNORECASE)
-_CPU_LIST = re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*\n?")
+_CPU_LIST = re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*\n?")
 _PAGE_SIZE = re.compile(r"[1-9][0-9]{0,9}[KMGT]B")
 _UNIFIED = re.compile(r"[a-z0-9_]+(\.[A-Za-z0-9_]+)+")
 # What is per IPC and per UTS namespace; all other sysctls below kernel. and fs. are the node's.
@@ -294,6 +296,8 @@ def _check_cpu(field: str, resources: Resources) -> None:
     for name in ("cpu_period", "cpu_shares"):
         if getattr(resources, name) < 0:
             raise InvalidArgument(f"{field}.{name}", "must not be negative")
+    if resources.cpu_shares > CPU_SHARES_MAX:
+        raise InvalidArgument(f"{field}.cpu_shares", f"{resources.cpu_shares} is more than {CPU_SHARES_MAX}")
     if resources.cpu_period and resources.cpu_period not in CPU_PERIODS:
         problem = f"{resources.cpu_period} is not within {CPU_PERIODS[0]} to {CPU_PERIODS[-1]} microseconds"
         raise InvalidArgument(f"{field}.cpu_period", problem)

@@ -113,9 +113,11 @@ DEVICES = [
 ]
 
 LIMITS = [
+    (Resources(cpu_shares=262_145), "cpu_shares: 262145 is more than 262144"),
     (Resources(cpu_period=999), "cpu_period: 999 is not within 1000 to 1000000 microseconds"),
     (Resources(cpu_quota=999), "cpu_quota: 999 is less than 1000 microseconds"),
     (Resources(cpuset_cpus="two"), "cpuset_cpus: 'two' is not a list such as 0-3,5"),
+    (Resources(cpuset_cpus="0-999999"), "cpuset_cpus: '0-999999' is not a list such as 0-3,5"),
     (Resources(cpuset_mems="0,"), "cpuset_mems: '0,' is not a list such as 0-3,5"),
     (Resources(memory_swap_limit=-2), "memory_swap_limit_in_bytes: must not be negative, except -1 for no limit"),
     (
