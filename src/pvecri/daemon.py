@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pvecri
 from pvecri import metrics
@@ -16,7 +17,7 @@ from pvecri.config import Config, ConfigError
 from pvecri.cri.image_service import ImageService
 from pvecri.cri.runtime_service import RuntimeService
 from pvecri.cri.server import CriServer
-from pvecri.errors import DeadlineExceeded, Unavailable
+from pvecri.errors import DeadlineExceeded, Unavailable, escaped, printable
 from pvecri.images import placement
 from pvecri.images.manager import ImageManager
 from pvecri.linux import single_instance
@@ -32,13 +33,24 @@ from pvecri.streaming.server import StreamingServer
 log = logging.getLogger(__name__)
 
 
+class LineFormatter(logging.Formatter):
+    """Formats a message as one printable line, and so each line of a traceback: others wrote parts of them."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        """The line, without the traceback."""
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's name
+        """The traceback."""
+        return "\n".join(escaped(line) for line in super().formatException(ei).split("\n"))
+
+
 def run(config: Config) -> None:
     """Serve until SIGTERM or SIGINT; pods and containers keep running afterwards."""
-    logging.basicConfig(
-        level=config.log.level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    logging.basicConfig(level=config.log.level.upper(), handlers=[handler])
     if sys.version_info < (3, 12):
         # The default of Python 3.12 and later; the older default starts a thread for every process.
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())

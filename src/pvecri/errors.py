@@ -14,19 +14,48 @@
     └── InternalError        what pvecri depends on failed; the message has its own
         └── CommandError     a program that pvecri ran failed
 
-A message names the object, the cause and, if there is one, the setting that changes it. `status` is the name of
-the gRPC status code that a CRI client gets.
+A message names the object, the cause and, if there is one, the setting that changes it. It is one printable line.
+`status` is the name of the gRPC status code that a CRI client gets.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+import re
+from typing import ClassVar, Final
+
+MESSAGE_MAX: Final = 2000
+"""Bytes of a message: gRPC sends it in a header, with three characters for a byte that is not ASCII, and clients
+limit headers to 8 KiB.
+"""
+_KEPT_TAIL: Final = 500
+
+
+def printable(text: str) -> str:
+    """`text` as one line of printable characters. One longer than MESSAGE_MAX is ASCII, and lacks its middle.
+
+    Messages have parts that others wrote (requests, programs, registries), and end up in terminals and logs.
+    """
+    line = escaped(re.sub(r"\s*[\r\n]\s*", " ", text.strip()))
+    if len(line.encode()) <= MESSAGE_MAX:
+        return line
+    line = line.encode("ascii", "backslashreplace").decode()
+    return f"{line[: MESSAGE_MAX - _KEPT_TAIL - 5]} ... {line[-_KEPT_TAIL:]}"
+
+
+def escaped(text: str) -> str:
+    """`text` with every character that is not printable as its escape, such as `\\x1b`."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 class PvecriError(Exception):
     """The base of all errors that pvecri raises deliberately; other exceptions are bugs."""
 
     status: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class InvalidArgument(PvecriError):

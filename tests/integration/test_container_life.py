@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -205,3 +206,37 @@ def test_a_privileged_container_may_mount(cri: CriClient) -> None:
     pod = cri.run_pod(cri.pod_config(linux=pod_security(privileged=True)))
     script = "mount -t tmpfs none /tmp && mount | grep -c '^none on /tmp '"
     assert cri.finish(pod, "sh", "-c", script, linux=security(privileged=True)) == "1\n"
+
+
+def test_image_of_a_container_has_its_tag_though_the_kubelet_requests_the_id(
+    machine: Machine, cri: CriClient, pod: str
+) -> None:
+    image = machine.registry.push("tests/named", "1", tools_image(Labels={"named": "yes"}))
+    wanted = pb.ImageSpec(image=cri.pull(image), user_specified_image="named:1")
+    container = cri.create(pod, cri.container_config("true", image=wanted))
+    shown = cri.status(container)
+    assert (shown.image.image, shown.image.user_specified_image) == (image, "named:1")
+    assert shown.image_ref.startswith(f"{image.rpartition(':')[0]}@sha256:")
+    assert shown.image_id == wanted.image
+    assert cri.containers(id=container)[0].image == wanted
+
+
+def test_image_without_a_tag_has_the_name_of_the_request(machine: Machine, cri: CriClient, pod: str) -> None:
+    tag = machine.registry.push("tests/untagged", "1", tools_image(Labels={"only": "this"}))
+    listed = cri.images.ImageStatus(pb.ImageStatusRequest(image=pb.ImageSpec(image=cri.pull(tag)))).image
+    digest = listed.repo_digests[0]
+    cri.images.RemoveImage(pb.RemoveImageRequest(image=pb.ImageSpec(image=listed.id)))
+    cri.pull(digest)
+    container = cri.create(pod, cri.container_config("true", image=pb.ImageSpec(image=digest)))
+    assert cri.status(container).image.image == digest
+
+
+def test_verbose_status_of_an_image_has_its_config(machine: Machine, cri: CriClient) -> None:
+    made = tools_image(Env=["A=b"], Labels={"l": "x"})
+    spec = pb.ImageSpec(image=cri.pull(machine.registry.push("tests/verbose", "1", made)))
+    status = cri.images.ImageStatus(pb.ImageStatusRequest(image=spec, verbose=True))
+    info = json.loads(status.info["info"])
+    assert info["imageSpec"] == json.loads(made.config)
+    assert info["imageSpec"]["config"]["Env"] == ["A=b"]
+    assert info["labels"] == {"l": "x"}
+    assert info["chainID"].startswith("sha256:")

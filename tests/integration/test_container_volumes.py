@@ -70,6 +70,29 @@ def test_a_directory_is_seen_and_written_with_the_nodes_owners(cri: CriClient, p
     assert (status.st_uid, status.st_gid) == (1000, 50)
 
 
+def test_volume_at_etc_has_the_pods_files(cri: CriClient, pod: str, volume: Path) -> None:
+    (volume / "own").write_text("of the volume\n")
+    script = "cat /etc/own /etc/hostname; grep -c localhost /etc/hosts; test -s /etc/resolv.conf"
+    shown = cri.finish(pod, "sh", "-c", script, **mounted(volume, "/etc")).splitlines()
+    assert shown[0] == "of the volume"
+    assert shown[1] == cri.pod_status(pod).metadata.name
+    assert int(shown[2]) > 0
+
+
+def test_request_takes_precedence_over_the_pods_file(cri: CriClient, pod: str, volume: Path) -> None:
+    (volume / "hostname").write_text("of the request\n")
+    own = [*mounted(volume, "/etc")["mounts"], *mounted(volume / "hostname", "/etc/hostname")["mounts"]]
+    assert cri.finish(pod, "cat", "/etc/hostname", mounts=own) == "of the request\n"
+
+
+def test_nodes_dev_as_a_volume_has_the_pods_shared_memory(cri: CriClient, pod: str) -> None:
+    name = f"pvecri-test-{pod[:12]}"
+    cri.finish(pod, "touch", f"/dev/shm/{name}", **mounted(Path("/dev"), "/dev"))
+    assert not Path("/dev/shm", name).exists()
+    shown = cri.finish(pod, "ls", f"/dev/shm/{name}", attempt=1)
+    assert shown == f"/dev/shm/{name}\n"
+
+
 def test_a_user_of_the_pod_has_that_users_rights_on_the_node(cri: CriClient, pod: str, volume: Path) -> None:
     (volume / "secret").write_text("only root's")
     (volume / "secret").chmod(0o600)

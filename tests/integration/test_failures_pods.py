@@ -21,7 +21,7 @@ from pvecri.cri.proto import cri_pb2 as pb
         ({"metadata": pb.PodSandboxMetadata(name="../x", namespace="tests", uid="1")}, "config.metadata.name"),
         ({"metadata": pb.PodSandboxMetadata(name="a", namespace="", uid="1")}, "config.metadata.namespace"),
         ({"metadata": pb.PodSandboxMetadata(name="a", namespace="tests", uid="")}, "config.metadata.uid"),
-        ({"hostname": "web_0"}, "config.hostname"),
+        ({"hostname": "web 0"}, "config.hostname"),
         ({"log_directory": "logs"}, "config.log_directory"),
         ({"port_mappings": [pb.PortMapping(container_port=0)]}, r"config.port_mappings\[0\].container_port"),
         ({"dns_config": pb.DNSConfig(servers=["dns"])}, r"config.dns_config.servers\[0\]"),

@@ -165,9 +165,25 @@ def test_a_sysctl_of_the_node_is_refused_and_nothing_is_made(machine: Machine, c
 
 
 def test_a_sysctl_value_that_the_kernel_refuses_undoes_the_pod(machine: Machine, cri: CriClient) -> None:
-    linux = pb.LinuxPodSandboxConfig(sysctls={"net.ipv4.ip_forward": "many"})
-    with refused(grpc.StatusCode.INVALID_ARGUMENT, r"config\.linux\.sysctls"):
-        cri.run_pod(cri.pod_config(linux=linux))
+    sysctls = {"net.ipv4.ip_local_port_range": "20000 30000", "net.ipv4.ip_forward": "many"}
+    refusal = r"^config\.linux\.sysctls\[net\.ipv4\.ip_forward\]: the kernel refuses 'many': Invalid argument$"
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, refusal):
+        cri.run_pod(cri.pod_config(linux=pb.LinuxPodSandboxConfig(sysctls=sysctls)))
+    machine.assert_nothing_left()
+
+
+def test_sysctls_of_an_interface_are_set_once_it_is_there(cri: CriClient) -> None:
+    sysctls = {"net.ipv4.conf.eth0.rp_filter": "2", "net/ipv4/neigh/eth0/ucast_solicit": "7"}
+    pod = cri.run_pod(cri.pod_config(linux=pb.LinuxPodSandboxConfig(sysctls=sysctls)))
+    paths = ["/proc/sys/net/ipv4/conf/eth0/rp_filter", "/proc/sys/net/ipv4/neigh/eth0/ucast_solicit"]
+    assert cri.finish(pod, "cat", *paths).split() == ["2", "7"]
+
+
+def test_sysctl_of_an_interface_that_the_pod_lacks_undoes_the_pod(machine: Machine, cri: CriClient) -> None:
+    sysctls = {"net.ipv4.conf.eth9.rp_filter": "2"}
+    refusal = r"^config\.linux\.sysctls\[net\.ipv4\.conf\.eth9\.rp_filter\]: .*No such file or directory$"
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, refusal):
+        cri.run_pod(cri.pod_config(linux=pb.LinuxPodSandboxConfig(sysctls=sysctls)))
     machine.assert_nothing_left()
 
 

@@ -29,6 +29,19 @@ def test_a_pod_without_a_hostname_is_shown_by_its_name(machine: Machine, cri: Cr
     assert machine.node.ct(cri.vmid(pod), "config")["hostname"] == "job.runner-1"
 
 
+@pytest.mark.parametrize(
+    ("hostname", "shown"), [("web_0", "web-0"), ("n" * 64, "n" * 63), (f"{'a' * 31}.{'b_' * 16}", None)]
+)
+def test_host_name_that_proxmox_lacks_is_the_pods_all_the_same(
+    machine: Machine, cri: CriClient, hostname: str, shown: str | None
+) -> None:
+    pod = cri.run_pod(cri.pod_config(hostname=hostname))
+    assert cri.finish(pod, "sh", "-c", "hostname; cat /etc/hostname").split() == [hostname] * 2
+    name = str(machine.node.ct(cri.vmid(pod), "config")["hostname"])
+    assert len(name) <= 63
+    assert name == (shown or name)
+
+
 def test_the_longest_names_that_kubernetes_has_fit(machine: Machine, cri: CriClient) -> None:
     metadata = pb.PodSandboxMetadata(name="n" * 253, namespace="s" * 63, uid="u" * 36)
     pod = cri.run_pod(cri.pod_config(metadata=metadata, hostname="n" * 63))

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import grpc
 import pytest
 
-import pvecri.daemon  # noqa: F401  # brings in every component, and with it the errors that they add
+import pvecri.daemon  # brings in every component, and with it the errors that they add
 from pvecri import errors
 from pvecri.errors import CommandError, InternalError, InvalidArgument, PvecriError
 
@@ -57,3 +58,41 @@ def test_command_error_has_program_status_and_output(returncode: int, output: st
     assert str(error) == message
     assert (error.command, error.returncode, error.output) == ("skopeo", returncode, output)
     assert isinstance(error, InternalError)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("plain", "plain"),
+        ("two\nlines \r\n here\n", "two lines here"),
+        ("\x1b[31mred\x00\x7f\u202e", "\\x1b[31mred\\x00\\x7f\\u202e"),
+        ("half a pair \udc80", "half a pair \\udc80"),
+        ("caf\N{LATIN SMALL LETTER E WITH ACUTE}", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"),
+    ],
+)
+def test_message_is_one_printable_line(text: str, line: str) -> None:
+    assert str(InternalError(text)) == errors.printable(text) == line
+
+
+def test_long_message_keeps_its_start_and_its_end() -> None:
+    message = str(InvalidArgument("config.image.image", "x" * 10_000 + " is not a reference"))
+    assert len(message) == errors.MESSAGE_MAX
+    assert message.startswith("config.image.image: xxx")
+    assert message.endswith("xxx is not a reference")
+
+
+@pytest.mark.parametrize("length", [600, 1900, 5000])
+def test_message_fits_a_header_whatever_its_letters(length: int) -> None:
+    message = str(InternalError("\N{SNOWMAN}" * length))
+    assert sum(1 if each.isascii() else 3 * len(each.encode()) for each in message) < 8000
+
+
+def test_log_lines_have_no_control_characters(caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        raise ValueError("\x1b[2J cleared")
+    except ValueError:
+        logging.getLogger("tests").exception("odd name: %s", "a\nCRITICAL forged\x07")
+    caplog.records[0].exc_text = None  # pytest's own formatter has filled it
+    text = pvecri.daemon.LineFormatter("%(levelname)s %(message)s").format(caplog.records[0])
+    assert text.startswith("ERROR odd name: a CRITICAL forged\\x07\nTraceback (most recent call last):\n")
+    assert text.endswith("ValueError: \\x1b[2J cleared")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 
@@ -11,6 +12,7 @@ from pvecri.cri.chunks import chunks
 from pvecri.cri.filters import given
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.images.manager import ImageManager
+from pvecri.images.manifest import chain_id
 
 
 class ImageService:
@@ -35,13 +37,24 @@ class ImageService:
         return [responses.image(image) for image in self._images.list()]
 
     async def image_status(self, request: pb.ImageStatusRequest) -> pb.ImageStatusResponse:
-        """ImageStatus; for an image that is not in the store the response is empty, as the CRI requires."""
+        """ImageStatus; for an image that is not in the store the response is empty, as the CRI requires.
+
+        Verbose info has `chainID` and `imageSpec`, the image's config, as containerd's, and `labels` as CRI-O's.
+        """
         image = self._images.find(_reference(request.image))
         if image is None:
             return pb.ImageStatusResponse()
         response = pb.ImageStatusResponse(image=responses.image(image))
         if request.verbose:
-            response.info["info"] = json.dumps({"diffIDs": image.diff_ids, "labels": image.config.labels})
+            config = await asyncio.to_thread(self._images.raw_config, image.id)
+            response.info["info"] = json.dumps(
+                {
+                    "chainID": chain_id(image.diff_ids),
+                    "diffIDs": image.diff_ids,
+                    "labels": image.config.labels,
+                    "imageSpec": json.loads(config),
+                }
+            )
         return response
 
     async def pull_image(self, request: pb.PullImageRequest) -> pb.PullImageResponse:

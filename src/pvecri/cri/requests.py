@@ -72,7 +72,10 @@ def sandbox_config(message: pb.PodSandboxConfig) -> SandboxConfig:
         hostname=message.hostname,
         log_directory=message.log_directory,
         dns=_dns(message.dns_config) if message.HasField("dns_config") else None,
-        port_mappings=tuple(_port_mapping(entry) for entry in message.port_mappings),
+        port_mappings=tuple(
+            _port_mapping(f"config.port_mappings[{index}]", entry)
+            for index, entry in enumerate(message.port_mappings)
+        ),
         labels=dict(message.labels),
         annotations=dict(message.annotations),
         # If `linux` is unset, it reads as a message of defaults (proto3).
@@ -95,8 +98,11 @@ def container_config(message: pb.ContainerConfig) -> ContainerConfig:
         command=tuple(message.command),
         args=tuple(message.args),
         working_dir=message.working_dir,
-        envs=tuple((entry.key, _text(entry.value, entry.key)) for entry in message.envs),
-        mounts=tuple(_mount(entry) for entry in message.mounts),
+        envs=tuple(
+            (entry.key, _text(f"config.envs[{index}].value", entry.value))
+            for index, entry in enumerate(message.envs)
+        ),
+        mounts=tuple(_mount(f"config.mounts[{index}]", entry) for index, entry in enumerate(message.mounts)),
         devices=tuple(
             Device(container_path=entry.container_path, host_path=entry.host_path, permissions=entry.permissions)
             for entry in message.devices
@@ -150,12 +156,12 @@ def signal_name(number: int) -> str:
     return "" if name == "RUNTIME_DEFAULT" else name.replace("PLUS", "+").replace("MINUS", "-")
 
 
-def _text(value: bytes | str, name: str) -> str:
+def _text(field: str, value: bytes | str) -> str:
     """An environment variable's value; the CRI has bytes, the OCI spec text."""
     try:
         return value if isinstance(value, str) else value.decode()
     except UnicodeDecodeError as error:
-        raise InvalidArgument(f"config.envs[{name}].value", "is not UTF-8") from error
+        raise InvalidArgument(field, "is not UTF-8") from error
 
 
 def _dns(message: pb.DNSConfig) -> DnsConfig:
@@ -164,23 +170,23 @@ def _dns(message: pb.DNSConfig) -> DnsConfig:
     )
 
 
-def _port_mapping(message: pb.PortMapping) -> PortMapping:
+def _port_mapping(field: str, message: pb.PortMapping) -> PortMapping:
     return PortMapping(
-        protocol=_known(_PROTOCOLS, message.protocol, "config.port_mappings.protocol"),
+        protocol=_known(_PROTOCOLS, message.protocol, f"{field}.protocol"),
         container_port=message.container_port,
         host_port=message.host_port,
         host_ip=message.host_ip,
     )
 
 
-def _mount(message: pb.Mount) -> Mount:
+def _mount(field: str, message: pb.Mount) -> Mount:
     return Mount(
         container_path=message.container_path,
         host_path=message.host_path,
         readonly=message.readonly,
         recursive_readonly=message.recursive_read_only,
         selinux_relabel=message.selinux_relabel,
-        propagation=_known(_PROPAGATIONS, message.propagation, "config.mounts.propagation"),
+        propagation=_known(_PROPAGATIONS, message.propagation, f"{field}.propagation"),
         uid_mappings=tuple(_id_mapping(entry) for entry in message.uidMappings),
         gid_mappings=tuple(_id_mapping(entry) for entry in message.gidMappings),
         image=message.image.image,

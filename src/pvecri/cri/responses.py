@@ -22,6 +22,7 @@ from pvecri.model import (
     SandboxState,
 )
 from pvecri.oci.runtime import ExecResult
+from pvecri.oci.users import numeric_id
 from pvecri.pods.health import Condition
 
 _SANDBOX_STATES = {SandboxState.READY: pb.SANDBOX_READY, SandboxState.NOTREADY: pb.SANDBOX_NOTREADY}
@@ -157,7 +158,8 @@ def container_status(value: Container) -> pb.ContainerStatus:
         started_at=value.started_at,
         finished_at=value.finished_at,
         exit_code=value.exit_code,
-        image=_image_spec(value),
+        # The name that people know it by, as with CRI-O and containerd: a kubelet requests images by their IDs.
+        image=_image_spec(value, value.image_name),
         image_ref=value.image_reference,
         image_id=value.image_id,
         reason=value.reason,
@@ -189,8 +191,8 @@ def container_metadata(value: Container) -> pb.ContainerMetadata:
     return pb.ContainerMetadata(name=value.config.metadata.name, attempt=value.config.metadata.attempt)
 
 
-def _image_spec(value: Container) -> pb.ImageSpec:
-    return pb.ImageSpec(image=value.config.image, user_specified_image=value.config.user_specified_image)
+def _image_spec(value: Container, name: str = "") -> pb.ImageSpec:
+    return pb.ImageSpec(image=name or value.config.image, user_specified_image=value.config.user_specified_image)
 
 
 def _mount(value: Mount) -> pb.Mount:
@@ -242,17 +244,18 @@ def _count(value: int) -> pb.UInt64Value:
 def image(value: Image) -> pb.Image:
     """An entry of ListImages."""
     user = value.config.user.partition(":")[0]  # USER[:GROUP]; the kubelet checks runAsNonRoot by it
+    uid = numeric_id(user)
     described = pb.Image(
         id=value.id,
         repo_tags=value.tags,
         repo_digests=value.digests,
         size=value.size,
-        username="" if user.isdecimal() else user,
+        username=user if uid is None else "",
         spec=pb.ImageSpec(image=value.id),
         pinned=value.pinned,
     )
-    if user.isdecimal():
-        described.uid.value = int(user)
+    if uid is not None:
+        described.uid.value = uid
     return described
 
 

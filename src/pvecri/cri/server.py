@@ -23,7 +23,7 @@ from google.protobuf.message_factory import GetMessageClass
 from pvecri import metrics
 from pvecri.config import ConfigError
 from pvecri.cri.proto import cri_pb2
-from pvecri.errors import PvecriError, Unimplemented
+from pvecri.errors import PvecriError, Unimplemented, printable
 from pvecri.linux import single_instance
 
 log = logging.getLogger(__name__)
@@ -160,4 +160,4 @@ async def _abort(name: str, error: BaseException, context: Context) -> None:
         return
     metrics.CRI_FAULTS.labels(name).inc()
     log.error("%s failed", name, exc_info=error)
-    await context.abort(grpc.StatusCode.INTERNAL, f"{name}: {type(error).__name__}: {error}")
+    await context.abort(grpc.StatusCode.INTERNAL, printable(f"{name}: {type(error).__name__}: {error}"))

@@ -7,6 +7,7 @@ from pvecri.cri.filters import given
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.errors import InvalidArgument
 from pvecri.pods.manager import PodManager
+from pvecri.pods.validation import check_arguments
 from pvecri.streaming.requests import CommandRequest, ForwardRequest, Kind
 from pvecri.streaming.server import StreamingServer
 
@@ -25,6 +26,7 @@ class StreamingCalls:
         container_id = given("container_id", request.container_id)
         if not request.cmd:
             raise InvalidArgument("cmd", "must not be empty")
+        check_arguments("cmd", request.cmd)
         _check_streams(request)
         session = self._streams.exec(container_id, list(request.cmd), tty=request.tty)
         wanted = CommandRequest(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -100,6 +101,14 @@ class _ConfigFile(Value, frozen=True):
 
 def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def chain_id(diff_ids: Sequence[str]) -> str:
+    """The identity of a stack of layers, lowest first (OCI config.md, "Layer ChainID"); empty for none."""
+    chain = ""
+    for diff_id in diff_ids:
+        chain = digest_of(f"{chain} {diff_id}".encode()) if chain else diff_id
+    return chain
 
 
 def verified(data: bytes, descriptor: Descriptor, what: str) -> bytes:

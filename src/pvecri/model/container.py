@@ -97,8 +97,9 @@ class ContainerUser(Value, frozen=True):
 class Container(Value, frozen=True):
     """A container in the store. Times are 0 if unset; `log_path` is absolute, or empty for no log.
 
-    `image_reference` is a digest or tag of the image. `added_sources` are the sources of bind mounts that NRI
-    plugins added to a container in a user namespace.
+    `image_reference` is a digest or tag of the image. `image_name` is its first tag at the container's
+    creation, or what the request named; empty for a container of an older pvecri. `added_sources` are the sources
+    of bind mounts that NRI plugins added to a container in a user namespace.
     """
 
     id: ContainerId
@@ -114,6 +115,7 @@ class Container(Value, frozen=True):
     reason: str = ""
     message: str = ""
     log_path: str = ""
+    image_name: str = ""
     stop_signal: str = ""
     user: ContainerUser = ContainerUser()
     added_sources: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from pvecri.errors import InvalidArgument
@@ -60,17 +60,22 @@ def canonical(names: Iterable[str], field: str) -> frozenset[str]:
 
 
 def granted(wanted: Capabilities, *, privileged: bool, available: frozenset[str]) -> frozenset[str]:
-    """The capabilities of a container: the default set less `drop` plus `add`; a name in both is added.
+    """The capabilities of a container: the default set with `add`, without `drop`; a name in both is dropped.
 
-    ALL in `add` starts from every capability, ALL in `drop` from none. A privileged container gets all. Those that
-    the daemon lacks (not in `available`) are left out: the kernel would refuse them.
+    ALL in `add` starts from every capability, ALL in `drop` from none, which takes precedence: then `add` has the
+    ones that stay. So do CRI-O and containerd. A privileged container gets all. Those that the daemon lacks (not
+    in `available`) are left out: the kernel would refuse them.
     """
     if privileged:
         return available
-    add = canonical(wanted.add, "config.linux.security_context.capabilities.add_capabilities")
-    drop = canonical(wanted.drop, "config.linux.security_context.capabilities.drop_capabilities")
-    all_added = any(name.upper() == "ALL" for name in wanted.add)
-    if all_added:
-        # With ALL added a dropped name stays dropped: "all but these".
-        return (frozenset(NAMES) - drop if drop != frozenset(NAMES) else frozenset(NAMES)) & available
-    return ((DEFAULT - drop) | add) & available
+    field = "config.linux.security_context.capabilities"
+    all_added, add = _split(wanted.add, f"{field}.add_capabilities")
+    all_dropped, drop = _split(wanted.drop, f"{field}.drop_capabilities")
+    start = frozenset() if all_dropped else frozenset(NAMES) if all_added else DEFAULT
+    return ((start | add) - drop) & available
+
+
+def _split(names: Collection[str], field: str) -> tuple[bool, frozenset[str]]:
+    """Whether ALL is among the names, and the others."""
+    others = [name for name in names if name.upper() != "ALL"]
+    return len(others) < len(names), canonical(others, field)

@@ -25,7 +25,7 @@ from pvecri.linux import keyrings, processes, programs
 from pvecri.linux.cgroups import Cgroups
 from pvecri.linux.fds import AsyncFd, Pipe
 from pvecri.model import ContainerId, Resources
-from pvecri.oci import runtime_spec, spec_linux
+from pvecri.oci import messages, runtime_spec, spec_linux
 from pvecri.oci.features import HostFeatures
 from pvecri.oci.kill import kill_command
 from pvecri.oci.pod_cgroups import PodCgroups
@@ -167,7 +167,7 @@ class OciRuntime:
             os.close(reader)
             if writer >= 0:
                 os.close(writer)
-        _check_sync(answer, bundle)
+        _check_sync(answer, bundle, self._features.oci_runtime.kind)
 
     async def run_detached(self, pod: PodNamespaces, container: ContainerId, bundle: Bundle) -> None:
         """Create and start a container without conmon: no exit code, no log.
@@ -199,7 +199,8 @@ class OciRuntime:
             if status:
                 log.seek(0)
                 errors = log.read(1 << 16).decode(errors="replace")
-                raise CommandError(f"{self._features.oci_runtime.kind} run {container}", status, errors)
+                name = f"{self._features.oci_runtime.kind} run {container}"
+                raise CommandError(name, status, messages.last_error(errors))
 
     def _not_created(self, container: ContainerId) -> DeadlineExceeded:
         return DeadlineExceeded(
@@ -334,17 +335,24 @@ class OciRuntime:
     ) -> None:
         command = [*(_enter(pod) if pod else ()), *self._oci(*arguments)]
         name = f"{self._features.oci_runtime.kind} {' '.join(arguments)}"
-        (await finish(programs.run(command, timeout=timeout, name=name, stdin=stdin))).checked()
+        ended = await finish(programs.run(command, timeout=timeout, name=name, stdin=stdin))
+        if ended.returncode:
+            raise CommandError(name, ended.returncode, messages.last_error(ended.stderr))
 
     def _oci(self, *arguments: str) -> list[str]:
-        return [self._program, f"--root={self._root}", *arguments]
+        return [self._program, *self._global_options(), *arguments]
+
+    def _global_options(self) -> list[str]:
+        # With a log, stderr has the error alone, without warnings, times and quotes.
+        return [f"--root={self._root}", f"--log={os.devnull}"]
 
     def _conmon(self, container: ContainerId, bundle: Bundle, stdio: Stdio) -> list[str]:
         log = f"k8s-file:{stdio.log}" if stdio.log else "none"
         # Version 1 has the key `data` on the sync pipe for a PID and for an error (`pid` in version 0).
         arguments = [self._features.conmon, "--api-version", "1"]
         arguments += ["-c", container, "-u", container, "-n", container]
-        arguments += ["-r", self._program, f"--runtime-arg=--root={self._root}", "-b", str(bundle.directory)]
+        arguments += ["-r", self._program, "-b", str(bundle.directory)]
+        arguments += [f"--runtime-arg={option}" for option in self._global_options()]
         arguments += ["-p", str(bundle.pid_file), "-P", str(bundle.conmon_pid_file)]
         arguments += ["--exit-dir", str(self._exit_dir), "--persist-dir", str(bundle.directory)]
         # Without --full-attach the attach socket is below --socket-dir-path, by a truncated path.
@@ -384,19 +392,22 @@ def _send_to_conmon(bundle: Bundle, message: str) -> None:
         os.close(control)
 
 
-def _check_sync(answer: bytes, bundle: Bundle) -> None:
+def _check_sync(answer: bytes, bundle: Bundle, runtime: str) -> None:
     """conmon writes {"data": PID} or {"data": -1, "message": TEXT} to its sync pipe."""
     try:
         document = json.loads(answer)
         pid, message = int(document["data"]), str(document.get("message", "")).strip()
     except (ValueError, KeyError, TypeError):
-        log = bundle.conmon_log.read_text(errors="replace")[-2000:].strip()
-        raise InternalError(f"conmon exited before the container was created: {log or 'no output'}") from None
+        problem = messages.last_error(bundle.conmon_log.read_text(errors="replace")[-2000:]) or "no output"
+        raise InternalError(
+            f"conmon could not create the container: {problem} (its log is {bundle.conmon_log})"
+        ) from None
     if pid > 0:
         return
+    problem = messages.last_error(message) or "no reason given"
     if "exec:" in message and any(text in message for text in _BAD_COMMAND):
-        raise InvalidArgument("config.command", message)
-    raise InternalError(f"the OCI runtime could not create the container: {message}")
+        raise InvalidArgument("config.command", problem)
+    raise InternalError(f"{runtime} could not create the container: {problem} (its spec is {bundle.spec})")
 
 
 async def _read_line(fd: int) -> bytes:

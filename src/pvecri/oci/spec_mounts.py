@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `mounts` of an OCI spec: kernel filesystems, the pod's files, then the request's mounts."""
+"""The `mounts` of an OCI spec: kernel filesystems, then the mounts of the pod and of the request."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import PurePosixPath
 
 from pvecri.model import NamespaceMode
@@ -13,13 +14,23 @@ HOST_SHM = "/dev/shm"
 
 
 def mounts(plan: Plan) -> tuple[Mount, ...]:
-    """All mounts, parents first; one of the request replaces the default one at its destination."""
+    """All mounts: kernel filesystems first, then those of the pod and of the request, parents first.
+
+    One of the request replaces another at its destination. A volume at /etc has the pod's hosts and resolv.conf
+    in it, and the node's /dev the pod's /dev/shm, as with CRI-O and containerd.
+    """
+    requested = [bind_mount(bind) for bind in plan.binds]
+    taken = {mount.destination for mount in requested}
+    kernel = [mount for mount in kernel_mounts(plan) if not _is_hidden(mount, taken)]
+    ours = [mount for mount in (*pod_mounts(plan), *device_mounts(plan)) if mount.destination not in taken]
     # A parent that is mounted later would hide its children.
-    requested = sorted(plan.binds, key=lambda bind: len(PurePosixPath(bind.container_path).parts))
-    taken = {_normal(bind.container_path) for bind in requested}
-    provided = (*kernel_mounts(plan), *pod_mounts(plan), *device_mounts(plan))
-    ours = [mount for mount in provided if mount.destination not in taken]
-    return (*ours, *(bind_mount(bind) for bind in requested))
+    return (*kernel, *sorted((*ours, *requested), key=lambda mount: len(PurePosixPath(mount.destination).parts)))
+
+
+def _is_hidden(mount: Mount, places: Collection[str]) -> bool:
+    """Whether a mount is at one of the places, or below one: the node's /dev has the node's /dev/pts."""
+    place = PurePosixPath(mount.destination)
+    return any(str(each) in places for each in (place, *place.parents[:-1]))
 
 
 def kernel_mounts(plan: Plan) -> list[Mount]:

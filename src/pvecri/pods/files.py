@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pvecri.linux import mounts, namespaces
+from pvecri.linux.programs import Ended
 from pvecri.model import IdMapping, NamespaceMode, Sandbox
 from pvecri.network import files as contents
 from pvecri.oci.spec_linux import SHARED_PID
@@ -72,14 +73,17 @@ def set_hostname(pod: PodEntry) -> None:
     namespaces.run_inside([pod.namespace("uts")], lambda: socket.sethostname(name))
 
 
-def set_default_sysctls(pod: PodEntry, sysctls: Mapping[str, str]) -> list[str]:
+def set_default_sysctls(pod: PodEntry, sysctls: Mapping[str, str], *, of_interfaces: bool) -> list[str]:
     """Set the default sysctls of the network namespace that the pod does not set itself; returns the failures.
+
+    Those of network interfaces (`sysctls_of`) are for after CNI.
 
     Unlike `sysctl_command` it starts no process, because it runs for every pod.
     """
     if pod.value.config.security.namespaces.network is NamespaceMode.NODE:
         return []
-    values = {key: value for key, value in sysctls.items() if key not in pod.value.config.sysctls}
+    wanted = sysctls_of(sysctls, interfaces=of_interfaces)
+    values = {key: value for key, value in wanted.items() if key not in pod.value.config.sysctls}
     if PING_GROUP_RANGE in values:
         values[PING_GROUP_RANGE] = host_ping_groups(values[PING_GROUP_RANGE], pod.value.mappings)
     return namespaces.run_inside([pod.namespace("net")], lambda: _write_sysctls(values))
@@ -121,8 +125,22 @@ def sysctl_file(key: str) -> Path:
     return Path("/proc/sys", *key.split(separator))
 
 
-def sysctl_command(pod: PodEntry) -> list[str]:
-    """A command that writes the pod's sysctls inside its namespaces, as root of its user namespace.
+def sysctls_of(sysctls: Mapping[str, str], *, interfaces: bool) -> dict[str, str]:
+    """Those that exist only with a network interface, such as `net.ipv4.conf.eth0.forwarding`, or all others."""
+    return {key: value for key, value in sysctls.items() if _is_of_interface(sysctl_file(key)) is interfaces}
+
+
+def _is_of_interface(file: Path) -> bool:
+    match file.parts[3:]:
+        case ("net", _, "conf" | "neigh", name, *_):
+            return name not in ("all", "default", "lo")
+    return False
+
+
+def sysctl_command(pod: PodEntry, sysctls: Mapping[str, str]) -> list[str]:
+    """A command that writes sysctls inside the pod's namespaces, as root of its user namespace.
+
+    If the kernel refuses one, its name is on stdout and the kernel's error on stderr (`refused_sysctl`).
 
     The kernel resolves net, ipc and uts sysctls by the namespaces of the opening process, and allows writing only
     to root of the owning user namespace. It is a process because a thread cannot enter a user namespace
@@ -130,10 +148,21 @@ def sysctl_command(pod: PodEntry) -> list[str]:
     """
     kinds = [*_own_namespaces(pod.value), *(["user"] if pod.value.mappings else [])]
     command = ["nsenter", *(f"--{kind}={pod.namespace(kind)}" for kind in kinds), "--"]
-    command += ["/bin/sh", "-ec", 'while [ $# -gt 0 ]; do printf %s "$2" >"$1"; shift 2; done', "sh"]
-    for key, value in pod.value.config.sysctls.items():
-        command += [str(sysctl_file(key)), value]
+    command += ["/bin/sh", "-c", _WRITE_SYSCTLS, "sh"]
+    for key, value in sysctls.items():
+        command += [key, str(sysctl_file(key)), value]
     return command
+
+
+# tee has the error of write(2) in its message; the shell's own printf has "I/O error" for all of them.
+_WRITE_SYSCTLS = (
+    'while [ $# -gt 0 ]; do printf %s "$3" | tee -- "$2" >/dev/null || { printf %s "$1"; exit 1; }; shift 3; done'
+)
+
+
+def refused_sysctl(ended: Ended) -> tuple[str, str]:
+    """The name of the sysctl at which a `sysctl_command` failed, if it is known, and the kernel's error."""
+    return ended.stdout.decode(errors="replace"), ended.stderr.strip().rpartition(": ")[2]
 
 
 def _own_namespaces(sandbox: Sandbox) -> list[str]:

@@ -23,6 +23,9 @@ ARCHITECTURES = {
 DESCRIPTION_MAX = 8192
 """Maximum characters of a description (PVE::LXC::Config)."""
 
+CT_NAME_MAX = 63
+"""Characters of a CT's hostname; a label of a DNS name has as many."""
+
 ParameterValue = str | int | float | bool
 """A parameter before it is encoded."""
 
@@ -122,10 +125,12 @@ def size_parameters(size: CtSize) -> dict[str, ParameterValue]:
 
 
 def ct_name(text: str) -> str:
-    """`text` reduced to a hostname that Proxmox accepts (format `dns-name`)."""
-    # 63: the longest DNS label (RFC 1035). 255: the maximum of the option `hostname`.
+    """`text` reduced to a hostname that Proxmox and the kernel accept: format `dns-name`, CT_NAME_MAX characters.
+
+    Proxmox accepts 255 characters, but LXC sets the name with sethostname(2), and the start fails above 64 bytes.
+    """
     labels = (re.sub(r"[^A-Za-z0-9-]+", "-", label).strip("-")[:63].strip("-") for label in text.split("."))
-    return ".".join(label for label in labels if label)[:255].strip(".-") or "pod"
+    return ".".join(label for label in labels if label)[:CT_NAME_MAX].strip(".-") or "pod"
 
 
 def ct_tag(text: str) -> str:

@@ -104,9 +104,15 @@ def test_container_response_repeats_the_request() -> None:
     shown = responses.container_status(replace(CONTAINER, config=requests.container_config(asked)))
     assert shown.metadata == asked.metadata
     assert (shown.labels, shown.annotations) == (asked.labels, asked.annotations)
-    assert shown.image == asked.image
+    assert responses.container(replace(CONTAINER, config=requests.container_config(asked))).image == asked.image
     assert list(shown.mounts) == list(asked.mounts)
     assert shown.resources.linux == asked.linux.resources
+
+
+def test_image_of_a_container_has_the_name_that_people_know() -> None:
+    assert responses.container_status(CONTAINER).image.image == CONTAINER.image_name
+    older = replace(CONTAINER, image_name="")
+    assert responses.container_status(older).image.image == CONTAINER.config.image
 
 
 def test_image_volume_has_the_resolved_image_id() -> None:

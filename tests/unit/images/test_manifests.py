@@ -89,3 +89,11 @@ def test_document_with_wrong_size_or_digest_is_refused() -> None:
         manifest.verified(b"ab", promised, "config")
     with pytest.raises(BadImage, match=f"has the digest {digest_of(b'abd')}"):
         manifest.verified(b"abd", promised, "config")
+
+
+def test_chain_id_is_the_digest_of_the_chain_below_and_the_layer() -> None:
+    first, second, third = (digest_of(content) for content in (b"1", b"2", b"3"))
+    assert manifest.chain_id([]) == ""
+    assert manifest.chain_id([first]) == first
+    two = digest_of(f"{first} {second}".encode())
+    assert manifest.chain_id([first, second, third]) == digest_of(f"{two} {third}".encode())

@@ -30,7 +30,10 @@ def of(*names: str) -> frozenset[str]:
         (Capabilities(drop=("ALL",), add=("CHOWN",)), of("CHOWN")),
         (Capabilities(add=("ALL",)), EVERY),
         (Capabilities(add=("ALL",), drop=("SYS_ADMIN",)), EVERY - of("SYS_ADMIN")),
-        (Capabilities(add=("CHOWN",), drop=("CHOWN",)), DEFAULT),
+        # As CRI-O and containerd: named ones are added, then dropped, from all, none or the default set.
+        (Capabilities(add=("CHOWN",), drop=("CHOWN",)), DEFAULT - of("CHOWN")),
+        (Capabilities(add=("KILL", "CHOWN"), drop=("ALL", "CHOWN")), of("KILL")),
+        (Capabilities(add=("ALL", "CHOWN"), drop=("ALL",)), of("CHOWN")),
     ],
 )
 def test_add_and_drop_apply_to_the_default_set(wanted: Capabilities, expected: frozenset[str]) -> None:

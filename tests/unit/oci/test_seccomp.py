@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pvecri.model import ProfileKind, SecurityProfile
 from pvecri.oci import seccomp
 
 ALLOW, ERRNO = "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"
+FLAG = "SECCOMP_FILTER_FLAG_LOG"
 RUNTIME_DEFAULT = SecurityProfile(kind=ProfileKind.RUNTIME_DEFAULT)
 
 
@@ -99,7 +101,7 @@ def test_arch_map_adds_the_sub_architectures(machine: str, expected: list[str] |
 
 
 def test_oci_format_profile_keeps_its_architectures() -> None:
-    document = {"defaultAction": ALLOW, "architectures": ["SCMP_ARCH_X86_64"], "flags": ["x"], "syscalls": []}
+    document = {"defaultAction": ALLOW, "architectures": ["SCMP_ARCH_X86_64"], "flags": [FLAG], "syscalls": []}
     assert resolve(document) == document
 
 
@@ -119,9 +121,9 @@ def test_unset_unconfined_and_privileged_have_no_filter(profile: SecurityProfile
 
 
 def test_runtime_default_and_localhost_profiles_are_read_from_files(tmp_path: Path) -> None:
-    for name in ("default", "local"):
-        (tmp_path / name).write_text(json.dumps({"defaultAction": name}))
-    for profile, expected in ((RUNTIME_DEFAULT, "default"), (local(str(tmp_path / "local")), "local")):
+    for name, action in (("default", ERRNO), ("local", ALLOW)):
+        (tmp_path / name).write_text(json.dumps({"defaultAction": action}))
+    for profile, expected in ((RUNTIME_DEFAULT, ERRNO), (local(str(tmp_path / "local")), ALLOW)):
         filter_ = seccomp.for_container(
             profile, default=tmp_path / "default", capabilities=frozenset(), privileged=False
         )
@@ -150,3 +152,63 @@ def test_malformed_seccomp_profile_is_named(tmp_path: Path) -> None:
     profile = local(str(tmp_path / "profile"))
     with pytest.raises(InvalidArgument, match=f"cannot read the seccomp profile {tmp_path}/profile"):
         seccomp.for_container(profile, default=tmp_path, capabilities=frozenset(), privileged=False)
+
+
+ARG = {"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ([], "Expected `object`, got `array`"),
+        ({}, "missing required field `defaultAction`"),
+        ({"defaultAction": "ALLOW"}, r"Invalid enum value 'ALLOW' - at `\$\.defaultAction`"),
+        ({"defaultAction": ALLOW, "defaultErrnoRet": -1}, r"Expected `int` >= 0 - at `\$\.defaultErrnoRet`"),
+        ({"defaultAction": ALLOW, "defaultErrnoRet": 1 << 70}, "Expected `int` <= 65535"),
+        ({"defaultAction": ALLOW, "flags": ["x"]}, r"at `\$\.flags\[0\]`"),
+        ({"defaultAction": ALLOW, "architectures": ["x86"]}, r"at `\$\.architectures\[0\]`"),
+        ({"defaultAction": ALLOW, "syscalls": {}}, "Expected `array"),
+        ({"defaultAction": ALLOW, "syscalls": [{"names": [""], "action": ERRNO}]}, "length >= 1"),
+        ({"defaultAction": ALLOW, "syscalls": [{"names": ["a"], "action": "NO"}]}, "Invalid enum value 'NO'"),
+        (
+            {"defaultAction": ALLOW, "syscalls": [{"name": "a", "action": ERRNO, "args": [{**ARG, "index": 6}]}]},
+            "Expected `int` <= 5",
+        ),
+        (
+            {
+                "defaultAction": ALLOW,
+                "syscalls": [{"name": "a", "action": ERRNO, "args": [{**ARG, "value": 1 << 64}]}],
+            },
+            "the value of an argument has 64 bits",
+        ),
+    ],
+)
+def test_profile_that_is_none_is_refused_with_the_place_in_the_file(
+    tmp_path: Path, document: object, message: str
+) -> None:
+    (tmp_path / "profile").write_text(json.dumps(document))
+    with pytest.raises(InvalidArgument, match=rf"^config\..*seccomp\.localhost_ref: .*{message}"):
+        loaded(tmp_path / "profile")
+
+
+def loaded(path: Path) -> Any:
+    return seccomp.for_container(local(str(path)), default=path, capabilities=frozenset(), privileged=False)
+
+
+def test_profile_of_endless_nesting_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "profile").write_text('{"defaultAction": "SCMP_ACT_ALLOW", "x": ' + "[" * 100_000)
+    with pytest.raises(InvalidArgument, match="maximum recursion depth"):
+        loaded(tmp_path / "profile")
+
+
+def test_profile_must_be_a_regular_file_of_bounded_size(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(seccomp.SIZE_MAX + 1)
+    for path in (tmp_path / "fifo", tmp_path / "large", Path("/dev/zero")):
+        with pytest.raises(InvalidArgument, match="not a regular file of at most 4194304 bytes"):
+            loaded(path)
+
+
+def test_entry_without_a_name_is_left_out() -> None:
+    assert names({"names": []}) == []

@@ -58,7 +58,46 @@ def test_requested_mount_replaces_the_default_one(path: str) -> None:
 
 def test_requested_mounts_are_sorted_by_depth() -> None:
     wanted = plan(binds=(bind("/a/b/c"), bind("/a"), bind("/a/b")))
-    assert [mount.destination for mount in spec_mounts.mounts(wanted)][-3:] == ["/a", "/a/b", "/a/b/c"]
+    assert [place for place in destinations(wanted) if place.startswith("/a")] == ["/a", "/a/b", "/a/b/c"]
+
+
+def destinations(wanted: Plan) -> list[str]:
+    return [mount.destination for mount in spec_mounts.mounts(wanted)]
+
+
+POD_FILES = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"]
+
+
+def test_pods_files_are_mounted_over_a_volume_at_etc() -> None:
+    assert destinations(plan(binds=(bind("/etc"), bind("/etc/hosts", "/own"))))[-5:] == [
+        "/etc",
+        "/etc/hostname",
+        "/etc/resolv.conf",
+        "/dev/shm",
+        "/etc/hosts",
+    ]
+    assert at(plan(binds=(bind("/etc"), bind("/etc/hosts", "/own"))), "/etc/hosts").source == "/own"
+
+
+def test_pods_shared_memory_is_mounted_over_the_nodes_dev() -> None:
+    found = destinations(plan(binds=(bind("/dev", "/dev"),)))
+    assert [place for place in found if place.startswith("/dev")] == ["/dev", "/dev/shm"]
+
+
+def test_devices_are_mounted_over_the_nodes_dev() -> None:
+    device = HostDevice("/dev/kvm", "c", 10, 232, 0o660, 0, 104, "rw")
+    found = destinations(plan(binds=(bind("/dev"),), devices=(device,), mappings=MAPPED))
+    assert found.index("/dev") < found.index("/dev/kvm")
+
+
+def test_volume_at_the_root_comes_after_the_kernel_filesystems() -> None:
+    found = destinations(plan(binds=(bind("/"),)))
+    assert found[6:] == ["/", *POD_FILES, "/dev/shm"]
+    assert found[:6] == destinations(plan())[:6]
+
+
+def test_nodes_sys_has_the_nodes_cgroups() -> None:
+    assert [place for place in destinations(plan(binds=(bind("/sys"),))) if "/sys" in place] == ["/sys"]
 
 
 @pytest.mark.parametrize(

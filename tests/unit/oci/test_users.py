@@ -11,7 +11,7 @@ import pytest
 
 from pvecri.errors import InvalidArgument
 from pvecri.model import ContainerSecurity, ContainerUser, GroupsPolicy
-from pvecri.oci.users import resolve
+from pvecri.oci.users import ID_MAX, numeric_id, resolve
 
 PASSWD = """\
 # a comment
@@ -126,3 +126,39 @@ def test_passwd_that_is_not_a_regular_file_is_ignored(rootfs: Path, tmp_path: Pa
 def test_passwd_with_invalid_utf8_is_parsed(rootfs: Path) -> None:
     (rootfs / "etc/passwd").write_bytes(b"\xff\xfe:\0\nalice:x:1000:1001::/:/bin/sh\n")
     assert resolve(ContainerSecurity(run_as_username="alice"), "", rootfs).uid == 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("0", 0),
+        ("007", 7),
+        (str(ID_MAX), ID_MAX),
+        (str(ID_MAX + 1), None),
+        ("9" * 5000, None),
+        ("\N{ARABIC-INDIC DIGIT ONE}", None),
+        ("\N{SUPERSCRIPT TWO}", None),
+        ("1_000", None),
+        ("+1", None),
+        ("-1", None),
+        ("1\n", None),
+        ("", None),
+    ],
+)
+def test_an_id_is_in_ascii_digits_and_fits_the_kernel(text: str, number: int | None) -> None:
+    assert numeric_id(text) == number
+
+
+@pytest.mark.parametrize("name", ["9" * 5000, "\N{ARABIC-INDIC DIGIT ONE}", str(1 << 32)])
+def test_number_that_is_no_id_is_a_name_that_the_image_lacks(rootfs: Path, name: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"^config\..*run_as_username: the image has no user"):
+        resolve(ContainerSecurity(run_as_username=name), "", rootfs)
+    with pytest.raises(InvalidArgument, match=r"^the image's user: the image has no group"):
+        resolve(ContainerSecurity(), f"0:{name}", rootfs)
+
+
+def test_entries_with_numbers_that_are_no_ids_are_skipped(rootfs: Path) -> None:
+    huge = "9" * 5000
+    (rootfs / "etc/passwd").write_text(f"eve:x:{huge}:0::/:/bin/sh\neve:x:5:6::/:/bin/sh\n")
+    (rootfs / "etc/group").write_text(f"a:x:{huge}:eve\nb:x:\N{ARABIC-INDIC DIGIT ONE}:eve\n")
+    assert resolve(ContainerSecurity(run_as_username="eve"), "", rootfs) == user(5, 6, 6)

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 from support.filled import filled
 
+from pvecri.linux import programs
+from pvecri.linux.programs import Ended
 from pvecri.model import (
     IdMapping,
     NamespaceMode,
@@ -66,27 +67,62 @@ def test_sysctls_are_written_in_the_pods_own_namespaces_and_in_no_others(
     options: NamespaceOptions, mappings: tuple[IdMapping, ...], entered: list[str]
 ) -> None:
     pod = PodEntry(sandbox(sysctls={"net.a": "1"}, mappings=mappings, options=options), Path("/run/pod"))
-    command = files.sysctl_command(pod)
+    command = files.sysctl_command(pod, pod.value.config.sysctls)
     assert command[: command.index("--")] == ["nsenter", *(f"--{kind}=/run/pod/ns/{kind}" for kind in entered)]
 
 
 def test_a_sysctl_is_written_by_its_path_below_proc_sys() -> None:
     pod = PodEntry(sandbox(sysctls={"net.ipv4.ip_forward": "1", "kernel/sem": "1 2 3 4"}), Path("/run/pod"))
-    assert files.sysctl_command(pod)[-4:] == [
+    assert files.sysctl_command(pod, pod.value.config.sysctls)[-6:] == [
+        "net.ipv4.ip_forward",
         "/proc/sys/net/ipv4/ip_forward",
         "1",
+        "kernel/sem",
         "/proc/sys/kernel/sem",
         "1 2 3 4",
     ]
 
 
+def written(*wanted: tuple[str, Path, str]) -> Ended:
+    """The end of the command for sysctls in these files, run outside of any pod."""
+    pod = PodEntry(sandbox(), Path("/run/pod"))
+    command = files.sysctl_command(pod, {})
+    words = [str(part) for each in wanted for part in each]
+    return programs.run_blocking([*command[command.index("--") + 1 :], *words], timeout=60)
+
+
 def test_sysctl_values_are_not_interpreted_by_the_shell(tmp_path: Path) -> None:
-    pod = PodEntry(sandbox(sysctls={"net.a": "placeholder"}), Path("/run/pod"))
-    command = files.sysctl_command(pod)
-    shell = command[command.index("--") + 1 : -2]
-    pairs = [(tmp_path / "one", "$(id) 'x' %s\\n"), (tmp_path / "two", "-n 4096")]
-    subprocess.run([*shell, *(str(part) for pair in pairs for part in pair)], check=True)
-    assert [path.read_text() for path, _ in pairs] == [value for _, value in pairs]
+    values = {"one": "$(id) 'x' %s\\n", "two": "-n 4096"}
+    assert written(*((name, tmp_path / name, value) for name, value in values.items())).returncode == 0
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == values
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [("/dev/full", "No space left on device"), ("/proc/sys/kernel/nothing", "No such file or directory")],
+)
+def test_refused_sysctl_is_known_with_the_kernels_error(tmp_path: Path, file: str, reason: str) -> None:
+    ended = written(("net.a", tmp_path / "a", "1"), ("net.b", Path(file), "2"), ("net.c", tmp_path / "c", "3"))
+    assert ended.returncode == 1
+    assert files.refused_sysctl(ended) == ("net.b", reason)
+    assert not (tmp_path / "c").exists()
+
+
+def test_sysctls_of_interfaces_are_told_from_others() -> None:
+    others = [
+        "net.ipv4.ip_forward",
+        "net.ipv4.conf.all.rp_filter",
+        "net/ipv6/conf/default/forwarding",
+        "kernel.sem",
+    ]
+    own = [
+        "net.ipv4.conf.eth0.rp_filter",
+        "net/ipv6/neigh/eth0.100/delay_first_probe_time",
+        "net.mpls.conf.net1.input",
+    ]
+    sysctls = dict.fromkeys([*others, *own], "1")
+    assert list(files.sysctls_of(sysctls, interfaces=False)) == others
+    assert list(files.sysctls_of(sysctls, interfaces=True)) == own
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pvecri.model import (
     ContainerMetadata,
     ContainerSecurity,
     Device,
+    HugepageLimit,
     IdMapping,
     Mount,
     NamespaceMode,
@@ -111,10 +112,45 @@ DEVICES = [
     (device(permissions="rx"), "permissions: 'rx' has letters other than r, w and m"),
 ]
 
+LIMITS = [
+    (Resources(cpu_shares=262_145), "cpu_shares: 262145 is more than 262144"),
+    (Resources(cpu_period=999), "cpu_period: 999 is not within 1000 to 1000000 microseconds"),
+    (Resources(cpu_quota=999), "cpu_quota: 999 is less than 1000 microseconds"),
+    (Resources(cpuset_cpus="two"), "cpuset_cpus: 'two' is not a list such as 0-3,5"),
+    (Resources(cpuset_cpus="0-999999"), "cpuset_cpus: '0-999999' is not a list such as 0-3,5"),
+    (Resources(cpuset_mems="0,"), "cpuset_mems: '0,' is not a list such as 0-3,5"),
+    (Resources(memory_swap_limit=-2), "memory_swap_limit_in_bytes: must not be negative, except -1 for no limit"),
+    (
+        Resources(hugepage_limits=(HugepageLimit(page_size="2M", limit=1),)),
+        "hugepage_limits[0].page_size: '2M' is not a page size such as 2MB",
+    ),
+    (Resources(unified={"../memory.max": "1"}), "unified[../memory.max]: is not the name of a cgroup file"),
+    (Resources(unified={"memory.high": "1\0"}), "unified[memory.high]: contains a NUL character"),
+]
+
+LONG = "x" * (200 << 10)
+DEEP = "/x" * 2048
+LENGTHS = [
+    (container(args=("-c", LONG)), "args[1]: has 204800 bytes, the kernel takes 131071; pass it in a file"),
+    (container(envs=(("A", LONG),)), "envs[0]: has 204802 bytes, the kernel takes 131071; pass it in a file"),
+    (
+        container(command=("x" * 100_000,) * 21),
+        "command: has 2100189 bytes with the environment, the kernel takes 2031616; pass them in a file",
+    ),
+    (container(working_dir=DEEP), "working_dir: is longer than 4095 bytes"),
+    (mounting(host_path=f"/{'x' * 256}"), "mounts[0].host_path: has a component longer than 255 bytes"),
+    (mounting(container_path=f"/{'x' * 256}"), "mounts[0].container_path: has a component longer than 255 bytes"),
+    (container(log_path="x" * 256), "log_path: has a component longer than 255 bytes"),
+]
+
 SECURITY = [
+    (secured(supplemental_groups=(1,) * 65537), "supplemental_groups: has 65537 groups, the kernel takes 65536"),
+    (secured(masked_paths=("proc/kcore",)), "masked_paths[0]: 'proc/kcore' is not an absolute path"),
+    (secured(readonly_paths=("/a\0",)), "readonly_paths[0]: '/a\\x00' is not an absolute path"),
     (secured(privileged=True), "privileged: the pod is not privileged"),
     (secured(run_as_user=-1), "run_as_user.value: -1 is not an id"),
     (secured(run_as_user=1 << 32), "run_as_user.value: 4294967296 is not an id"),
+    (secured(run_as_user=(1 << 32) - 1), "run_as_user.value: 4294967295 is not an id"),
     (secured(run_as_user=1, run_as_group=-1), "run_as_group.value: -1 is not an id"),
     (secured(supplemental_groups=(-5,)), "supplemental_groups[0]: -5 is not an id"),
     (sharing(pid=TARGET), "namespace_options.target_id: must name a container if pid is TARGET"),
@@ -127,6 +163,8 @@ REFUSED = [
     *PLAIN,
     *((config, f"config.mounts[0].{words}") for config, words in MOUNTS),
     *((config, f"config.devices[0].{words}") for config, words in DEVICES),
+    *((container(resources=limits), f"config.linux.resources.{words}") for limits, words in LIMITS),
+    *((config, f"config.{words}") for config, words in LENGTHS),
     *((config, f"config.linux.security_context.{words}") for config, words in SECURITY),
     (secured(selinux_label="u:r:t:s0"), SELINUX),
 ]
@@ -152,7 +190,7 @@ ACCEPTED: dict[str, tuple[ContainerConfig, SandboxConfig]] = {
     "a part of an image": (showing("a/b"), pod()),
     "a device at its own path": (device(), pod()),
     "a device for reading at another": (device(container_path="/dev/x", permissions="r"), pod()),
-    "the largest id": (secured(run_as_user=(1 << 32) - 1), pod()),
+    "the largest id": (secured(run_as_user=(1 << 32) - 2), pod()),
     "privileges that the pod has": (secured(privileged=True), pod(privileged=True)),
     "the node's namespaces, as the pod's": (
         sharing(network=NODE, pid=NODE, ipc=NODE),

@@ -71,6 +71,30 @@ def test_dangling_symlink_is_refused(tmp_path: Path) -> None:
         resolved(mount(tmp_path / "link"))
 
 
+def test_circle_of_symlinks_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(InvalidArgument, match=r"^config\.mounts\[0\]\.host_path: .*/a"):
+        resolved(mount(tmp_path / "a"))
+
+
+def test_root_of_a_process_is_the_nodes_root() -> None:
+    (bind,) = resolved(mount("/proc/self/root"))
+    assert bind.source == Path("/staging/0")
+
+
+def test_link_of_proc_to_what_has_no_path_is_refused() -> None:
+    reader, writer = os.pipe()
+    try:
+        with pytest.raises(
+            InvalidArgument, match=rf"^config\.mounts\[0\]\.host_path: /proc/self/fd/{reader} cannot"
+        ):
+            resolved(mount(f"/proc/self/fd/{reader}"))
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 def test_source_in_a_user_namespace_is_a_clone_named_by_index(tmp_path: Path) -> None:
     staging = tmp_path / "staging"
     config = container(mount(tmp_path), mount("/"))

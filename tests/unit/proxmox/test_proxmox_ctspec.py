@@ -96,6 +96,9 @@ def test_each_part_of_a_spec_has_its_parameter(change: dict[str, object], name: 
         ("", "pod"),
         ("_", "pod"),
         ("a" * 70, "a" * 63),
+        (f"{'a' * 40}.{'b' * 40}", f"{'a' * 40}.{'b' * 22}"),
+        (f"{'a' * 62}.b", "a" * 62),
+        ("web_1.example", "web-1.example"),
     ],
 )
 def test_any_text_makes_a_name_that_proxmox_accepts(text: str, name: str) -> None:

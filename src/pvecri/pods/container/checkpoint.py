@@ -18,6 +18,7 @@ from pvecri.errors import CommandError, DeadlineExceeded, FailedPrecondition, In
 from pvecri.images.manager import ImageManager
 from pvecri.model import ContainerState
 from pvecri.oci.runtime import OciRuntime
+from pvecri.pods import validation
 from pvecri.pods.registry import ContainerEntry, Registry
 
 
@@ -32,19 +33,21 @@ class Checkpoints:
     async def write(self, container_id: str, location: str, timeout: float) -> None:
         """Write a checkpoint of a running container to the file `location` (CRI CheckpointContainer).
 
-        `timeout` is in seconds, 0 for none. FailedPrecondition if CRIU is not installed, InvalidArgument for a
-        location that cannot be written, InternalError with CRIU's messages if it fails. Atomic: no partial file.
+        `timeout` is in seconds, 0 or less for none. FailedPrecondition if CRIU is not installed, InvalidArgument
+        for a location that cannot be written, InternalError with CRIU's messages if it fails. Atomic: no partial
+        file.
         """
+        validation.check_path("location", location)
         target = Path(location)
-        if not target.is_absolute() or not target.parent.is_dir():
-            raise InvalidArgument("location", f"{location!r} is not an absolute path in a directory that exists")
+        if not target.parent.is_dir():
+            raise InvalidArgument("location", f"the directory of {location!r} does not exist")
         if shutil.which("criu") is None:
             raise FailedPrecondition("checkpoints need the program criu, which is not installed on this node")
         container = self._registry.container(container_id)
         if container.value.state is not ContainerState.RUNNING:
             raise FailedPrecondition(f"container {container.id} is {container.value.state.value}, not running")
         try:
-            async with container.lock, asyncio.timeout(timeout or None):
+            async with container.lock, asyncio.timeout(timeout if timeout > 0 else None):
                 await self._write(container, target)
         except TimeoutError:
             raise DeadlineExceeded(f"container {container.id}: no checkpoint within {timeout:g} s") from None

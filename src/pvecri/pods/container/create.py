@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
@@ -94,7 +95,10 @@ class ContainerCreator:
                     await self._pauses.share_pids(pod)
                 rootfs = await self._prepare_rootfs(pod, container.id, container.value.image_id, undo)
                 image_volumes = await self._prepare_image_volumes(pod, container, undo)
-                plan = self._write_bundle(pod, container, image, rootfs, image_volumes, undo)
+                binds, owners = await asyncio.to_thread(_resolve_sources, pod, container, image_volumes)
+                plan = self._write_bundle(pod, container, image, rootfs, binds, undo)
+                self._check_ids(pod, container, plan.user, owners)
+                _write(container, plan)
                 await self._adjust(pod, container, plan, undo)
                 self._registry.save_container(container, container.value)
                 undo.pop_all()
@@ -141,34 +145,31 @@ class ContainerCreator:
         container: ContainerEntry,
         image: Image,
         rootfs: Path,
-        image_volumes: dict[int, Path],
+        binds: tuple[BindSource, ...],
         undo: AsyncExitStack,
     ) -> Plan:
         undo.callback(bundle.remove_bundle, container.bundle)
         files.make_private_directory(container.bundle.directory, pod.value.root_uid)
-        binds = volumes.resolve_binds(
-            container.value.config,
-            bundle.staging(container),
-            image_volumes,
-            mapped=bool(pod.value.mappings),
-        )
         binds += declared_volumes.make(container.value.config, image.config.volumes, rootfs, pod.value.root_uid)
         plan = self._plan(pod, container, image, rootfs, binds)
-        self._check_ids(pod, container, plan.user)
         container.value = replace(container.value, user=plan.user)
         container.bundle.spec.touch(mode=0o600)  # its environment may contain secrets
-        _write(container, plan)
         return plan
 
-    def _check_ids(self, pod: PodEntry, container: ContainerEntry, user: ContainerUser) -> None:
-        """IdsMissing if the pod's user namespace lacks an ID of the container's user or of one of its files."""
+    def _check_ids(
+        self, pod: PodEntry, container: ContainerEntry, user: ContainerUser, source_owners: set[int]
+    ) -> None:
+        """IdsMissing if the pod's user namespace lacks an ID of the container's user or of one of its files.
+
+        `source_owners` are those of the sources of its mounts.
+        """
         mappings, decision = pod.value.mappings, pod.value.user_namespace
         if not mappings:  # the node's user namespace has all IDs
             return
         of_process = user_namespaces.missing(user, mappings)
         config = container.value.config
         images = [container.value.image_id, *(ImageId(each.image_ref) for each in config.mounts if each.image)]
-        owners = volumes.source_owners(config).union(*(self._images.file_owners(each) for each in images))
+        owners = source_owners.union(*(self._images.file_owners(each) for each in images))
         of_files = user_namespaces.unmapped(owners, mappings)
         movable = decision.reason is not UserNamespaceReason.KUBELET_MAPPING
         wanted = {*of_process, *of_files}
@@ -257,10 +258,20 @@ def _new_container(pod: PodEntry, config: ContainerConfig, image: Image) -> Cont
         image_id=image.id,
         # A kubelet shows it as the container's imageID.
         image_reference=next(iter((*image.digests, *image.tags)), image.id),
+        image_name=next(iter(image.tags), config.user_specified_image or config.image),
         created_at=time.time_ns(),
         log_path=log_path,
         stop_signal=config.stop_signal or image.config.stop_signal or "SIGTERM",
     )
+
+
+def _resolve_sources(
+    pod: PodEntry, container: ContainerEntry, image_volumes: dict[int, Path]
+) -> tuple[tuple[BindSource, ...], set[int]]:
+    """The sources of the request's mounts, and their owners if the pod has a user namespace. Blocks."""
+    config, mapped = container.value.config, bool(pod.value.mappings)
+    binds = volumes.resolve_binds(config, bundle.staging(container), image_volumes, mapped=mapped)
+    return binds, volumes.source_owners(config) if mapped else set()
 
 
 def shares_pids(pod: PodEntry, config: ContainerConfig) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pvecri.errors import DeadlineExceeded, InvalidArgument
 from pvecri.oci.runtime import ExecResult, OciRuntime
+from pvecri.pods import validation
 from pvecri.pods.registry import Registry
 
 REOPEN_TIMEOUT = 10.0
@@ -24,13 +25,15 @@ class ContainerExec:
     async def exec_sync(self, container_id: str, command: list[str], timeout: float) -> ExecResult:
         """Run a command in a running container and collect its output (CRI ExecSync).
 
-        `timeout` is in seconds, 0 for none.
+        `timeout` is in seconds, 0 or less for none. InvalidArgument for arguments that execve(2) cannot take.
         """
         container = self._registry.running_container(container_id)
         if not command:
             raise InvalidArgument("cmd", "must not be empty")
+        validation.check_arguments("cmd", command)
         pod = self._registry.pod_of(container)
-        return await self._runtime.exec(pod.namespaces, container.id, container.bundle, command, timeout or None)
+        limit = timeout if timeout > 0 else None
+        return await self._runtime.exec(pod.namespaces, container.id, container.bundle, command, limit)
 
     async def reopen_log(self, container_id: str) -> None:
         """Have conmon reopen the log path, and return once the file exists (CRI ReopenContainerLog)."""

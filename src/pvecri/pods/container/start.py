@@ -12,7 +12,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from pvecri.config import Config
-from pvecri.errors import FailedPrecondition, InternalError, ResourceExhausted
+from pvecri.errors import FailedPrecondition, InternalError, InvalidArgument, ResourceExhausted
 from pvecri.linux import limits
 from pvecri.linux.fds import STDIO_MODE
 from pvecri.model import Container, ContainerState, SandboxPhase
@@ -125,7 +125,7 @@ class ContainerStarter:
             self._features.cgroups.allow_devices(pod.cgroups.ct, rules)
         if container.value.log_path:
             # A kubelet has made it, other clients may not have.
-            Path(container.value.log_path).parent.mkdir(parents=True, exist_ok=True)
+            _make_log_directory(Path(container.value.log_path).parent)
 
     def _stdio(self, value: Container) -> Stdio:
         return Stdio(
@@ -140,6 +140,13 @@ class ContainerStarter:
         container.released.set()
         self._exits.record(container, START_ERROR_CODE, "StartError", str(error) or type(error).__name__)
         await self._hooks.stop_container(pod, container)
+
+
+def _make_log_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a file is in its place
+        raise InvalidArgument("config.log_path", f"cannot create {directory}: {error.strerror}") from error
 
 
 def open_standard_streams(pid: int) -> None:

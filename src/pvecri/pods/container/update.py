@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from msgspec.structs import replace
 
-from pvecri.errors import FailedPrecondition
+from pvecri.errors import CommandError, FailedPrecondition, InvalidArgument
 from pvecri.model import ContainerState, Resources
 from pvecri.oci import spec
 from pvecri.oci.features import HostFeatures
@@ -13,6 +17,8 @@ from pvecri.oci.runtime import OciRuntime
 from pvecri.pods import validation
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.registry import Registry
+
+_INVALID = "invalid argument|numerical result out of range|value too large"
 
 
 class ContainerUpdater:
@@ -27,8 +33,9 @@ class ContainerUpdater:
     async def update(self, container_id: str, changes: Resources) -> None:
         """Change a container's limits (CRI UpdateContainerResources); unset fields keep their values.
 
-        InvalidArgument for values out of range, FailedPrecondition for an exited container, CommandError with the
-        OCI runtime's message if the kernel refuses the values; the stored limits are unchanged then.
+        InvalidArgument for values out of range and for those that the kernel calls invalid, FailedPrecondition for
+        an exited container, CommandError with the OCI runtime's message if the kernel refuses them for another
+        reason, such as memory in use; the stored limits are unchanged then.
         """
         validation.check_resources("linux", changes)
         container = self._registry.container(container_id)
@@ -45,7 +52,8 @@ class ContainerUpdater:
             wanted = container.value.config.resources.updated(changes)
             if container.value.state is ContainerState.RUNNING:
                 pod = self._registry.pod_of(container)
-                await self._runtime.update(pod.namespaces, container.id, wanted)
+                with _invalid_limits():
+                    await self._runtime.update(pod.namespaces, container.id, wanted)
             elif container.value.state is ContainerState.CREATED:
                 # The OCI runtime reads the spec at the start, which `limits_lock` keeps away.
                 document = spec.with_limits(container.bundle.spec.read_bytes(), wanted, self._features)
@@ -54,3 +62,14 @@ class ContainerUpdater:
                 raise FailedPrecondition(f"container {container.id} has ended")
             config = replace(container.value.config, resources=wanted)
             self._registry.save_container(container, replace(container.value, config=config))
+
+
+@contextmanager
+def _invalid_limits() -> Iterator[None]:
+    """InvalidArgument if the kernel answers a write to a cgroup with EINVAL, ERANGE or EOVERFLOW."""
+    try:
+        yield
+    except CommandError as error:
+        if not re.search(_INVALID, error.output, re.IGNORECASE):
+            raise
+        raise InvalidArgument("linux", f"the kernel refuses a limit: {error.output}") from error

@@ -31,23 +31,23 @@ def resolve_binds(
     """The sources of the request's mounts. One that does not exist is created as a directory.
 
     In a user namespace (`mapped`) the source will be an idmapped clone below `staging` (`stage`). `images` are the
-    mountpoints of image volumes, by the mount's index. InvalidArgument names a mount that cannot be made.
+    mountpoints of image volumes, by the mount's index. InvalidArgument names a mount that cannot be made. Blocks
+    as long as the filesystems of the sources do: call it in a thread.
     """
-    _create_sources(config)
     binds: list[BindSource] = []
     for index, mount in enumerate(config.mounts):
         field = f"config.mounts[{index}]"
         if mount.image:
             binds.append(_image_volume(field, mount, images[index]))
             continue
-        source = Path(mount.host_path)
         # Mounts in a mount namespace of another user namespace become slaves: none gets out (mount_namespaces(7)).
         if mapped and mount.propagation is Propagation.BIDIRECTIONAL:
             raise InvalidArgument(f"{field}.propagation", "PROPAGATION_BIDIRECTIONAL needs a privileged pod")
-        check_propagation(field, source.resolve(), mount.propagation)
+        source = _existing_source(f"{field}.host_path", Path(mount.host_path))
+        check_propagation(field, source, mount.propagation)
         binds.append(
             BindSource(
-                source=staging / str(index) if mapped or _shows_proc(mount) else source.resolve(),
+                source=staging / str(index) if mapped or _shows_proc(mount) else source,
                 container_path=mount.container_path,
                 readonly=mount.readonly,
                 recursive_readonly=mount.recursive_readonly,
@@ -58,15 +58,23 @@ def resolve_binds(
     return tuple(binds)
 
 
-def _create_sources(config: ContainerConfig) -> None:
-    # A hostPath volume without a type: CRI-O and containerd create the directory, and Helm charts rely on it.
-    for index, mount in enumerate(config.mounts):
-        if not mount.image and not Path(mount.host_path).exists():
-            try:
-                Path(mount.host_path).mkdir(mode=0o755, parents=True)
-            except OSError as error:  # for a dangling symlink too
-                problem = f"{mount.host_path} does not exist on the node and cannot be created: {error.strerror}"
-                raise InvalidArgument(f"config.mounts[{index}].host_path", problem) from error
+def _existing_source(field: str, path: Path) -> Path:
+    """The path without symlinks, of a directory that is created if it does not exist.
+
+    A link of /proc is followed by its text, as CRI-O and containerd do: /proc/PID/root is the node's root.
+    """
+    try:
+        if path.exists():
+            return path.resolve(strict=True)
+    except OSError as error:
+        raise InvalidArgument(field, f"{path} cannot be used: {error.strerror}") from error
+    try:
+        # A hostPath volume without a type: CRI-O and containerd create it, and Helm charts rely on it.
+        path.mkdir(mode=0o755, parents=True)
+    except OSError as error:  # for a dangling symlink too
+        problem = f"{path} does not exist on the node and cannot be created: {error.strerror}"
+        raise InvalidArgument(field, problem) from error
+    return path.resolve()
 
 
 def needs_staging(config: ContainerConfig) -> bool:
@@ -213,7 +221,10 @@ def resolve_devices(config: ContainerConfig) -> tuple[HostDevice, ...]:
         found |= {device.container_path: device for device in _devices_below(Path("/dev"), "/dev", "rwm")}
     for index, wanted in enumerate(config.devices):
         path = Path(wanted.host_path)
-        devices = list(_devices_below(path, wanted.container_path or wanted.host_path, wanted.permissions))
+        try:
+            devices = list(_devices_below(path, wanted.container_path or wanted.host_path, wanted.permissions))
+        except OSError as error:
+            raise InvalidArgument(f"config.devices[{index}].host_path", f"{path}: {error.strerror}") from error
         if not devices:
             raise InvalidArgument(f"config.devices[{index}].host_path", f"{path} is not a device of the node")
         found |= {device.container_path: device for device in devices}

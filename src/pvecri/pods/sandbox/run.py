@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -93,8 +94,9 @@ class SandboxRunner:
             await self._cts.create(pod, interface)
             await self._pin_namespaces(pod, interface, undo)
             # Before the network: an interface copies net.*.conf.default when it is created.
-            await self._set_sysctls(pod)
+            await self._set_sysctls(pod, of_interfaces=False)
             await self._attach_network(pod, request, undo)
+            await self._set_sysctls(pod, of_interfaces=True)
             # After the network: /etc/hosts has the pod's addresses.
             await asyncio.to_thread(files.write_files, pod)
             # Pushed before: some plugins may have been notified of the pod before another one refuses it.
@@ -224,14 +226,23 @@ class SandboxRunner:
         await asyncio.to_thread(files.pin_namespaces, pod, owner, files.OF_POD)
         await asyncio.to_thread(files.set_hostname, pod)
 
-    async def _set_sysctls(self, pod: PodEntry) -> None:
-        for failure in await asyncio.to_thread(files.set_default_sysctls, pod, self._default_sysctls):
-            log.warning("pod %s: runtime.default_sysctls: %s", pod.value.name, failure)
-        if not pod.value.config.sysctls:
+    async def _set_sysctls(self, pod: PodEntry, *, of_interfaces: bool) -> None:
+        """Set the default sysctls and the pod's own; those of network interfaces exist only after CNI ADD."""
+        if files.sysctls_of(self._default_sysctls, interfaces=of_interfaces):
+            failures = await asyncio.to_thread(
+                files.set_default_sysctls, pod, self._default_sysctls, of_interfaces=of_interfaces
+            )
+            for failure in failures:
+                log.warning("pod %s: runtime.default_sysctls: %s", pod.value.name, failure)
+        own = files.sysctls_of(pod.value.config.sysctls, interfaces=of_interfaces)
+        if not own:
             return
-        ended = await programs.run(files.sysctl_command(pod), timeout=SYSCTL_TIMEOUT)
+        environment = {**os.environ, "LC_ALL": "C"}
+        ended = await programs.run(files.sysctl_command(pod, own), timeout=SYSCTL_TIMEOUT, env=environment)
         if ended.returncode:
-            raise InvalidArgument("config.linux.sysctls", ended.stderr.strip())
+            name, reason = files.refused_sysctl(ended)
+            problem = f"the kernel refuses {own[name]!r}: {reason}" if name in own else reason
+            raise InvalidArgument(f"config.linux.sysctls[{name}]" if name else "config.linux.sysctls", problem)
 
     async def _attach_network(self, pod: PodEntry, request: NetworkRequest, undo: AsyncExitStack) -> None:
         if pod.value.config.security.namespaces.network is NamespaceMode.NODE:
