@@ -77,7 +77,7 @@ class PodManager:
         pauses.prepare()
         exits = ContainerExits(registry, images, oci_runtime, cgroups, exit_dir, hooks, supervisor)
         self.container_starter = ContainerStarter(config, features, registry, oci_runtime, exits, hooks)
-        self.container_stopper = stopper = ContainerStopper(registry)
+        self.container_stopper = stopper = ContainerStopper(registry, cgroups)
         self.container_remover = remover = ContainerRemover(registry, images, stopper, exits, hooks)
         self.container_updater = ContainerUpdater(features, registry, oci_runtime, hooks)
         self.container_exec = ContainerExec(registry, oci_runtime)
