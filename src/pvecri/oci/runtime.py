@@ -91,6 +91,11 @@ class Bundle:
         return self.directory / "conmon.log"
 
     @property
+    def frozen_file(self) -> Path:
+        """Exists while the daemon has the container frozen for a checkpoint."""
+        return self.directory / "frozen"
+
+    @property
     def oom_file(self) -> Path:
         """Created by conmon if the OOM killer killed a process of the container."""
         return self.directory / "oom"

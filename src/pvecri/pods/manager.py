@@ -81,7 +81,7 @@ class PodManager:
         self.container_remover = remover = ContainerRemover(registry, images, stopper, exits, hooks)
         self.container_updater = ContainerUpdater(features, registry, oci_runtime, hooks)
         self.container_exec = ContainerExec(registry, oci_runtime)
-        self.checkpoints = Checkpoints(registry, oci_runtime, images)
+        self.checkpoints = Checkpoints(registry, oci_runtime, images, cgroups)
         teardown = SandboxTeardown(registry, cts, network, stopper, remover, pauses, hooks, supervisor)
         self.sandbox_teardown = teardown
         self.sandbox_runner = SandboxRunner(
