@@ -19,7 +19,7 @@ from pvecri.cri.server import CriServer
 from pvecri.errors import DeadlineExceeded, Unavailable
 from pvecri.images import placement
 from pvecri.images.manager import ImageManager
-from pvecri.linux import single_instance
+from pvecri.linux import libc, single_instance
 from pvecri.network.manager import NetworkManager
 from pvecri.nri.plugins import Plugins
 from pvecri.oci import features
@@ -39,6 +39,7 @@ def run(config: Config) -> None:
         stream=sys.stderr,
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
     )
+    libc.return_large_buffers()
     if sys.version_info < (3, 12):
         # The default of Python 3.12 and later; the older default starts a thread for every process.
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())

@@ -69,6 +69,7 @@ THIRD_PARTY = {
 MAKES_TASKS = {
     "concurrency": "its callers await the result",
     "supervision": "is the supervisor",
+    "cri.server": "the callback is of a gRPC call's end, not of a task",
     "images.registry.proxy": "the request that makes it awaits it",
     "images.unpacking.client": "catches all itself, and every job under way gets an answer",
     "oci.exec_io": "leaving the context awaits it",

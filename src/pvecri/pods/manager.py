@@ -69,7 +69,7 @@ class PodManager:
         self._store = Store(runtime.state_dir / "pods.db")
         self.registry = registry = Registry(self._store, runtime.run_dir)
         self._cts = cts = SandboxCts(config, proxmox, registry, cgroups, self._store.installation_id())
-        oci_runtime = OciRuntime(features, oci_dir, exit_dir, config.runtime.create_timeout)
+        oci_runtime = OciRuntime(features, oci_dir, exit_dir, runtime.state_dir, runtime.create_timeout)
         self._volumes = VolumeProbe()
         self._tags = CtTags(registry, proxmox, config.proxmox.tags)
         # Not in the run directory: systemd mounts /run with noexec.
