@@ -74,6 +74,7 @@ MAKES_TASKS = {
     "images.unpacking.client": "catches all itself, and every job under way gets an answer",
     "oci.exec_io": "leaving the context awaits it",
     "oci.kill": "the kill awaits it",
+    "oci.runtime": "the start of an exec awaits it",
     "oci.sessions": "the session awaits it",
     "streaming.portforward": "a task group or the copy awaits it",
     "streaming.session": "the session awaits it and reports its error",

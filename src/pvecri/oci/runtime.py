@@ -281,8 +281,8 @@ class OciRuntime:
             Spool(self._spool_dir) as output,
             Spool(self._spool_dir) as errors,
         ):
-            process = await keyrings.start(
-                *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=stdout.theirs, stderr=stderr.theirs
+            process = await self.start_exec(
+                pod, container, arguments, asyncio.subprocess.DEVNULL, stdout.theirs, stderr.theirs
             )
             try:
                 stdout.started()
@@ -320,6 +320,24 @@ class OciRuntime:
         if self._features.oci_runtime.exec_ignores_cwd:
             options += ["--cwd", runtime_spec.decode(bundle.spec.read_bytes()).process.cwd]
         return [*_enter(pod), *self._oci("exec", *options, container, *command)]
+
+    async def start_exec(
+        self,
+        pod: PodNamespaces,
+        container: ContainerId,
+        arguments: list[str],
+        stdin: int,
+        stdout: int,
+        stderr: int,
+    ) -> asyncio.subprocess.Process:
+        """Start a process of `exec_arguments` with these streams; if cancelled, `kill_exec` it."""
+        starting = asyncio.ensure_future(keyrings.start(*arguments, stdin=stdin, stdout=stdout, stderr=stderr))
+        try:
+            # Shielded: a cancelled create_subprocess_exec kills nsenter alone, and its child lives on.
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await self.kill_exec(pod, container, await starting)
+            raise
 
     async def kill_exec(
         self, pod: PodNamespaces, container: ContainerId, process: asyncio.subprocess.Process
