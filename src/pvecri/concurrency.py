@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -104,3 +105,20 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
     if not task.cancelled():
         task.exception()  # retrieved; the caller gets the cancellation
     raise cancelled
+
+
+_call_end: ContextVar[Callable[[Callable[[], None]], None]] = ContextVar("call_end")
+
+
+def serving(at_end: Callable[[Callable[[], None]], None]) -> None:
+    """Say that this task serves a client's call; `at_end` registers what is to run once its answer was sent."""
+    _call_end.set(at_end)
+
+
+def when_answered(callback: Callable[[], None]) -> None:
+    """Run `callback` once the client has the answer of the call that this task serves; now if it serves none."""
+    register = _call_end.get(None)
+    if register is None:
+        callback()
+    else:
+        register(callback)

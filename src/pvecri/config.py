@@ -13,6 +13,7 @@ import socket
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -51,6 +52,7 @@ class ProxmoxConfig(Section, frozen=True):
     """How to reach the Proxmox VE API, and options of the pods' CTs.
 
     Either an API token (`token_id`, `token_secret_file`) or a user's password (`username`, `password_file`).
+    `url` is an https URL: the credentials are in every request, and pveproxy serves nothing else.
     `storage` defaults to images.storage if that is set. The server's certificate is verified by `fingerprint`
     (SHA-256 of the certificate, hex with or without colons) if set, else by `ca_file`, else by the system's CAs.
     """
@@ -311,6 +313,7 @@ def _path(kind: type, value: object) -> object:
 def _check(config: Config, origin: str) -> None:
     """Checks beyond the types of single settings."""
     proxmox = config.proxmox
+    _check_proxmox_url(proxmox.url, origin)
     if proxmox.vmid_range.first > proxmox.vmid_range.last:
         raise ConfigError(f"{origin}: proxmox.vmid_range: first is larger than last")
     if bool(proxmox.token_id) != bool(proxmox.token_secret_file):
@@ -332,6 +335,17 @@ def _check(config: Config, origin: str) -> None:
             raise ConfigError(f"{origin}: runtime.{name}: must be an absolute path")
     if config.log.level.lower() not in LOG_LEVELS:
         raise ConfigError(f"{origin}: log.level: {config.log.level!r} is none of {', '.join(LOG_LEVELS)}")
+
+
+def _check_proxmox_url(url: str, origin: str) -> None:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme == "https" and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port or an IPv6 address that is none
+        valid = False
+    if not valid:
+        problem = f"{url!r} is not an https URL (https://HOST:8006): credentials are never sent without TLS"
+        raise ConfigError(f"{origin}: proxmox.url: {problem}")
 
 
 def _check_default_sysctls(sysctls: dict[str, str], origin: str) -> None:

@@ -20,7 +20,7 @@ from pvecri.cri.server import CriServer
 from pvecri.errors import DeadlineExceeded, Unavailable, escaped, printable
 from pvecri.images import placement
 from pvecri.images.manager import ImageManager
-from pvecri.linux import single_instance
+from pvecri.linux import libc, single_instance
 from pvecri.network.manager import NetworkManager
 from pvecri.nri.plugins import Plugins
 from pvecri.oci import features
@@ -51,6 +51,7 @@ def run(config: Config) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logging.basicConfig(level=config.log.level.upper(), handlers=[handler])
+    libc.return_large_buffers()
     if sys.version_info < (3, 12):
         # The default of Python 3.12 and later; the older default starts a thread for every process.
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())

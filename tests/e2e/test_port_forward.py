@@ -6,13 +6,14 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import struct
 import threading
 from collections import defaultdict
 from collections.abc import Callable
 
 import grpc
 import pytest
-from support.cri_client import CriClient, eventually, refused
+from support.cri_client import CriClient, eventually, pod_security, refused
 from support.streaming_client import SpdyClient, TunnelClient, WebSocketClient
 
 from pvecri.cri.proto import cri_pb2 as pb
@@ -136,6 +137,87 @@ def test_a_host_network_pods_ports_are_the_nodes(cri: CriClient, forwarder: Call
         connection.close()
         client.wait(lambda: data in client.ended)
     assert client.received[data] == b"from the node"
+    client.close()
+
+
+@pytest.fixture
+def node_pod(cri: CriClient) -> str:
+    """A pod in the node's network, whose servers a test can be."""
+    options = pb.NamespaceOption(network=pb.NODE)
+    return cri.run_pod(cri.pod_config(linux=pod_security(namespace_options=options)))
+
+
+def reset(connection: socket.socket) -> None:
+    """Close a connection with RST instead of FIN, as PostgreSQL does over TLS."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def test_reset_by_the_pod_resets_the_data_stream_and_is_no_error(
+    cri: CriClient, node_pod: str, forwarder: Callable[[str], SpdyClient]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        client = forwarder(forward_url(cri, node_pod))
+        for number in range(20):
+            error, data = open_pair(client, port, number)
+            client.send(data, b"hello")
+            connection, _ = server.accept()
+            assert connection.recv(5) == b"hello"
+            reset(connection)
+            client.wait(lambda: {error, data} <= client.ended)  # noqa: B023, called before the next round
+            assert client.received[error] == b""
+            assert client.resets & {error, data} == {data}
+        _, data = open_pair(client, port, 100)
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(b"the session goes on")
+        client.wait(lambda: data in client.ended)
+    assert client.received[data] == b"the session goes on"
+    client.close()
+
+
+def test_response_before_a_reset_is_delivered(
+    cri: CriClient, node_pod: str, forwarder: Callable[[str], SpdyClient]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = forwarder(forward_url(cri, node_pod))
+        error, data = open_pair(client, server.getsockname()[1], 0)
+        connection, _ = server.accept()
+        client.send(data, bytes(1 << 20))
+        connection.recv(1)
+        connection.sendall(b"413 Content Too Large")
+        connection.close()  # with unread data: the kernel sends RST
+        client.wait(lambda: {error, data} <= client.ended)
+    assert (bytes(client.received[data]), bytes(client.received[error])) == (b"413 Content Too Large", b"")
+    client.close()
+
+
+def test_reset_by_the_pod_closes_a_connection_over_channels(cri: CriClient, node_pod: str) -> None:
+    received: dict[int, bytes] = defaultdict(bytes)
+
+    def take(message: bytes) -> None:
+        received[message[0]] += message[1:]
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        client = WebSocketClient(forward_url(cri, node_pod, port), ["v4.channel.k8s.io"], take)
+        connection, _ = server.accept()
+        reset(connection)
+        client.wait(lambda: False)
+    assert received[1] == port.to_bytes(2, "little")  # the error channel has no message
+    client.close()
+
+
+def test_connection_to_a_pod_that_has_stopped_ends_the_clients_session(
+    cri: CriClient, pod: str, forwarder: Callable[[str], SpdyClient]
+) -> None:
+    client = forwarder(forward_url(cri, pod))
+    cri.stop_pod(pod)
+    error, data = open_pair(client, 80, 0)
+    client.wait(lambda: {error, data} <= client.ended)
+    # client-go recognises the words and ends; with others kubectl goes on listening for a pod that is gone.
+    assert f"sandbox {pod} is not running" in client.received[error].decode()
     client.close()
 
 

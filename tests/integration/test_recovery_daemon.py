@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sqlite3
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -174,6 +176,26 @@ def test_cts_whose_rows_were_lost_are_destroyed(machine: Machine, cri: CriClient
     eventually(lambda: not machine.node.cts() & set(machine.vmids), "the CT is destroyed")
     eventually(lambda: set(machine.leftovers()) <= machine.usual, "all else is removed")
     assert machine.processes_of(container) == []
+
+
+def test_firewall_rules_of_pods_whose_rows_were_lost_are_removed(machine: Machine) -> None:
+    def rules() -> list[str]:
+        run = subprocess.run(["iptables", "-t", "nat", "-S"], capture_output=True, text=True, check=True)
+        return [rule for rule in run.stdout.splitlines() if pod in rule]
+
+    conflist = machine.conf_dir / "10-pvt.conflist"
+    network = json.loads(conflist.read_text())
+    network["plugins"][0]["ipMasq"] = True  # removed by DEL only while the network namespace exists
+    conflist.write_text(json.dumps(network))
+    pod = machine.client.run_pod(
+        machine.client.pod_config(port_mappings=[pb.PortMapping(container_port=80, host_port=28080)])
+    )
+    assert rules()
+    machine.kill()
+    _forget_all_pods(machine.state_dir / "pods.db")
+    machine.start()
+    eventually(lambda: set(machine.leftovers()) <= machine.usual, "all else is removed")
+    assert rules() == []
 
 
 def test_another_installations_ct_is_not_destroyed(machine: Machine, cri: CriClient) -> None:

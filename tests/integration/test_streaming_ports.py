@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support.netns import network_namespace
 
+from pvecri.errors import FailedPrecondition
 from pvecri.linux import namespaces
 from pvecri.oci.port_forward import PodPorts
 
@@ -34,7 +35,7 @@ async def test_a_port_is_reached_by_whichever_address_it_listens_on(
 ) -> None:
     with listen(netns, family, address) as server:
         port = server.getsockname()[1]
-        connection = await PodPorts(netns).connect(port)
+        connection = await PodPorts("0123", netns, lambda: True).connect(port)
         with connection, await asyncio.to_thread(lambda: server.accept()[0]) as other:
             await asyncio.get_running_loop().sock_sendall(connection, b"hello")
             assert await asyncio.to_thread(other.recv, 5) == b"hello"
@@ -44,4 +45,10 @@ async def test_a_port_of_the_pod_is_none_of_the_nodes(netns: Path) -> None:
     with listen(netns, socket.AF_INET, "127.0.0.1") as server:
         port = server.getsockname()[1]
         with pytest.raises(OSError, match=f"connect to localhost:{port} inside the pod: Connection refused"):
-            await PodPorts(None).connect(port)
+            await PodPorts("0123", None, lambda: True).connect(port)
+
+
+async def test_error_for_a_pod_that_is_gone_has_the_words_by_which_client_go_ends(tmp_path: Path) -> None:
+    for gone in (PodPorts("0123", tmp_path / "net", lambda: True), PodPorts("0123", None, lambda: False)):
+        with pytest.raises(FailedPrecondition, match=r"^sandbox 0123 is not running$"):
+            await gone.connect(80)

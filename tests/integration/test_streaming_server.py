@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import pytest
 from support.streaming_client import (
@@ -28,6 +30,7 @@ from support.streaming_client import (
 
 from pvecri.config import ConfigError, StreamingConfig
 from pvecri.errors import FailedPrecondition
+from pvecri.linux import processes
 from pvecri.streaming.remotecommand import StreamType
 from pvecri.streaming.requests import CommandRequest, ForwardRequest, Kind
 from pvecri.streaming.server import MAX_UNAUTHENTICATED, StreamingServer
@@ -138,6 +141,28 @@ async def test_connections_without_a_request_keep_nobody_out() -> None:
         assert await in_thread(lambda: idle[0].recv(1)) == b""
         assert (await in_thread(lambda: converse(SpdyCommand(url, STDIN, STDOUT)))).exit_code == 3
         for connection in idle:
+            connection.close()
+
+
+async def test_burst_of_connections_without_a_request_is_bounded() -> None:
+    async with serving(StreamingConfig(max_sessions=1)) as server:
+        url = server.url(command(echo))
+        address = (urlsplit(url).hostname, urlsplit(url).port)
+        before = processes.open_files(os.getpid())[1]
+        burst = []
+        for _ in range(20):  # within the listening socket's backlog, while the server does not run
+            for _ in range(50):
+                connection = socket.socket()
+                connection.setblocking(False)
+                connection.connect_ex(address)
+                burst.append(connection)
+            await asyncio.sleep(0)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        open_here = processes.open_files(os.getpid())[1] - before - len(burst)
+        assert open_here <= MAX_UNAUTHENTICATED
+        assert (await in_thread(lambda: converse(SpdyCommand(url, STDIN, STDOUT)))).exit_code == 3
+        for connection in burst:
             connection.close()
 
 

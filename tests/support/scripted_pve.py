@@ -34,6 +34,11 @@ def unauthorized(words: str = "Authentication failed!") -> Step:
     return lambda _: web.Response(status=401, reason=words)
 
 
+def redirect(status: int, location: str) -> Step:
+    """A redirect to another URL, as a proxy in front of the API sends it."""
+    return lambda _: web.Response(status=status, headers={"Location": location})
+
+
 def dropped(request: web.BaseRequest) -> web.StreamResponse:
     """No answer at all: the connection is closed after the request was read."""
     assert request.transport is not None

@@ -95,6 +95,7 @@ class SpdyClient:
         self.codec = spdy.SpdyCodec(spdy.Role.CLIENT)
         self.received: dict[int, bytearray] = defaultdict(bytearray)
         self.ended: set[int] = set()
+        self.resets: set[int] = set()
         self.replied: set[int] = set()
         self.closed = False
         self._lock = threading.Lock()
@@ -143,8 +144,11 @@ class SpdyClient:
                 match event:
                     case spdy.DataReceived(stream, payload):
                         self.received[stream] += payload
-                    case spdy.StreamFinished(stream) | spdy.StreamReset(stream):
+                    case spdy.StreamFinished(stream):
                         self.ended.add(stream)
+                    case spdy.StreamReset(stream):
+                        self.ended.add(stream)
+                        self.resets.add(stream)
                     case spdy.StreamReplied(stream):
                         self.replied.add(stream)
 

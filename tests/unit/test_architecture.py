@@ -69,10 +69,12 @@ THIRD_PARTY = {
 MAKES_TASKS = {
     "concurrency": "its callers await the result",
     "supervision": "is the supervisor",
+    "cri.server": "the callback is of a gRPC call's end, not of a task",
     "images.registry.proxy": "the request that makes it awaits it",
     "images.unpacking.client": "catches all itself, and every job under way gets an answer",
     "oci.exec_io": "leaving the context awaits it",
     "oci.kill": "the kill awaits it",
+    "oci.runtime": "the start of an exec awaits it",
     "oci.sessions": "the session awaits it",
     "streaming.portforward": "a task group or the copy awaits it",
     "streaming.session": "the session awaits it and reports its error",

@@ -72,6 +72,18 @@ def test_error_for_a_number_out_of_range_names_the_setting(setting: str, value: 
     ("text", "message"),
     [
         ("proxmox.vmid_range = {first = 200, last = 199}", "proxmox.vmid_range: first is larger than last"),
+        (
+            "proxmox.url = 'http://pve1:8006'",
+            "proxmox.url: 'http://pve1:8006' is not an https URL (https://HOST:8006)",
+        ),
+        (
+            "proxmox = {url = 'http://pve1:8006', fingerprint = 'AB'}",
+            "proxmox.url: 'http://pve1:8006' is not an ht",
+        ),
+        ("proxmox.url = 'pve1:8006'", "proxmox.url: 'pve1:8006' is not an https URL"),
+        ("proxmox.url = 'https://'", "proxmox.url: 'https://' is not an https URL"),
+        ("proxmox.url = 'https://pve1:x'", "proxmox.url: 'https://pve1:x' is not an https URL"),
+        ("proxmox.url = 'https://[::1'", "proxmox.url: 'https://[::1' is not an https URL"),
         ("proxmox.token_id = 'a@pve!b'", "proxmox.token_id and proxmox.token_secret_file go together"),
         ("proxmox.token_secret_file = '/s'", "proxmox.token_id and proxmox.token_secret_file go together"),
         ("proxmox.username = 'a@pve'", "proxmox.username and proxmox.password_file go together"),
@@ -114,6 +126,8 @@ def test_invalid_configuration_is_refused_with_message(text: str, message: str) 
         "proxmox = {rootfs_size_gib = 0, memory_overhead_mib = 0}",
         "proxmox.vmid_range = {first = 100, last = 999_999_999}",
         "proxmox.request_timeout = 5",
+        "proxmox.url = 'https://[fd00::1]:8006/'",
+        "proxmox.url = 'HTTPS://pve1.example.org'",
         "log.level = 'WARNING'",
     ],
 )

@@ -21,6 +21,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from pvecri import metrics
+from pvecri.concurrency import serving
 from pvecri.config import ConfigError
 from pvecri.cri.proto import cri_pb2
 from pvecri.errors import PvecriError, Unimplemented, printable
@@ -105,6 +106,7 @@ def snake_case(name: str) -> str:
 
 def _unary(name: str, call: Call | None) -> Callable[[Message, Context], Awaitable[Message]]:
     async def behaviour(request: Message, context: Context) -> Message:
+        serving(lambda callback: context.add_done_callback(lambda _: callback()))  # type: ignore[arg-type]
         try:
             with _measured(name):
                 return await _known(name, call)(request)

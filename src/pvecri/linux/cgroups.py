@@ -130,6 +130,20 @@ class Cgroups:
             # A core file since Linux 5.2, so that a hybrid host's version 2 tree has it without any controller.
             self._unified(group, "cgroup.freeze").write_text("1" if frozen else "0")
 
+    def thaw(self, group: str, *, below: bool) -> None:
+        """Thaw a group, and with `below` all groups below it, whoever froze them. Idempotent; it may be gone.
+
+        In both trees of a hybrid host, either can freeze. A group stays frozen as long as one above it is, and
+        thawing that one does not thaw those below that were frozen themselves.
+        """
+        switches = [(self.v1["freezer"], "freezer.state", "THAWED")] if "freezer" in self.v1 else []
+        switches += [(self.v2, "cgroup.freeze", "0")] if self.v2 is not None else []
+        for tree, file, thawed in switches:
+            directory = tree / group.lstrip("/")
+            for path in [each for each, _, _ in os.walk(directory)] if below else [directory]:
+                with suppress(OSError):  # the group does not exist or was removed meanwhile (ENODEV)
+                    Path(path, file).write_text(thawed)
+
     def is_frozen(self, group: str) -> bool:
         """Whether all processes are frozen; True for a group that is gone."""
         freezer = self.v1.get("freezer")

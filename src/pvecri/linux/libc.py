@@ -28,3 +28,16 @@ def call(name: str, *arguments: object, path: str | Path = "") -> int:
 def syscall(number: int, *arguments: object, path: str | Path = "") -> int:
     """As `call`, for a system call that libc has no function for."""
     return call("syscall", ctypes.c_long(number), *arguments, path=path or f"syscall {number}")
+
+
+_M_MMAP_THRESHOLD = -3
+
+
+def return_large_buffers() -> None:
+    """Have malloc(3) give buffers of a megabyte and more back to the kernel as soon as they are freed.
+
+    By default glibc raises that size to 32 MiB with the first such buffer: later ones come from the heap, which
+    stays as large as it ever was. Without effect in another libc.
+    """
+    if hasattr(_libc, "mallopt"):
+        _libc.mallopt(_M_MMAP_THRESHOLD, 1 << 20)

@@ -14,6 +14,8 @@ from pvecri.linux import libc
 
 SYS_OPENAT2 = 437  # the same number on every architecture
 RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 _RETRY_TIMEOUT = 5.0
 """Seconds of retries on EAGAIN."""
@@ -41,9 +43,20 @@ def open_in_root(root: Path, path: str, flags: int = os.O_RDONLY, mode: int = 0)
         os.close(base)
 
 
-def _openat2(base: int, path: str, flags: int, mode: int) -> int:
-    # RESOLVE_IN_ROOT implies RESOLVE_NO_MAGICLINKS (/proc/PID/root) for now only, says openat2(2).
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+def open_without_links(base: int, path: str, flags: int = os.O_RDONLY) -> int:
+    """open(2) of a path below the directory `base`, a descriptor; returns a new one.
+
+    OSError ELOOP if any component is a symbolic link, EXDEV if the path leads out of `base`.
+    """
+    return _openat2(base, path, flags, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)
+
+
+# RESOLVE_IN_ROOT implies RESOLVE_NO_MAGICLINKS (/proc/PID/root) for now only, says openat2(2).
+_IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+
+
+def _openat2(base: int, path: str, flags: int, mode: int, resolve: int = _IN_ROOT) -> int:
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     return libc.syscall(
         SYS_OPENAT2, base, os.fsencode(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how)), path=path
     )

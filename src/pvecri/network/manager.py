@@ -194,13 +194,17 @@ class NetworkManager:
             self._store.remove(sandbox_id)
 
     async def release(self, sandbox_id: SandboxId) -> None:
-        """CNI DEL for the recorded attachment of a sandbox that does not exist any more. Idempotent."""
+        """CNI DEL for the recorded attachment of a sandbox that does not exist any more. Idempotent.
+
+        Its network namespace may still be pinned: the bridge plugin removes its firewall rules only then.
+        """
         await self._earlier_plugins_ended()
         attachment = self._store.read(sandbox_id)
         async with self._exclusion.shared():
             if attachment is not None:
-                # CNI allows DEL without a namespace: plugins free addresses and rules outside of it.
-                await self._runner.delete(msgspec.structs.replace(attachment, netns=""))
+                # CNI allows DEL without a namespace: plugins free addresses and most rules outside of it.
+                netns = attachment.netns if attachment.netns and Path(attachment.netns).exists() else ""
+                await self._runner.delete(msgspec.structs.replace(attachment, netns=netns))
             self._store.remove(sandbox_id)
 
     async def _earlier_plugins_ended(self) -> None:

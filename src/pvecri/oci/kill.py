@@ -40,7 +40,9 @@ async def kill_command(process: asyncio.subprocess.Process, cgroups: Cgroups, gr
                 _kill([*tree, *_members(cgroups.processes(group), sessions)])
                 await asyncio.wait([ended], timeout=KILL_INTERVAL)
     if process.returncode is None:
-        process.kill()
+        # Not process.kill(): subprocess polls first, and may reap the child before asyncio's watcher does, which
+        # then reports the exit code 255.
+        _kill([process.pid])
     await ended
     _kill(_members(cgroups.processes(group), sessions))
 

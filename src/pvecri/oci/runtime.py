@@ -19,19 +19,20 @@ from pathlib import Path
 
 import msgspec
 
-from pvecri.concurrency import finish
+from pvecri.concurrency import finish, when_answered
 from pvecri.errors import CommandError, DeadlineExceeded, FailedPrecondition, InternalError, InvalidArgument
 from pvecri.linux import keyrings, processes, programs
 from pvecri.linux.cgroups import Cgroups
-from pvecri.linux.fds import AsyncFd, Pipe
+from pvecri.linux.fds import Pipe
 from pvecri.model import ContainerId, Resources
 from pvecri.oci import messages, runtime_spec, spec_linux
 from pvecri.oci.features import HostFeatures
 from pvecri.oci.kill import kill_command
 from pvecri.oci.pod_cgroups import PodCgroups
+from pvecri.oci.spool import Spool
 
-EXEC_OUTPUT_LIMIT = 16 << 20
-"""Bytes of stdout and of stderr that ExecSync returns at most, as with CRI-O and containerd."""
+LARGE_RESULTS = 4
+"""How many large outputs of ExecSync are in memory at once."""
 COMMAND_TIMEOUT = 60.0
 """Seconds for `start`, `update` and `delete` of the OCI runtime."""
 CHECKPOINT_TIMEOUT = 3600.0
@@ -91,6 +92,11 @@ class Bundle:
         return self.directory / "conmon.log"
 
     @property
+    def frozen_file(self) -> Path:
+        """Exists while the daemon has the container frozen for a checkpoint."""
+        return self.directory / "frozen"
+
+    @property
     def oom_file(self) -> Path:
         """Created by conmon if the OOM killer killed a process of the container."""
         return self.directory / "oom"
@@ -109,7 +115,7 @@ class Stdio:
 
 @dataclass(frozen=True)
 class ExecResult:
-    """The result of ExecSync; outputs are truncated to EXEC_OUTPUT_LIMIT."""
+    """The result of ExecSync; outputs are truncated to spool.OUTPUT_LIMIT."""
 
     exit_code: int
     stdout: bytes
@@ -119,13 +125,20 @@ class ExecResult:
 class OciRuntime:
     """Runs conmon and the OCI runtime. Methods may be called concurrently for different containers."""
 
-    def __init__(self, features: HostFeatures, root: Path, exit_dir: Path, create_timeout: float) -> None:
-        """`root` is the OCI runtime's --root, `exit_dir` conmon's --exit-dir; `create_timeout` is in seconds."""
+    def __init__(
+        self, features: HostFeatures, root: Path, exit_dir: Path, spool_dir: Path, create_timeout: float
+    ) -> None:
+        """`root` is the OCI runtime's --root, `exit_dir` conmon's --exit-dir; large outputs go to `spool_dir`.
+
+        `create_timeout` is in seconds.
+        """
         self._features = features
         self._program = features.oci_runtime.path
         self._root = root
         self._exit_dir = exit_dir
+        self._spool_dir = spool_dir
         self._create_timeout = create_timeout
+        self._large_results = asyncio.Semaphore(LARGE_RESULTS)
 
     async def create(self, pod: PodNamespaces, container: ContainerId, bundle: Bundle, stdio: Stdio) -> None:
         """Start conmon, which creates the container; its command does not run before `start`.
@@ -263,23 +276,32 @@ class OciRuntime:
         the exit code is the OCI runtime's choice of 126 or 127, and stderr has its message.
         """
         arguments = self.exec_arguments(pod, container, bundle, command)
-        with Pipe() as stdout, Pipe() as stderr:
-            process = await keyrings.start(
-                *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=stdout.theirs, stderr=stderr.theirs
+        with (
+            Pipe() as stdout,
+            Pipe() as stderr,
+            Spool(self._spool_dir) as output,
+            Spool(self._spool_dir) as errors,
+        ):
+            process = await self.start_exec(
+                pod, container, arguments, asyncio.subprocess.DEVNULL, stdout.theirs, stderr.theirs
             )
             try:
                 stdout.started()
                 stderr.started()
                 async with asyncio.timeout(timeout):
-                    output, errors, code = await asyncio.gather(
-                        _drain(stdout.ours), _drain(stderr.ours), process.wait()
+                    _, _, code = await asyncio.gather(
+                        output.fill(stdout.ours), errors.fill(stderr.ours), process.wait()
                     )
             except TimeoutError:
                 message = f"exec in container {container}: timeout of {timeout:g} s exceeded"
                 raise DeadlineExceeded(message) from None
             finally:
                 await self.kill_exec(pod, container, process)
-        return ExecResult(code, output, errors)
+            if output.large or errors.large:
+                # An answer is in memory several times while it is sent.
+                await self._large_results.acquire()
+                when_answered(self._large_results.release)
+            return ExecResult(code, output.read(), errors.read())
 
     def exec_arguments(
         self,
@@ -299,6 +321,24 @@ class OciRuntime:
         if self._features.oci_runtime.exec_ignores_cwd:
             options += ["--cwd", runtime_spec.decode(bundle.spec.read_bytes()).process.cwd]
         return [*_enter(pod), *self._oci("exec", *options, container, *command)]
+
+    async def start_exec(
+        self,
+        pod: PodNamespaces,
+        container: ContainerId,
+        arguments: list[str],
+        stdin: int,
+        stdout: int,
+        stderr: int,
+    ) -> asyncio.subprocess.Process:
+        """Start a process of `exec_arguments` with these streams; if cancelled, `kill_exec` it."""
+        starting = asyncio.ensure_future(keyrings.start(*arguments, stdin=stdin, stdout=stdout, stderr=stderr))
+        try:
+            # Shielded: a cancelled create_subprocess_exec kills nsenter alone, and its child lives on.
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await self.kill_exec(pod, container, await starting)
+            raise
 
     async def kill_exec(
         self, pod: PodNamespaces, container: ContainerId, process: asyncio.subprocess.Process
@@ -427,12 +467,3 @@ async def _read_line(fd: int) -> bytes:
             break
         collected += chunk
     return collected
-
-
-async def _drain(stream: AsyncFd) -> bytes:
-    """Read a pipe to EOF; return the first EXEC_OUTPUT_LIMIT bytes."""
-    kept = bytearray()
-    while chunk := await stream.read(1 << 16):
-        # Reads on beyond the limit: the command would block on a full pipe, and never end.
-        kept += chunk[: EXEC_OUTPUT_LIMIT - len(kept)]
-    return bytes(kept)

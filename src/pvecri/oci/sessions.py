@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from pvecri.errors import FailedPrecondition
-from pvecri.linux import keyrings
 from pvecri.linux.fds import peer_gone
 from pvecri.model import ContainerId
 from pvecri.oci.exec_io import ExecIO, follow_size
@@ -62,15 +61,9 @@ class ExecSession:
 
     async def _start(self, prefix: list[str], stdin: int, stdout: int, stderr: int) -> asyncio.subprocess.Process:
         arguments = self.runtime.exec_arguments(self.pod, self.container, self.bundle, self.command, tty=self.tty)
-        starting = asyncio.ensure_future(
-            keyrings.start(*prefix, *arguments, stdin=stdin, stdout=stdout, stderr=stderr)
+        return await self.runtime.start_exec(
+            self.pod, self.container, [*prefix, *arguments], stdin, stdout, stderr
         )
-        try:
-            # Shielded: a cancelled create_subprocess_exec kills nsenter alone, and its child lives on.
-            return await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            await self.runtime.kill_exec(self.pod, self.container, await starting)
-            raise
 
 
 @dataclass(frozen=True)

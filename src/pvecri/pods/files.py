@@ -17,6 +17,10 @@ from pvecri.oci.spec_linux import SHARED_PID
 from pvecri.pods.registry import PodEntry
 
 SHM_SIZE = 64 << 20  # as in CRI-O and containerd
+FILES_ROOM = 1 << 20
+"""Bytes that a pod may add to its /etc/hosts, /etc/hostname and /etc/resolv.conf together."""
+FILES_INODES = 32
+_RESTRICTED = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
 PING_GROUP_RANGE = "net.ipv4.ping_group_range"
 GID_MAX = 0x7FFF_FFFF
 """The largest value that net.ipv4.ping_group_range accepts."""
@@ -173,7 +177,11 @@ def _own_namespaces(sandbox: Sandbox) -> list[str]:
 
 
 def write_files(pod: PodEntry) -> None:
-    """Write the pod's files and mount its /dev/shm, owned by root of the pod's user namespace."""
+    """Write the pod's files and mount its /dev/shm, owned by root of the pod's user namespace.
+
+    The files have a filesystem of their own, with FILES_ROOM: the pod may write to them, and the run directory is
+    on the node's /run, which is everyone's.
+    """
     sandbox = pod.value
     owner = sandbox.root_uid
     pod.files.mkdir()
@@ -184,15 +192,17 @@ def write_files(pod: PodEntry) -> None:
         "hostname": contents.hostname_file(name),
         "resolv.conf": contents.resolv_conf(sandbox.config.dns, _read(Path("/etc/resolv.conf"))),
     }
+    size = FILES_ROOM + sum(len(text.encode()) for text in texts.values())
+    # Extended attributes of users take from the same room as inodes (tmpfs(5)).
+    mounts.mount("pod-files", pod.files, "tmpfs", _RESTRICTED, f"mode=755,size={size},nr_inodes={FILES_INODES}")
     for file, text in texts.items():
         path = pod.files / file
         path.write_text(text)
         path.chmod(0o644)  # regardless of the daemon's umask
         os.chown(path, owner, owner)
     shm = pod.files / "shm"
-    shm.mkdir(exist_ok=True)
-    options = f"mode=1777,size={SHM_SIZE},uid={owner},gid={owner}"
-    mounts.mount("shm", shm, "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC, options)
+    shm.mkdir()
+    mounts.mount("shm", shm, "tmpfs", _RESTRICTED, f"mode=1777,size={SHM_SIZE},uid={owner},gid={owner}")
 
 
 def _read(path: Path) -> str:

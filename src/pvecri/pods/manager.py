@@ -69,7 +69,7 @@ class PodManager:
         self._store = Store(runtime.state_dir / "pods.db")
         self.registry = registry = Registry(self._store, runtime.run_dir)
         self._cts = cts = SandboxCts(config, proxmox, registry, cgroups, self._store.installation_id())
-        oci_runtime = OciRuntime(features, oci_dir, exit_dir, config.runtime.create_timeout)
+        oci_runtime = OciRuntime(features, oci_dir, exit_dir, runtime.state_dir, runtime.create_timeout)
         self._volumes = VolumeProbe()
         self._tags = CtTags(registry, proxmox, config.proxmox.tags)
         # Not in the run directory: systemd mounts /run with noexec.
@@ -77,11 +77,11 @@ class PodManager:
         pauses.prepare()
         exits = ContainerExits(registry, images, oci_runtime, cgroups, exit_dir, hooks, supervisor)
         self.container_starter = ContainerStarter(config, features, registry, oci_runtime, exits, hooks)
-        self.container_stopper = stopper = ContainerStopper(registry)
+        self.container_stopper = stopper = ContainerStopper(registry, cgroups)
         self.container_remover = remover = ContainerRemover(registry, images, stopper, exits, hooks)
         self.container_updater = ContainerUpdater(features, registry, oci_runtime, hooks)
         self.container_exec = ContainerExec(registry, oci_runtime)
-        self.checkpoints = Checkpoints(registry, oci_runtime, images)
+        self.checkpoints = Checkpoints(registry, oci_runtime, images, cgroups)
         teardown = SandboxTeardown(registry, cts, network, stopper, remover, pauses, hooks, supervisor)
         self.sandbox_teardown = teardown
         self.sandbox_runner = SandboxRunner(

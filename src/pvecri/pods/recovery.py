@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from pvecri import metrics
 from pvecri.images.manager import ImageManager
 from pvecri.linux import mounts
-from pvecri.model import ContainerState, SandboxPhase, Vmid
+from pvecri.model import ContainerState, SandboxId, SandboxPhase, Vmid
 from pvecri.network.manager import NetworkManager
 from pvecri.pods.container.exit import ContainerExits
 from pvecri.pods.container.pause import pause_id
@@ -55,6 +55,8 @@ class Recovery:
         self._images = images
         self._of_start: dict[str, Step] = {}
         """Steps of `adopt` that have not succeeded yet, by what they do."""
+        self._lost_pods: set[Path] = set()
+        """Directories of pods that have no row, until they are removed."""
 
     async def adopt(self) -> None:
         """Adopt what runs according to the store. Does not need Proxmox.
@@ -114,7 +116,10 @@ class Recovery:
         pods = {str(pod.id) for pod in self._registry.pods()}
         containers = {str(container.id) for container in self._registry.containers()}
         runtime = containers | {pause_id(pod.id) for pod in self._registry.pods()}
-        for kind, known in (("pods", pods), ("containers", containers), ("oci", runtime)):
+        directory = self._registry.directory / "pods"
+        # With Proxmox, later: CNI's DEL needs the network namespace that is pinned there.
+        self._lost_pods = {each for each in directory.iterdir() if each.name not in pods}
+        for kind, known in (("containers", containers), ("oci", runtime)):
             for directory in (self._registry.directory / kind).iterdir():
                 if directory.name not in known:
                     removals[f"removing {directory}"] = partial(_remove_directory, directory)
@@ -145,6 +150,7 @@ class Recovery:
             *removals,
             ("destroying CTs that belong to no pod", self._destroy_orphans),
             ("releasing CNI attachments that belong to no pod", self._release_attachments),
+            *((f"removing {each}", partial(self._remove_lost_pod, each)) for each in sorted(self._lost_pods)),
         ]
         failures = 0
         try:
@@ -161,6 +167,11 @@ class Recovery:
             log.warning("CT %d was created by this installation and belongs to no pod: destroying it", vmid)
             await self._proxmox.stop_ct(Vmid(vmid))
             await self._proxmox.destroy_ct(Vmid(vmid))
+
+    async def _remove_lost_pod(self, directory: Path) -> None:
+        await self._network.release(SandboxId(directory.name))  # no pod without a row is detached otherwise
+        await _remove_directory(directory)
+        self._lost_pods.discard(directory)
 
     async def _release_attachments(self) -> None:
         await self._network.collect_garbage({pod.id for pod in self._registry.pods()})

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from pvecri.model import NamespaceMode
+from functools import partial
+
+from pvecri.model import NamespaceMode, SandboxPhase
 from pvecri.oci.port_forward import PodPorts
 from pvecri.oci.runtime import OciRuntime
 from pvecri.oci.sessions import AttachSession, DetachedConnections, ExecSession
-from pvecri.pods.registry import Registry
+from pvecri.pods.registry import PodEntry, Registry
 
 
 class Streams:
@@ -34,4 +36,8 @@ class Streams:
         """The ports of a ready pod (CRI PortForward); NotFound or FailedPrecondition."""
         pod = self._registry.ready_pod(sandbox_id)
         host = pod.value.config.security.namespaces.network is NamespaceMode.NODE
-        return PodPorts(None if host else pod.namespace("net"))
+        return PodPorts(pod.id, None if host else pod.namespace("net"), partial(_runs, pod))
+
+
+def _runs(pod: PodEntry) -> bool:
+    return pod.value.phase is SandboxPhase.READY and pod.alive

@@ -148,7 +148,7 @@ class Transport:
             raise failure.error from failure
 
     async def _exchange(self, call: Call, headers: dict[str, str]) -> Reply:
-        """Send once. _NotSent if nothing was sent, ConnectionLost if no response came."""
+        """Send once. _NotSent if nothing was sent, ConnectionLost without response, Unavailable for a redirect."""
         if self._session is None:  # the undo of a call that the daemon's end has cancelled
             raise Unavailable(f"Proxmox: {call.action}: the connection is closed: the daemon is ending")
         url, body, content = self._encode(call)
@@ -156,8 +156,14 @@ class Transport:
             metrics.PROXMOX_REQUESTS, metrics.PROXMOX_SECONDS, call.method, path_template(call.path)
         )
         with measured as measure, self._connection_errors(call):
-            async with self._session.request(call.method, url, data=body, headers=headers | content) as response:
+            request = self._session.request(
+                call.method, url, data=body, headers=headers | content, allow_redirects=False
+            )
+            async with request as response:
                 measure.code = str(response.status)
+                if 300 <= response.status < 400:
+                    # Following it would send the credentials to another server, or without TLS.
+                    raise Unavailable(_redirected(self._config.url, call, response))
                 return Reply(response.status, response.reason or "", await response.read())
 
     @contextmanager
@@ -199,6 +205,14 @@ class _NotSent(Exception):
         self.error = error
         self.status = error.status
         self.worth_repeating = worth_repeating
+
+
+def _redirected(url: str, call: Call, response: aiohttp.ClientResponse) -> str:
+    target = response.headers.get("Location", "nowhere")
+    return (
+        f"Proxmox: {call.action}: {url} (proxmox.url) redirects to {target!r}, which is not followed because the "
+        "credentials would go along: set proxmox.url to the address of the API itself"
+    )
 
 
 def path_template(path: str) -> str:

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pvecri.linux.fds import CHUNK
@@ -123,8 +124,12 @@ async def _forward(connect: Connect, pair: _Pair) -> None:
     try:
         with await connect(pair.port) as connection:
             await _copy(connection, data)
-    except BrokenPipeError:
-        pass  # the client, or the program in the pod, has closed the connection: no error
+    except ConnectionResetError:
+        # Not an error of the port-forward: kubectl before 1.32 ends its session if the error stream has one.
+        log.info("port-forward to port %d: the pod reset the connection", pair.port)
+        await data.abort()
+    except BrokenPipeError:  # the client closed it
+        pass
     except OSError as failure:
         log.info("port-forward to port %d: %s", pair.port, failure)
         # The kubelet's wording, which kubectl shows as it comes.
@@ -146,7 +151,11 @@ async def _write_last(stream: PeerStream, text: str) -> None:
 
 
 async def _copy(connection: socket.socket, stream: PeerStream) -> None:
-    """Copy in both directions until both are at EOF, which is propagated as a half-close."""
+    """Copy in both directions until both are at EOF, which is propagated as a half-close.
+
+    ConnectionResetError if the pod reset the connection, after what it had sent before has been copied;
+    BrokenPipeError if the client closed it.
+    """
     sending = asyncio.create_task(_to_pod(stream, connection))
     receiving = asyncio.create_task(_to_client(connection, stream))
     tasks = (sending, receiving)
@@ -159,15 +168,24 @@ async def _copy(connection: socket.socket, stream: PeerStream) -> None:
     failures = [ending for ending in endings if isinstance(ending, Exception)]
     if failures:
         raise failures[0]
+    if not sending.result():
+        raise ConnectionResetError
 
 
-async def _to_pod(stream: PeerStream, connection: socket.socket) -> None:
+async def _to_pod(stream: PeerStream, connection: socket.socket) -> bool:
+    """Copy until the client half-closes; False if the pod reset the connection: what it had sent can be read."""
     loop = asyncio.get_running_loop()
     while data := await stream.read():
-        await loop.sock_sendall(connection, data)
+        try:
+            await loop.sock_sendall(connection, data)
+        except (BrokenPipeError, ConnectionResetError):
+            stream.discard()
+            return False
     if stream.was_reset:
         raise BrokenPipeError("the client closed the connection")
-    connection.shutdown(socket.SHUT_WR)
+    with suppress(OSError):  # ENOTCONN: the pod has reset the connection, which _to_client gets
+        connection.shutdown(socket.SHUT_WR)
+    return True
 
 
 async def _to_client(connection: socket.socket, stream: PeerStream) -> None:

@@ -43,6 +43,7 @@ class StreamingServer:
         self._config = config
         self._tokens: Tokens[Request] = Tokens(config.url_lifetime)
         self._connections: set[asyncio.Task[None]] = set()
+        self._sessions: set[asyncio.Task[None]] = set()
         self._unauthenticated: dict[asyncio.Task[None], TcpTransport] = {}  # the oldest first
         self._server: asyncio.Server | None = None
         self._base = ""
@@ -80,8 +81,9 @@ class StreamingServer:
         self._connections.add(task)
         transport = self._unauthenticated[task] = TcpTransport(reader, writer)
         if len(self._unauthenticated) > MAX_UNAUTHENTICATED:
-            # Whoever can reach the port may connect, so these must not use up the descriptors of the daemon.
-            next(iter(self._unauthenticated.values())).abort()
+            # Whoever can reach the port may connect, so these must not use up the descriptors of the daemon. The
+            # oldest leaves the list at once: in a burst more connect before its task has run again.
+            self._unauthenticated.pop(next(iter(self._unauthenticated))).abort()
         try:
             await self._serve(transport)
         except asyncio.CancelledError:
@@ -91,6 +93,7 @@ class StreamingServer:
         finally:
             transport.abort()
             self._connections.discard(task)
+            self._sessions.discard(task)
             self._unauthenticated.pop(task, None)
 
     async def _serve(self, transport: TcpTransport) -> None:
@@ -116,7 +119,7 @@ class StreamingServer:
         """Consume the URL's token and return its request; the connection counts as a session from now on."""
         if http.method not in {"GET", "POST"}:
             raise HttpError(405, f"{http.method} is not allowed", [("allow", "GET, POST")])
-        if len(self._connections) - len(self._unauthenticated) >= self._config.max_sessions:
+        if len(self._sessions) >= self._config.max_sessions:
             raise HttpError(503, f"streaming.max_sessions ({self._config.max_sessions}) is reached")
         kind, _, token = http.path.partition("?")[0].removeprefix("/").partition("/")
         # From here on the URL is used, even if the upgrade is refused; above the client may try again.
@@ -126,6 +129,7 @@ class StreamingServer:
         task = asyncio.current_task()
         assert task is not None
         self._unauthenticated.pop(task, None)
+        self._sessions.add(task)
         return request
 
     # -- SPDY -------------------------------------------------------------------------------------------------

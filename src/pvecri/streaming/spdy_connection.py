@@ -106,6 +106,11 @@ class SpdyConnection:
         """See Carrier."""
         await self._transport.write(self._codec.data(stream, b"", fin=True))
 
+    async def send_reset(self, stream: int) -> None:
+        """See Carrier."""
+        if stream in self._codec.streams:  # else both sides have half-closed it
+            await self._transport.write(self._codec.reset(stream, ResetStatus.CANCEL))
+
     async def close(self) -> None:
         """Send GOAWAY, and close once the client has received everything. Not while `run` runs."""
         await self._send_goaway(GoAwayStatus.OK)

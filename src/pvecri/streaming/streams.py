@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,6 +89,10 @@ class Carrier(Protocol):
         """Half-close a stream, if the protocol can. BrokenPipeError if the client has gone."""
         ...
 
+    async def send_reset(self, stream: int) -> None:
+        """Reset a stream, if the protocol can. BrokenPipeError if the client has gone."""
+        ...
+
 
 class PeerStream:
     """One stream of a connection with a client; `number` is its SPDY stream ID or its channel."""
@@ -135,6 +140,14 @@ class PeerStream:
         except BrokenPipeError:
             self._reset = True
 
+    async def abort(self) -> None:
+        """Reset the stream: its other end broke off. Idempotent; does nothing if the client has gone."""
+        if self._reset:
+            return
+        self.reset()
+        with suppress(BrokenPipeError):
+            await self._carrier.send_reset(self.number)
+
     def discard(self) -> None:
         """Discard buffered and future data. Idempotent."""
         self._discarding = True
@@ -144,7 +157,7 @@ class PeerStream:
 
     @property
     def was_reset(self) -> bool:
-        """Whether the client has reset the stream or disconnected."""
+        """Whether the client has reset the stream or disconnected, or `abort` was called."""
         return self._reset
 
     # -- for the connection ----------------------------------------------------------------------------------

@@ -157,6 +157,9 @@ class ChannelConnection:
     async def send_end(self, stream: int) -> None:
         """See Carrier. A server cannot half-close a channel: it closes the whole connection."""
 
+    async def send_reset(self, stream: int) -> None:
+        """See Carrier. A channel cannot be reset either."""
+
     async def close(self) -> None:
         """Send a close frame, and close once the client has received everything. Not while `run` runs."""
         await self._websocket.close()

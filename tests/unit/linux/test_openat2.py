@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pvecri.linux.openat2 import open_in_root, read_in_root
+from pvecri.linux.openat2 import open_in_root, open_without_links, read_in_root
 
 
 @pytest.fixture
@@ -123,3 +123,16 @@ def test_read_in_root_honours_the_limit(root: Path) -> None:
 def test_read_in_root_replaces_invalid_utf8(root: Path) -> None:
     (root / "bytes").write_bytes(b"a\xffb")
     assert read_in_root(root, "bytes") == "a\N{REPLACEMENT CHARACTER}b"
+
+
+@pytest.mark.parametrize(("path", "error"), [("etc/link/passwd", errno.ELOOP), ("../passwd", errno.EXDEV)])
+def test_paths_with_links_or_outside_are_refused(root: Path, path: str, error: int) -> None:
+    (root / "etc/link").symlink_to(".")
+    base = os.open(root, os.O_PATH)
+    try:
+        os.close(open_without_links(base, "etc/passwd"))
+        with pytest.raises(OSError, match=path) as raised:
+            open_without_links(base, path)
+    finally:
+        os.close(base)
+    assert raised.value.errno == error

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
+import subprocess
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
 
-from pvecri.pods.container.checkpoint import pack_layer
+from pvecri.pods.container.layer_archive import pack_layer
 
 
 @pytest.fixture
@@ -63,3 +66,58 @@ def test_unchanged_container_has_an_empty_layer(upper: Path, tmp_path: Path) -> 
     assert pack_layer(upper, tmp_path / "diff.tar") == []
     with tarfile.open(tmp_path / "diff.tar") as tar:
         assert tar.getnames() == ["."]
+
+
+def test_hard_links_devices_and_fifos_are_packed_and_sockets_are_not(upper: Path, tmp_path: Path) -> None:
+    (upper / "one").write_text("text")
+    (upper / "two").hardlink_to(upper / "one")
+    os.mkfifo(upper / "fifo")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(upper / "socket"))
+    pack_layer(upper, tmp_path / "diff.tar")
+    with tarfile.open(tmp_path / "diff.tar") as tar:
+        packed = {member.name: (member.type, member.linkname, member.size) for member in tar}
+    assert packed.pop(".")[0] == tarfile.DIRTYPE
+    assert packed == {
+        "./one": (tarfile.REGTYPE, "", 4),
+        "./two": (tarfile.LNKTYPE, "./one", 0),
+        "./fifo": (tarfile.FIFOTYPE, "", 0),
+    }
+
+
+def test_directories_deeper_than_pythons_stack_are_packed(upper: Path, tmp_path: Path) -> None:
+    deep = "/".join(["d"] * 1500)
+    subprocess.run(["mkdir", "-p", upper / deep], check=True)
+    try:
+        pack_layer(upper, tmp_path / "diff.tar")
+    finally:
+        subprocess.run(["rm", "-r", upper / "d"], check=True)  # pytest's own removal recurses
+    with tarfile.open(tmp_path / "diff.tar") as tar:
+        assert f"./{deep}" in tar.getnames()
+
+
+def test_directory_swapped_for_a_symlink_does_not_lead_out(upper: Path, tmp_path: Path) -> None:
+    node = tmp_path / "node"
+    node.mkdir()
+    (node / "secret").write_text("of the node")
+    (upper / "data").mkdir()
+    (upper / "data/own").write_text("of the container")
+    (upper / "link").symlink_to(node)
+    ended = threading.Event()
+
+    def swap() -> None:
+        while not ended.is_set():
+            (upper / "data").rename(upper / "aside")
+            (upper / "link").rename(upper / "data")
+            (upper / "data").rename(upper / "link")
+            (upper / "aside").rename(upper / "data")
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    try:
+        for _ in range(2000):
+            pack_layer(upper, tmp_path / "diff.tar")
+            assert b"of the node" not in (tmp_path / "diff.tar").read_bytes()
+    finally:
+        ended.set()
+        swapping.join()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support import figures
-from support.scripted_pve import ScriptedPve, data, dropped, refusal, scripted_pve, unauthorized
+from support.scripted_pve import ScriptedPve, data, dropped, redirect, refusal, scripted_pve, unauthorized
 
 from pvecri.config import ConfigError, ProxmoxConfig
 from pvecri.errors import PermissionDenied, Unavailable
@@ -127,6 +127,30 @@ async def test_error_for_a_request_timeout_names_the_setting(tmp_path: Path) -> 
         async with transport(server.config(tmp_path, request_timeout=0.05)) as client:
             with pytest.raises(Unavailable, match=r"did not answer within 0\.05 s \(proxmox\.request_timeout\)"):
                 await client.call(WRITE, str)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("call", [READ, WRITE], ids=["read", "write"])
+async def test_redirect_is_not_followed(pve: ScriptedPve, tmp_path: Path, call: Call, status: int) -> None:
+    async with scripted_pve() as other:
+        other.script("GET", "/version", VERSION)
+        other.script("POST", "/nodes/pve/lxc", data("UPID"))
+        target = f"{other.url}/api2/json{call.path}"
+        pve.script(call.method, call.path, redirect(status, target))
+        async with transport(pve.config(tmp_path)) as client:
+            with pytest.raises(Unavailable, match=rf"redirects to '{target}'.*set proxmox\.url"):
+                await client.call(call, object)
+        assert (other.received, len(pve.received)) == ([], 1)
+
+
+async def test_password_is_not_sent_to_the_target_of_a_redirect(pve: ScriptedPve, tmp_path: Path) -> None:
+    async with scripted_pve() as other:
+        other.script("POST", "/access/ticket", TICKET)
+        pve.script("POST", "/access/ticket", redirect(307, f"{other.url}/api2/json/access/ticket"))
+        async with transport(with_password(pve, tmp_path)) as client:
+            with pytest.raises(Unavailable, match=r"log in as root@pam.*redirects to"):
+                await client.call(READ, Version)
+        assert other.received == []
 
 
 async def test_invalid_response_is_an_error(pve: ScriptedPve, tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ class Recorder:
     async def send_end(self, stream: int) -> None:
         self.sent.append(None)
 
+    async def send_reset(self, stream: int) -> None:
+        self.sent.append(b"RST")
+
 
 def stream(carrier: Recorder | None = None) -> PeerStream:
     return PeerStream(1, carrier or Recorder(), Activity())
@@ -115,3 +118,26 @@ async def test_sizes_end_at_malformed_input() -> None:
     sizes = PeerSizes(peer)
 
     assert [await sizes.next() for _ in range(3)] == [TerminalSize(80, 24), TerminalSize(81, 24), None]
+
+
+async def test_aborted_stream_is_reset_once_and_takes_nothing_more() -> None:
+    carrier = Recorder()
+    peer = stream(carrier)
+
+    await peer.abort()
+    await peer.abort()
+    await peer.finish()
+
+    assert (carrier.sent, await peer.read()) == ([b"RST"], b"")
+    with pytest.raises(BrokenPipeError):
+        await peer.write(b"x")
+
+
+async def test_stream_that_the_client_has_reset_is_not_reset_again() -> None:
+    carrier = Recorder()
+    peer = stream(carrier)
+
+    peer.reset()
+    await peer.abort()
+
+    assert carrier.sent == []

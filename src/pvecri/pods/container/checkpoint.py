@@ -16,19 +16,23 @@ from tempfile import TemporaryDirectory
 
 from pvecri.errors import CommandError, DeadlineExceeded, FailedPrecondition, InternalError, InvalidArgument
 from pvecri.images.manager import ImageManager
+from pvecri.linux.cgroups import Cgroups
 from pvecri.model import ContainerState
 from pvecri.oci.runtime import OciRuntime
 from pvecri.pods import validation
+from pvecri.pods.container import exposure
+from pvecri.pods.container.layer_archive import pack_layer
 from pvecri.pods.registry import ContainerEntry, Registry
 
 
 class Checkpoints:
-    """Writes checkpoints; the container keeps running."""
+    """Writes checkpoints; the container runs on, but for the time in which its writable layer is packed."""
 
-    def __init__(self, registry: Registry, runtime: OciRuntime, images: ImageManager) -> None:
+    def __init__(self, registry: Registry, runtime: OciRuntime, images: ImageManager, cgroups: Cgroups) -> None:
         self._registry = registry
         self._runtime = runtime
         self._images = images
+        self._cgroups = cgroups
 
     async def write(self, container_id: str, location: str, timeout: float) -> None:
         """Write a checkpoint of a running container to the file `location` (CRI CheckpointContainer).
@@ -61,7 +65,8 @@ class Checkpoints:
                 await self._runtime.checkpoint(pod.namespaces, container.id, work / "checkpoint", work)
             except CommandError as error:
                 raise InternalError(f"container {container.id}: {_criu_errors(work) or error}") from error
-            await asyncio.to_thread(self._pack, container, work)
+            async with exposure.frozen(pod, container, self._cgroups):
+                await asyncio.to_thread(self._pack, container, work)
             (work / "archive.tar").rename(target)
 
     def _pack(self, container: ContainerEntry, work: Path) -> None:
@@ -91,19 +96,3 @@ def _criu_errors(work: Path) -> str:
     except OSError:
         return ""
     return "; ".join(["CRIU could not dump it", *(line for line in lines if "Error" in line)])
-
-
-def pack_layer(upper: Path, archive: Path) -> list[str]:
-    """Pack an overlay's upper directory without its whiteouts; returns the paths that those delete."""
-    deleted: list[str] = []
-
-    def entry(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        # A whiteout is a character device 0:0 (Linux: Documentation/filesystems/overlayfs.rst).
-        if info.ischr() and (info.devmajor, info.devminor) == (0, 0):
-            deleted.append("/" + info.name.removeprefix("./"))
-            return None
-        return info
-
-    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
-        tar.add(upper, ".", filter=entry)
-    return deleted

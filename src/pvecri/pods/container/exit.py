@@ -157,8 +157,7 @@ class ContainerExits:
 
     def adopt(self, pod: PodEntry, container: ContainerEntry) -> None:
         """Watch a container that the previous daemon process started; it may have exited meanwhile."""
-        if exposure.exposes(pod):  # the daemon may have ended while another container was being created
-            exposure.thaw(self._cgroups, pod.cgroups.container(container.id))
+        exposure.thaw_after_crash(pod, container, self._cgroups)
         try:
             self.open_processes(pod, container)
         except (FileNotFoundError, ProcessLookupError, ValueError):  # it has exited

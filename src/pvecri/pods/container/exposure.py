@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Freezes the containers that share a PID namespace while another one is created in it.
+"""Freezes containers: those that share a PID namespace while another one is created in it, and one that is packed.
 
 Until it calls pivot_root(2), the OCI runtime's init process has the node's root directory and mounts. A process
 that sees it in /proc and may ptrace it reaches the node through `/proc/PID/root`. A process in another user
@@ -15,6 +15,7 @@ import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+from pvecri.concurrency import finish
 from pvecri.errors import DeadlineExceeded
 from pvecri.linux.cgroups import Cgroups
 from pvecri.model import ContainerState, NamespaceMode, UserNamespaceKind
@@ -52,7 +53,7 @@ async def hidden(pod: PodEntry, container: ContainerEntry, cgroups: Cgroups) -> 
             if _runs(each) and each is not container
         ]
         try:
-            await _freeze(cgroups, others)
+            await _freeze(cgroups, others, "the other containers of the pod")
             yield
         finally:
             for group in others:
@@ -69,7 +70,38 @@ def thaw(cgroups: Cgroups, group: str) -> None:
             report(error, "thaw of container", f"thawing {group}")
 
 
-async def _freeze(cgroups: Cgroups, groups: list[str]) -> None:
+@asynccontextmanager
+async def frozen(pod: PodEntry, container: ContainerEntry, cgroups: Cgroups) -> AsyncIterator[None]:
+    """Freeze a container for the context's duration, as far as it goes: a stop thaws it, and so does `hidden`.
+
+    DeadlineExceeded after `FREEZE_TIMEOUT`. One that is frozen already stays so.
+    """
+    group = pod.cgroups.container(container.id)
+    if cgroups.is_frozen(group):
+        yield
+        return
+    container.bundle.frozen_file.touch()
+    try:
+        await _freeze(cgroups, [group], f"container {container.id}")
+        yield
+    finally:
+        await finish(_thaw_unless_hidden(pod, container, cgroups))
+
+
+async def _thaw_unless_hidden(pod: PodEntry, container: ContainerEntry, cgroups: Cgroups) -> None:
+    async with pod.pids_lock:
+        thaw(cgroups, pod.cgroups.container(container.id))
+    container.bundle.frozen_file.unlink(missing_ok=True)
+
+
+def thaw_after_crash(pod: PodEntry, container: ContainerEntry, cgroups: Cgroups) -> None:
+    """Thaw a container that the previous daemon process froze and did not thaw. Idempotent."""
+    if exposes(pod) or container.bundle.frozen_file.exists():
+        thaw(cgroups, pod.cgroups.container(container.id))
+        container.bundle.frozen_file.unlink(missing_ok=True)
+
+
+async def _freeze(cgroups: Cgroups, groups: list[str], what: str) -> None:
     for group in groups:
         with suppress(FileNotFoundError):  # the container has exited
             cgroups.freeze(group, frozen=True)
@@ -78,9 +110,7 @@ async def _freeze(cgroups: Cgroups, groups: list[str]) -> None:
             while not all(cgroups.is_frozen(group) for group in groups):
                 await asyncio.sleep(0.001)
     except TimeoutError:
-        raise DeadlineExceeded(
-            f"the other containers of the pod could not be frozen within {FREEZE_TIMEOUT:g} s"
-        ) from None
+        raise DeadlineExceeded(f"{what} could not be frozen within {FREEZE_TIMEOUT:g} s") from None
 
 
 def _runs(container: ContainerEntry) -> bool:

@@ -9,6 +9,7 @@ import signal
 from functools import partial
 
 from pvecri.errors import DeadlineExceeded, NotFound
+from pvecri.linux.cgroups import Cgroups
 from pvecri.model import ContainerState
 from pvecri.pods.registry import ContainerEntry, PodEntry, Registry
 from pvecri.supervision import attempt
@@ -22,8 +23,9 @@ KILL_TIMEOUT = 10.0
 class ContainerStopper:
     """Ends containers; any number at once."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, cgroups: Cgroups) -> None:
         self._registry = registry
+        self._cgroups = cgroups
 
     async def stop(self, container_id: str, timeout: float) -> None:
         """Send a container its stop signal, and SIGKILL after `timeout` seconds (CRI StopContainer).
@@ -47,14 +49,33 @@ class ContainerStopper:
         """Kill a container's first process and wait until its resources are released. Idempotent.
 
         DeadlineExceeded after `KILL_TIMEOUT`: a process in uninterruptible sleep does not die of SIGKILL.
+        A container that is frozen, by itself or with its CT, is thawed, the CT with it.
         """
         if container.value.state is ContainerState.RUNNING and container.process is not None:
             # If it is the first process of a PID namespace, the kernel kills all others with it.
             container.process.send(signal.SIGKILL)
+            await self._thaw(container)
         if container.watcher is None:  # it was never started
             return
         if not await _released(container, KILL_TIMEOUT):
             raise DeadlineExceeded(f"container {container.id} did not end within {KILL_TIMEOUT:g} s of SIGKILL")
+
+    async def _thaw(self, container: ContainerEntry) -> None:
+        """Let a container, to which SIGKILL was sent, die: in version 1 a frozen process does not.
+
+        Nor does a frozen conmon, in either version, notice the end: hence the CT, if that is frozen.
+        """
+        pod = self._registry.pod_of(container)
+        group = pod.cgroups.container(container.id)
+        self._cgroups.kill(group)  # those outside the first one's PID namespace would run on
+        try:
+            # Not while exposure.py has the pod's containers frozen.
+            async with asyncio.timeout(KILL_TIMEOUT), pod.pids_lock:
+                self._cgroups.thaw(pod.cgroups.ct, below=False)
+                self._cgroups.thaw(pod.cgroups.monitors, below=True)
+                self._cgroups.thaw(group, below=True)
+        except TimeoutError:
+            log.warning("container %s was not thawed: another one of its pod is being created", container.id)
 
     async def kill_all(self, pod: PodEntry) -> None:
         """Kill all containers of a pod. Idempotent; one that does not exit ends with the CT."""
@@ -63,6 +84,7 @@ class ContainerStopper:
             for container in pod.containers.values()
         )
         await asyncio.gather(*kills)
+        self._cgroups.thaw(pod.cgroups.ct, below=True)  # its init is killed next, and may be frozen as well
 
     async def wait_released(self, pod: PodEntry) -> None:
         """Wait until the exits of all containers of a pod, whose CT has stopped, are recorded."""
