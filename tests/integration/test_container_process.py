@@ -47,6 +47,22 @@ def test_the_working_directory_is_the_requests_before_the_images(
     assert cri.finish(pod, "pwd", working_dir="/tmp", attempt=1, **image) == "/tmp\n"
 
 
+def test_an_image_with_the_oddities_of_old_builders_runs(machine: Machine, cri: CriClient, pod: str) -> None:
+    image = with_image(
+        machine,
+        "old-builders",
+        Entrypoint=[""],
+        Cmd=["sh", "-c", "pwd; id -u; env"],
+        WorkingDir="srv/app",
+        Env=["PATH=/bin", "BARE", "=nameless"],
+        User="1000:50:rest",
+        StopSignal="rubbish",
+    )
+    shown = cri.finish(pod, **image).splitlines()
+    assert shown[:2] == ["/srv/app", "1000"]
+    assert not [line for line in shown if line.startswith(("BARE", "="))]
+
+
 def test_a_working_directory_that_the_image_lacks_is_made(cri: CriClient, pod: str) -> None:
     assert cri.finish(pod, "pwd", working_dir="/not/in/the/image") == "/not/in/the/image\n"
 

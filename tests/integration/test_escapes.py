@@ -236,6 +236,34 @@ def test_a_symlink_of_an_image_leads_nothing_of_ours_to_the_node(
     cri.images.RemoveImage(pb.RemoveImageRequest(image=pb.ImageSpec(image=pushed)))
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("name", ["dev", "proc", "sys"])
+def test_a_kernel_directory_that_is_a_symlink_changes_nothing_on_the_node(
+    machine: Machine, cri: CriClient, name: str, absolute: bool
+) -> None:
+    """runc 1.1.5 with /dev as a symlink replaces `ptmx` and makes `fd`, `stdin`, … where the link leads."""
+    outside = machine.directory / f"outside-{name}"
+    outside.mkdir()
+    outside.chmod(0o777)
+    (outside / "ptmx").write_text("the node's")
+    link = LayerBuilder().symlink(name, str(outside) if absolute else f"../../../../../../..{outside}").build()
+    image = build_image(tools_layer(), link, compress=plain)
+    pushed = machine.registry.push(f"tests/kernel-{name}-{absolute}".lower(), "1", image)
+    cri.pull(pushed)
+    for kind in ("ct-alone", "node-alone"):
+        pod = PODS[kind].pod(cri)
+        config = cri.container_config("true", image=pb.ImageSpec(image=pushed))
+        if shutil.which("runc"):
+            with pytest.raises(grpc.RpcError, match=f"its /{name} is a symlink to ") as caught:
+                cri.create(pod, config)
+            assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        else:
+            cri.start(cri.create(pod, config))
+    assert [(each.name, each.read_text()) for each in outside.iterdir()] == [("ptmx", "the node's")]
+    cri.images.RemoveImage(pb.RemoveImageRequest(image=pb.ImageSpec(image=pushed)))
+    shutil.rmtree(outside)
+
+
 def test_a_volumes_symlink_leads_no_other_mount_to_the_node(machine: Machine, cri: CriClient, pod: str) -> None:
     """CVE-2021-30465, CVE-2017-1002101: the target of a mount lies below a volume's symlink."""
     volume, target = machine.directory / "volume", machine.directory / "target"

@@ -20,7 +20,7 @@ from pvecri.errors import DeadlineExceeded, InvalidArgument, NotFound, Permissio
 from pvecri.images.manager import ImageManager
 from pvecri.images.manifest import BadImage
 from pvecri.images.pull.progress import Progress
-from pvecri.model import Image, RegistryAuth
+from pvecri.model import Image, ImageConfig, RegistryAuth
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking needs root")
 
@@ -114,6 +114,25 @@ async def test_images_without_layers_and_with_a_repeated_layer_are_pulled(
     twice = await manager.pull(registry.push("twice", "1", build_image(BASE, TOP, BASE)))
     assert await content(manager, empty) == {}
     assert await content(manager, twice) == {"bin/sh": "shell", "etc/motd": "hello"}
+
+
+@pytest.mark.parametrize("docker", [False, True])
+@pytest.mark.parametrize("config_type", ["application/octet-stream", "text/html", "application/json"])
+async def test_images_with_a_config_type_of_old_registries_are_pulled(
+    manager: ImageManager, registry: Registry, docker: bool, config_type: str
+) -> None:
+    built = build_image(BASE, docker=docker, config_type=config_type, config={"Cmd": ["sh"]})
+    image = await manager.pull(registry.push("old", "1", built))
+    assert (image.id, image.config.cmd) == (built.id, ("sh",))
+    assert await content(manager, image) == {"bin/sh": "shell"}
+
+
+@pytest.mark.parametrize("docker", [False, True])
+async def test_config_of_nulls_is_pulled(manager: ImageManager, registry: Registry, docker: bool) -> None:
+    nulls = dict.fromkeys(("User", "Env", "Entrypoint", "Cmd", "WorkingDir", "StopSignal", "Volumes", "Labels"))
+    built = build_image(BASE, docker=docker, config={**nulls, "ExposedPorts": None, "OnBuild": None})
+    image = await manager.pull(registry.push("nulls", "1", built))
+    assert image.config == ImageConfig()
 
 
 async def test_config_is_returned_byte_by_byte(manager: ImageManager, registry: Registry) -> None:

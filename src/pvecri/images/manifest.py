@@ -27,7 +27,15 @@ LAYER_TYPES: Final = frozenset(
     }
 )
 CONFIG_TYPES: Final = frozenset(
-    {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
+    {
+        "application/vnd.oci.image.config.v1+json",
+        "application/vnd.docker.container.image.v1+json",
+        # What registries have had in manifests since 2016 (distribution issue 1621); Docker takes them as images.
+        "application/octet-stream",
+        "application/json",
+        "text/html",
+        "",
+    }
 )
 
 _T = TypeVar("_T")
@@ -63,9 +71,9 @@ class Content(Value, frozen=True):
 class Descriptor(Value, frozen=True, rename="camel"):
     """OCI descriptor.md."""
 
-    media_type: str
     digest: str
     size: int
+    media_type: str = ""
 
 
 class Manifest(Value, frozen=True, rename="camel"):
@@ -75,19 +83,30 @@ class Manifest(Value, frozen=True, rename="camel"):
     layers: tuple[Descriptor, ...] = ()
 
 
+class _ManifestFile(Value, frozen=True):
+    config: Descriptor
+    layers: tuple[Descriptor, ...] | None = ()
+
+
 class _Index(Value, frozen=True):
     manifests: tuple[Descriptor, ...]
 
 
+_Strings = tuple[str | None, ...] | str | None
+"""A list, or one string for a list of one: old builders wrote both, and Docker reads both (its strslice)."""
+
+
 class _RunConfig(Value, frozen=True, rename="pascal"):
+    """The `config` object. Go reads null as the zero value of every type, and writes it for empty ones."""
+
     user: str | None = ""
-    env: tuple[str, ...] | None = ()
-    entrypoint: tuple[str, ...] | None = ()
-    cmd: tuple[str, ...] | None = ()
+    env: _Strings = ()
+    entrypoint: _Strings = ()
+    cmd: _Strings = ()
     working_dir: str | None = ""
     stop_signal: str | None = ""
     volumes: dict[str, object] | None = None
-    labels: dict[str, str] | None = None
+    labels: dict[str, str | None] | None = None
 
 
 class _RootFs(Value, frozen=True):
@@ -95,7 +114,7 @@ class _RootFs(Value, frozen=True):
 
 
 class _ConfigFile(Value, frozen=True):
-    rootfs: _RootFs
+    rootfs: _RootFs | None = None
     config: _RunConfig | None = None
 
 
@@ -130,7 +149,8 @@ def parse_layout(data: bytes) -> Descriptor:
 
 def parse_manifest(data: bytes) -> Manifest:
     """An image manifest; BadImage for artifacts and for layers of unsupported media types."""
-    manifest = _decode(data, Manifest, "manifest")
+    file = _decode(data, _ManifestFile, "manifest")
+    manifest = Manifest(config=file.config, layers=file.layers or ())
     if _checked(manifest.config, "config").media_type not in CONFIG_TYPES:
         raise BadImage(f"not a container image: its config has the media type {manifest.config.media_type!r}")
     for layer in manifest.layers:
@@ -144,8 +164,9 @@ def parse_config(data: bytes, manifest: Manifest) -> Content:
 
     The digest of `data` is not compared with the manifest's: after a conversion by skopeo they differ.
     """
-    file = _decode(data, _ConfigFile, "config")
-    diff_ids = file.rootfs.diff_ids or ()
+    # Go's decoder replaces what is not UTF-8, such as a maintainer's name in Latin-1, and so do we.
+    file = _decode(data.decode(errors="replace"), _ConfigFile, "config")
+    diff_ids = (file.rootfs and file.rootfs.diff_ids) or ()
     if len(diff_ids) != len(manifest.layers):
         raise BadImage(f"the config has {len(diff_ids)} layers and the manifest {len(manifest.layers)}")
     for diff_id in diff_ids:
@@ -166,16 +187,20 @@ def wrong_diff_id(layer: Layer, found: str) -> BadImage:
 
 
 def _image_config(run: _RunConfig) -> ImageConfig:
-    return ImageConfig(  # `or`: Go encodes empty slices and maps as null
+    return ImageConfig(
         user=run.user or "",
-        env=run.env or (),
-        entrypoint=run.entrypoint or (),
-        cmd=run.cmd or (),
+        env=_strings(run.env),
+        entrypoint=_strings(run.entrypoint),
+        cmd=_strings(run.cmd),
         working_dir=run.working_dir or "",
         stop_signal=run.stop_signal or "",
         volumes=tuple(sorted(run.volumes or ())),
-        labels=run.labels or {},
+        labels={name: value or "" for name, value in (run.labels or {}).items()},
     )
+
+
+def _strings(value: _Strings) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(each or "" for each in value or ())
 
 
 def _checked(descriptor: Descriptor, what: str) -> Descriptor:
@@ -186,7 +211,7 @@ def _checked(descriptor: Descriptor, what: str) -> Descriptor:
     return descriptor
 
 
-def _decode(data: bytes, kind: type[_T], what: str) -> _T:
+def _decode(data: bytes | str, kind: type[_T], what: str) -> _T:
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.DecodeError as error:

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK = 512  # the unit of st_blocks on every filesystem: stat(2)
-_MAX_DEPTH = 200
-"""Deeper directories are not counted: each level needs a descriptor and a stack frame."""
 _SLOW = 0.1
 """Seconds after which a count is cached."""
 _CACHE_FACTOR = 20
@@ -56,43 +55,112 @@ class Meter:
 
 
 def tree_usage(top: Path) -> Usage:
-    """The usage of `top` and all below it; hard links count once. 0 if it does not exist. Blocks.
+    """The usage of `top` and all below it, however deep; hard links count once. 0 if it does not exist. Blocks.
 
-    Directories are opened relative to their parent and never through a symlink: a container that swaps a directory
-    for a symlink meanwhile cannot redirect the count to the node's files.
+    Directories are opened relative to each other and never through a symlink: a container that swaps a directory
+    for a symlink meanwhile cannot redirect the count to the node's files. Four descriptors are open at most.
+    What a container moves or removes meanwhile may be missing.
     """
     try:
-        fd = os.open(top, _DIRECTORY)
+        start = os.open(top, _DIRECTORY)
     except FileNotFoundError:
         return Usage(0, 0)
-    links: set[int] = set()
     try:
-        own = os.fstat(fd)
-        below = _below(fd, links)
+        size, inodes = _count(start)
+        return Usage(os.fstat(start).st_blocks * _BLOCK + size, 1 + inodes)
+    finally:
+        os.close(start)
+
+
+class _Level(NamedTuple):
+    """A directory on the way down, and the names of its directories that are still to be counted."""
+
+    name: str
+    identity: tuple[int, int]
+    directories: list[str]
+
+
+def _count(start: int) -> tuple[int, int]:
+    """The bytes and inodes below `start`, depth first: a stack of names instead of one of descriptors."""
+    links: set[int] = set()
+    size, inodes, directories = _entries(start, links)
+    path = [_Level(".", _identity(start), directories)]
+    fd = os.open(".", _DIRECTORY, dir_fd=start)
+    try:
+        while path:
+            if not path[-1].directories:
+                path.pop()
+                fd = _up(fd, start, path)
+                continue
+            name = path[-1].directories.pop()
+            try:
+                child = os.open(name, _DIRECTORY, dir_fd=fd)
+            except OSError:  # removed or replaced in the meantime
+                continue
+            os.close(fd)
+            fd = child
+            more_bytes, more_inodes, directories = _entries(fd, links)
+            size, inodes = size + more_bytes, inodes + more_inodes
+            path.append(_Level(name, _identity(fd), directories))
     finally:
         os.close(fd)
-    return Usage(own.st_blocks * _BLOCK + below.bytes, 1 + below.inodes)
+    return size, inodes
 
 
-def _below(fd: int, links: set[int], depth: int = 0) -> Usage:
+def _up(fd: int, start: int, path: list[_Level]) -> int:
+    """Close `fd` and open its parent, the last of `path`.
+
+    If `fd` was moved or removed meanwhile, `..` leads elsewhere: then the names lead there from `start`, and
+    `path` ends where they lead to other directories.
+    """
+    try:
+        parent = os.open("..", _DIRECTORY, dir_fd=fd)
+    except OSError:
+        parent = os.open(".", _DIRECTORY, dir_fd=start)
+    os.close(fd)
+    if not path or _identity(parent) == path[-1].identity:
+        return parent
+    os.close(parent)
+    place = os.open(".", _DIRECTORY, dir_fd=start)
+    for depth, level in enumerate(path[1:], 1):
+        try:
+            child = os.open(level.name, _DIRECTORY, dir_fd=place)
+        except OSError:
+            del path[depth:]
+            break
+        if _identity(child) != level.identity:
+            os.close(child)
+            del path[depth:]
+            break
+        os.close(place)
+        place = child
+    return place
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
+
+
+def _entries(fd: int, links: set[int]) -> tuple[int, int, list[str]]:
+    """The bytes and number of a directory's entries, and the names of those that are directories."""
     size = inodes = 0
-    with os.scandir(fd) as entries:
-        for entry in entries:
-            try:
-                found = entry.stat(follow_symlinks=False)
-                if found.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
+    directories = []
+    try:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                try:
+                    found = entry.stat(follow_symlinks=False)
+                except OSError:  # removed in the meantime
+                    continue
+                if stat.S_ISDIR(found.st_mode):
+                    directories.append(entry.name)
+                elif found.st_nlink > 1:
                     if found.st_ino in links:
                         continue
                     links.add(found.st_ino)
                 size += found.st_blocks * _BLOCK
                 inodes += 1
-                if entry.is_dir(follow_symlinks=False) and depth < _MAX_DEPTH:
-                    child = os.open(entry.name, _DIRECTORY, dir_fd=fd)
-                    try:
-                        below = _below(child, links, depth + 1)
-                    finally:
-                        os.close(child)
-                    size, inodes = size + below.bytes, inodes + below.inodes
-            except OSError:  # removed or replaced in the meantime
-                continue
-    return Usage(size, inodes)
+    except OSError:  # of a directory that was removed
+        pass
+    return size, inodes, directories

@@ -43,6 +43,15 @@ class RuntimeBinary:
         return self.kind == "crun"
 
     @property
+    def follows_symlinked_dev(self) -> bool:
+        """Whether it follows an image's /dev to the node's files: runc 1.1 makes and replaces entries there.
+
+        It joins `dev/ptmx`, `dev/fd` and others to the root's path before pivot_root(2). For no version of runc is
+        this known to be mended; crun resolves all paths inside the root.
+        """
+        return self.kind == "runc"
+
+    @property
     def needs_mappings_with_userns_path(self) -> bool:
         """Whether a spec that joins a user namespace by path must have its mappings.
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import posixpath
+
 from msgspec.structs import asdict, replace
 
 from pvecri.errors import InvalidArgument
@@ -56,7 +58,8 @@ def process(plan: Plan) -> Process:
         user=User(uid=plan.user.uid, gid=plan.user.gid, additional_gids=plan.user.groups, umask=0o022),
         args=arguments(plan),
         env=environment(plan),
-        cwd=config.working_dir or plan.image.working_dir or "/",
+        # The OCI runtimes want an absolute path; builders other than Docker's left relative ones in images.
+        cwd=config.working_dir or posixpath.join("/", plan.image.working_dir),
         capabilities=Capabilities(
             bounding=capabilities,
             effective=capabilities,
@@ -74,19 +77,27 @@ def process(plan: Plan) -> Process:
 
 
 def arguments(plan: Plan) -> tuple[str, ...]:
-    """The argv: `command` overrides the image's entrypoint and cmd, `args` its cmd (CRI ContainerConfig)."""
+    """The argv: `command` overrides the image's entrypoint and cmd, `args` its cmd (CRI ContainerConfig).
+
+    An entrypoint of one empty string is none: so Dockerfiles reset that of their base image (`ENTRYPOINT [""]`).
+    """
     config, image = plan.config, plan.image
     if config.command:
         return (*config.command, *config.args)
-    combined = (*image.entrypoint, *(config.args or image.cmd))
+    entrypoint = () if image.entrypoint == ("",) else image.entrypoint
+    combined = (*entrypoint, *(config.args or image.cmd))
     if not combined:
         raise InvalidArgument("config.command", f"none is given and the image {plan.image_reference} has none")
     return combined
 
 
 def environment(plan: Plan) -> tuple[str, ...]:
-    """NAME=VALUE with unique names: the image's, overridden by the request's."""
-    variables = dict(entry.partition("=")[::2] for entry in (DEFAULT_PATH, *plan.image.env))
+    """NAME=VALUE with unique names: the image's, overridden by the request's.
+
+    What the image has without a name or without `=` is left out, as Docker and containerd do.
+    """
+    entries = (entry.partition("=") for entry in (DEFAULT_PATH, *plan.image.env))
+    variables = {name: value for name, separator, value in entries if name and separator}
     # TERM and HOSTNAME as CRI-O and containerd set them; a variable of the request overrides both.
     if plan.config.tty:
         variables.setdefault("TERM", "xterm")

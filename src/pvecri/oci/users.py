@@ -62,7 +62,7 @@ def _wanted(security: ContainerSecurity, image_user: str) -> tuple[str, str, str
         return str(security.run_as_user), "", f"{_SECURITY}.run_as_user"
     if security.run_as_username:
         return security.run_as_username, "", f"{_SECURITY}.run_as_username"
-    user, _, group = image_user.partition(":")
+    user, group, *_ = (*image_user.split(":"), "")  # Docker ignores what follows a second colon
     return user or "0", group, "the image's user"
 
 

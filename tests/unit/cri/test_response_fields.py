@@ -18,6 +18,7 @@ from pvecri.model import (
     ContainerState,
     FilesystemUsage,
     Image,
+    ImageConfig,
     Sandbox,
     SandboxPhase,
 )
@@ -163,6 +164,12 @@ def test_an_image_is_told_by_its_own_fields() -> None:
     shown = responses.image(NUMBERED)
     assert (shown.id, tuple(shown.repo_tags), tuple(shown.repo_digests)) == (IMAGE.id, IMAGE.tags, IMAGE.digests)
     assert (shown.size, shown.uid.value, shown.spec.image) == (IMAGE.size, 1000, IMAGE.id)
+
+
+@pytest.mark.parametrize("user", ["9" * 20, "9" * 5000, "\u0669", "-1", "4294967295"])
+def test_image_user_beyond_all_ids_is_shown_as_a_name(user: str) -> None:
+    shown = responses.image(replace(IMAGE, config=ImageConfig(user=f"{user}:0")))
+    assert (shown.username, shown.HasField("uid")) == (user, False)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,63 @@ def test_null_in_a_config_means_empty() -> None:
 
 
 @pytest.mark.parametrize(
+    ("config", "read"),
+    [
+        (
+            {"Env": "A=b", "Cmd": "sh", "Entrypoint": "/e"},
+            ImageConfig(env=("A=b",), cmd=("sh",), entrypoint=("/e",)),
+        ),
+        ({"Env": [None], "Cmd": ["a", None]}, ImageConfig(env=("",), cmd=("a", ""))),
+        ({"Labels": {"a": None}, "Volumes": {"/v": None}}, ImageConfig(labels={"a": ""}, volumes=("/v",))),
+        ({"StopSignal": "rubbish", "WorkingDir": "a"}, ImageConfig(stop_signal="rubbish", working_dir="a")),
+        ({"ExposedPorts": None, "OnBuild": None, "Healthcheck": 5, "Unknown": [{}]}, ImageConfig()),
+    ],
+)
+def test_config_is_read_as_docker_reads_it(config: dict[str, object], read: ImageConfig) -> None:
+    image = build_image(config=config)
+    assert manifest.parse_config(image.config, manifest.parse_manifest(image.manifest)).config == read
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b'{"rootfs": {"type": "layers", "diff_ids": []}}',
+        b'{"rootfs": {"diff_ids": null}, "config": null, "history": null, "architecture": "", "os": null}',
+        b'{"rootfs": null, "author": "J\xfcrgen"}',
+        b"{}",
+    ],
+)
+def test_fields_that_no_container_needs_may_be_missing_null_or_malformed(document: bytes) -> None:
+    content = manifest.parse_config(document, manifest.parse_manifest(build_image().manifest))
+    assert (content.config, content.layers) == (ImageConfig(), ())
+
+
+def test_text_that_is_not_utf8_is_replaced_and_the_digest_is_of_the_bytes() -> None:
+    document = b'{"rootfs": {}, "config": {"Labels": {"maintainer": "J\xfcrgen"}}}'
+    content = manifest.parse_config(document, manifest.parse_manifest(build_image().manifest))
+    assert content.config.labels == {"maintainer": "J\ufffdrgen"}
+    assert content.config_digest == digest_of(document)
+
+
+def test_manifest_with_null_layers_has_none() -> None:
+    document = {**json.loads(build_image().manifest), "layers": None}
+    assert manifest.parse_manifest(json.dumps(document).encode()).layers == ()
+
+
+OLD_TYPES = ["application/octet-stream", "application/json", "text/html", ""]
+
+
+@pytest.mark.parametrize("config_type", OLD_TYPES)
+def test_config_of_a_type_that_old_registries_wrote_is_an_images(config_type: str) -> None:
+    document = json.loads(build_image().manifest)
+    document["config"]["mediaType"] = config_type
+    assert manifest.parse_manifest(json.dumps(document).encode())
+    if not config_type:
+        del document["config"]["mediaType"]
+        assert manifest.parse_manifest(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize(
     "layer_type",
     [
         "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",

@@ -9,7 +9,7 @@ import pytest
 
 from pvecri.errors import CommandError, InvalidArgument, NotFound, PermissionDenied, Unavailable, Unimplemented
 from pvecri.images.reference import parse
-from pvecri.images.registry.skopeo import applies, auth_document, has_credentials, translate
+from pvecri.images.registry.skopeo import RateLimited, applies, auth_document, has_credentials, translate
 from pvecri.model import RegistryAuth
 
 REFERENCE = parse("quay.io/a/b:1")
@@ -27,10 +27,20 @@ REFERENCE = parse("quay.io/a/b:1")
         ),
         ("requested access to the resource is denied", PermissionDenied),
         ("Source image rejected: A signature was required, but no signature exists", PermissionDenied),
-        ("toomanyrequests: You have reached your pull rate limit", Unavailable),
+        ("toomanyrequests: You have reached your pull rate limit", RateLimited),
         ("pinging container registry quay.io: dial tcp: lookup quay.io: no such host", Unavailable),
         ("Get https://quay.io/v2/: x509: certificate signed by unknown authority", Unavailable),
         ("received unexpected HTTP status: 503 Service Unavailable", Unavailable),
+        ("Error fetching blob: invalid status code from registry 500 (Internal Server Error)", Unavailable),
+        ("Error fetching blob: invalid status code from registry 404 (Not Found)", NotFound),
+        ("fetching blob: blob unknown to registry", NotFound),
+        ("too many requests to registry", RateLimited),
+        ("read tcp 10.0.0.1:40000->10.0.0.2:443: read: connection timed out", Unavailable),
+        ("read tcp 10.0.0.1:40000->10.0.0.2:443: read: connection reset by peer", Unavailable),
+        ("unexpected EOF", Unavailable),
+        ("stream error: stream ID 5; INTERNAL_ERROR; received from peer", Unavailable),
+        ("write |1: broken pipe", CommandError),
+        ("corrupted blob, expecting sha256:00", CommandError),
         ("something new", CommandError),
     ],
 )
@@ -52,6 +62,12 @@ def test_escaped_quotes_in_messages_are_unescaped() -> None:
 def test_repository_named_denied_is_not_a_permission_error() -> None:
     line = 'level=fatal msg="reading manifest 1 in quay.io/denied/x: manifest unknown"'
     assert isinstance(translate(parse("quay.io/denied/x:1"), CommandError("skopeo", 1, line)), NotFound)
+
+
+@pytest.mark.parametrize("path", ["a", "e", "unknown"])
+def test_short_repository_name_leaves_the_message_readable(path: str) -> None:
+    line = f'level=fatal msg="reading manifest 1 in quay.io/{path}: name unknown: repository not found"'
+    assert isinstance(translate(parse(f"quay.io/{path}:1"), CommandError("skopeo", 1, line)), NotFound)
 
 
 def test_signature_error_begins_with_the_kubelets_prefix() -> None:

@@ -30,3 +30,25 @@ async def test_unreadable_answer_ends_the_worker_and_its_jobs(
         assert await worker.wait() < 0
         await unpacker.close()
     assert "cannot be read; it is killed" in caplog.text
+
+
+async def test_second_answer_for_a_job_is_ignored() -> None:
+    """The process of a cancelled job may have answered before SIGKILL reached it."""
+    answers = (f'{{"job": {job}, "error": "answer {number}"}}' for number, job in enumerate((1, 1, 2)))
+    worker = await asyncio.create_subprocess_exec(
+        *("sh", "-c", 'read -r _; printf "%s\\n" "$@"; exec sleep 1000', "sh", *answers),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert worker.stdin is not None
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        unpacker = Unpacker(worker, ours)
+        blobs = [os.open("/dev/null", os.O_RDONLY) for _ in range(2)]
+        jobs = [asyncio.ensure_future(unpacker.run(JOB, blob)) for blob in blobs]
+        await asyncio.sleep(0)  # both jobs are sent
+        worker.stdin.write(b"go\n")
+        first, second = await asyncio.gather(*jobs, return_exceptions=True)
+        assert (str(first)[-8:], str(second)[-8:]) == ("answer 0", "answer 2")
+        assert unpacker.usable
+        await unpacker.close()

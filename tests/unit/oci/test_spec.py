@@ -41,6 +41,10 @@ def test_readonly_rootfs_is_set() -> None:
         ((), ("c",), (), (), ["c"]),
         ((), (), (), ("a",), ["a"]),
         (("/e",), (), (), (), ["/e"]),
+        (("",), ("c",), (), (), ["c"]),
+        (("",), ("c",), (), ("a",), ["a"]),
+        (("",), ("c",), ("/k",), (), ["/k"]),
+        (("", "/e"), (), (), (), ["", "/e"]),
     ],
 )
 def test_command_and_args_override_entrypoint_and_cmd(
@@ -55,9 +59,11 @@ def test_command_and_args_override_entrypoint_and_cmd(
     assert list(spec.arguments(wanted)) == expected
 
 
-def test_missing_command_is_an_invalid_argument() -> None:
+@pytest.mark.parametrize("entrypoint", [(), ("",)])
+def test_missing_command_is_an_invalid_argument(entrypoint: tuple[str, ...]) -> None:
+    wanted = plan(config=configured(command=()).config, image=ImageConfig(entrypoint=entrypoint))
     with pytest.raises(InvalidArgument, match=r"^config\.command: none is given and the image registry\.example"):
-        spec.arguments(configured(command=()))
+        spec.arguments(wanted)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +78,8 @@ def test_missing_command_is_an_invalid_argument() -> None:
         ((), (("HOSTNAME", "mine"),), False, {"HOSTNAME": "mine"}),
         ((), (), True, {"TERM": "xterm"}),
         (("TERM=vt100",), (), True, {"TERM": "vt100"}),
-        (("BARE",), (), False, {"BARE": ""}),
+        (("A=",), (), False, {"A": ""}),
+        (("A==b",), (), False, {"A": "=b"}),
     ],
 )
 def test_environment_of_the_request_overrides_the_image(
@@ -85,9 +92,21 @@ def test_environment_of_the_request_overrides_the_image(
     assert len(entries) == len(variables)
 
 
+@pytest.mark.parametrize("entry", ["BARE", "=value", "=", ""])
+def test_entry_of_the_images_environment_without_name_or_equals_sign_is_left_out(entry: str) -> None:
+    assert spec.environment(plan(image=ImageConfig(env=(entry,)))) == spec.environment(plan())
+
+
 @pytest.mark.parametrize(
     ("image", "request_", "expected"),
-    [("", "", "/"), ("/srv", "", "/srv"), ("/srv", "/tmp", "/tmp"), ("", "/tmp", "/tmp")],
+    [
+        ("", "", "/"),
+        ("/srv", "", "/srv"),
+        ("/srv", "/tmp", "/tmp"),
+        ("", "/tmp", "/tmp"),
+        ("srv/app", "", "/srv/app"),
+        ("./srv", "", "/./srv"),
+    ],
 )
 def test_working_directory_of_the_request_overrides_the_image(image: str, request_: str, expected: str) -> None:
     wanted = plan(config=configured(working_dir=request_).config, image=ImageConfig(working_dir=image))

@@ -54,6 +54,12 @@ def user(uid: int, gid: int, *groups: int) -> ContainerUser:
         ({}, "4242", user(4242, 0, 0)),
         ({}, "4242:staff", user(4242, 50, 50)),
         ({}, ":staff", user(0, 50, 50)),
+        ({}, "alice:", user(1000, 1001, 1001, 50, 10)),
+        ({}, ":", user(0, 0, 0)),
+        ({}, "alice:staff:x", user(1000, 50, 50, 10)),
+        ({}, "4242::", user(4242, 0, 0)),
+        ({}, "0004242", user(4242, 0, 0)),
+        ({}, "2147483647", user(2147483647, 0, 0)),
         ({"run_as_user": 1000}, "root", user(1000, 1001, 1001, 50, 10)),
         ({"run_as_user": 0}, "alice", user(0, 0, 0)),
         ({"run_as_user": 4242}, "alice:staff", user(4242, 0, 0)),
@@ -82,6 +88,12 @@ def test_user_of_the_request_overrides_the_image(
         ({"run_as_username": "broken"}, "", r"run_as_username: the image has no user 'broken'"),
         ({"run_as_group": 7}, "alice", r"run_as_group: is allowed only together with"),
         ({}, "mallory", r"the image's user: the image has no user 'mallory'"),
+        *(
+            ({}, wrong, r"the image's user: the image has no user")
+            for wrong in (" ", "alice ", "-1", "4294967295", "٤٢", "9" * 5000)
+        ),
+        ({}, "alice:4294967295", r"the image's user: the image has no group"),
+        ({}, "alice: staff", r"the image's user: the image has no group"),
         ({}, "alice:nobody", r"the image's user: the image has no group 'nobody'"),
     ],
 )

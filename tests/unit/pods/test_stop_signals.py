@@ -48,6 +48,11 @@ def test_signals_are_parsed_by_name_and_number(name: str, number: int) -> None:
         "HUP-1",
         "1.5",
         "SIG+1",
+        "TERM+1",
+        "RTMIN-1",
+        "٩",
+        "9" * 5000,
+        "SIG_DFL",
     ],
 )
 def test_unknown_signal_becomes_sigterm_and_is_logged(name: str, caplog: pytest.LogCaptureFixture) -> None:

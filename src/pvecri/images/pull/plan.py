@@ -57,7 +57,7 @@ async def plan(
     Raises BadImage, and what a pull of Proxmox raises. The template is not removed while the context lasts.
     """
     manifest = manifests.parse_manifest(image.data)
-    config = await (image.proxy.config(image.number) if image.is_converted else image.config(manifest))
+    config = await (image.converted_config() if image.is_converted else image.config(manifest))
     content = manifests.parse_config(config, manifest)
     async with AsyncExitStack() as stack:
         archive = None

@@ -10,6 +10,7 @@ from typing import Final
 
 from pvecri.images import manifest as manifests
 from pvecri.images.manifest import Manifest
+from pvecri.images.pull.repeat import repeated
 from pvecri.images.reference import Reference
 from pvecri.images.registry.processes import Workers
 from pvecri.images.registry.proxy import ImageProxy
@@ -47,8 +48,16 @@ class Resolved:
     async def config(self, manifest: Manifest) -> bytes:
         """The config that the manifest names, byte by byte; BadImage if it is another one."""
         named = manifest.config
-        data = await self.proxy.document(self.number, named.digest, named.size)
+        data = await repeated(
+            self.reference,
+            f"config {named.digest}",
+            lambda: self.proxy.document(self.number, named.digest, named.size),
+        )
         return manifests.verified(data, named, "config")
+
+    async def converted_config(self) -> bytes:
+        """The config that belongs to `data`, as the proxy converted it."""
+        return await repeated(self.reference, "config", lambda: self.proxy.config(self.number))
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,8 @@ async def resolve(
 ) -> AsyncIterator[Resolved]:
     """Open the image that `name` means now. All content is fetched of it, so a tag that moves cannot mix two."""
     async with workers.opened(name, reference, auth) as (proxy, number):
-        digest, data = await proxy.manifest(number)
+        # For its conversion skopeo fetches the config, too.
+        digest, data = await repeated(reference, "manifest", lambda: proxy.manifest(number))
         yield Resolved(proxy, number, name, reference, auth, digest, data)
 
 

@@ -47,7 +47,7 @@ class ProxyGone(CommandError):
 
 
 class ImageProxy:
-    """A running process; `start` makes one. After any error it must be closed."""
+    """A running process; `start` makes one. After any error but a CommandError it must be closed."""
 
     def __init__(self, process: asyncio.subprocess.Process, channel: socket.socket, stderr: int) -> None:
         self._process = process
@@ -107,6 +107,8 @@ class ImageProxy:
         reading = asyncio.ensure_future(asyncio.to_thread(_read_all, pipe.fd))
         try:
             await self.finish(pipe)
+        except CommandError:
+            raise  # skopeo has closed the pipe
         except BaseException:
             kill(self._process)  # else the pipe is never closed
             raise

@@ -37,23 +37,34 @@ from pvecri.model import RegistryAuth, Value
 
 SYSTEM_POLICY: Final = Path("/etc/containers/policy.json")
 
+
+class RateLimited(Unavailable):
+    """The registry limits the number of requests; skopeo has waited and repeated its own already."""
+
+
 # Error messages of registries and of skopeo's libraries; the first match counts. The kubelet recognizes messages
 # that begin with SignatureValidationFailed or RegistryUnavailable (evalCRIPullErr in pkg/kubelet/images).
 _MESSAGES: Final[Sequence[tuple[re.Pattern[str], type[PvecriError], str]]] = tuple(
     (re.compile(pattern, re.IGNORECASE), kind, prefix)
     for pattern, kind, prefix in (
         (r"source image rejected", PermissionDenied, "SignatureValidationFailed: "),
-        (r"toomanyrequests|too many requests|\b429\b", Unavailable, "RegistryUnavailable: "),
+        (r"toomanyrequests|too many requests|\b429\b", RateLimited, "RegistryUnavailable: "),
         (
             r"unauthorized|denied|authentication required|invalid username|forbidden",
             PermissionDenied,
             "",
         ),
-        (r"manifest unknown|name unknown|not found|no image found|repository name not known", NotFound, ""),
+        (
+            r"manifest unknown|name unknown|blob unknown|not found|no image found|repository name not known",
+            NotFound,
+            "",
+        ),
         (
             r"connection re|no such host|server misbehaving|i/o timeout|tls handshake|http response to https|x509|"
             r"no route to host|pinging container registry|unexpected eof|network is unreachable|"
-            r"status(?: code)?:? 5\d\d",
+            r"connection timed out|timeout awaiting|deadline exceeded|closed network connection|"
+            r"http2: |stream error|"
+            r"status(?: code)?(?: from registry)?:? (?:408|5\d\d)",
             Unavailable,
             "RegistryUnavailable: ",
         ),
@@ -194,9 +205,8 @@ def translate(reference: Reference, failure: CommandError) -> PvecriError:
     found = _FATAL.search(failure.output)
     message = found[1].replace('\\"', '"').replace("\\\\", "\\") if found else failure.output.strip()
     message = _MISLEADING.sub("", message)
-    matched = message.replace(reference.name, "").replace(
-        reference.path, ""
-    )  # a repository may be called "denied"
+    # A repository may be called "denied"; one that is called "a" leaves the other words as they are.
+    matched = re.sub(rf"(?<![\w.-]){re.escape(reference.path)}(?![\w.-])", "", message.replace(reference.name, ""))
     for pattern, kind, prefix in _MESSAGES:
         if pattern.search(matched):
             return kind(f"{prefix}pulling {reference}: {message}")

@@ -137,6 +137,8 @@ class Unpacker:
         try:
             while line := await self._process.stdout.readline():
                 answer = msgspec.json.decode(line, type=_Answer)
+                if 0 < answer.job <= self._last and answer.job not in self._pending:
+                    continue  # a process that is killed after its answer is answered for by the worker, too
                 if answer.result or answer.error:
                     self._pending.pop(answer.job).answer.set_result(answer)
                 else:

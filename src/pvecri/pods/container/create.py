@@ -31,7 +31,7 @@ from pvecri.oci import capabilities, cdi, devices, seccomp, spec, users
 from pvecri.oci.features import HostFeatures
 from pvecri.oci.plan import BindSource, Plan
 from pvecri.pods import files, user_namespaces, validation
-from pvecri.pods.container import adjustments, bundle, declared_volumes, volumes
+from pvecri.pods.container import adjustments, bundle, declared_volumes, kernel_directories, volumes
 from pvecri.pods.container.pause import Pauses
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.registry import ContainerEntry, PodEntry, Registry
@@ -79,7 +79,8 @@ class ContainerCreator:
     async def create(self, pod: PodEntry, config: ContainerConfig) -> ContainerId:
         """Create a container in a READY sandbox (CRI CreateContainer): its root filesystem and its OCI spec.
 
-        InvalidArgument names a bad field, NotFound the image, AlreadyExists a name that is taken. IdsMissing for
+        InvalidArgument names a bad field, NotFound the image, AlreadyExists a name that is taken;
+        FailedPrecondition an image that would lead the OCI runtime to the node's files. IdsMissing for
         IDs that the pod's user namespace lacks; if that of its next sandbox can have them, the pod is stopped. If
         a step fails or the call is cancelled, the steps before it are undone.
         """
@@ -94,6 +95,7 @@ class ContainerCreator:
                 if shares_pids(pod, config):
                     await self._pauses.share_pids(pod)
                 rootfs = await self._prepare_rootfs(pod, container.id, container.value.image_id, undo)
+                kernel_directories.check(rootfs, container.value.image_reference, self._features.oci_runtime)
                 image_volumes = await self._prepare_image_volumes(pod, container, undo)
                 binds, owners = await asyncio.to_thread(_resolve_sources, pod, container, image_volumes)
                 plan = self._write_bundle(pod, container, image, rootfs, binds, undo)
