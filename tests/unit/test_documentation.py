@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the documentation says of the code is so, and what it points to is there."""
+"""The documentation matches the code, and its links have targets."""
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from pvecri.cri.server import snake_case
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+PACKAGE = ROOT / "src/pvecri"
+ARCHITECTURE = (DOCS / "architecture.md").read_text()
 SERVICES = {"RuntimeService": RuntimeService, "ImageService": ImageService}
 
 
@@ -114,6 +117,57 @@ def test_sample_of_a_kubelets_configuration_fits_the_defaults() -> None:
     assert sample["containerRuntimeEndpoint"] == f"unix://{Config().runtime.socket}"
     assert sample["maxPods"] <= vmids.last - vmids.first + 1
     assert sample["featureGates"] == {"PodAndContainerStatsFromCRI": True}
+
+
+def test_architecture_page_lists_every_package_and_module_of_the_top() -> None:
+    picture = ARCHITECTURE.split("## Packages")[1].split("## ")[0]
+    listed = {
+        path
+        for line in picture.splitlines()
+        if line.startswith("    ")
+        for path in re.findall(r"[\w/]+(?:/|\.py)(?=[,\s])", line[:32])
+    }
+    packages = {f"{path.parent.relative_to(PACKAGE)}/" for path in PACKAGE.rglob("__init__.py")} - {"./"}
+    modules = {path.name for path in PACKAGE.glob("*.py") if not path.name.startswith("__")}
+    assert listed == {name for name in packages | modules if not name.endswith("proto/")}
+
+
+def steps() -> Iterator[tuple[str, str]]:
+    """Every file and function in the tables of docs/architecture.md that follow a CRI call through the code."""
+    yield from re.findall(r"^\| `([\w/]+\.py)` \| `([\w.]+)` \|", ARCHITECTURE, re.MULTILINE)
+
+
+def definitions(node: ast.AST, prefix: str = "") -> Iterator[str]:
+    """The qualified names of all classes and functions in a module, nested ones as `outer.inner`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield prefix + child.name
+            yield from definitions(child, f"{prefix}{child.name}.")
+
+
+@pytest.mark.parametrize(("file", "function"), list(steps()))
+def test_every_function_that_the_architecture_page_names_exists(file: str, function: str) -> None:
+    assert function in set(definitions(ast.parse((PACKAGE / file).read_text())))
+
+
+@pytest.mark.parametrize("call", ["RunPodSandbox", "CreateContainer", "PullImage"])
+def test_architecture_page_follows_a_call_from_its_method_in_the_service(call: str) -> None:
+    section = ARCHITECTURE.split(f"## {call}, file by file")[1].split("\n## ")[0]
+    assert f".{snake_case(call)}`" in section
+
+
+def test_every_path_and_class_on_the_architecture_page_exists() -> None:
+    paths = set(re.findall(r"`([\w./]+/|[\w./]+\.py)`", ARCHITECTURE))
+    assert [path for path in paths if not (PACKAGE / path).exists() and not (ROOT / path).exists()] == []
+    defined = {
+        name
+        for path in PACKAGE.rglob("*.py")
+        if not path.stem.endswith(("_pb2", "_pb2_grpc"))
+        for name in definitions(ast.parse(path.read_text()))
+    }
+    named = re.findall(r"`([A-Z][a-z]+[A-Z]\w*(?:\.\w+)?|[A-Z]\w+\.\w+)`", ARCHITECTURE)
+    known_elsewhere = {"AsyncExitStack"}
+    assert set(named) - defined - known_elsewhere == set()
 
 
 def check_links(page: Path) -> None:
