@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Users, groups, tokens, roles, pools and rights made through the embedded node's API are as good as Proxmox's."""
+"""Users, groups, tokens, roles, pools and ACLs made through the embedded node's API work as Proxmox's."""
 
 from __future__ import annotations
 

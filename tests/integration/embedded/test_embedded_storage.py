@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Storages that are disabled, not mounted or full, and what comes of the CTs on them."""
+"""Storages that are disabled, not mounted or full, and the CTs on them."""
 
 from __future__ import annotations
 

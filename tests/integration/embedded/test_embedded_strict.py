@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The embedded node refuses, waits and lags as Proxmox does; where it did not, the daemon's faults went unseen."""
+"""The embedded node refuses, waits and lags as Proxmox does; differences would hide errors of the daemon."""
 
 from __future__ import annotations
 
