@@ -171,6 +171,17 @@ def test_every_path_and_class_on_the_architecture_page_exists() -> None:
 
 
 def check_links(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
-    missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
-    assert missing == [], f"{page} points to what is not there"
+    for path, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
+        if "://" in path:
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page} links to {path}, which does not exist"
+        assert not anchor or anchor in anchors(target), (
+            f"{page} links to {path}#{anchor}, which has no such section"
+        )
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as code hosts derive them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
