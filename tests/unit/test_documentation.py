@@ -52,7 +52,7 @@ def test_configuration_page_has_no_setting_that_does_not_exist() -> None:
     assert sorted(documented) == sorted(settings())
 
 
-def test_configuration_page_tells_the_defaults_as_they_are() -> None:
+def test_configuration_page_has_the_defaults() -> None:
     page = (DOCS / "configuration.md").read_text()
     for section in msgspec.structs.fields(Config):
         for setting in msgspec.structs.fields(type(section.default)):
@@ -63,7 +63,7 @@ def test_configuration_page_tells_the_defaults_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(("service", "name", "answered"), list(calls()))
-def test_cri_page_says_of_every_call_whether_it_is_answered(service: str, name: str, answered: bool) -> None:
+def test_cri_page_says_of_every_call_whether_it_is_implemented(service: str, name: str, answered: bool) -> None:
     word = "yes" if answered else "UNIMPLEMENTED"
     row = re.search(rf"^\| `{name}` \| ([^|]*) \|", (DOCS / "cri.md").read_text(), re.MULTILINE)
     assert row is not None, f"docs/cri.md has no row for {service}.{name}"
@@ -91,17 +91,17 @@ def test_page_of_fields_has_a_row_for_every_field_and_no_other() -> None:
     assert sorted(documented) == sorted(fields())
 
 
-def test_example_configuration_can_be_used() -> None:
+def test_example_configuration_is_valid() -> None:
     config.load(ROOT / "examples/config.toml")
 
 
 @pytest.mark.parametrize("page", sorted(path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*.md")), ids=str)
-def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+def test_links_of_a_page_have_targets(page: Path) -> None:
     check_links(ROOT / page)
 
 
 @pytest.mark.parametrize("page", ["README.md", "packaging/README.md"])
-def test_links_of_a_readme_lead_somewhere(page: str) -> None:
+def test_links_of_a_readme_have_targets(page: str) -> None:
     check_links(ROOT / page)
 
 
@@ -111,7 +111,7 @@ def test_index_of_the_documentation_names_every_page() -> None:
     assert [page for page in pages if f"({page})" not in index and page != "README.md"] == []
 
 
-def test_sample_of_a_kubelets_configuration_fits_the_defaults() -> None:
+def test_example_kubelet_configuration_matches_the_defaults() -> None:
     sample = yaml.safe_load((ROOT / "examples/kubelet.yaml").read_text())
     vmids = Config().proxmox.vmid_range
     assert sample["containerRuntimeEndpoint"] == f"unix://{Config().runtime.socket}"
