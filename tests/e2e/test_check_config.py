@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pvecri check-config`: what would keep pods from running is named before one is asked for."""
+"""`pvecri check-config`: problems that would keep pods from running are reported before the first pod."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def changed(machine: Machine, setting: str, value: str) -> Path:
     return path
 
 
-def test_a_configuration_that_works_is_fine(machine: Machine) -> None:
+def test_valid_configuration_is_ok(machine: Machine) -> None:
     done = check(machine)
     assert (done.returncode, done.stdout) == (0, f"{machine.directory}/config.toml: OK\n"), done.stderr
 
@@ -44,7 +44,9 @@ def test_a_configuration_that_works_is_fine(machine: Machine) -> None:
         ("fingerprint", "00" * 32, "proxmox.fingerprint"),
     ],
 )
-def test_what_proxmox_does_not_have_is_named(machine: Machine, setting: str, value: str, words: str) -> None:
+def test_setting_that_proxmox_does_not_have_is_named(
+    machine: Machine, setting: str, value: str, words: str
+) -> None:
     path = changed(machine, setting, value)
     done = check(machine, config=path)
     assert done.returncode == 1, done.stdout
@@ -59,7 +61,7 @@ def test_a_wrong_secret_is_named(machine: Machine) -> None:
     assert "proxmox.token_secret_file" in done.stderr
 
 
-def test_offline_asks_nobody(machine: Machine) -> None:
+def test_offline_makes_no_requests(machine: Machine) -> None:
     done = check(machine, "--offline", config=changed(machine, "storage", "nowhere"))
     assert done.returncode == 0
     assert "Proxmox and this machine were not checked" in done.stdout

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's own metrics, as Prometheus sees them while pods come and go."""
+"""The daemon's own metrics, scraped while pods are created and removed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def states(found: Scrape) -> dict[str, float]:
     return {labels["state"]: found.value("containers", **labels) for labels in found.labels("containers")}
 
 
-def test_pods_and_containers_are_counted_as_they_stand(cri: CriClient) -> None:
+def test_pods_and_containers_are_counted_by_state(cri: CriClient) -> None:
     pod, stopped = cri.run_pod(), cri.run_pod()
     cri.stop_pod(stopped)
     cri.run(pod, "sleep", "1000", name="running")
@@ -51,7 +51,7 @@ def test_pods_and_containers_are_counted_as_they_stand(cri: CriClient) -> None:
     assert states(scrape()) == {"created": 1, "running": 1, "exited": 1, "unknown": 0}
 
 
-def test_pods_are_counted_by_whose_user_namespace_they_run_in_and_why(cri: CriClient) -> None:
+def test_pods_are_counted_by_user_namespace_and_reason(cri: CriClient) -> None:
     cri.run_pod()
     cri.run_pod()
     cri.run_pod(cri.pod_config(linux=pod_security(privileged=True)))
@@ -63,7 +63,7 @@ def test_pods_are_counted_by_whose_user_namespace_they_run_in_and_why(cri: CriCl
     assert counts == {("ct", "default"): 2, ("node", "privileged"): 1}
 
 
-def test_a_pods_life_shows_in_calls_tasks_and_plugins(cri: CriClient) -> None:
+def test_calls_tasks_and_plugins_of_a_pod_are_counted(cri: CriClient) -> None:
     pod = cri.run_pod()
     cri.remove_pod(pod)
     found = scrape()
@@ -82,7 +82,7 @@ def test_a_pods_life_shows_in_calls_tasks_and_plugins(cri: CriClient) -> None:
         assert found.value("cni_call_duration_seconds_count", plugin="bridge", command=command) >= 1
 
 
-def test_no_label_carries_what_differs_from_pod_to_pod(machine: Machine, cri: CriClient) -> None:
+def test_no_label_value_identifies_a_pod(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod()
     container = cri.run(pod, "true", name="some-name")
     labels = [line.partition("}")[0] for line in scrape().text.splitlines() if line.startswith("pvecri_")]
@@ -97,7 +97,7 @@ def test_a_refused_call_is_counted_by_its_status(cri: CriClient) -> None:
     assert scrape().value("cri_calls_total", method="StartContainer", code="NOT_FOUND") == 1
 
 
-def test_a_listener_is_a_call_in_flight_for_as_long_as_it_listens(cri: CriClient) -> None:
+def test_event_stream_is_a_call_in_flight(cri: CriClient) -> None:
     def listening() -> float:
         return scrape().value("cri_calls_in_flight", method="GetContainerEvents")
 
@@ -108,14 +108,14 @@ def test_a_listener_is_a_call_in_flight_for_as_long_as_it_listens(cri: CriClient
     eventually(lambda: listening() == 0, "the daemon has noticed")
 
 
-def test_a_plugin_that_fails_is_counted(machine: Machine, cri: CriClient) -> None:
+def test_failed_cni_plugin_is_counted(machine: Machine, cri: CriClient) -> None:
     machine.write_network(machine.write_plugin("failing", '[ "$CNI_COMMAND" != ADD ]'))
     with refused(grpc.StatusCode.INTERNAL, "failing"):
         cri.run_pod()
     assert scrape().value("cni_calls_total", plugin="failing", command="ADD", code="INTERNAL") == 1
 
 
-def test_a_condition_that_is_not_met_is_0(machine: Machine, cri: CriClient) -> None:
+def test_unmet_condition_is_0(machine: Machine, cri: CriClient) -> None:
     names = ("RuntimeReady", "NetworkReady", "ProxmoxReady", "ImageStoreReady")
     assert [scrape().value("condition", type=name) for name in names] == [1, 1, 1, 1]
     for path in machine.conf_dir.iterdir():
@@ -123,7 +123,7 @@ def test_a_condition_that_is_not_met_is_0(machine: Machine, cri: CriClient) -> N
     assert [scrape().value("condition", type=name) for name in names] == [1, 0, 1, 1]
 
 
-def test_what_cannot_be_cleaned_up_is_pending_until_it_can(embedded: EmbeddedNode, cri: CriClient) -> None:
+def test_failed_cleanup_is_pending_until_it_succeeds(embedded: EmbeddedNode, cri: CriClient) -> None:
     pod = cri.run_pod()
     embedded.fault(task="vzdestroy", text="dataset is busy", times=None)
     with refused(grpc.StatusCode.INTERNAL, "dataset is busy"):
@@ -137,14 +137,14 @@ def test_what_cannot_be_cleaned_up_is_pending_until_it_can(embedded: EmbeddedNod
     assert found.value("proxmox_tasks_total", type="vzdestroy", code="INTERNAL") >= 2
 
 
-def test_a_container_without_memory_is_counted(cri: CriClient) -> None:
+def test_oom_killed_container_is_counted(cri: CriClient) -> None:
     linux = security()
     linux.resources.memory_limit_in_bytes = 24 * MIB
     cri.wait_for_exit(cri.run(cri.run_pod(), "tail", "/dev/zero", linux=linux))
     assert scrape().value("container_oom_kills_total") == 1
 
 
-def test_a_pull_that_brings_nothing_new_counts_as_well(cri: CriClient) -> None:
+def test_pull_of_a_present_image_is_counted(cri: CriClient) -> None:
     cri.pull(cri.image)
     found = scrape()
     assert found.value("image_pulls_total", code="OK") == 1

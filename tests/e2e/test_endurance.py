@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the daemon itself holds does not grow with what it has done."""
+"""The daemon's file descriptors and memory do not grow with the number of pods it has run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def at_rest(pid: int) -> list[str] | None:
     return samples[0] if all(sample == samples[0] for sample in samples) else None
 
 
-def test_file_descriptors_and_memory_stay_as_they_are(machine: Machine, cri: CriClient) -> None:
+def test_file_descriptors_and_memory_do_not_grow(machine: Machine, cri: CriClient) -> None:
     pid = machine.daemon.pid
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda _: cycle(cri), range(8)))
@@ -56,9 +56,7 @@ def test_file_descriptors_and_memory_stay_as_they_are(machine: Machine, cri: Cri
     assert resident // 1024 < MIB_MAX
 
 
-def test_stopping_the_daemon_and_starting_it_again_changes_nothing_for_a_pod(
-    machine: Machine, cri: CriClient
-) -> None:
+def test_pod_is_unchanged_by_restarts_of_the_daemon(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod()
     container = cri.run(pod, "sh", "-c", "n=0; while true; do n=$((n+1)); echo $n; usleep 1000; done")
     for _ in range(3):

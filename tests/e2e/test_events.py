@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GetContainerEvents, as the kubelet's evented PLEG listens to it."""
+"""GetContainerEvents, as the kubelet's evented PLEG subscribes to it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def told(events: list[pb.ContainerEventResponse]) -> list[tuple[str, int]]:
     return [(event.container_id, event.container_event_type) for event in events]
 
 
-def test_the_life_of_a_pod_and_its_container_is_told_once_and_in_order(cri: CriClient) -> None:
+def test_events_of_a_pod_and_its_container_are_sent_once_in_order(cri: CriClient) -> None:
     with listening(cri) as call:
         pod = cri.run_pod()
         container = cri.run(pod, "sh", "-c", "exit 3")
@@ -59,7 +59,7 @@ def test_the_life_of_a_pod_and_its_container_is_told_once_and_in_order(cri: CriC
     assert times == sorted(times)
 
 
-def test_an_event_carries_the_status_of_the_pod_and_its_containers(cri: CriClient) -> None:
+def test_event_has_the_status_of_the_pod_and_its_containers(cri: CriClient) -> None:
     config = cri.pod_config(labels={"app": "web"})
     with listening(cri) as call:
         pod = cri.run_pod(config)
@@ -76,7 +76,7 @@ def test_an_event_carries_the_status_of_the_pod_and_its_containers(cri: CriClien
     assert list(deleted.containers_statuses) == [cri.status(other)]
 
 
-def test_a_removed_pods_last_event_still_says_whose_it_was(cri: CriClient) -> None:
+def test_last_event_of_a_removed_pod_has_its_metadata(cri: CriClient) -> None:
     pod = cri.run_pod(cri.pod_config(name="gone"))
     with listening(cri) as call:
         cri.remove_pod(pod)
@@ -86,7 +86,7 @@ def test_a_removed_pods_last_event_still_says_whose_it_was(cri: CriClient) -> No
     assert not deleted.containers_statuses
 
 
-def test_a_pod_that_is_stopped_in_proxmox_is_told_of(machine: Machine, cri: CriClient) -> None:
+def test_pod_stopped_in_proxmox_sends_an_event(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod()
     container = cri.run(pod, "sleep", "1000")
     with listening(cri) as call:
@@ -99,13 +99,13 @@ def test_a_pod_that_is_stopped_in_proxmox_is_told_of(machine: Machine, cri: CriC
     }
 
 
-def test_every_client_is_told(cri: CriClient) -> None:
+def test_every_client_gets_the_events(cri: CriClient) -> None:
     with listening(cri) as first, listening(cri) as second:
         pod = cri.run_pod()
         assert told(until(first, pod, STARTED)) == told(until(second, pod, STARTED))
 
 
-def test_a_container_that_cannot_be_started_has_stopped(cri: CriClient) -> None:
+def test_failed_start_sends_a_stopped_event(cri: CriClient) -> None:
     pod = cri.run_pod()
     container = cri.create(pod, cri.container_config("/no/such/program"))
     with listening(cri) as call:
@@ -115,7 +115,7 @@ def test_a_container_that_cannot_be_started_has_stopped(cri: CriClient) -> None:
     assert [each.reason for each in stopped.containers_statuses] == ["StartError"]
 
 
-def test_streams_end_with_the_daemon_and_the_next_one_tells_on(machine: Machine, cri: CriClient) -> None:
+def test_streams_end_with_the_daemon_and_can_be_opened_again(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod()
     container = cri.run(pod, "sleep", "1000")
     listener = CriClient(machine.socket, machine.logs)  # a connection that a restart does not close

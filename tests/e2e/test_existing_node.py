@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests and script/serve on a Proxmox node that is there already: here an embedded one that runs by itself."""
+"""The tests and script/serve on an existing Proxmox node: here an embedded node that runs separately."""
 
 from __future__ import annotations
 
@@ -103,28 +103,26 @@ def run_tests(config: Path, *arguments: str) -> tuple[dict[str, str], str]:
     }, ended.stdout + ended.stderr
 
 
-def test_tests_of_pods_pass_there_and_those_that_control_the_node_are_skipped(
-    node: EmbeddedNode, tmp_path: Path
-) -> None:
+def test_pod_tests_pass_and_node_controlling_tests_are_skipped(node: EmbeddedNode, tmp_path: Path) -> None:
     before = others_ct(node)
     integration = "tests/integration/test_"
     outcomes, output = run_tests(
         write_config(node, tmp_path),
         "tests/e2e/test_smoke.py",
         f"{integration}pod_proxmox.py",
-        f"{integration}recovery_pods.py::test_a_ct_whose_number_was_given_to_another_is_left_alone",
+        f"{integration}recovery_pods.py::test_reused_vmid_is_not_touched",
         f"{integration}recovery_pods.py::test_the_api_process_of_the_node_can_be_restarted_while_pods_run",
         f"{integration}leak_check.py",
     )
     assert outcomes.pop("test_the_api_process_of_the_node_can_be_restarted_while_pods_run") == "skipped", output
     assert "changes the node, and so needs an embedded one" in output
-    assert "test_what_is_left_is_found_as_long_as_it_is_there" not in outcomes
+    assert "test_leak_is_reported_until_it_is_removed" not in outcomes
     assert len(outcomes) >= 10
     assert set(outcomes.values()) == {"passed"}, output
     assert others_ct(node) == before
 
 
-def test_a_test_that_fails_there_leaves_nothing_and_other_cts_alone(node: EmbeddedNode, tmp_path: Path) -> None:
+def test_failed_test_leaves_nothing_and_touches_no_other_ct(node: EmbeddedNode, tmp_path: Path) -> None:
     before = others_ct(node)
     (tmp_path / "test_failing.py").write_text(FAILING)
     outcomes, output = run_tests(write_config(node, tmp_path), "-p", "conftest", str(tmp_path))
@@ -134,7 +132,7 @@ def test_a_test_that_fails_there_leaves_nothing_and_other_cts_alone(node: Embedd
     assert others_ct(node) == before
 
 
-def test_vmids_that_are_in_use_there_are_refused(node: EmbeddedNode, tmp_path: Path) -> None:
+def test_vmids_in_use_are_refused(node: EmbeddedNode, tmp_path: Path) -> None:
     outcomes, output = run_tests(write_config(node, tmp_path, OTHERS), "tests/e2e/test_smoke.py")
     assert set(outcomes.values()) == {"error"}
     assert f"VMIDs [{OTHERS}] are in use" in output

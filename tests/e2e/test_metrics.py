@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics by cadvisor's names, as the kubelet turns them into Prometheus'."""
+"""CRI metrics with cAdvisor's names, as the kubelet converts them to Prometheus'."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def pod(cri: CriClient) -> str:
     return cri.run_pod(cri.pod_config(name="shop"))
 
 
-def test_descriptors_are_always_the_same(cri: CriClient, pod: str) -> None:
+def test_descriptors_are_constant(cri: CriClient, pod: str) -> None:
     before = descriptors(cri)
     cri.run(pod, "sleep", "1000")
     assert descriptors(cri) == before
 
 
-def test_every_metric_is_described_and_labelled_accordingly(cri: CriClient, pod: str) -> None:
+def test_every_metric_has_a_descriptor_and_its_labels(cri: CriClient, pod: str) -> None:
     cri.run(pod, "sleep", "1000")
     described = descriptors(cri)
     (of_pod,) = metrics(cri)
@@ -66,7 +66,7 @@ def test_every_metric_is_described_and_labelled_accordingly(cri: CriClient, pod:
     assert len(set(series)) == len(series)
 
 
-def test_a_container_has_the_usual_metrics(cri: CriClient, pod: str) -> None:
+def test_container_has_cadvisors_metrics(cri: CriClient, pod: str) -> None:
     container = cri.run(pod, "sleep", "1000")
     found = of_container(cri, container)
     assert set(OF_EVERY_CONTAINER) <= found.keys()
@@ -115,7 +115,7 @@ def test_values_are_those_of_the_container(cri: CriClient, pod: str) -> None:
     assert found["container_fs_limit_bytes"] > found["container_fs_usage_bytes"] >= 4 * MIB
 
 
-def test_cached_values_have_a_time_and_the_others_have_none(cri: CriClient, pod: str) -> None:
+def test_only_cached_values_have_a_timestamp(cri: CriClient, pod: str) -> None:
     found = of_container(cri, cri.run(pod, "sleep", "1000"))
     assert {name for name, metric in found.items() if metric.timestamp} == {"container_fs_usage_bytes"}
 
@@ -130,7 +130,7 @@ def test_only_ready_pods_and_running_containers_have_metrics(cri: CriClient, pod
     ]
 
 
-def test_metrics_are_streamed_too(cri: CriClient) -> None:
+def test_metrics_can_be_streamed(cri: CriClient) -> None:
     pods = [cri.run_pod() for _ in range(2)]
     messages = cri.runtime.StreamPodSandboxMetrics(pb.StreamPodSandboxMetricsRequest())
     assert [each.pod_sandbox_id for message in messages for each in message.pod_sandbox_metrics] == pods

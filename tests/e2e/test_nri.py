@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NRI from the CRI's socket to a plugin's and back, with real pods."""
+"""NRI plugins with real pods, from the CRI socket to the plugin's socket."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def shares_of(cri: CriClient, container: str) -> int:
 # -- events ---------------------------------------------------------------------------------------------------
 
 
-def test_a_plugin_hears_of_a_pod_and_its_container_in_order_and_once(cri: CriClient, plug: Plug) -> None:
+def test_plugin_gets_events_of_a_pod_and_its_container_once_in_order(cri: CriClient, plug: Plug) -> None:
     plugin = plug()
     pod = cri.run_pod()
     container = cri.run(pod, "sleep", "1000")
@@ -84,14 +84,14 @@ def test_a_plugin_hears_of_a_pod_and_its_container_in_order_and_once(cri: CriCli
     assert [name for name in plugin.names(pod) if name in LIFE_OF_A_POD] == LIFE_OF_A_POD
 
 
-def test_a_plugin_hears_of_the_end_of_a_container_that_ends_by_itself(cri: CriClient, plug: Plug) -> None:
+def test_plugin_gets_the_exit_of_a_container(cri: CriClient, plug: Plug) -> None:
     plugin = plug()
     container = cri.run(cri.run_pod(), "sh", "-c", "exit 3")
     eventually(lambda: "StopContainer" in plugin.names(container), "the plugin heard of the end")
     assert plugin.request("StopContainer").container.exit_code == 3
 
 
-def test_a_plugin_is_told_what_a_pod_and_a_container_are(machine: Machine, cri: CriClient, plug: Plug) -> None:
+def test_plugin_gets_all_fields_of_pod_and_container(machine: Machine, cri: CriClient, plug: Plug) -> None:
     plugin = plug()
     config = cri.pod_config(labels={"app": "web"}, annotations={"note": "x"})
     pod = cri.run_pod(config)
@@ -107,7 +107,7 @@ def test_a_plugin_is_told_what_a_pod_and_a_container_are(machine: Machine, cri: 
     assert seen.container.state == pb.CONTAINER_RUNNING
 
 
-def test_plugins_are_asked_in_the_order_of_their_indices(cri: CriClient, plug: Plug) -> None:
+def test_plugins_are_called_in_the_order_of_their_indices(cri: CriClient, plug: Plug) -> None:
     asked: list[str] = []
     for index in ("20", "10", "30"):
         plug(name=f"p{index}", index=index, RunPodSandbox=lambda _, index=index: asked.append(index))
@@ -115,7 +115,7 @@ def test_plugins_are_asked_in_the_order_of_their_indices(cri: CriClient, plug: P
     assert asked == ["10", "20", "30"]
 
 
-def test_a_plugin_gets_only_the_events_that_it_wants(cri: CriClient, plug: Plug) -> None:
+def test_plugin_gets_only_subscribed_events(cri: CriClient, plug: Plug) -> None:
     plugin = plug(events=["RunPodSandbox", "StartContainer"])
     cri.run(cri.run_pod(), "true")
     assert plugin.names() == ["RunPodSandbox", "StartContainer"]
@@ -135,7 +135,7 @@ def test_a_plugin_of_an_earlier_version_gets_state_changes(cri: CriClient, plug:
 # -- joining --------------------------------------------------------------------------------------------------
 
 
-def test_a_plugin_that_joins_late_is_told_of_what_there_is(cri: CriClient, plug: Plug) -> None:
+def test_late_plugin_is_synchronized(cri: CriClient, plug: Plug) -> None:
     pod = cri.run_pod()
     running, ended = cri.run(pod, "sleep", "1000"), cri.run(pod, "true", name="ended")
     cri.wait_for_exit(ended)
@@ -144,7 +144,7 @@ def test_a_plugin_that_joins_late_is_told_of_what_there_is(cri: CriClient, plug:
     assert [each.id for each in told.containers] == [running]
 
 
-def test_a_container_that_is_made_while_a_plugin_joins_reaches_it_once(cri: CriClient, plug: Plug) -> None:
+def test_container_created_during_synchronization_is_sent_once(cri: CriClient, plug: Plug) -> None:
     pod = cri.run_pod()
     reached, go_on = threading.Event(), threading.Event()
 
@@ -164,7 +164,7 @@ def test_a_container_that_is_made_while_a_plugin_joins_reaches_it_once(cri: CriC
     assert (made[0] in told) + plugin.names(made[0]).count("CreateContainer") == 1
 
 
-def test_plugins_are_told_of_running_containers_again_after_a_restart(machine: Machine, plug: Plug) -> None:
+def test_plugins_are_synchronized_after_a_restart_of_the_daemon(machine: Machine, plug: Plug) -> None:
     before = plug()
     container = machine.client.run(machine.client.run_pod(), "sleep", "1000")
     machine.restart()
@@ -177,7 +177,7 @@ def test_plugins_are_told_of_running_containers_again_after_a_restart(machine: M
 
 
 @pytest.mark.parametrize(("name", "index"), [("with space", "10"), ("good", "1"), ("good", "ab")])
-def test_a_plugin_cannot_register_with_a_bad_name(plug: Plug, name: str, index: str) -> None:
+def test_plugin_with_an_invalid_name_is_refused(plug: Plug, name: str, index: str) -> None:
     plugin = plug(join=False, name=name, index=index)
     with pytest.raises(Refused, match="index"):
         plugin.register()
@@ -199,7 +199,7 @@ plugin.lost.wait()
 """
 
 
-def test_a_plugin_of_the_node_is_started_with_its_configuration(machine: Machine) -> None:
+def test_preinstalled_plugin_is_launched_with_its_configuration(machine: Machine) -> None:
     directory, settings = machine.directory / "nri-plugins", machine.directory / "nri-conf"
     for each in (directory, settings):
         each.mkdir()
@@ -219,7 +219,7 @@ def test_a_plugin_of_the_node_is_started_with_its_configuration(machine: Machine
 # -- adjustments ----------------------------------------------------------------------------------------------
 
 
-def test_a_plugin_adjusts_what_a_container_consists_of(cri: CriClient, plug: Plug) -> None:
+def test_plugin_adjusts_a_container(cri: CriClient, plug: Plug) -> None:
     adjustment = pb.ContainerAdjustment(
         env=[pb.KeyValue(key="ADDED", value="1"), pb.KeyValue(key="-GONE")],
         rlimits=[pb.POSIXRlimit(type="RLIMIT_NOFILE", hard=321, soft=123)],
@@ -237,7 +237,7 @@ def test_a_plugin_adjusts_what_a_container_consists_of(cri: CriClient, plug: Plu
     assert cri.status(container).resources.linux.memory_limit_in_bytes == 64 << 20
 
 
-def test_a_plugins_mount_belongs_to_the_pods_root(cri: CriClient, plug: Plug, tmp_path: Path) -> None:
+def test_mount_of_a_plugin_is_owned_by_the_pods_root(cri: CriClient, plug: Plug, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("content")
     mount = pb.Mount(destination="/added", type="bind", source=str(tmp_path), options=["rbind", "rw"])
     plug(CreateContainer=adjusting(pb.ContainerAdjustment(mounts=[mount])))
@@ -254,7 +254,7 @@ def test_a_plugin_gives_a_container_a_device(cri: CriClient, plug: Plug) -> None
     assert [each.path for each in plugin.request("PostCreateContainer").container.linux.devices] == ["/dev/mine"]
 
 
-def test_plugins_that_want_different_things_are_both_named(cri: CriClient, plug: Plug) -> None:
+def test_error_for_conflicting_adjustments_names_both_plugins(cri: CriClient, plug: Plug) -> None:
     pod = cri.run_pod()
     for index, value in (("10", "a"), ("20", "b")):
         adjustment = pb.ContainerAdjustment(annotations={"who": value})
@@ -264,7 +264,7 @@ def test_plugins_that_want_different_things_are_both_named(cri: CriClient, plug:
     assert cri.containers() == []
 
 
-def test_a_later_plugin_sees_what_an_earlier_one_changed(cri: CriClient, plug: Plug) -> None:
+def test_later_plugin_gets_the_changes_of_earlier_ones(cri: CriClient, plug: Plug) -> None:
     plug(index="10", CreateContainer=adjusting(pb.ContainerAdjustment(env=[pb.KeyValue(key="A", value="1")])))
     later = plug(index="20")
     cri.create(cri.run_pod(), cri.container_config("true"))
@@ -279,7 +279,7 @@ def test_a_cgroup_outside_the_ct_is_refused(cri: CriClient, plug: Plug) -> None:
         cri.create(pod, cri.container_config("true"))
 
 
-def test_a_validating_plugin_sees_the_owners_and_may_reject(cri: CriClient, plug: Plug) -> None:
+def test_validating_plugin_gets_the_owners_and_can_reject(cri: CriClient, plug: Plug) -> None:
     plug(name="changer", index="10", CreateContainer=adjusting(pb.ContainerAdjustment(annotations={"k": "v"})))
     rejection = pb.ValidateContainerAdjustmentResponse(reject=True, reason="not here")
     validator = plug(index="90", ValidateContainerAdjustment=lambda _: rejection)
@@ -303,7 +303,7 @@ def test_a_plugin_updates_another_container_when_one_is_created(cri: CriClient, 
     assert shares_of(cri, first) == 333
 
 
-def test_a_plugin_changes_a_clients_update(cri: CriClient, plug: Plug) -> None:
+def test_plugin_modifies_an_update_of_the_client(cri: CriClient, plug: Plug) -> None:
     container = cri.run(cri.run_pod(), "sleep", "1000")
     plug(UpdateContainer=lambda asked: pb.UpdateContainerResponse(update=[shares(asked.container.id, 444)]))
     limits = cri_pb2.LinuxContainerResources(cpu_shares=200)
@@ -312,7 +312,7 @@ def test_a_plugin_changes_a_clients_update(cri: CriClient, plug: Plug) -> None:
     assert shares_of(cri, container) == 444
 
 
-def test_a_plugin_updates_containers_by_itself_and_learns_what_failed(cri: CriClient, plug: Plug) -> None:
+def test_unsolicited_update_returns_failed_containers(cri: CriClient, plug: Plug) -> None:
     plugin = plug()
     container = cri.run(cri.run_pod(), "sleep", "1000")
     failed = plugin.update(shares(container, 555), shares("0" * 64, 555))
@@ -320,7 +320,7 @@ def test_a_plugin_updates_containers_by_itself_and_learns_what_failed(cri: CriCl
     assert shares_of(cri, container) == 555
 
 
-def test_an_evicted_container_ends(cri: CriClient, plug: Plug) -> None:
+def test_evicted_container_is_stopped(cri: CriClient, plug: Plug) -> None:
     plugin = plug()
     container = cri.run(cri.run_pod(), "sleep", "1000")
     eviction = pb.ContainerEviction(container_id=container, reason="room is needed")
@@ -336,7 +336,7 @@ def refuse(_: object) -> None:
     raise Refused("not today")
 
 
-def test_a_refused_pod_is_undone_and_plugins_hear_of_it(machine: Machine, cri: CriClient, plug: Plug) -> None:
+def test_rejected_pod_is_removed_and_plugins_are_notified(machine: Machine, cri: CriClient, plug: Plug) -> None:
     first, second = plug(index="10"), plug(index="20", RunPodSandbox=refuse)
     with refused(grpc.StatusCode.INTERNAL, "20-plugin: RunPodSandbox: not today"):
         cri.run_pod()
@@ -345,7 +345,7 @@ def test_a_refused_pod_is_undone_and_plugins_hear_of_it(machine: Machine, cri: C
     machine.assert_nothing_left()
 
 
-def test_a_refused_container_is_undone_and_plugins_hear_of_it(cri: CriClient, plug: Plug) -> None:
+def test_rejected_container_is_removed_and_plugins_are_notified(cri: CriClient, plug: Plug) -> None:
     pod = cri.run_pod()
     first = plug(index="10")
     plug(index="20", CreateContainer=refuse)
@@ -355,7 +355,7 @@ def test_a_refused_container_is_undone_and_plugins_hear_of_it(cri: CriClient, pl
     assert cri.containers() == []
 
 
-def test_a_container_whose_start_is_refused_has_failed_to_start(cri: CriClient, plug: Plug) -> None:
+def test_container_with_a_rejected_start_has_reason_start_error(cri: CriClient, plug: Plug) -> None:
     plug(StartContainer=refuse)
     container = cri.create(cri.run_pod(), cri.container_config("true"))
     with refused(grpc.StatusCode.INTERNAL, "not today"):
@@ -363,7 +363,7 @@ def test_a_container_whose_start_is_refused_has_failed_to_start(cri: CriClient, 
     assert cri.status(container).reason == "StartError"
 
 
-def test_a_plugin_cannot_keep_a_pod_from_being_stopped_and_removed(cri: CriClient, plug: Plug) -> None:
+def test_plugin_cannot_prevent_stop_and_removal_of_a_pod(cri: CriClient, plug: Plug) -> None:
     plug(StopContainer=refuse, RemoveContainer=refuse, StopPodSandbox=refuse, RemovePodSandbox=refuse)
     pod = cri.run_pod()
     cri.run(pod, "sleep", "1000")
@@ -371,7 +371,7 @@ def test_a_plugin_cannot_keep_a_pod_from_being_stopped_and_removed(cri: CriClien
     assert cri.pods() == []
 
 
-def test_a_plugin_that_does_not_answer_is_dropped_and_the_request_goes_on(cri: CriClient, plug: Plug) -> None:
+def test_unresponsive_plugin_is_disconnected_and_the_request_continues(cri: CriClient, plug: Plug) -> None:
     done = threading.Event()
     silent = plug(index="10", RunPodSandbox=lambda _: done.wait(nri_plugin.PATIENCE) and None)
     other = plug(index="20")
@@ -381,9 +381,7 @@ def test_a_plugin_that_does_not_answer_is_dropped_and_the_request_goes_on(cri: C
     assert other.names(pod) == ["RunPodSandbox"]
 
 
-def test_a_pod_that_the_client_gives_up_is_undone_and_plugins_hear_of_it(
-    machine: Machine, cri: CriClient, plug: Plug
-) -> None:
+def test_cancelled_pod_is_removed_and_plugins_are_notified(machine: Machine, cri: CriClient, plug: Plug) -> None:
     reached, go_on = threading.Event(), threading.Event()
 
     def wait(_: object) -> None:
@@ -400,7 +398,7 @@ def test_a_pod_that_the_client_gives_up_is_undone_and_plugins_hear_of_it(
     assert cri.pods() == []
 
 
-def test_a_plugin_that_vanishes_in_a_request_is_passed_over(cri: CriClient, plug: Plug) -> None:
+def test_plugin_that_disconnects_during_a_request_is_skipped(cri: CriClient, plug: Plug) -> None:
     plugin = plug(join=False)
     plugin.handlers["RunPodSandbox"] = lambda _: plugin.hang_up()
     plugin.join()

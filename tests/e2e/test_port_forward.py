@@ -48,7 +48,7 @@ def echo(cri: CriClient, pod: str) -> int:
     return 8000
 
 
-def test_a_connection_goes_to_the_pods_port_and_back(
+def test_data_is_forwarded_in_both_directions(
     cri: CriClient, pod: str, echo: int, forwarder: Callable[[str], SpdyClient]
 ) -> None:
     client = forwarder(forward_url(cri, pod))
@@ -59,7 +59,7 @@ def test_a_connection_goes_to_the_pods_port_and_back(
     client.close()
 
 
-def test_many_connections_go_over_one_port_forward_at_once(
+def test_concurrent_connections_share_one_port_forward(
     cri: CriClient, pod: str, echo: int, forwarder: Callable[[str], SpdyClient]
 ) -> None:
     client = forwarder(forward_url(cri, pod))
@@ -75,7 +75,7 @@ def test_many_connections_go_over_one_port_forward_at_once(
     client.close()
 
 
-def test_a_port_that_nobody_listens_on_ends_its_own_connection_only(
+def test_refused_connection_does_not_end_others(
     cri: CriClient, pod: str, echo: int, forwarder: Callable[[str], SpdyClient]
 ) -> None:
     client = forwarder(forward_url(cri, pod))
@@ -89,7 +89,7 @@ def test_a_port_that_nobody_listens_on_ends_its_own_connection_only(
     client.close()
 
 
-def test_megabytes_come_through_a_port_unchanged(
+def test_megabytes_are_forwarded_unchanged(
     cri: CriClient, pod: str, echo: int, forwarder: Callable[[str], SpdyClient]
 ) -> None:
     sent = os.urandom(10 << 20)
@@ -109,7 +109,7 @@ def test_megabytes_come_through_a_port_unchanged(
     client.close()
 
 
-def test_ports_that_the_call_named_are_forwarded_over_channels(cri: CriClient, pod: str, echo: int) -> None:
+def test_requested_ports_are_forwarded_over_channels(cri: CriClient, pod: str, echo: int) -> None:
     received: dict[int, bytes] = defaultdict(bytes)
 
     def take(message: bytes) -> None:
@@ -124,7 +124,7 @@ def test_ports_that_the_call_named_are_forwarded_over_channels(cri: CriClient, p
     client.close()
 
 
-def test_a_host_network_pods_ports_are_the_nodes(cri: CriClient, forwarder: Callable[[str], SpdyClient]) -> None:
+def test_ports_of_a_host_network_pod_are_the_nodes(cri: CriClient, forwarder: Callable[[str], SpdyClient]) -> None:
     node = pb.LinuxPodSandboxConfig(
         security_context=pb.LinuxSandboxSecurityContext(namespace_options=pb.NamespaceOption(network=pb.NODE))
     )

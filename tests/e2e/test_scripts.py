@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scripts that a new user meets first, run as that user runs them."""
+"""script/demo and script/serve, run as a new user runs them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_demo_runs_a_pod_and_leaves_nothing_behind() -> None:
     assert demo.stdout.splitlines()[-1].endswith("and left nothing behind")
 
 
-def test_demo_that_is_interrupted_cleans_up_and_says_so() -> None:
+def test_interrupted_demo_cleans_up() -> None:
     demo = subprocess.Popen([SCRIPTS / "demo"], stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
     assert demo.stdout is not None
     state = ""
@@ -86,7 +86,7 @@ def test_demo_that_is_interrupted_cleans_up_and_says_so() -> None:
     assert not Path(state).parent.exists()
 
 
-def test_pods_of_serve_outlive_it_and_purge_removes_them(serve: list[str], state: Path, tmp_path: Path) -> None:
+def test_pods_survive_serve_and_are_removed_by_purge(serve: list[str], state: Path, tmp_path: Path) -> None:
     first = started(serve)
     plan = make_plan(state)
     with CriClient(tmp_path / "cri.sock") as client:
@@ -103,7 +103,7 @@ def test_pods_of_serve_outlive_it_and_purge_removes_them(serve: list[str], state
     assert {kind: things for kind, things in take(plan).kinds().items() if things} == {}
 
 
-def test_serve_refuses_a_directory_that_it_did_not_make(tmp_path: Path) -> None:
+def test_serve_refuses_a_foreign_directory(tmp_path: Path) -> None:
     (tmp_path / "precious").touch()
     purge = [str(SCRIPTS / "serve"), "--state-dir", str(tmp_path), "--purge"]
     refused = subprocess.run(purge, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
@@ -112,7 +112,7 @@ def test_serve_refuses_a_directory_that_it_did_not_make(tmp_path: Path) -> None:
     assert (tmp_path / "precious").exists()
 
 
-def test_serve_purges_no_node_that_it_did_not_start() -> None:
+def test_serve_does_not_purge_a_foreign_node() -> None:
     purge = [str(SCRIPTS / "serve"), "--config", "/dev/null", "--purge"]
     refused = subprocess.run(purge, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     assert refused.returncode == 1

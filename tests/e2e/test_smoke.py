@@ -9,7 +9,7 @@ from support.daemon import Machine
 from pvecri.cri.proto import cri_pb2 as pb
 
 
-def test_a_pod_runs_a_container_and_is_gone_when_it_is_removed(machine: Machine, cri: CriClient) -> None:
+def test_pod_runs_a_container_and_is_removed(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod()
     container = cri.run(pod, "sh", "-c", "echo hello; exit 3")
     status = cri.wait_for_exit(container)

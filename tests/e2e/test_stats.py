@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pods and containers use, told as the kubelet needs it."""
+"""CRI stats of pods and containers, as the kubelet needs them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pod_stats(cri: CriClient, pod: str) -> pb.PodSandboxStats:
     return answer
 
 
-def test_the_rate_of_a_busy_container_comes_with_the_second_sample(cri: CriClient) -> None:
+def test_cpu_rate_is_set_from_the_second_sample_on(cri: CriClient) -> None:
     pod = cri.run_pod()
     container = cri.run(pod, *BUSY)
     stats = container_stats(cri, container)
@@ -44,7 +44,7 @@ def test_the_rate_of_a_busy_container_comes_with_the_second_sample(cri: CriClien
     eventually(lambda: pod_stats(cri, pod).linux.cpu.usage_nano_cores.value, "the pod has a rate")
 
 
-def test_a_pods_figures_cover_its_containers(cri: CriClient) -> None:
+def test_stats_of_a_pod_include_its_containers(cri: CriClient) -> None:
     pod = cri.run_pod()
     script = "dd if=/dev/zero of=/dev/shm/$0 bs=1M count=8 2>/dev/null; echo written; sleep 1000"
     containers = [cri.run(pod, "sh", "-c", script, name, name=name) for name in ("one", "two")]
@@ -59,7 +59,7 @@ def test_a_pods_figures_cover_its_containers(cri: CriClient) -> None:
     assert linux.process.process_count.value >= 4  # two shells' sleeps, an init and two conmons
 
 
-def test_memory_and_swap_are_available_up_to_the_limit(cri: CriClient) -> None:
+def test_available_memory_and_swap_are_relative_to_the_limit(cri: CriClient) -> None:
     linux = security()
     linux.resources.memory_limit_in_bytes = 64 * MIB
     linux.resources.memory_swap_limit_in_bytes = 64 * MIB
@@ -72,7 +72,7 @@ def test_memory_and_swap_are_available_up_to_the_limit(cri: CriClient) -> None:
 
 
 @pytest.mark.skipif(not HAS_PRESSURE, reason="the kernel counts no pressure")
-def test_pressure_is_told_of_containers_and_pods(cri: CriClient) -> None:
+def test_containers_and_pods_have_pressure(cri: CriClient) -> None:
     pod = cri.run_pod()
     container = cri.run(pod, *BUSY)
     for stats in (container_stats(cri, container), pod_stats(cri, pod).linux):
@@ -95,7 +95,7 @@ def a_userns() -> pb.UserNamespace:
     [pb.NamespaceOption(), pb.NamespaceOption(userns_options=a_userns())],
     ids=["Proxmox's ids", "the kubelet's ids"],
 )
-def test_the_traffic_of_a_pod_is_counted_on_its_own_interface(cri: CriClient, options: pb.NamespaceOption) -> None:
+def test_traffic_is_counted_on_the_pods_interface(cri: CriClient, options: pb.NamespaceOption) -> None:
     pod = cri.run_pod(cri.pod_config(linux=pod_security(namespace_options=options)))
     other = cri.run_pod()
     own_options = pb.NamespaceOption(pid=pb.CONTAINER, userns_options=options.userns_options)
@@ -109,14 +109,14 @@ def test_the_traffic_of_a_pod_is_counted_on_its_own_interface(cri: CriClient, op
     assert not network.interfaces
 
 
-def test_a_pod_on_the_nodes_network_has_no_traffic_of_its_own(cri: CriClient) -> None:
+def test_pod_with_the_nodes_network_has_no_network_stats(cri: CriClient) -> None:
     pod = cri.run_pod(cri.pod_config(linux=pod_security(namespace_options=pb.NamespaceOption(network=pb.NODE))))
     linux = pod_stats(cri, pod).linux
     assert not linux.HasField("network")
     assert linux.cpu.usage_core_nano_seconds.value > 0
 
 
-def test_pods_are_listed_by_id_and_labels_while_they_are_ready(cri: CriClient) -> None:
+def test_ready_pods_are_listed_by_id_and_labels(cri: CriClient) -> None:
     web = cri.run_pod(cri.pod_config(labels={"app": "web"}))
     data = cri.run_pod(cri.pod_config(labels={"app": "data"}))
 
@@ -190,7 +190,7 @@ STREAMS: dict[str, tuple[Callable[[CriClient], Any], Callable[[CriClient], Any],
 
 
 @pytest.mark.parametrize("kind", STREAMS)
-def test_a_streamed_list_is_the_list(cri: CriClient, kind: str) -> None:
+def test_streamed_list_equals_the_list(cri: CriClient, kind: str) -> None:
     for _ in range(2):
         cri.run(cri.run_pod(), "sleep", "1000")
     stream, listing, field = STREAMS[kind]
@@ -226,7 +226,7 @@ def test_the_kubelets_pod_cidr_is_accepted(cri: CriClient) -> None:
     cri.runtime.UpdateRuntimeConfig(pb.UpdateRuntimeConfigRequest(runtime_config=config))
 
 
-def test_what_is_removed_meanwhile_does_not_fail_a_list(cri: CriClient) -> None:
+def test_concurrent_removal_does_not_fail_a_list(cri: CriClient) -> None:
     pod = cri.run_pod()
     containers = [cri.run(pod, "sleep", "1000", name=f"c{number}") for number in range(5)]
     calls = []

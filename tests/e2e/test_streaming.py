@@ -97,7 +97,7 @@ def send_until_broken(client: CommandClient) -> None:
 
 
 @pytest.mark.parametrize("streams", ["o", "e", "i", "oe", "io", "ie", "ioe"])
-def test_a_command_has_the_streams_that_were_asked_for(
+def test_command_has_the_requested_streams(
     cri: CriClient, container: str, transport: Transport, streams: str
 ) -> None:
     url = exec_url(cri, container, "sh", "-c", "cat; echo out; echo err >&2", streams=streams)
@@ -112,27 +112,25 @@ def test_a_command_has_the_streams_that_were_asked_for(
 
 
 @pytest.mark.parametrize("code", [0, 1, 7, 255])
-def test_the_exit_code_comes_in_the_status(
-    cri: CriClient, container: str, transport: Transport, code: int
-) -> None:
+def test_status_has_the_exit_code(cri: CriClient, container: str, transport: Transport, code: int) -> None:
     client = transport(exec_url(cri, container, "sh", "-c", f"exit {code}"), STDOUT, STDERR)
     assert client.outcome().exit_code == code
 
 
-def test_a_command_that_a_signal_killed_ends_as_a_shell_has_it(
+def test_exit_code_of_a_killed_command_is_128_plus_the_signal(
     cri: CriClient, container: str, transport: Transport
 ) -> None:
     client = transport(exec_url(cri, container, "sh", "-c", "kill -KILL $$"), STDOUT, STDERR)
     assert client.outcome().exit_code == 137
 
 
-def test_a_command_that_is_not_there_is_told_apart(cri: CriClient, container: str, transport: Transport) -> None:
+def test_missing_command_fails_with_an_error_message(cri: CriClient, container: str, transport: Transport) -> None:
     outcome = transport(exec_url(cri, container, "/no/such/program"), STDOUT, STDERR).outcome()
     assert outcome.exit_code != 0
     assert b"no such file" in outcome.stderr
 
 
-def test_bytes_go_through_unchanged_both_ways(cri: CriClient, container: str, transport: Transport) -> None:
+def test_binary_data_is_unchanged_in_both_directions(cri: CriClient, container: str, transport: Transport) -> None:
     data = os.urandom(10 << 20)
     client = transport(exec_url(cri, container, "cat", streams="io"), STDIN, STDOUT)
 
@@ -148,9 +146,7 @@ def test_bytes_go_through_unchanged_both_ways(cri: CriClient, container: str, tr
     assert hashlib.sha256(outcome.stdout).digest() == hashlib.sha256(data).digest()
 
 
-def test_a_terminal_has_the_clients_size_and_follows_it(
-    cri: CriClient, container: str, transport: Transport
-) -> None:
+def test_terminal_follows_the_clients_size(cri: CriClient, container: str, transport: Transport) -> None:
     wait = 'until test "$(stty size 2>/dev/null)" = "$size"; do :; done'
     script = f'for size in "33 111" "24 80"; do {wait}; echo is $size; done'
     url = exec_url(cri, container, "sh", "-c", script, streams="io", tty=True)
@@ -162,7 +158,7 @@ def test_a_terminal_has_the_clients_size_and_follows_it(
     assert (outcome.exit_code, lines(outcome.stdout)) == (0, [b"is 33 111", b"is 24 80"])
 
 
-def test_a_terminal_echoes_once_and_its_keys_are_signals(
+def test_terminal_echoes_input_once_and_sends_signals(
     cri: CriClient, container: str, transport: Transport
 ) -> None:
     script = "trap 'echo caught; exit 3' INT; echo ready; while read line; do echo got $line; done"
@@ -177,7 +173,7 @@ def test_a_terminal_echoes_once_and_its_keys_are_signals(
 
 
 @pytest.mark.parametrize("tty", [False, True])
-def test_what_a_client_does_not_read_is_not_written(
+def test_slow_client_blocks_the_command(
     machine: Machine, cri: CriClient, container: str, transport: Transport, tty: bool
 ) -> None:
     daemon = psutil.Process(machine.daemon.pid)
@@ -195,7 +191,7 @@ def test_what_a_client_does_not_read_is_not_written(
     eventually(lambda: not command_lines(machine, container, "yes"), "yes is killed")
 
 
-def test_a_client_that_leaves_takes_its_command_along(
+def test_command_ends_if_its_client_disconnects(
     machine: Machine, cri: CriClient, container: str, transport: Transport
 ) -> None:
     script = "sleep 2001 & sleep 2002 & echo started; sleep 2003"
@@ -206,7 +202,7 @@ def test_a_client_that_leaves_takes_its_command_along(
     assert cri.status(container).state == pb.CONTAINER_RUNNING
 
 
-def test_a_client_that_leaves_is_noticed_while_its_input_waits(
+def test_disconnect_is_detected_while_input_is_pending(
     machine: Machine, cri: CriClient, container: str, transport: Transport
 ) -> None:
     client = transport(exec_url(cri, container, "sleep", "2004", streams="i"), STDIN)
@@ -221,7 +217,7 @@ def test_a_client_that_leaves_is_noticed_while_its_input_waits(
     eventually(lambda: not command_lines(machine, container, "sleep 2004"), "the command is killed")
 
 
-def test_many_commands_run_at_once(cri: CriClient, container: str, transport: Transport) -> None:
+def test_commands_run_concurrently(cri: CriClient, container: str, transport: Transport) -> None:
     clients = [transport(exec_url(cri, container, "cat", streams="io"), STDIN, STDOUT) for _ in range(20)]
     for number, client in enumerate(clients):
         client.send(STDIN, b"%d" % number)
@@ -238,7 +234,7 @@ def test_many_commands_run_at_once(cri: CriClient, container: str, transport: Tr
         ({"container_id": ""}, "container_id: must not be empty"),
     ],
 )
-def test_an_exec_that_makes_no_sense_is_refused(
+def test_invalid_exec_request_is_refused(
     cri: CriClient, container: str, fields: dict[str, Any], problem: str
 ) -> None:
     good: dict[str, Any] = {"container_id": container, "cmd": ["true"], "stdout": True}
@@ -246,7 +242,7 @@ def test_an_exec_that_makes_no_sense_is_refused(
         cri.runtime.Exec(pb.ExecRequest(**{**good, **fields}))
 
 
-def test_nothing_is_executed_in_a_container_that_does_not_run(cri: CriClient, pod: str) -> None:
+def test_exec_over_streaming_needs_a_running_container(cri: CriClient, pod: str) -> None:
     container = cri.run(pod, "true")
     cri.wait_for_exit(container)
     with refused(grpc.StatusCode.FAILED_PRECONDITION, "exited, not running"):
@@ -260,7 +256,7 @@ def test_nothing_is_executed_in_a_container_that_does_not_run(cri: CriClient, po
 ECHO = ("sh", "-c", "while read line; do echo got $line; echo err >&2; done; echo end")
 
 
-def test_an_attached_client_speaks_with_the_containers_command(
+def test_attached_client_is_connected_to_the_containers_streams(
     cri: CriClient, pod: str, transport: Transport
 ) -> None:
     container = cri.run(pod, *ECHO, stdin=True)
@@ -272,7 +268,7 @@ def test_an_attached_client_speaks_with_the_containers_command(
     assert cri.status(container).state == pb.CONTAINER_RUNNING
 
 
-def test_a_client_can_come_after_another_has_left(cri: CriClient, pod: str, transport: Transport) -> None:
+def test_client_can_attach_after_another_has_detached(cri: CriClient, pod: str, transport: Transport) -> None:
     container = cri.run(pod, *ECHO, stdin=True)
     for word in (b"one", b"two"):
         client = transport(attach_url(cri, container), STDIN, STDOUT, STDERR)
@@ -283,7 +279,7 @@ def test_a_client_can_come_after_another_has_left(cri: CriClient, pod: str, tran
     assert cri.status(container).state == pb.CONTAINER_RUNNING
 
 
-def test_with_stdin_once_the_first_clients_end_is_the_end(cri: CriClient, pod: str, transport: Transport) -> None:
+def test_stdin_once_closes_stdin_after_the_first_client(cri: CriClient, pod: str, transport: Transport) -> None:
     container = cri.run(pod, *ECHO, stdin=True, stdin_once=True)
     client = transport(attach_url(cri, container), STDIN, STDOUT, STDERR)
     client.send(STDIN, b"one\n")
@@ -294,9 +290,7 @@ def test_with_stdin_once_the_first_clients_end_is_the_end(cri: CriClient, pod: s
     assert cri.wait_for_exit(container).exit_code == 0
 
 
-def test_with_stdin_once_a_client_that_only_listened_ends_nothing(
-    cri: CriClient, pod: str, transport: Transport
-) -> None:
+def test_stdin_once_ignores_clients_without_stdin(cri: CriClient, pod: str, transport: Transport) -> None:
     container = cri.run(pod, *ECHO, stdin=True, stdin_once=True)
     listener = transport(attach_url(cri, container, "o"), STDOUT)
     speaker = transport(attach_url(cri, container), STDIN, STDOUT, STDERR)
@@ -313,7 +307,7 @@ def test_with_stdin_once_a_client_that_only_listened_ends_nothing(
     assert cri.wait_for_exit(container).exit_code == 0
 
 
-def test_with_stdin_once_a_client_that_leaves_amid_output_ends_the_input(
+def test_stdin_once_closes_stdin_if_the_client_disconnects_during_output(
     cri: CriClient, pod: str, transport: Transport
 ) -> None:
     script = "while :; do echo noise; done & cat; kill $!"
@@ -334,14 +328,14 @@ def test_an_attached_terminal_has_the_clients_size(cri: CriClient, pod: str, tra
     assert client.outcome().exit_code == 0
 
 
-def test_nobody_attaches_to_a_container_that_has_ended(cri: CriClient, pod: str) -> None:
+def test_attach_to_an_exited_container_is_refused(cri: CriClient, pod: str) -> None:
     container = cri.run(pod, "true")
     cri.wait_for_exit(container)
     with refused(grpc.StatusCode.FAILED_PRECONDITION, "exited, not running"):
         attach_url(cri, container)
 
 
-def test_a_container_that_ends_before_the_client_comes_is_told(
+def test_attach_url_of_a_container_that_exited_meanwhile_reports_an_error(
     cri: CriClient, pod: str, transport: Transport
 ) -> None:
     container = cri.run(pod, "sleep", "1000")
@@ -351,7 +345,7 @@ def test_a_container_that_ends_before_the_client_comes_is_told(
     assert "no conmon is listening" in json.loads(outcome.status)["message"]
 
 
-def test_a_pod_that_goes_ends_its_streams(cri: CriClient, pod: str, container: str, transport: Transport) -> None:
+def test_streams_end_with_their_pod(cri: CriClient, pod: str, container: str, transport: Transport) -> None:
     client = transport(exec_url(cri, container, "sh", "-c", "echo runs; sleep 2005"), STDOUT, STDERR)
     client.wait_for(STDOUT, b"runs")
     cri.remove_pod(pod)

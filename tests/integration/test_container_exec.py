@@ -16,16 +16,16 @@ UNKNOWN = "0" * 64
 LIMIT = 16 << 20
 
 
-def test_output_errors_and_the_exit_code_come_back_apart(cri: CriClient, container: str) -> None:
+def test_stdout_stderr_and_exit_code_are_returned_separately(cri: CriClient, container: str) -> None:
     response = cri.exec(container, "sh", "-c", "echo out; echo err >&2; exit 5")
     assert (response.stdout, response.stderr, response.exit_code) == (b"out\n", b"err\n", 5)
 
 
-def test_bytes_that_are_no_text_come_back_unchanged(cri: CriClient, container: str) -> None:
+def test_binary_output_is_returned_unchanged(cri: CriClient, container: str) -> None:
     assert cri.exec(container, "printf", "\\000\\377\\r\\n").stdout == b"\0\xff\r\n"
 
 
-def test_a_command_runs_as_the_container_does(cri: CriClient, pod: str) -> None:
+def test_command_runs_with_the_containers_user_and_environment(cri: CriClient, pod: str) -> None:
     linux = security(run_as_username="alice", capabilities=pb.Capability(drop_capabilities=["ALL"]))
     envs = [pb.KeyValue(key="COLOUR", value=b"blue")]
     container = cri.run(pod, "sleep", "1000", linux=linux, envs=envs, working_dir="/tmp")
@@ -39,7 +39,7 @@ def test_a_command_shares_the_containers_namespaces_and_cgroup(cri: CriClient, c
     assert inside == of_init
 
 
-def test_a_command_that_takes_too_long_is_killed_with_its_children(
+def test_command_is_killed_with_its_children_after_the_timeout(
     machine: Machine, cri: CriClient, pod: str, container: str
 ) -> None:
     with refused(grpc.StatusCode.DEADLINE_EXCEEDED, f"exec in container {container}: timeout of 1 s"):
@@ -48,9 +48,7 @@ def test_a_command_that_takes_too_long_is_killed_with_its_children(
     assert cri.status(container).state == pb.CONTAINER_RUNNING
 
 
-def test_a_call_that_the_client_gives_up_ends_the_command(
-    machine: Machine, cri: CriClient, pod: str, container: str
-) -> None:
+def test_cancelled_call_ends_the_command(machine: Machine, cri: CriClient, pod: str, container: str) -> None:
     request = pb.ExecSyncRequest(container_id=container, cmd=["sleep", "2000"])
     call = cri.runtime.ExecSync.future(request)
     eventually(lambda: len(machine.processes(pod, container)) > 1, "the command runs")
@@ -58,17 +56,17 @@ def test_a_call_that_the_client_gives_up_ends_the_command(
     eventually(lambda: len(machine.processes(pod, container)) == 1, "the command is gone")
 
 
-def test_a_command_that_leaves_a_child_behind_comes_back(cri: CriClient, container: str) -> None:
+def test_call_returns_if_the_command_leaves_a_background_child(cri: CriClient, container: str) -> None:
     response = cri.exec(container, "sh", "-c", "sleep 2000 >/dev/null 2>&1 & echo left", timeout=60)
     assert (response.stdout, response.exit_code) == (b"left\n", 0)
 
 
-def test_output_beyond_16_mib_is_cut_off_and_the_command_ends_all_the_same(cri: CriClient, container: str) -> None:
+def test_output_is_truncated_at_16_mib_and_the_command_completes(cri: CriClient, container: str) -> None:
     response = cri.exec(container, "sh", "-c", "head -c 20000000 /dev/zero; echo end >&2")
     assert (len(response.stdout), response.stderr, response.exit_code) == (LIMIT, b"end\n", 0)
 
 
-def test_a_command_that_does_not_exist_fails_as_in_a_shell(cri: CriClient, container: str) -> None:
+def test_missing_command_fails_with_its_name_in_stderr(cri: CriClient, container: str) -> None:
     response = cri.exec(container, "/not/there")
     assert response.exit_code != 0
     assert b"/not/there" in response.stderr
@@ -79,7 +77,7 @@ def test_no_command_is_an_invalid_argument(cri: CriClient, container: str) -> No
         cri.exec(container)
 
 
-def test_only_a_running_container_takes_commands(cri: CriClient, pod: str) -> None:
+def test_exec_needs_a_running_container(cri: CriClient, pod: str) -> None:
     created = cri.create(pod, cri.container_config("true", name="created"))
     with refused(grpc.StatusCode.FAILED_PRECONDITION, f"container {created} is created, not running"):
         cri.exec(created, "true")
@@ -94,13 +92,13 @@ def test_a_container_that_does_not_exist_is_not_found(cri: CriClient) -> None:
         cri.exec(UNKNOWN, "true")
 
 
-def test_twenty_commands_at_once_do_not_mix(cri: CriClient, container: str) -> None:
+def test_output_of_concurrent_commands_is_not_mixed(cri: CriClient, container: str) -> None:
     with ThreadPoolExecutor(20) as threads:
         outputs = threads.map(lambda number: cri.output(container, "echo", str(number)), range(20))
     assert list(outputs) == [f"{number}\n" for number in range(20)]
 
 
-def test_the_end_of_the_container_ends_its_commands(cri: CriClient, pod: str, container: str) -> None:
+def test_commands_end_with_their_container(cri: CriClient, pod: str, container: str) -> None:
     request = pb.ExecSyncRequest(container_id=container, cmd=["sh", "-c", "echo started; sleep 2000"])
     call = cri.runtime.ExecSync.future(request)
     eventually(lambda: "sleep 2000" in cri.output(container, "ps"), "the command runs")

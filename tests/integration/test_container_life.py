@@ -24,7 +24,7 @@ def wait_for_text(cri: CriClient, container: str, text: str) -> None:
     eventually(lambda: text in cri.text(container), f"the container says {text!r}")
 
 
-def test_a_container_is_created_then_runs_then_has_exited(cri: CriClient, pod: str) -> None:
+def test_container_is_created_running_and_exited(cri: CriClient, pod: str) -> None:
     container = cri.create(pod, cri.container_config("sleep", "1000"))
     created = cri.status(container)
     assert (created.state, created.started_at, created.finished_at) == (pb.CONTAINER_CREATED, 0, 0)
@@ -39,7 +39,7 @@ def test_a_container_is_created_then_runs_then_has_exited(cri: CriClient, pod: s
     assert (ended.exit_code, ended.reason) == (137, "Error")
 
 
-def test_status_tells_what_was_asked_for(cri: CriClient, pod: str) -> None:
+def test_status_has_the_requested_configuration(cri: CriClient, pod: str) -> None:
     wanted = cri.container_config(
         "true",
         labels={"app": "web"},
@@ -63,14 +63,14 @@ def test_the_exit_code_is_the_commands(cri: CriClient, pod: str, command: str, c
 
 
 @pytest.mark.parametrize("name", ["KILL", "TERM", "SEGV"])
-def test_a_death_by_signal_is_128_and_its_number(machine: Machine, cri: CriClient, pod: str, name: str) -> None:
+def test_exit_code_of_a_signal_is_128_plus_its_number(
+    machine: Machine, cri: CriClient, pod: str, name: str
+) -> None:
     container = cri.run(pod, "sh", "-c", f"sleep 1000 & kill -{name} $!; wait $!; exit $?")
     assert cri.wait_for_exit(container).exit_code == 128 + signal.Signals[f"SIG{name}"]
 
 
-def test_a_container_that_takes_more_memory_than_its_limit_is_oom_killed(
-    machine: Machine, cri: CriClient, pod: str
-) -> None:
+def test_container_above_its_memory_limit_is_oom_killed(machine: Machine, cri: CriClient, pod: str) -> None:
     linux = security()
     linux.resources.memory_limit_in_bytes = 24 * MIB
     status = cri.wait_for_exit(cri.run(pod, "tail", "/dev/zero", linux=linux))
@@ -78,28 +78,28 @@ def test_a_container_that_takes_more_memory_than_its_limit_is_oom_killed(
     assert not (machine.directory / "oom").exists()  # conmon leaves its mark in its working directory too
 
 
-def test_a_container_is_asked_to_stop_before_it_is_killed(cri: CriClient, pod: str) -> None:
+def test_stop_sends_sigterm_before_sigkill(cri: CriClient, pod: str) -> None:
     container = cri.run(pod, "sh", "-c", ON_TERM)
     wait_for_text(cri, container, "ready")
     cri.stop(container, timeout=100)
     assert (cri.status(container).exit_code, cri.text(container)) == (7, "ready\nasked\n")
 
 
-def test_a_container_that_does_not_listen_is_killed_after_its_grace(cri: CriClient, pod: str) -> None:
+def test_container_that_ignores_sigterm_is_killed_after_the_timeout(cri: CriClient, pod: str) -> None:
     container = cri.run(pod, "sh", "-c", "trap '' TERM; echo ready; while true; do usleep 10000; done")
     wait_for_text(cri, container, "ready")
     cri.stop(container, timeout=1)
     assert cri.status(container).exit_code == 137
 
 
-def test_without_a_grace_a_container_is_killed_at_once(cri: CriClient, pod: str) -> None:
+def test_stop_with_timeout_0_kills_at_once(cri: CriClient, pod: str) -> None:
     container = cri.run(pod, "sh", "-c", ON_TERM)
     wait_for_text(cri, container, "ready")
     cri.stop(container, timeout=0)
     assert (cri.status(container).exit_code, cri.text(container)) == (137, "ready\n")
 
 
-def test_the_stop_signal_is_the_requests_before_the_images(machine: Machine, cri: CriClient, pod: str) -> None:
+def test_requests_stop_signal_takes_precedence_over_the_images(machine: Machine, cri: CriClient, pod: str) -> None:
     image = machine.registry.push("tests/stopped-by-int", "1", tools_image(StopSignal="SIGINT"))
     cri.pull(image)
     script = "trap 'exit 2' INT; trap 'exit 10' USR1; echo ready; while true; do usleep 10000; done"
@@ -114,7 +114,7 @@ def test_the_stop_signal_is_the_requests_before_the_images(machine: Machine, cri
     assert cri.status(by_request).stop_signal == pb.SIGUSR1
 
 
-def test_stopping_at_once_from_many_sides_succeeds_for_all(cri: CriClient, pod: str) -> None:
+def test_concurrent_stops_of_a_container_all_succeed(cri: CriClient, pod: str) -> None:
     container = cri.run(pod, "sh", "-c", "trap '' TERM; echo ready; while true; do usleep 10000; done")
     wait_for_text(cri, container, "ready")
     with ThreadPoolExecutor(4) as threads:
@@ -136,14 +136,14 @@ def test_a_created_container_can_be_stopped_and_removed(cri: CriClient, pod: str
     assert cri.containers() == []
 
 
-def test_a_container_runs_once(cri: CriClient, pod: str) -> None:
+def test_exited_container_cannot_be_started_again(cri: CriClient, pod: str) -> None:
     container = cri.run(pod, "true")
     cri.wait_for_exit(container)
     with refused(grpc.StatusCode.FAILED_PRECONDITION, f"{container} is exited, not created"):
         cri.start(container)
 
 
-def test_the_next_attempt_begins_with_a_fresh_root(cri: CriClient, pod: str) -> None:
+def test_next_attempt_has_a_new_root_filesystem(cri: CriClient, pod: str) -> None:
     first = cri.run(pod, "sh", "-c", "touch /written; exit 1")
     cri.wait_for_exit(first)
     assert cri.finish(pod, "sh", "-c", "test ! -e /written; echo fresh", attempt=1) == "fresh\n"
@@ -151,13 +151,13 @@ def test_the_next_attempt_begins_with_a_fresh_root(cri: CriClient, pod: str) -> 
     assert {each.metadata.attempt for each in cri.containers()} == {0, 1}
 
 
-def test_two_containers_of_a_pod_cannot_have_one_name_and_attempt(cri: CriClient, pod: str) -> None:
+def test_second_container_of_the_same_name_and_attempt_is_refused(cri: CriClient, pod: str) -> None:
     container = cri.create(pod, cri.container_config("true"))
     with refused(grpc.StatusCode.ALREADY_EXISTS, f"main \\(attempt 0\\).*its id is {container}"):
         cri.create(pod, cri.container_config("true"))
 
 
-def test_orphans_of_a_container_are_reaped_and_do_not_outlive_it(
+def test_orphaned_processes_are_reaped_and_end_with_their_container(
     machine: Machine, cri: CriClient, pod: str
 ) -> None:
     linux = security(namespace_options=pb.NamespaceOption(pid=pb.POD))
@@ -167,12 +167,12 @@ def test_orphans_of_a_container_are_reaped_and_do_not_outlive_it(
     assert machine.processes(pod, container) == []
 
 
-def test_a_write_to_the_root_is_refused_when_it_is_read_only(cri: CriClient, pod: str) -> None:
+def test_readonly_root_cannot_be_written(cri: CriClient, pod: str) -> None:
     script = "touch /file 2>&1 || echo refused; touch /dev/shm/file && echo shared"
     assert "refused\nshared" in cri.finish(pod, "sh", "-c", script, linux=security(readonly_rootfs=True))
 
 
-def test_limits_are_those_of_the_containers_cgroup(cri: CriClient, pod: str) -> None:
+def test_limits_are_set_on_the_containers_cgroup(cri: CriClient, pod: str) -> None:
     linux = security()
     linux.resources.MergeFrom(pb.LinuxContainerResources(memory_limit_in_bytes=64 * MIB, cpu_quota=50_000))
     container = cri.run(pod, "sleep", "1000", linux=linux)
@@ -182,7 +182,7 @@ def test_limits_are_those_of_the_containers_cgroup(cri: CriClient, pod: str) -> 
     assert cri.status(container).resources.linux.memory_limit_in_bytes == 64 * MIB
 
 
-def test_restarts_cost_proxmox_nothing(machine: Machine, cri: CriClient, pod: str) -> None:
+def test_container_restarts_make_no_request_to_proxmox(machine: Machine, cri: CriClient, pod: str) -> None:
     def tasks() -> set[str]:
         """Not their statuses: the list may show an ended task as RUNNING for a while."""
         listed = machine.node.request("GET", f"/nodes/{machine.node.name}/tasks?source=all&vmid={cri.vmid(pod)}")

@@ -12,7 +12,7 @@ from support.cri_client import CriClient, eventually, refused
 from pvecri.cri.proto import cri_pb2 as pb
 
 
-def test_the_streams_are_told_apart_line_by_line_with_times(cri: CriClient, pod: str) -> None:
+def test_log_lines_have_stream_and_time(cri: CriClient, pod: str) -> None:
     container = cri.run(pod, "sh", "-c", "echo one; echo two >&2; echo three")
     cri.wait_for_exit(container)
     lines = cri.logs(container)
@@ -24,13 +24,13 @@ def test_the_streams_are_told_apart_line_by_line_with_times(cri: CriClient, pod:
     assert all(datetime.fromisoformat(line.time).tzinfo for line in lines)
 
 
-def test_text_without_a_line_end_is_a_partial_line(cri: CriClient, pod: str) -> None:
+def test_text_without_a_newline_is_a_partial_line(cri: CriClient, pod: str) -> None:
     container = cri.run(pod, "printf", "no end")
     cri.wait_for_exit(container)
     assert [(line.partial, line.text) for line in cri.logs(container) if line.text] == [(True, "no end")]
 
 
-def test_a_long_line_comes_back_whole_from_its_parts(cri: CriClient, pod: str) -> None:
+def test_long_line_is_split_into_partial_lines(cri: CriClient, pod: str) -> None:
     container = cri.run(pod, "sh", "-c", "head -c 100000 /dev/zero | tr '\\0' x; echo")
     cri.wait_for_exit(container)
     assert any(line.partial for line in cri.logs(container))
@@ -45,7 +45,7 @@ def test_every_attempt_has_its_own_log(cri: CriClient, pod: str) -> None:
     assert (cri.text(first), cri.text(second)) == ("first\n", "second\n")
 
 
-def test_the_log_outlives_the_container(cri: CriClient, pod: str) -> None:
+def test_log_remains_after_removal_of_the_container(cri: CriClient, pod: str) -> None:
     container = cri.run(pod, "echo", "kept")
     path = Path(cri.wait_for_exit(container).log_path)
     cri.remove(container)

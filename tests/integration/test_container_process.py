@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a container runs, as whom, where and with which rights."""
+"""A container's process: command, environment, user, capabilities, seccomp, devices."""
 
 from __future__ import annotations
 
@@ -22,16 +22,14 @@ def with_image(machine: Machine, name: str, **config: Any) -> dict[str, pb.Image
     return {"image": pb.ImageSpec(image=image)}
 
 
-def test_a_container_without_a_command_runs_the_images(machine: Machine, cri: CriClient, pod: str) -> None:
+def test_image_command_is_the_default(machine: Machine, cri: CriClient, pod: str) -> None:
     image = with_image(machine, "entrypoint", Entrypoint=["/bin/echo", "entry"], Cmd=["cmd"])
     assert cri.finish(pod, **image) == "entry cmd\n"
     assert cri.finish(pod, args=["args"], attempt=1, **image) == "entry args\n"
     assert cri.finish(pod, "echo", "command", attempt=2, **image) == "command\n"
 
 
-def test_the_environment_is_the_images_and_the_requests_over_it(
-    machine: Machine, cri: CriClient, pod: str
-) -> None:
+def test_requests_environment_overrides_the_images(machine: Machine, cri: CriClient, pod: str) -> None:
     image = with_image(machine, "env", Env=["PATH=/bin", "FROM=image", "KEPT=yes"])
     envs = [pb.KeyValue(key="FROM", value=b"request"), pb.KeyValue(key="MORE", value=b"a=b\nc")]
     shown = cri.finish(pod, "env", envs=envs, **image)
@@ -39,7 +37,7 @@ def test_the_environment_is_the_images_and_the_requests_over_it(
     assert f"HOSTNAME={cri.pod_status(pod).metadata.name}" in shown
 
 
-def test_the_working_directory_is_the_requests_before_the_images(
+def test_requests_working_directory_takes_precedence_over_the_images(
     machine: Machine, cri: CriClient, pod: str
 ) -> None:
     image = with_image(machine, "workdir", WorkingDir="/home/alice")
@@ -47,7 +45,7 @@ def test_the_working_directory_is_the_requests_before_the_images(
     assert cri.finish(pod, "pwd", working_dir="/tmp", attempt=1, **image) == "/tmp\n"
 
 
-def test_an_image_with_the_oddities_of_old_builders_runs(machine: Machine, cri: CriClient, pod: str) -> None:
+def test_missing_working_directory_is_created(machine: Machine, cri: CriClient, pod: str) -> None:
     image = with_image(
         machine,
         "old-builders",
@@ -87,20 +85,22 @@ ALICE = "uid=1000(alice) gid=1000(alice)"
         ),
     ],
 )
-def test_a_container_runs_as_who_it_says(cri: CriClient, pod: str, fields: dict[str, Any], expected: str) -> None:
+def test_container_runs_as_the_requested_user(
+    cri: CriClient, pod: str, fields: dict[str, Any], expected: str
+) -> None:
     shown = cri.finish(pod, "id", linux=security(**fields)).strip()
     head, _, groups = shown.partition(" groups=")
     wanted_head, _, wanted_groups = expected.partition(" groups=")
     assert (head, sorted(groups.split(","))) == (wanted_head, sorted(wanted_groups.split(",")))
 
 
-def test_status_tells_who_a_container_runs_as(cri: CriClient, pod: str) -> None:
+def test_status_has_the_containers_user(cri: CriClient, pod: str) -> None:
     container = cri.create(pod, cri.container_config("id", linux=security(run_as_username="alice")))
     user = cri.status(container).user.linux
     assert (user.uid, user.gid, sorted(user.supplemental_groups)) == (1000, 1000, [50, 1000])
 
 
-def test_the_images_user_counts_when_the_request_has_none(machine: Machine, cri: CriClient, pod: str) -> None:
+def test_image_user_is_the_default(machine: Machine, cri: CriClient, pod: str) -> None:
     image = with_image(machine, "user", User="alice:staff")
     assert cri.finish(pod, "id", "-u", **image) == "1000\n"
     assert cri.finish(pod, "id", "-g", attempt=1, **image) == "50\n"
@@ -125,14 +125,14 @@ def capabilities(text: str, name: str) -> int:
         (pb.Capability(drop_capabilities=["ALL"], add_capabilities=["CAP_CHOWN"]), 1),
     ],
 )
-def test_a_container_has_the_capabilities_that_it_says(
+def test_container_has_the_requested_capabilities(
     cri: CriClient, pod: str, wanted: pb.Capability, expected: int
 ) -> None:
     text = cri.finish(pod, "cat", "/proc/self/status", linux=security(capabilities=wanted))
     assert [capabilities(text, name) for name in ("CapEff", "CapPrm", "CapBnd")] == [expected] * 3
 
 
-def test_a_user_that_is_not_root_has_no_capability_but_the_ambient_ones(cri: CriClient, pod: str) -> None:
+def test_non_root_user_has_only_ambient_capabilities(cri: CriClient, pod: str) -> None:
     user = pb.Int64Value(value=1000)
     text = cri.finish(pod, "cat", "/proc/self/status", linux=security(run_as_user=user))
     assert capabilities(text, "CapEff") == 0
@@ -142,7 +142,7 @@ def test_a_user_that_is_not_root_has_no_capability_but_the_ambient_ones(cri: Cri
     assert capabilities(text, "CapEff") == 1 << 10
 
 
-def test_no_new_privileges_and_seccomp_are_set_as_asked(cri: CriClient, pod: str) -> None:
+def test_no_new_privileges_and_seccomp_are_set_as_requested(cri: CriClient, pod: str) -> None:
     profile = pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault)
     text = cri.finish(pod, "cat", "/proc/self/status", linux=security(no_new_privs=True, seccomp=profile))
     fields = dict(line.split(":\t") for line in text.splitlines() if ":\t" in line)
@@ -154,7 +154,7 @@ def test_without_a_profile_no_seccomp_filter_is_set(cri: CriClient, pod: str) ->
     assert "Seccomp:\t0\n" in text
 
 
-def test_masked_paths_are_empty_and_read_only_ones_cannot_be_written(cri: CriClient, pod: str) -> None:
+def test_masked_paths_are_empty_and_readonly_paths_cannot_be_written(cri: CriClient, pod: str) -> None:
     linux = security(masked_paths=["/proc/version", "/home"], readonly_paths=["/data"])
     script = "ls /home | wc -l; wc -c </proc/version; touch /data/file 2>/dev/null || echo refused"
     assert cri.finish(pod, "sh", "-c", script, linux=linux).split() == ["0", "0", "refused"]
@@ -164,17 +164,17 @@ def test_a_tty_is_a_terminal_and_its_output_is_in_the_log(cri: CriClient, pod: s
     assert cri.finish(pod, "sh", "-c", "tty; echo $TERM", tty=True, stdin=True) == "/dev/pts/0\r\nxterm\r\n"
 
 
-def test_without_stdin_reading_ends_at_once(cri: CriClient, pod: str) -> None:
+def test_stdin_is_at_eof_unless_requested(cri: CriClient, pod: str) -> None:
     assert cri.finish(pod, "sh", "-c", "cat; echo end") == "end\n"
 
 
-def test_stdin_stays_open_when_it_is_asked_for(cri: CriClient, pod: str) -> None:
+def test_requested_stdin_stays_open(cri: CriClient, pod: str) -> None:
     container = cri.run(pod, "cat", stdin=True)
     cri.output(container, "true")
     assert cri.status(container).state == pb.CONTAINER_RUNNING
 
 
-def test_a_device_of_the_node_can_be_used_when_it_is_given(cri: CriClient) -> None:
+def test_requested_device_of_the_node_can_be_used(cri: CriClient) -> None:
     device = pb.Device(host_path="/dev/null", container_path="/dev/nothing", permissions="rw")
     pod = cri.run_pod(cri.pod_config(linux=pod_security(privileged=True)))
     assert cri.finish(pod, "sh", "-c", "echo x >/dev/nothing && echo fine", devices=[device]) == "fine\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A container's standard streams by name, for whichever user: what nginx and httpd log to."""
+"""A container's standard streams opened by name, by any user: nginx and httpd log to them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_command_of_exec_opens_its_streams_by_name(cri: CriClient, pod: str, u
 
 
 @pytest.mark.parametrize("tty", [False, True], ids=["pipes", "tty"])
-def test_who_is_not_the_containers_user_may_write_to_its_streams(cri: CriClient, pod: str, tty: bool) -> None:
+def test_other_users_can_open_the_containers_streams(cri: CriClient, pod: str, tty: bool) -> None:
     """As after su, or a server's workers: the stream was opened for root, and is opened again by another user."""
     script = "chmod u+s /bin/busybox; su -s /bin/sh alice -c 'echo hers >/dev/stdout && echo hers >/dev/stderr'"
     container = cri.run(pod, "sh", "-c", script, tty=tty)
@@ -60,7 +60,7 @@ def test_who_is_not_the_containers_user_may_write_to_its_streams(cri: CriClient,
     assert [line.text.rstrip("\r") for line in cri.logs(container)] == ["hers", "hers"]
 
 
-def test_low_ports_are_for_every_user(cri: CriClient) -> None:
+def test_every_user_can_bind_low_ports(cri: CriClient) -> None:
     pod = cri.run_pod()
     container = cri.run(pod, "nc", "-l", "-p", "80", linux=user(1000))
     eventually(
@@ -68,7 +68,7 @@ def test_low_ports_are_for_every_user(cri: CriClient) -> None:
     )
 
 
-def test_every_user_may_ping(cri: CriClient) -> None:
+def test_every_user_can_ping(cri: CriClient) -> None:
     """An ICMP socket of the kind that needs no capability, from a process in the pod's network and user
     namespace.
     """
@@ -90,7 +90,7 @@ def test_default_sysctls_are_a_setting(machine: Machine) -> None:
         assert start == "1024\n"
 
 
-def test_the_nodes_own_network_keeps_its_sysctls(cri: CriClient) -> None:
+def test_default_sysctls_are_not_set_on_the_nodes_network(cri: CriClient) -> None:
     before = Path("/proc/sys/net/ipv4/ping_group_range").read_text()
     options = pb.NamespaceOption(network=pb.NODE, pid=pb.CONTAINER)
     cri.run_pod(cri.pod_config(linux=pod_security(namespace_options=options)))
@@ -109,7 +109,7 @@ def keys_of(uid: int) -> int:
     return 0
 
 
-def test_a_containers_session_keyring_is_not_charged_to_the_range_that_all_pods_share(cri: CriClient) -> None:
+def test_session_keyring_is_not_charged_to_the_shared_uid(cri: CriClient) -> None:
     pod, before = cri.run_pod(), keys_of(100_000)
     containers = [cri.run(pod, "sleep", "1000", name=f"c{number}") for number in range(3)]
     cri.exec(containers[0], "true")
@@ -120,7 +120,7 @@ OWN_KEYRING = "import ctypes; print(ctypes.CDLL(None).syscall({number}, 0, -3, 0
 """For Python: what keyctl(KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING) answers."""
 
 
-async def test_every_program_gets_a_session_keyring_of_its_own() -> None:
+async def test_every_program_has_its_own_session_keyring() -> None:
     number = keyrings._SYS_KEYCTL[platform.machine()]
     found = set()
     for _ in range(3):
@@ -131,7 +131,7 @@ async def test_every_program_gets_a_session_keyring_of_its_own() -> None:
     assert len(found) == 6
 
 
-async def test_a_cancelled_start_ends_with_its_cancellation() -> None:
+async def test_cancelled_start_raises_cancelled_error() -> None:
     starting = asyncio.ensure_future(keyrings.start("sleep", "0"))
     await asyncio.sleep(0)
     starting.cancel()

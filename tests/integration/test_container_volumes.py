@@ -59,7 +59,7 @@ def mounted(host_path: Path, container_path: str = "/data", **fields: Any) -> di
     return {"mounts": [pb.Mount(host_path=str(host_path), container_path=container_path, **fields)]}
 
 
-def test_a_directory_is_seen_and_written_with_the_nodes_owners(cri: CriClient, pod: str, volume: Path) -> None:
+def test_mounted_directory_has_the_nodes_owners(cri: CriClient, pod: str, volume: Path) -> None:
     (volume / "of-root").write_text("x")
     (volume / "of-alice").write_text("x")
     os.chown(volume / "of-alice", 1000, 1000)
@@ -102,7 +102,7 @@ def test_a_user_of_the_pod_has_that_users_rights_on_the_node(cri: CriClient, pod
     assert (volume / "made").stat().st_uid == 1000
 
 
-def test_a_file_can_be_mounted_alone(cri: CriClient, pod: str, volume: Path) -> None:
+def test_single_file_can_be_mounted(cri: CriClient, pod: str, volume: Path) -> None:
     (volume / "file").write_text("content\n")
     fields = mounted(volume / "file", "/etc/config/file")
     assert cri.finish(pod, "cat", "/etc/config/file", **fields) == "content\n"
@@ -122,13 +122,13 @@ def test_a_read_only_mount_cannot_be_written(cri: CriClient, pod: str, volume: P
     assert list(volume.iterdir()) == []
 
 
-def test_a_mount_covers_what_the_pod_would_have_there(cri: CriClient, pod: str, volume: Path) -> None:
+def test_mount_takes_precedence_over_the_pods_own_files(cri: CriClient, pod: str, volume: Path) -> None:
     (volume / "hosts").write_text("from the volume\n")
     fields = mounted(volume / "hosts", "/etc/hosts")
     assert cri.finish(pod, "cat", "/etc/hosts", **fields) == "from the volume\n"
 
 
-def test_mounts_can_lie_in_each_other_in_any_order(cri: CriClient, pod: str, volume: Path) -> None:
+def test_nested_mounts_can_be_in_any_order(cri: CriClient, pod: str, volume: Path) -> None:
     for name in ("outer", "inner"):
         (volume / name).mkdir()
         (volume / name / "file").write_text(f"{name}\n")
@@ -143,7 +143,7 @@ def test_containers_of_a_pod_share_a_volume(cri: CriClient, pod: str, volume: Pa
     assert cri.finish(pod, "cat", "/data/file", name="reader", **mounted(volume)) == "shared\n"
 
 
-def test_status_tells_the_mounts(cri: CriClient, pod: str, volume: Path) -> None:
+def test_status_has_the_mounts(cri: CriClient, pod: str, volume: Path) -> None:
     fields = mounted(volume, readonly=True)
     container = cri.create(pod, cri.container_config("true", **fields))
     assert list(cri.status(container).mounts) == fields["mounts"]
@@ -157,7 +157,7 @@ def test_a_private_mount_does_not_see_what_is_mounted_later(cri: CriClient, pod:
     assert cri.output(container, "ls", "/data/later") == ""
 
 
-def test_what_the_node_mounts_later_shows_when_it_is_to_propagate(cri: CriClient, pod: str, shared: Path) -> None:
+def test_later_mounts_of_the_node_propagate_to_a_slave_mount(cri: CriClient, pod: str, shared: Path) -> None:
     (shared / "later").mkdir()
     fields = mounted(shared, propagation=pb.PROPAGATION_HOST_TO_CONTAINER)
     container = cri.run(pod, "sleep", "1000", **fields)
@@ -166,7 +166,7 @@ def test_what_the_node_mounts_later_shows_when_it_is_to_propagate(cri: CriClient
     assert cri.output(container, "ls", "/data/later") == "file\n"
 
 
-def test_what_a_privileged_container_mounts_shows_on_the_node(cri: CriClient, shared: Path) -> None:
+def test_mounts_of_a_privileged_container_propagate_to_the_node(cri: CriClient, shared: Path) -> None:
     pod = cri.run_pod(cri.pod_config(linux=PRIVILEGED))
     (shared / "inside").mkdir()
     fields = mounted(shared, propagation=pb.PROPAGATION_BIDIRECTIONAL)
@@ -175,7 +175,7 @@ def test_what_a_privileged_container_mounts_shows_on_the_node(cri: CriClient, sh
     assert (shared / "inside/file").exists()
 
 
-def test_both_ways_needs_a_privileged_pod(cri: CriClient, shared: Path) -> None:
+def test_bidirectional_propagation_needs_a_privileged_pod(cri: CriClient, shared: Path) -> None:
     fields = mounted(shared, propagation=pb.PROPAGATION_BIDIRECTIONAL)
     with refused(grpc.StatusCode.INVALID_ARGUMENT, r"mounts\[0\]\.propagation: .*needs a privileged pod"):
         cri.create(cri.run_pod(), cri.container_config("true", **fields))
@@ -189,7 +189,7 @@ def test_propagation_from_a_mount_that_is_not_shared_is_refused(cri: CriClient, 
         cri.create(cri.run_pod(), cri.container_config("true", **fields))
 
 
-def test_a_container_path_with_dots_in_it_is_refused(cri: CriClient, pod: str, volume: Path) -> None:
+def test_container_path_with_dotdot_is_refused(cri: CriClient, pod: str, volume: Path) -> None:
     (volume / "file").write_text("content\n")
     fields = mounted(volume, "/bin/../../data")
     with refused(grpc.StatusCode.INVALID_ARGUMENT, r"mounts\[0\]\.container_path: .* contains '\.\.'"):
@@ -219,7 +219,7 @@ def kubelets(config: pb.PodSandboxConfig, volume: Path) -> Path:
     return place
 
 
-def test_a_volume_that_is_mounted_and_cannot_be_idmapped_decides_the_pods_user_namespace(
+def test_volume_that_cannot_be_idmapped_selects_the_nodes_user_namespace(
     cri: CriClient, volume: Path, unmappable: Path
 ) -> None:
     config = cri.pod_config()
@@ -233,7 +233,7 @@ def test_a_volume_that_is_mounted_and_cannot_be_idmapped_decides_the_pods_user_n
     assert cri.finish(pod, "stat", "-c", "%u", "/data/file", **mounted(share)) == "1000\n"
 
 
-def test_a_volume_of_memory_that_can_be_idmapped_decides_nothing(cri: CriClient, volume: Path) -> None:
+def test_idmappable_tmpfs_volume_does_not_affect_the_user_namespace(cri: CriClient, volume: Path) -> None:
     config = cri.pod_config()
     place = kubelets(config, volume)
     mounts.mount("secret", place, "tmpfs", 0, "mode=700")
@@ -242,9 +242,7 @@ def test_a_volume_of_memory_that_can_be_idmapped_decides_nothing(cri: CriClient,
     assert cri.finish(pod, "stat", "-c", "%u %a", "/data", **mounted(place)) == "0 700\n"
 
 
-def test_a_host_path_that_cannot_be_idmapped_is_refused_with_the_two_ways_out(
-    cri: CriClient, unmappable: Path
-) -> None:
+def test_error_for_a_host_path_that_cannot_be_idmapped_has_two_remedies(cri: CriClient, unmappable: Path) -> None:
     pod = cri.run_pod()
     container = cri.create(pod, cri.container_config("true", **mounted(unmappable)))
     words = (
@@ -255,9 +253,7 @@ def test_a_host_path_that_cannot_be_idmapped_is_refused_with_the_two_ways_out(
     assert cri.status(container).reason == "StartError"
 
 
-def test_below_a_volume_what_can_be_idmapped_is_and_what_cannot_is_still_there(
-    cri: CriClient, volume: Path, unmappable: Path
-) -> None:
+def test_mounts_below_a_volume_are_idmapped_if_possible(cri: CriClient, volume: Path, unmappable: Path) -> None:
     memory = volume / "memory"
     memory.mkdir()
     mounts.mount("memory", memory, "tmpfs", 0, "mode=755")
@@ -272,7 +268,7 @@ def test_below_a_volume_what_can_be_idmapped_is_and_what_cannot_is_still_there(
 
 
 @pytest.mark.parametrize("path", ["/proc", "/sys"])
-def test_the_kernels_own_filesystems_are_volumes_as_they_are(cri: CriClient, path: str) -> None:
+def test_kernel_filesystems_are_mounted_without_idmap(cri: CriClient, path: str) -> None:
     """What a node exporter without privileges has."""
     shown = cri.finish(cri.run_pod(), "ls", "/host", **mounted(Path(path), "/host", readonly=True))
     assert {"proc": "uptime", "sys": "class"}[path[1:]] in shown.split()
@@ -292,7 +288,7 @@ def test_a_socket_or_a_fifo_can_be_mounted(cri: CriClient, pod: str, volume: Pat
 
 @pytest.mark.parametrize("later", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("propagation", [pb.PROPAGATION_PRIVATE, pb.PROPAGATION_HOST_TO_CONTAINER])
-def test_the_end_of_a_container_leaves_the_nodes_mounts_below_its_volume(
+def test_mounts_of_the_node_below_a_volume_survive_the_container(
     cri: CriClient, pod: str, shared: Path, propagation: int, later: bool
 ) -> None:
     """A clone of a shared mount is its peer: unmounting it would unmount what lies below on the node."""
@@ -317,7 +313,7 @@ def test_the_end_of_a_container_leaves_the_nodes_mounts_below_its_volume(
     assert (below / "file").read_text() == "of the node"
 
 
-def test_the_nodes_root_is_a_volume_of_an_unprivileged_pod(machine: Machine, cri: CriClient, volume: Path) -> None:
+def test_unprivileged_pod_can_mount_the_nodes_root(machine: Machine, cri: CriClient, volume: Path) -> None:
     """The daemon's own directories are below it, some of them closed to all but a pod's root."""
     (volume / "file").write_text("x")
     fields = mounted(Path("/"), "/host", readonly=True)
@@ -329,7 +325,9 @@ def test_the_nodes_root_is_a_volume_of_an_unprivileged_pod(machine: Machine, cri
 
 @pytest.mark.parametrize("path", ["/proc", "/"])
 @pytest.mark.parametrize("host_network", [False, True])
-def test_the_nodes_proc_is_the_nodes(machine: Machine, cri: CriClient, path: str, host_network: bool) -> None:
+def test_mounted_proc_of_the_node_shows_the_nodes_processes(
+    machine: Machine, cri: CriClient, path: str, host_network: bool
+) -> None:
     """conmon and the OCI runtime have the /proc of the CT: what a volume shows is not theirs."""
     options = pb.NamespaceOption(pid=pb.CONTAINER, network=pb.NODE if host_network else pb.POD)
     pod = cri.run_pod(cri.pod_config(linux=pod_security(namespace_options=options)))
@@ -342,7 +340,7 @@ def test_the_nodes_proc_is_the_nodes(machine: Machine, cri: CriClient, path: str
     cri.remove_pod(pod)
 
 
-def test_a_directory_that_is_not_there_is_made(cri: CriClient, pod: str, volume: Path) -> None:
+def test_missing_host_directory_is_created(cri: CriClient, pod: str, volume: Path) -> None:
     assert cri.finish(pod, "ls", "-a", "/data", **mounted(volume / "new/one")).split() == [".", ".."]
     assert (volume / "new/one").is_dir()
 
@@ -365,7 +363,7 @@ def declaring(cri: CriClient, machine: Machine, *volumes: str) -> pb.ImageSpec:
 
 
 @pytest.mark.parametrize("readonly", [False, True])
-def test_a_declared_volume_is_made_and_stays_writable(
+def test_declared_volume_is_created_and_writable_with_a_readonly_root(
     cri: CriClient, machine: Machine, pod: str, *, readonly: bool
 ) -> None:
     image = declaring(cri, machine, "/made/by/volume", "/var/db")
@@ -378,7 +376,7 @@ def test_a_declared_volume_is_made_and_stays_writable(
     assert shown == expected
 
 
-def test_a_declared_volume_behind_a_link_of_the_image_stays_in_the_container(
+def test_declared_volume_through_a_symlink_stays_in_the_container(
     cri: CriClient, machine: Machine, pod: str
 ) -> None:
     image = declaring(cri, machine, "/var/link", "relative", "/", "/bin/busybox")

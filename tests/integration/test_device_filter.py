@@ -66,7 +66,7 @@ def can_open_null_inside(group: Path) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_processes_may_use_devices_again_once_the_filter_is_lifted(group: Path) -> None:
+def test_removed_filter_allows_devices(group: Path) -> None:
     attach_program(group, DENY_ALL)
     assert not can_open_null_inside(group)
 
@@ -75,5 +75,5 @@ def test_processes_may_use_devices_again_once_the_filter_is_lifted(group: Path) 
     assert can_open_null_inside(group)
 
 
-def test_a_group_without_a_filter_is_left_as_it_is(group: Path) -> None:
+def test_cgroup_without_a_filter_is_unchanged(group: Path) -> None:
     assert device_filter.lift(group) == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Containers as attackers: nothing of the node's, or of conmon's and the OCI runtime's, may come within reach.
+"""Containers as attackers: they must not reach the node, conmon or the OCI runtime.
 
 docs/security.md has the table of these attacks. A privileged pod, and one with the node's PIDs, has the node by
 its own wish; a pod that has neither must not, whatever capabilities its containers have and whatever happens
@@ -162,7 +162,7 @@ def test_no_cgroup_file_can_be_written_above_the_containers_own(cri: CriClient, 
 
 
 @pytest.mark.parametrize("number", range(3, 14))
-def test_leaky_vessels_no_working_directory_is_a_descriptor_of_the_runtimes(
+def test_working_directory_cannot_be_a_leaked_descriptor(
     cri: CriClient, marker: Path, pod: str, number: int
 ) -> None:
     """CVE-2024-21626: a working directory /proc/self/fd/N, N a directory of the node that the runtime left
@@ -184,7 +184,7 @@ def test_leaky_vessels_no_working_directory_is_a_descriptor_of_the_runtimes(
     assert cri.text(container) == ""
 
 
-def test_the_runtimes_own_programs_cannot_be_overwritten(machine: Machine, cri: CriClient, marker: Path) -> None:
+def test_runtime_binaries_cannot_be_overwritten(machine: Machine, cri: CriClient, marker: Path) -> None:
     """CVE-2019-5736: an entrypoint /proc/self/exe, and a library or script that writes to it."""
     programs = [Path(found) for name in ("runc", "crun", "conmon", "catatonit") if (found := shutil.which(name))]
     before = [hashlib.sha256(each.read_bytes()).digest() for each in programs]
@@ -200,7 +200,7 @@ def test_the_runtimes_own_programs_cannot_be_overwritten(machine: Machine, cri: 
     cri.images.RemoveImage(pb.RemoveImageRequest(image=pb.ImageSpec(image=pushed)))
 
 
-def test_a_sysctls_value_sets_no_other_sysctl(cri: CriClient) -> None:
+def test_sysctl_value_cannot_set_another_sysctl(cri: CriClient) -> None:
     """CVE-2022-0811 (cr8escape): `kernel.shm_rmid_forced=1+kernel.core_pattern=|…`."""
     core_pattern = Path("/proc/sys/kernel/core_pattern").read_text()
     for value in ("1+kernel.core_pattern=|/x", "1\nkernel.core_pattern=|/x", "0' /proc/sys/kernel/core_pattern"):
@@ -213,9 +213,7 @@ def test_a_sysctls_value_sets_no_other_sysctl(cri: CriClient) -> None:
 @pytest.mark.parametrize(
     "name", ["etc/hosts", "etc/resolv.conf", "etc/hostname", "etc/mtab", "dev", "proc", "sys"]
 )
-def test_a_symlink_of_an_image_leads_nothing_of_ours_to_the_node(
-    machine: Machine, cri: CriClient, name: str
-) -> None:
+def test_symlinks_of_an_image_do_not_lead_to_the_node(machine: Machine, cri: CriClient, name: str) -> None:
     """CVE-2024-5154 (/etc/mtab), CVE-2019-19921 and CVE-2023-27561 (/proc), CVE-2021-30465 (mount targets)."""
     outside = machine.directory / "outside"
     layer = LayerBuilder()
@@ -238,7 +236,7 @@ def test_a_symlink_of_an_image_leads_nothing_of_ours_to_the_node(
 
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("name", ["dev", "proc", "sys"])
-def test_a_kernel_directory_that_is_a_symlink_changes_nothing_on_the_node(
+def test_symlink_in_a_volume_does_not_redirect_another_mount(
     machine: Machine, cri: CriClient, name: str, absolute: bool
 ) -> None:
     """runc 1.1.5 with /dev as a symlink replaces `ptmx` and makes `fd`, `stdin`, … where the link leads."""
@@ -287,7 +285,7 @@ def test_a_volumes_symlink_leads_no_other_mount_to_the_node(machine: Machine, cr
         target.rmdir()
 
 
-def test_no_abstract_socket_of_ours_is_on_the_nodes_network(cri: CriClient) -> None:
+def test_daemon_has_no_abstract_socket(cri: CriClient) -> None:
     """CVE-2020-15257: a shim's API on an abstract socket, which a pod with the node's network could reach."""
     options = pb.NamespaceOption(network=pb.NODE, pid=pb.CONTAINER)
     pod = cri.run_pod(cri.pod_config(linux=pod_security(namespace_options=options)))
@@ -299,7 +297,7 @@ def test_no_abstract_socket_of_ours_is_on_the_nodes_network(cri: CriClient) -> N
     assert not {name for name in sockets if "conmon" in name or "pvecri" in name or "nri" in name}
 
 
-def test_no_user_namespace_of_a_containers_own_reaches_release_agent(cri: CriClient, pod: str) -> None:
+def test_release_agent_cannot_be_written_from_a_nested_user_namespace(cri: CriClient, pod: str) -> None:
     """CVE-2022-0492: unshare, mount a cgroup of version 1, write its release_agent."""
     script = """
         unshare -U -r -m -C sh -c 'for c in memory rdma pids devices; do
@@ -311,7 +309,7 @@ def test_no_user_namespace_of_a_containers_own_reaches_release_agent(cri: CriCli
     assert cri.output(container, "sh", "-c", script) == ""
 
 
-def test_the_pause_container_has_nothing_to_give_away(machine: Machine, cri: CriClient, marker: Path) -> None:
+def test_pause_container_has_no_privileges(machine: Machine, cri: CriClient, marker: Path) -> None:
     asked = PODS["node-shared"]
     pod = asked.pod(cri)
     container = cri.run(pod, "sleep", "1000", linux=attacker(namespace_options=asked.options()))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Containers and images that cannot be made: the status, the words, and nothing left behind."""
+"""Containers and images that cannot be created: status, message, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def assert_only_the_pod_is_left(machine: Machine, pod: str) -> None:
         ({"linux": security(namespace_options=pb.NamespaceOption(network=pb.NODE))}, r"config\..*\.network"),
     ],
 )
-def test_a_field_that_is_wrong_is_named(
+def test_error_names_the_invalid_field(
     machine: Machine, cri: CriClient, pod: str, fields: dict[str, Any], field: str
 ) -> None:
     with refused(INVALID, f"^{field}(\\.value)?: "):
@@ -62,14 +62,14 @@ def test_a_field_that_is_wrong_is_named(
     assert_only_the_pod_is_left(machine, pod)
 
 
-def test_an_image_that_was_not_pulled_is_not_found(machine: Machine, cri: CriClient, pod: str) -> None:
+def test_missing_image_is_not_found(machine: Machine, cri: CriClient, pod: str) -> None:
     image = pb.ImageSpec(image="registry.example/not:there")
     with refused(grpc.StatusCode.NOT_FOUND, "image 'registry.example/not:there' is not in the store"):
         cri.create(pod, cri.container_config("true", image=image))
     assert_only_the_pod_is_left(machine, pod)
 
 
-def test_a_pod_that_does_not_exist_takes_no_container(cri: CriClient) -> None:
+def test_container_in_an_unknown_pod_is_not_found(cri: CriClient) -> None:
     with refused(grpc.StatusCode.NOT_FOUND, f"pod sandbox '{'0' * 64}' does not exist"):
         cri.create("0" * 64, cri.container_config("true"))
 
@@ -89,7 +89,7 @@ def test_an_image_whose_user_is_unknown_is_refused(machine: Machine, cri: CriCli
 
 
 @pytest.mark.parametrize("command", ["no-such-command", "/no/such/command", "/etc/passwd"])
-def test_a_command_that_cannot_be_executed_fails_the_start(
+def test_command_that_cannot_be_executed_fails_the_start(
     machine: Machine, cri: CriClient, pod: str, command: str
 ) -> None:
     container = cri.create(pod, cri.container_config(command))
@@ -111,7 +111,7 @@ def test_a_working_directory_that_is_a_file_fails_the_start(machine: Machine, cr
     assert_only_the_pod_is_left(machine, pod)
 
 
-def test_a_volume_that_is_gone_at_the_start_is_named(machine: Machine, cri: CriClient, pod: str) -> None:
+def test_start_error_names_a_missing_volume(machine: Machine, cri: CriClient, pod: str) -> None:
     volume = machine.directory / "volume"
     volume.mkdir()
     mount = pb.Mount(host_path=str(volume), container_path="/data")
@@ -123,7 +123,7 @@ def test_a_volume_that_is_gone_at_the_start_is_named(machine: Machine, cri: CriC
     assert_only_the_pod_is_left(machine, pod)
 
 
-def test_a_start_that_fails_holds_nothing(machine: Machine, cri: CriClient, pod: str) -> None:
+def test_failed_start_leaves_nothing(machine: Machine, cri: CriClient, pod: str) -> None:
     container = cri.create(pod, cri.container_config("no-such-command"))
     with refused(INVALID, "config.command"):
         cri.start(container)
@@ -144,27 +144,27 @@ def test_a_log_that_cannot_be_written_fails_the_start(machine: Machine, cri: Cri
     assert_only_the_pod_is_left(machine, pod)
 
 
-def test_a_registry_that_does_not_answer_is_unavailable(machine: Machine, cri: CriClient) -> None:
+def test_unreachable_registry_is_unavailable_over_the_cri(machine: Machine, cri: CriClient) -> None:
     with refused(grpc.StatusCode.UNAVAILABLE, "127.0.0.1:1/no/image"):
         cri.pull("127.0.0.1:1/no/image:1")
 
 
-def test_a_tag_that_the_registry_lacks_is_not_found(machine: Machine, cri: CriClient) -> None:
+def test_unknown_tag_is_not_found(machine: Machine, cri: CriClient) -> None:
     with refused(grpc.StatusCode.NOT_FOUND, "tests/tools:none"):
         cri.pull(machine.image.replace(":1", ":none"))
 
 
-def test_a_digest_that_the_registry_lacks_is_not_found(machine: Machine, cri: CriClient) -> None:
+def test_unknown_digest_is_not_found(machine: Machine, cri: CriClient) -> None:
     with refused(grpc.StatusCode.NOT_FOUND, "tests/tools@sha256:0000"):
         cri.pull(f"{machine.image.rpartition(':')[0]}@sha256:{'0' * 64}")
 
 
-def test_a_reference_that_is_none_is_an_invalid_argument(cri: CriClient) -> None:
+def test_malformed_reference_is_refused(cri: CriClient) -> None:
     with refused(INVALID, "image"):
         cri.pull("Not A Reference")
 
 
-def test_an_image_in_use_is_not_taken_away_from_its_container(machine: Machine, cri: CriClient, pod: str) -> None:
+def test_container_keeps_running_after_removal_of_its_image(machine: Machine, cri: CriClient, pod: str) -> None:
     image = machine.registry.push("tests/short-lived", "1", tools_image(Env=["SHORT=1"]))
     cri.pull(image)
     container = cri.run(pod, "sleep", "1000", image=pb.ImageSpec(image=image))

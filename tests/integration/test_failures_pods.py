@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods that cannot be made for reasons of the request or of the network: the status, the words, nothing left."""
+"""Pods that cannot be created because of the request or the network: status, message, nothing left behind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pvecri.cri.proto import cri_pb2 as pb
         ({"dns_config": pb.DNSConfig(servers=["dns"])}, r"config.dns_config.servers\[0\]"),
     ],
 )
-def test_a_field_that_is_wrong_is_named(
+def test_error_names_the_invalid_field(
     machine: Machine, cri: CriClient, fields: dict[str, Any], field: str
 ) -> None:
     with refused(grpc.StatusCode.INVALID_ARGUMENT, f"^{field}: "):
@@ -48,7 +48,7 @@ def test_an_unknown_runtime_handler_is_refused(machine: Machine, cri: CriClient)
     machine.assert_nothing_left()
 
 
-def test_a_network_plugin_that_fails_is_told_in_its_words(machine: Machine, cri: CriClient) -> None:
+def test_error_of_a_network_plugin_is_returned(machine: Machine, cri: CriClient) -> None:
     answer = '{"cniVersion": "1.0.0", "code": 11, "msg": "no addresses left"}'
     machine.write_network(
         machine.write_plugin("failing", f"[ $CNI_COMMAND = DEL ] || {{ echo '{answer}'; exit 1; }}")
@@ -58,21 +58,21 @@ def test_a_network_plugin_that_fails_is_told_in_its_words(machine: Machine, cri:
     machine.assert_nothing_left()
 
 
-def test_a_network_plugin_that_does_not_exist_is_named(machine: Machine, cri: CriClient) -> None:
+def test_missing_network_plugin_is_named(machine: Machine, cri: CriClient) -> None:
     machine.write_network({"type": "nowhere"})
     with refused(grpc.StatusCode.FAILED_PRECONDITION, r"needs the CNI plugins nowhere.*network\.bin_dirs"):
         cri.run_pod()
     machine.assert_nothing_left()
 
 
-def test_without_a_network_configuration_no_pod_starts(machine: Machine, cri: CriClient) -> None:
+def test_pod_needs_a_network_configuration(machine: Machine, cri: CriClient) -> None:
     (machine.conf_dir / "10-pvt.conflist").unlink()
     with refused(grpc.StatusCode.FAILED_PRECONDITION, f"{machine.conf_dir}"):
         cri.run_pod()
     machine.assert_nothing_left()
 
 
-def test_a_network_that_cannot_be_left_keeps_the_pod_until_it_can(machine: Machine, cri: CriClient) -> None:
+def test_pod_stays_until_its_network_can_be_detached(machine: Machine, cri: CriClient) -> None:
     stuck = machine.directory / "stuck"
     script = f'[ $CNI_COMMAND = DEL ] && [ -e {stuck} ] && {{ echo \'{{"code": 99, "msg": "stuck"}}\'; exit 1; }}'
     machine.write_network(machine.write_plugin("sticky", f"{script}\n[ $CNI_COMMAND = ADD ] && cat || true"))
@@ -93,9 +93,7 @@ def test_a_host_port_that_is_mapped_twice_is_refused(machine: Machine, cri: CriC
     machine.assert_nothing_left()
 
 
-def test_the_name_of_a_pod_that_failed_is_free_again(
-    machine: Machine, embedded: EmbeddedNode, cri: CriClient
-) -> None:
+def test_name_of_a_failed_pod_can_be_reused(machine: Machine, embedded: EmbeddedNode, cri: CriClient) -> None:
     config = cri.pod_config()
     embedded.fault(task="vzcreate", text="no space")
     with refused(grpc.StatusCode.INTERNAL, "no space"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to pods when Proxmox fails, refuses or is away: the status, the words, and nothing left behind."""
+"""Proxmox fails, refuses or is unreachable: status, message, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def condition(cri: CriClient, name: str) -> pb.RuntimeCondition:
     return next(each for each in conditions if each.type == name)
 
 
-def test_proxmox_away_is_unavailable_and_named_with_its_setting(
+def test_unreachable_proxmox_is_unavailable_and_names_the_setting(
     machine: Machine, embedded: EmbeddedNode, cri: CriClient
 ) -> None:
     embedded.stop()
@@ -31,9 +31,7 @@ def test_proxmox_away_is_unavailable_and_named_with_its_setting(
     eventually(lambda: set(machine.leftovers()) <= machine.usual, "the pod that failed is gone")
 
 
-def test_the_runtime_is_not_ready_while_proxmox_is_away(
-    machine: Machine, embedded: EmbeddedNode, cri: CriClient
-) -> None:
+def test_runtime_is_not_ready_without_proxmox(machine: Machine, embedded: EmbeddedNode, cri: CriClient) -> None:
     machine.restart()
     embedded.stop()
     machine.restart()
@@ -54,9 +52,7 @@ def test_refused_credentials_are_permission_denied(
     machine.assert_nothing_left()
 
 
-def test_a_privilege_that_lacks_is_permission_denied(
-    machine: Machine, embedded: EmbeddedNode, cri: CriClient
-) -> None:
+def test_missing_privilege_is_permission_denied(machine: Machine, embedded: EmbeddedNode, cri: CriClient) -> None:
     words = "Permission check failed (/vms/1, VM.Allocate)"
     embedded.fault(request="POST /nodes/[^/]+/lxc", status=403, text=words, times=None)
     with refused(grpc.StatusCode.PERMISSION_DENIED, r"VM\.Allocate.*lacks the privilege"):
@@ -64,16 +60,14 @@ def test_a_privilege_that_lacks_is_permission_denied(
     machine.assert_nothing_left()
 
 
-def test_a_create_call_that_proxmox_refuses_is_told_in_its_words(
-    machine: Machine, embedded: EmbeddedNode, cri: CriClient
-) -> None:
+def test_error_of_a_refused_create_is_returned(machine: Machine, embedded: EmbeddedNode, cri: CriClient) -> None:
     embedded.fault(request="POST /nodes/[^/]+/lxc", status=500, text="storage is full", times=None)
     with refused(grpc.StatusCode.INTERNAL, r"create CT \d+: storage is full"):
         cri.run_pod()
     machine.assert_nothing_left()
 
 
-def test_a_create_task_that_fails_is_told_in_its_words(
+def test_error_of_a_failed_create_task_is_returned(
     machine: Machine, embedded: EmbeddedNode, cri: CriClient
 ) -> None:
     embedded.fault(task="vzcreate", text="unable to create CT - disk quota exceeded")
@@ -83,7 +77,7 @@ def test_a_create_task_that_fails_is_told_in_its_words(
 
 
 @pytest.mark.slow_node
-def test_a_start_task_that_fails_is_told_in_its_words_and_the_ct_is_destroyed(
+def test_error_of_a_failed_start_task_is_returned_and_the_ct_destroyed(
     machine: Machine, embedded: EmbeddedNode, cri: CriClient
 ) -> None:
     embedded.fault(task="vzstart", text="startup for container failed")
@@ -93,7 +87,7 @@ def test_a_start_task_that_fails_is_told_in_its_words_and_the_ct_is_destroyed(
 
 
 @pytest.mark.slow_node
-def test_a_ct_that_does_not_come_up_in_time_is_given_up(machine: Machine, embedded: EmbeddedNode) -> None:
+def test_ct_that_does_not_start_in_time_is_destroyed(machine: Machine, embedded: EmbeddedNode) -> None:
     machine.restart(runtime="start_timeout = 0.5")
     # The task holds the lock of the CT's config, so the daemon destroys the CT when it has ended.
     embedded.fault(task="vzstart", delay=3)
@@ -114,7 +108,7 @@ def two_vmids(machine: Machine) -> Iterator[CriClient]:
     machine.restart()
 
 
-def test_a_full_range_of_vmids_is_resource_exhausted(machine: Machine, two_vmids: CriClient) -> None:
+def test_exhausted_vmid_range_is_resource_exhausted(machine: Machine, two_vmids: CriClient) -> None:
     pods = [two_vmids.run_pod(), two_vmids.run_pod()]
     with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, r"all 2 VMIDs .* are in use \(proxmox\.vmid_range"):
         two_vmids.run_pod()
@@ -124,7 +118,7 @@ def test_a_full_range_of_vmids_is_resource_exhausted(machine: Machine, two_vmids
 
 
 @pytest.mark.slow_node
-def test_a_vmid_that_another_has_taken_is_passed_over(machine: Machine, two_vmids: CriClient) -> None:
+def test_vmid_taken_by_another_guest_is_skipped(machine: Machine, two_vmids: CriClient) -> None:
     two_vmids.remove_pod(two_vmids.run_pod())
     machine.node.make_ct(VMIDS[1])
     before = machine.node.ct(VMIDS[1], "config")
@@ -135,9 +129,7 @@ def test_a_vmid_that_another_has_taken_is_passed_over(machine: Machine, two_vmid
     assert machine.node.ct(VMIDS[1], "config") == before
 
 
-def test_a_ct_that_cannot_be_destroyed_keeps_its_pod_until_it_can(
-    machine: Machine, embedded: EmbeddedNode, cri: CriClient
-) -> None:
+def test_pod_stays_until_its_ct_can_be_destroyed(machine: Machine, embedded: EmbeddedNode, cri: CriClient) -> None:
     pod = cri.run_pod()
     embedded.fault(task="vzdestroy", text="dataset is busy", times=None)
     with refused(grpc.StatusCode.INTERNAL, r"destroy CT \d+: dataset is busy"):
@@ -159,9 +151,7 @@ def test_a_pod_that_cannot_be_destroyed_can_be_removed_again(
     machine.assert_nothing_left()
 
 
-def test_a_stop_while_proxmox_is_away_can_be_repeated(
-    machine: Machine, embedded: EmbeddedNode, cri: CriClient
-) -> None:
+def test_stop_without_proxmox_can_be_retried(machine: Machine, embedded: EmbeddedNode, cri: CriClient) -> None:
     pod = cri.run_pod()
     container = cri.run(pod, "sleep", "1000")
     embedded.stop()
@@ -175,9 +165,7 @@ def test_a_stop_while_proxmox_is_away_can_be_repeated(
     machine.assert_nothing_left()
 
 
-def test_a_stop_task_that_fails_leaves_the_pod_to_be_stopped_again(
-    machine: Machine, embedded: EmbeddedNode, cri: CriClient
-) -> None:
+def test_failed_stop_task_can_be_retried(machine: Machine, embedded: EmbeddedNode, cri: CriClient) -> None:
     pod = cri.run_pod()
     embedded.fault(task="vzstop", text="CT is stuck")
     with refused(grpc.StatusCode.INTERNAL, r"stop CT \d+: CT is stuck"):
@@ -187,7 +175,7 @@ def test_a_stop_task_that_fails_leaves_the_pod_to_be_stopped_again(
     machine.assert_nothing_left()
 
 
-def test_what_needs_no_proxmox_goes_on_while_it_is_away(embedded: EmbeddedNode, cri: CriClient) -> None:
+def test_container_calls_work_without_proxmox(embedded: EmbeddedNode, cri: CriClient) -> None:
     pod = cri.run_pod()
     embedded.stop()
     assert cri.finish(pod, "echo", "hello") == "hello\n"
@@ -196,7 +184,7 @@ def test_what_needs_no_proxmox_goes_on_while_it_is_away(embedded: EmbeddedNode, 
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_tags_that_fail_do_not_fail_the_pod_and_are_tried_again(
+def test_failed_tags_do_not_fail_the_pod_and_are_retried(
     machine: Machine, embedded: EmbeddedNode, cri: CriClient, restart: bool
 ) -> None:
     embedded.fault(request="PUT /nodes/[^/]+/lxc/[0-9]+/config", status=500, text="no tags today", times=None)
@@ -210,7 +198,7 @@ def test_tags_that_fail_do_not_fail_the_pod_and_are_tried_again(
     eventually(lambda: machine.node.ct(cri.vmid(pod), "config").get("tags") == "pvecri", "the CT has its tags")
 
 
-def test_a_pod_whose_ct_was_destroyed_behind_our_back_can_be_removed(machine: Machine, cri: CriClient) -> None:
+def test_pod_whose_ct_was_destroyed_by_hand_can_be_removed(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod()
     vmid = cri.vmid(pod)
     machine.node.remove_ct(vmid)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults of the machine, and input that nobody foresaw: work goes on, and nothing stays that cannot be removed."""
+"""Faults of the machine and unexpected input: other work continues, and everything can be removed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def locked(machine: Machine) -> Iterator[None]:
 # -- recovery -------------------------------------------------------------------------------------------------
 
 
-def test_a_directory_that_is_busy_keeps_no_daemon_from_starting(machine: Machine, cri: CriClient) -> None:
+def test_daemon_starts_despite_a_busy_directory(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod()
     machine.kill()
     stray = machine.run_dir / "pods" / ("5" * 64)
@@ -58,7 +58,7 @@ def test_a_directory_that_is_busy_keeps_no_daemon_from_starting(machine: Machine
     assert "a mount is left below" in machine.daemon.log.read_text()
 
 
-def test_recovery_goes_on_after_a_fault_in_one_of_its_steps(
+def test_recovery_continues_after_a_fault_in_one_step(
     machine: Machine, cri: CriClient, embedded: EmbeddedNode
 ) -> None:
     busy, other = cri.run_pod(cri.pod_config("busy")), cri.run_pod(cri.pod_config("other"))
@@ -84,9 +84,7 @@ def test_recovery_goes_on_after_a_fault_in_one_of_its_steps(
 
 
 @pytest.mark.parametrize("rate", ["1e400", "foo", "1e99999999", "9" * 5000, "-1", "1e18"])
-def test_a_bandwidth_that_cannot_be_read_is_refused_before_anything_is_made(
-    machine: Machine, cri: CriClient, rate: str
-) -> None:
+def test_invalid_bandwidth_is_refused_before_a_ct_is_created(machine: Machine, cri: CriClient, rate: str) -> None:
     with refused(INVALID, rf"^config\.annotations\[{BANDWIDTH}\]: "):
         cri.run_pod(cri.pod_config(annotations={BANDWIDTH: rate}))
     assert rows(machine, "sandboxes") == {}
@@ -94,7 +92,7 @@ def test_a_bandwidth_that_cannot_be_read_is_refused_before_anything_is_made(
 
 
 @pytest.mark.parametrize("rate", ["1e400", "foo"])
-def test_a_pod_that_an_earlier_pvecri_left_with_such_a_bandwidth_is_removed(
+def test_pod_with_an_invalid_bandwidth_of_an_earlier_version_is_removed(
     machine: Machine, cri: CriClient, rate: str
 ) -> None:
     cri.run_pod(cri.pod_config("removing"))
@@ -137,7 +135,7 @@ def test_a_container_that_ends_while_the_database_is_locked_is_recorded(machine:
     assert rows(machine, "containers")[container]["exit_code"] == 5
 
 
-def test_an_exit_code_that_was_never_stored_outlives_a_crash(machine: Machine, cri: CriClient) -> None:
+def test_unstored_exit_code_survives_a_crash(machine: Machine, cri: CriClient) -> None:
     container = cri.run(cri.run_pod(), "sh", "-c", "until [ -e /tmp/end ]; do usleep 10000; done; exit 5")
     root = Path(f"/proc/{machine.processes_of(container)[0]}/root")
     with locked(machine):
@@ -199,7 +197,7 @@ def fill(directory: Path) -> Path:
     return filler
 
 
-def test_a_full_disk_keeps_nothing_from_ending(machine: Machine, small: Path) -> None:
+def test_pods_can_be_stopped_and_removed_on_a_full_disk(machine: Machine, small: Path) -> None:
     state, images = f'state_dir = "{small}"', f'root = "{machine.state_dir / "images"}"'
     with machine.restarted(runtime=state, images=images) as cri:
         stays, goes = cri.run_pod(), cri.run_pod()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a kubelet sets in its own cgroups of a pod acts on the pod's CT."""
+"""Limits in a kubelet's own cgroup of a pod are applied to the pod's CT."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def ct(machine: Machine, pod: str, option: str) -> float:
     return float(str(machine.node.ct(machine.client.vmid(pod), "config").get(option, 0)))
 
 
-def test_pod_pids_limit_bounds_a_fork_bomb(cri: CriClient, kubepods: Group) -> None:
+def test_pod_pids_limit_stops_a_fork_bomb(cri: CriClient, kubepods: Group) -> None:
     config, group = pod_of_kubelet(cri, kubepods)
     group.set(pids_max=60)
     pod = cri.run_pod(config)
@@ -59,7 +59,7 @@ def test_pods_without_a_pids_limit_have_none(cri: CriClient, kubepods: Group) ->
     assert ct_cgroup(cri, cri.run_pod()).get("pids.max") == "max"
 
 
-def test_limits_that_changed_while_the_daemon_was_away_act_after_its_restart(
+def test_limits_changed_without_the_daemon_are_applied_at_its_start(
     machine: Machine, cri: CriClient, kubepods: Group
 ) -> None:
     config, group = pod_of_kubelet(cri, kubepods)
@@ -70,7 +70,7 @@ def test_limits_that_changed_while_the_daemon_was_away_act_after_its_restart(
     assert ct_cgroup(machine.client, pod).get("pids.max") == "80"
 
 
-def test_a_container_without_limits_is_not_bound_by_those_of_another(
+def test_container_without_limits_is_not_limited_by_another_containers(
     machine: Machine, cri: CriClient, kubepods: Group
 ) -> None:
     # A kubelet sends the sum of the limits that containers have, and sets none for the pod unless all have one.
@@ -82,7 +82,7 @@ def test_a_container_without_limits_is_not_bound_by_those_of_another(
     assert ct(machine, pod, "cpuunits") == 4
 
 
-def test_the_limits_of_a_pod_bound_its_ct(machine: Machine, cri: CriClient, kubepods: Group) -> None:
+def test_limits_of_a_pod_are_set_on_its_ct(machine: Machine, cri: CriClient, kubepods: Group) -> None:
     sums = {"memory_limit_in_bytes": 64 * MIB, "cpu_quota": 20_000, "cpu_period": CPU_PERIOD}
     config, group = pod_of_kubelet(cri, kubepods, **sums)
     group.set(memory_max=64 * MIB, cpu_max=20_000)
@@ -92,7 +92,7 @@ def test_the_limits_of_a_pod_bound_its_ct(machine: Machine, cri: CriClient, kube
 
 
 @pytest.mark.parametrize("no_limit", [-1, (1 << 63) - 4096])
-def test_a_resize_keeps_what_a_pod_has_no_limit_of(
+def test_resize_sets_no_limit_that_the_pod_lacks(
     machine: Machine, cri: CriClient, kubepods: Group, no_limit: int
 ) -> None:
     """A kubelet sends what its pod cgroup says: -1 for `max` of version 2, else the kernel's large number."""
@@ -108,7 +108,7 @@ def test_a_resize_keeps_what_a_pod_has_no_limit_of(
     assert ct(machine, pod, "cpuunits") == 79
 
 
-def test_a_pod_without_limits_has_at_most_what_all_pods_may_have(
+def test_pod_without_limits_is_limited_by_node_allocatable(
     machine: Machine, cri: CriClient, kubepods: Group
 ) -> None:
     config, _ = pod_of_kubelet(cri, kubepods)
@@ -116,7 +116,7 @@ def test_a_pod_without_limits_has_at_most_what_all_pods_may_have(
     assert ct(machine, cri.run_pod(config), "memory") == 512
 
 
-def test_pods_weigh_what_their_quality_of_service_says(machine: Machine, cri: CriClient, kubepods: Group) -> None:
+def test_cpu_weight_follows_the_qos_class(machine: Machine, cri: CriClient, kubepods: Group) -> None:
     best_effort, _ = pod_of_kubelet(cri, kubepods, cpu_shares=2)
     burstable, _ = pod_of_kubelet(cri, kubepods, cpu_shares=256)
     guaranteed, _ = pod_of_kubelet(cri, kubepods, cpu_shares=2048)
@@ -124,7 +124,7 @@ def test_pods_weigh_what_their_quality_of_service_says(machine: Machine, cri: Cr
     assert weights == [1, 10, 79]
 
 
-def test_another_clients_cgroup_changes_nothing(machine: Machine, cri: CriClient, kubepods: Group) -> None:
+def test_cgroup_parent_of_another_client_has_no_effect(machine: Machine, cri: CriClient, kubepods: Group) -> None:
     kubepods.set(pids_max=50, memory_max=512 * MIB)
     wanted = pb.LinuxContainerResources(memory_limit_in_bytes=64 * MIB)
     config = cri.pod_config(linux=pb.LinuxPodSandboxConfig(resources=wanted, cgroup_parent=kubepods.path))
@@ -133,7 +133,7 @@ def test_another_clients_cgroup_changes_nothing(machine: Machine, cri: CriClient
     assert ct_cgroup(cri, pod).get("pids.max") == "max"
 
 
-def test_a_container_for_which_the_pod_has_no_pids_left_does_not_start(cri: CriClient, kubepods: Group) -> None:
+def test_container_start_fails_if_the_pod_is_at_its_pids_limit(cri: CriClient, kubepods: Group) -> None:
     config, group = pod_of_kubelet(cri, kubepods)
     group.set(pids_max=4)
     container = cri.create(cri.run_pod(config), cri.container_config("true"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods as a kubelet 1.36 asks for them: whose user namespace each gets, and where that is seen."""
+"""Pods as a kubelet 1.36 requests them: the user namespace that each gets, and where it is shown."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def running(cri: CriClient, sent: kubelet.SentPod) -> str:
 
 
 @pytest.mark.parametrize("name", kubelet.PODS)
-def test_a_kubelets_pod_is_unprivileged_unless_it_cannot_be(
+def test_kubelets_pod_is_unprivileged_if_possible(
     machine: Machine, cri: CriClient, directory: Path, name: str
 ) -> None:
     kind, reason, mapping = EXPECTED[name]
@@ -81,7 +81,7 @@ def test_a_kubelets_pod_is_unprivileged_unless_it_cannot_be(
 @pytest.mark.parametrize(
     ("annotation", "mapping"), [("node", NODE), ("pod", "0 1879048192 65536"), ("shared", PROXMOX)]
 )
-def test_a_pod_can_say_itself_whose_user_namespace_it_wants(
+def test_pod_can_select_its_user_namespace_by_annotation(
     cri: CriClient, directory: Path, annotation: str, mapping: str
 ) -> None:
     sent = kubelet.send(cri, "plain", directory, **{ANNOTATION: annotation})
@@ -89,19 +89,19 @@ def test_a_pod_can_say_itself_whose_user_namespace_it_wants(
     assert told(cri, sent.pod)[1] == "annotation"
 
 
-def test_in_mode_cri_a_kubelets_node_means_the_nodes(machine: Machine, directory: Path) -> None:
+def test_mode_cri_takes_node_literally(machine: Machine, directory: Path) -> None:
     with machine.restarted(user_namespaces='mode = "cri"') as cri:
         sent = kubelet.send(cri, "plain", directory)
         assert id_map(cri, running(cri, sent)) == NODE
 
 
-def test_in_mode_per_pod_no_two_pods_share_ids(machine: Machine, directory: Path) -> None:
+def test_mode_per_pod_gives_pods_disjoint_ids(machine: Machine, directory: Path) -> None:
     with machine.restarted(user_namespaces='mode = "per-pod"') as cri:
         maps = [id_map(cri, running(cri, kubelet.send(cri, "plain", directory))) for _ in range(3)]
         assert maps == [f"0 {1_879_048_192 + number * 65_536} 65536" for number in range(3)]
 
 
-def test_ids_of_a_removed_pod_are_given_out_again(machine: Machine, directory: Path) -> None:
+def test_ids_of_a_removed_pod_are_reused(machine: Machine, directory: Path) -> None:
     settings = 'mode = "per-pod"\nhost_ids = {first = 1000000, last = 1065535}'
     with machine.restarted(user_namespaces=settings) as cri:
         for _ in range(2):
@@ -111,21 +111,21 @@ def test_ids_of_a_removed_pod_are_given_out_again(machine: Machine, directory: P
             cri.remove_pod(sent.pod)
 
 
-def test_where_pods_may_not_have_the_nodes_users_asking_is_refused(machine: Machine, directory: Path) -> None:
+def test_request_for_the_nodes_user_namespace_is_refused_if_not_allowed(machine: Machine, directory: Path) -> None:
     with machine.restarted(user_namespaces="allow_node = false") as cri:
         with refused(grpc.StatusCode.INVALID_ARGUMENT, r"user_namespaces\.allow_node"):
             kubelet.send(cri, "plain", directory, **{ANNOTATION: "node"})
         assert told(cri, kubelet.send(cri, "privileged", directory).pod) == ("node", "privileged")
 
 
-def test_a_runtime_handler_gives_the_nodes_users(cri: CriClient) -> None:
+def test_runtime_handler_selects_the_nodes_user_namespace(cri: CriClient) -> None:
     request = pb.RunPodSandboxRequest(config=cri.pod_config(), runtime_handler="pvecri-node-users")
     pod = cri.runtime.RunPodSandbox(request).pod_sandbox_id
     assert id_map(cri, cri.run(pod, "sleep", "1000")) == NODE
     assert told(cri, pod) == ("node", "runtime-handler")
 
 
-def test_a_restart_of_the_daemon_keeps_ids_apart(machine: Machine, directory: Path) -> None:
+def test_ids_stay_disjoint_after_a_restart_of_the_daemon(machine: Machine, directory: Path) -> None:
     with machine.restarted(user_namespaces='mode = "per-pod"') as cri:
         first = kubelet.send(cri, "plain", directory)
         machine.restart(user_namespaces='mode = "per-pod"')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The check that a test run leaves nothing behind finds what is left."""
+"""The check for leftovers of a test run finds leftovers."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def a_shared_memory_segment(_: Path) -> Iterator[str]:
         a_shared_memory_segment,
     ],
 )
-def test_what_is_left_is_found_as_long_as_it_is_there(
+def test_leak_is_reported_until_it_is_removed(
     leave: Callable[[Path], AbstractContextManager[str]], tmp_path: Path
 ) -> None:
     with leave(tmp_path) as left:

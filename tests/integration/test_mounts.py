@@ -53,7 +53,7 @@ def test_an_error_names_the_path(area: Path) -> None:
         mounts.mount("none", area / "missing", "tmpfs")
 
 
-def test_what_is_no_mount_point_cannot_be_unmounted(area: Path) -> None:
+def test_directory_that_is_no_mount_point_cannot_be_unmounted(area: Path) -> None:
     with refused(errno.EINVAL):
         mounts.umount(area, detach=True)
 
@@ -75,7 +75,7 @@ def test_a_bind_mount_of_the_same_filesystem_is_a_mount_point(area: Path) -> Non
     assert not mounts.is_mountpoint(area / "missing")
 
 
-def test_a_readonly_mount_refuses_writes_and_its_source_does_not(area: Path) -> None:
+def test_readonly_bind_mount_leaves_its_source_writable(area: Path) -> None:
     source, target = directory(area / "s"), directory(area / "t")
     mounts.bind_clone(source, target, readonly=True)
     with refused(errno.EROFS):
@@ -83,7 +83,7 @@ def test_a_readonly_mount_refuses_writes_and_its_source_does_not(area: Path) -> 
     (source / "file").touch()
 
 
-def test_an_idmapped_bind_shows_ids_as_the_namespace_maps_them(area: Path) -> None:
+def test_idmapped_bind_mount_shows_ids_mapped_by_the_namespace(area: Path) -> None:
     source, target = directory(area / "s"), directory(area / "t")
     (source / "file").touch()
     os.chown(source / "file", 5, 6)
@@ -97,13 +97,13 @@ def test_an_idmapped_bind_shows_ids_as_the_namespace_maps_them(area: Path) -> No
         (target / "new").touch()
 
 
-def test_a_filesystem_that_cannot_be_idmapped_says_so(area: Path) -> None:
+def test_error_for_a_filesystem_without_idmapped_mounts_says_so(area: Path) -> None:
     with user_namespace() as path, path.open() as userns, refused(errno.EINVAL):
         mounts.bind_clone(Path("/sys/kernel"), area, userns.fileno())
     assert not mounts.is_mountpoint(area)
 
 
-def test_everything_below_a_path_is_unmounted_stacked_and_nested_mounts_too(area: Path) -> None:
+def test_stacked_and_nested_mounts_below_a_path_are_unmounted(area: Path) -> None:
     top = directory(area / "a")
     for _ in range(2):
         mounts.mount("none", top, "tmpfs")
@@ -116,7 +116,7 @@ def test_everything_below_a_path_is_unmounted_stacked_and_nested_mounts_too(area
     assert left == {other}
 
 
-def test_mounts_below_a_shared_path_reach_namespaces_cloned_before(area: Path) -> None:
+def test_mounts_below_a_shared_path_propagate_to_earlier_namespaces(area: Path) -> None:
     mounts.ensure_shared(area)
     mounts.ensure_shared(area)
     command = ["unshare", "--mount", "--propagation", "unchanged", "sh", "-c"]
@@ -133,7 +133,7 @@ def test_mounts_below_a_shared_path_reach_namespaces_cloned_before(area: Path) -
     assert sum(entry.mountpoint == area for entry in mounts.mounts()) == 1
 
 
-def test_a_mount_below_a_shared_path_is_made_once_where_all_is_shared_as_under_systemd(area: Path) -> None:
+def test_mount_below_a_shared_path_is_not_duplicated_if_root_is_shared(area: Path) -> None:
     mounts.mount("none", area, "tmpfs")
     mounts.make_shared(area)
     shared = directory(area / "s")
@@ -143,7 +143,7 @@ def test_a_mount_below_a_shared_path_is_made_once_where_all_is_shared_as_under_s
     assert sum(entry.mountpoint == target for entry in mounts.mounts()) == 1
 
 
-def test_a_slave_receives_mounts_and_sends_none(area: Path) -> None:
+def test_slave_mount_receives_mounts_and_does_not_propagate_its_own(area: Path) -> None:
     source, target = directory(area / "s"), directory(area / "t")
     mounts.ensure_shared(source)
     mounts.bind_clone(source, target)

@@ -102,7 +102,7 @@ async def test_an_attached_pod_has_lo_eth0_and_its_addresses(
     await manager.detach(SANDBOX_ID, netns, SANDBOX)
 
 
-async def test_a_detached_pod_leaves_no_lease_no_rule_and_no_record(
+async def test_detached_pod_leaves_no_ipam_allocation_rule_or_record(
     manager: NetworkManager, config: NetworkConfig, bridge: Path, netns: Path
 ) -> None:
     sandbox = with_host_port()
@@ -116,7 +116,7 @@ async def test_a_detached_pod_leaves_no_lease_no_rule_and_no_record(
     await manager.detach(SANDBOX_ID, netns, sandbox)
 
 
-async def test_a_pod_whose_namespace_is_gone_frees_its_addresses(manager: NetworkManager, bridge: Path) -> None:
+async def test_detach_without_the_namespace_releases_the_addresses(manager: NetworkManager, bridge: Path) -> None:
     with network_namespace() as netns:
         await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
 
@@ -126,7 +126,7 @@ async def test_a_pod_whose_namespace_is_gone_frees_its_addresses(manager: Networ
     assert leases(bridge) == set()
 
 
-async def test_a_pod_can_be_detached_when_the_plugins_have_lost_what_they_knew(
+async def test_pod_can_be_detached_if_the_plugins_lost_their_state(
     manager: NetworkManager, config: NetworkConfig, bridge: Path, netns: Path
 ) -> None:
     sandbox = with_host_port()
@@ -140,7 +140,7 @@ async def test_a_pod_can_be_detached_when_the_plugins_have_lost_what_they_knew(
     assert recorded(config) == []
 
 
-async def test_a_host_port_leads_to_the_pod(manager: NetworkManager, bridge: Path, netns: Path) -> None:
+async def test_host_port_reaches_the_pod(manager: NetworkManager, bridge: Path, netns: Path) -> None:
     sandbox = with_host_port()
     await manager.attach(SANDBOX_ID, netns, manager.request_of(sandbox))
     listener = namespaces.run_inside([netns], lambda: socket.create_server(("", 8080)))
@@ -152,7 +152,7 @@ async def test_a_host_port_leads_to_the_pod(manager: NetworkManager, bridge: Pat
     await manager.detach(SANDBOX_ID, netns, sandbox)
 
 
-async def test_a_host_port_leads_to_the_pod_by_ipv6(manager: NetworkManager, bridge: Path, netns: Path) -> None:
+async def test_host_port_reaches_the_pod_by_ipv6(manager: NetworkManager, bridge: Path, netns: Path) -> None:
     # The bridge's own address is asked for at once, not after duplicate address detection.
     Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0")
     sandbox = with_host_port()
@@ -166,7 +166,7 @@ async def test_a_host_port_leads_to_the_pod_by_ipv6(manager: NetworkManager, bri
     await manager.detach(SANDBOX_ID, netns, sandbox)
 
 
-async def test_a_host_port_of_udp_leads_to_the_pod_through_loopback(
+async def test_udp_host_port_reaches_the_pod_through_loopback(
     manager: NetworkManager, bridge: Path, netns: Path
 ) -> None:
     mapping = PortMapping(protocol=Protocol.UDP, container_port=8080, host_port=HOST_PORT)
@@ -181,7 +181,7 @@ async def test_a_host_port_of_udp_leads_to_the_pod_through_loopback(
     await manager.detach(SANDBOX_ID, netns, sandbox)
 
 
-async def test_a_mapping_without_a_host_port_opens_none(
+async def test_mapping_without_a_host_port_opens_no_port(
     manager: NetworkManager, bridge: Path, netns: Path
 ) -> None:
     mapping = PortMapping(protocol=Protocol.TCP, container_port=HOST_PORT, host_port=0)
@@ -193,7 +193,7 @@ async def test_a_mapping_without_a_host_port_opens_none(
     await manager.detach(SANDBOX_ID, netns, sandbox)
 
 
-async def test_detach_uses_the_network_that_attach_used(
+async def test_detach_uses_the_configuration_of_attach(
     manager: NetworkManager, config: NetworkConfig, bridge: Path, netns: Path
 ) -> None:
     await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
@@ -219,7 +219,7 @@ async def test_older_configurations_work(
     assert leases(tmp_path / "leases") == set()
 
 
-async def test_pods_attached_at_once_get_addresses_of_their_own(manager: NetworkManager, bridge: Path) -> None:
+async def test_concurrently_attached_pods_get_different_addresses(manager: NetworkManager, bridge: Path) -> None:
     with network_namespace() as first, network_namespace() as second:
         pods = {SandboxId("1a" * 32): first, SandboxId("2b" * 32): second}
         networks = await asyncio.gather(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pod's interface whose address comes by DHCP: the node's client gives it, here the test does."""
+"""An interface with an address by DHCP, which the node's client sets; here the test does."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def manager(directory: Path, timeout: float) -> NetworkManager:
     )
 
 
-async def test_the_address_that_comes_is_the_pods(tmp_path: Path, netns: Path) -> None:
+async def test_leased_address_is_the_pods_address(tmp_path: Path, netns: Path) -> None:
     patient = manager(tmp_path, 30)
     attaching = asyncio.create_task(patient.attach(SANDBOX_ID, netns, patient.request_of(SANDBOX)))
     inside(netns, "ip addr add 192.0.2.77/24 dev eth0")
@@ -54,11 +54,11 @@ async def test_the_address_that_comes_is_the_pods(tmp_path: Path, netns: Path) -
     assert network.ips == ("192.0.2.77",)
 
 
-async def test_an_address_that_does_not_come_is_told_with_what_it_needs(tmp_path: Path, netns: Path) -> None:
+async def test_error_for_a_missing_lease_names_the_requirements(tmp_path: Path, netns: Path) -> None:
     hasty = manager(tmp_path, 0.2)
     with pytest.raises(DeadlineExceeded, match=r"DHCP on bridge vmbr0 .* within 0\.2 s .*version 9\.1"):
         await hasty.attach(SANDBOX_ID, netns, hasty.request_of(SANDBOX))
 
 
-async def test_a_pod_in_place_of_cni_has_nothing_to_detach(tmp_path: Path, netns: Path) -> None:
+async def test_pod_without_cni_has_nothing_to_detach(tmp_path: Path, netns: Path) -> None:
     await manager(tmp_path, 30).detach(SANDBOX_ID, netns, SANDBOX)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Network Manager does when plugins fail; the plugins that fail are shell scripts."""
+"""The Network Manager if plugins fail; the failing plugins are shell scripts."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def calls(config: NetworkConfig) -> list[str]:
     return [line.strip() for line in (config.bin_dirs[0] / "log").read_text().splitlines()]
 
 
-async def test_a_plugins_own_words_are_passed_on_with_its_name_and_file(
+async def test_error_has_the_plugins_message_name_and_file(
     manager: NetworkManager, config: NetworkConfig, netns: Path
 ) -> None:
     install(config, failing=FAILS_ON_ADD)
@@ -117,7 +117,7 @@ async def test_a_failed_add_is_undone_in_reverse(
     assert recorded(config) == []
 
 
-async def test_a_failed_add_leaves_no_lease(
+async def test_failed_add_leaves_no_ipam_allocation(
     manager: NetworkManager, config: NetworkConfig, tmp_path: Path, netns: Path
 ) -> None:
     install(config, failing=FAILS_ON_ADD)
@@ -130,7 +130,7 @@ async def test_a_failed_add_leaves_no_lease(
     assert not list((tmp_path / "leases").glob("pods/10.*"))
 
 
-async def test_an_undo_that_fails_is_left_for_a_later_detach(
+async def test_failed_undo_is_retried_by_a_later_detach(
     manager: NetworkManager, config: NetworkConfig, netns: Path
 ) -> None:
     install(config, broken="#!/bin/sh\ncat > /dev/null; echo so it goes >&2; exit 3\n")
@@ -211,7 +211,7 @@ async def test_a_cancelled_attach_is_undone(manager: NetworkManager, config: Net
     assert await has_ended(int((config.bin_dirs[0] / "hanging.pid").read_text()))
 
 
-async def test_a_missing_plugin_is_named_with_where_it_was_sought(
+async def test_error_for_a_missing_plugin_names_it_and_the_search_path(
     manager: NetworkManager, config: NetworkConfig, netns: Path
 ) -> None:
     write_network(config, [{"type": "no-such-plugin"}])
@@ -222,16 +222,14 @@ async def test_a_missing_plugin_is_named_with_where_it_was_sought(
         await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
 
 
-async def test_a_result_that_is_none_is_an_error(
-    manager: NetworkManager, config: NetworkConfig, netns: Path
-) -> None:
+async def test_invalid_result_is_an_error(manager: NetworkManager, config: NetworkConfig, netns: Path) -> None:
     install(config, silent="#!/bin/sh\ncat > /dev/null\n")
 
     with pytest.raises(PluginError, match=r"silent .* ADD: not a CNI result"):
         await manager.attach(SANDBOX_ID, netns, manager.request_of(SANDBOX))
 
 
-async def test_each_plugin_is_told_what_it_asks_for_and_what_came_before(
+async def test_plugin_gets_its_capabilities_and_the_previous_result(
     manager: NetworkManager, config: NetworkConfig, netns: Path
 ) -> None:
     install(config, first=ANSWERS, second=ANSWERS)

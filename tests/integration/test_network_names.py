@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files by which a pod knows its names and its resolvers, as the kubelet's pods have them."""
+"""/etc/hosts, /etc/hostname and /etc/resolv.conf of pods, as a kubelet's pods have them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_files_belong_to_the_pods_root_which_can_change_them(cri: CriClient, kind: str) -> None:
+def test_files_are_owned_by_and_writable_for_the_pods_root(cri: CriClient, kind: str) -> None:
     pod = cri.run_pod(cri.pod_config(dns_config=DNS, linux=KINDS[kind]))
     linux = pb.LinuxContainerConfig()
     linux.security_context.namespace_options.CopyFrom(KINDS[kind].security_context.namespace_options)
@@ -50,7 +50,7 @@ def test_the_files_belong_to_the_pods_root_which_can_change_them(cri: CriClient,
     assert written == "192.0.2.9 more"
 
 
-def test_resolv_conf_is_what_the_kubelet_says_and_nothing_else(cri: CriClient) -> None:
+def test_resolv_conf_is_exactly_the_kubelets(cri: CriClient) -> None:
     pod = cri.run_pod(cri.pod_config(dns_config=DNS))
 
     assert cri.finish(pod, "cat", "/etc/resolv.conf").splitlines() == [
@@ -61,7 +61,7 @@ def test_resolv_conf_is_what_the_kubelet_says_and_nothing_else(cri: CriClient) -
     ]
 
 
-def test_a_pod_that_says_nothing_of_dns_has_the_nodes_resolvers(cri: CriClient) -> None:
+def test_pod_without_dns_configuration_has_the_nodes_resolv_conf(cri: CriClient) -> None:
     assert cri.finish(cri.run_pod(), "cat", "/etc/resolv.conf") == Path("/etc/resolv.conf").read_text()
 
 
@@ -74,7 +74,7 @@ def test_a_pods_full_name_is_its_hostname(cri: CriClient) -> None:
     assert shown == [name, name, f"{cri.pod_status(pod).network.ip}\t{name}"]
 
 
-def test_a_pod_on_the_nodes_network_has_the_nodes_hosts_file_to_itself(cri: CriClient) -> None:
+def test_pod_with_the_nodes_network_has_its_own_copy_of_etc_hosts(cri: CriClient) -> None:
     pod = cri.run_pod(cri.pod_config(linux=KINDS["on the node's network"]))
     before = Path("/etc/hosts").read_text()
 

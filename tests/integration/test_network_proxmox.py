@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods on interfaces of Proxmox's own: a bridge that leads to another host, beside CNI or in its place."""
+"""Pods with a Proxmox interface: a bridge to another host, in addition to CNI or instead of it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def bridged(machine: Machine, embedded: EmbeddedNode, other_host: Path) -> Itera
         yield cri
 
 
-def test_a_pod_on_a_bridge_and_another_host_reach_each_other_by_both_families(
+def test_pod_on_a_bridge_and_another_host_can_connect_by_ipv4_and_ipv6(
     bridged: CriClient, other_host: Path
 ) -> None:
     pod = bridged.run_pod(asking(bridged, ON_BRIDGE))
@@ -73,7 +73,7 @@ def test_a_pod_on_a_bridge_and_another_host_reach_each_other_by_both_families(
     assert "1 packets received" in shown
 
 
-def test_a_pod_reaches_only_the_hosts_of_its_vlan(bridged: CriClient, vlan_host: Path) -> None:
+def test_pod_can_connect_only_within_its_vlan(bridged: CriClient, vlan_host: Path) -> None:
     bridged.run_pod(asking(bridged, "bridge=pvtlan,tag=20,ip=10.20.0.5/24"))
     bridged.run_pod(asking(bridged, "bridge=pvtlan,tag=30,ip=10.20.0.6/24"))
 
@@ -81,7 +81,7 @@ def test_a_pod_reaches_only_the_hosts_of_its_vlan(bridged: CriClient, vlan_host:
     assert not pings(vlan_host, "10.20.0.6")
 
 
-def test_proxmox_knows_the_interface(machine: Machine, bridged: CriClient) -> None:
+def test_interface_is_in_the_cts_config(machine: Machine, bridged: CriClient) -> None:
     pod = bridged.run_pod(asking(bridged, f"{ON_BRIDGE},rate=5,hwaddr=02:00:00:00:20:05"))
 
     shown = str(machine.node.ct(bridged.vmid(pod), "config")["net0"]).split(",")
@@ -90,7 +90,7 @@ def test_proxmox_knows_the_interface(machine: Machine, bridged: CriClient) -> No
     assert "02:00:00:00:20:05" in bridged.finish(pod, "cat", "/sys/class/net/eth0/address")
 
 
-def test_a_second_interface_stands_beside_the_cni_networks(bridged: CriClient, other_host: Path) -> None:
+def test_pod_can_have_cni_and_a_proxmox_interface(bridged: CriClient, other_host: Path) -> None:
     pod = bridged.run_pod(asking(bridged, "bridge=pvtlan,ip=10.20.0.6/24,cni=1"))
 
     assert bridged.pod_status(pod).network.ip.startswith("10.209.")
@@ -98,7 +98,7 @@ def test_a_second_interface_stands_beside_the_cni_networks(bridged: CriClient, o
     assert pings(other_host, "10.20.0.6")
 
 
-def test_a_pod_with_ids_of_the_kubelets_choice_has_the_interface_too(bridged: CriClient, other_host: Path) -> None:
+def test_pod_with_mappings_of_the_kubelet_has_the_interface(bridged: CriClient, other_host: Path) -> None:
     config = asking(bridged, ON_BRIDGE)
     ids = pb.IDMapping(container_id=0, host_id=3_000_000, length=65_536)
     users = pb.UserNamespace(mode=pb.POD, uids=[ids], gids=[ids])
@@ -111,7 +111,7 @@ def test_a_pod_with_ids_of_the_kubelets_choice_has_the_interface_too(bridged: Cr
     assert not [name for _, name in socket.if_nameindex() if name.startswith("veth")]
 
 
-def test_a_pod_on_a_proxmox_bridge_needs_no_cni_network(machine: Machine, bridged: CriClient) -> None:
+def test_pod_with_a_proxmox_interface_needs_no_cni_network(machine: Machine, bridged: CriClient) -> None:
     (machine.conf_dir / "10-pvt.conflist").unlink()
 
     pod = bridged.run_pod(asking(bridged, ON_BRIDGE))
@@ -120,7 +120,7 @@ def test_a_pod_on_a_proxmox_bridge_needs_no_cni_network(machine: Machine, bridge
     assert bridged.pod_status(pod).state == pb.SANDBOX_NOTREADY
 
 
-def test_a_pods_firewall_stands_in_proxmox_in_the_order_of_its_rules(machine: Machine, bridged: CriClient) -> None:
+def test_firewall_rules_of_a_pod_are_in_proxmox_in_order(machine: Machine, bridged: CriClient) -> None:
     interface = "bridge=pvtlan,ip=10.20.0.7/24,firewall=1"
     rules = "in ACCEPT proto=tcp dport=80,443\nin DROP source=10.0.0.0/8"
     pod = bridged.run_pod(asking(bridged, interface, firewall="policy_in=REJECT", firewall_rules=rules))
@@ -136,7 +136,7 @@ def test_a_pods_firewall_stands_in_proxmox_in_the_order_of_its_rules(machine: Ma
     assert "firewall=1" in str(machine.node.ct(bridged.vmid(pod), "config")["net0"])
 
 
-def test_a_pod_of_a_class_gets_its_bridge_and_its_firewall(
+def test_pod_of_a_class_has_its_bridge_and_firewall(
     machine: Machine, bridged: CriClient, other_host: Path
 ) -> None:
     config = asking(bridged, "ip=10.20.0.8/24", **{"class": "lan"})
@@ -149,7 +149,7 @@ def test_a_pod_of_a_class_gets_its_bridge_and_its_firewall(
     assert pings(other_host, "10.20.0.8")  # the embedded node keeps the rules, and filters nothing
 
 
-def test_a_vlan_is_asked_of_proxmox(machine: Machine, bridged: CriClient) -> None:
+def test_vlan_tag_is_in_the_cts_config(machine: Machine, bridged: CriClient) -> None:
     """On a bridge that has none, which the embedded node says after it has made the CT."""
     with refused(grpc.StatusCode.INTERNAL, "bridge 'pvtlan' is not VLAN-aware"):
         bridged.run_pod(asking(bridged, "bridge=pvtlan,tag=20,ip=10.20.0.5/24"))
@@ -157,7 +157,7 @@ def test_a_vlan_is_asked_of_proxmox(machine: Machine, bridged: CriClient) -> Non
     machine.assert_nothing_left()
 
 
-def test_what_is_not_allowed_is_refused_and_nothing_is_made(machine: Machine, bridged: CriClient) -> None:
+def test_forbidden_annotation_is_refused_before_a_ct_is_created(machine: Machine, bridged: CriClient) -> None:
     with refused(
         grpc.StatusCode.INVALID_ARGUMENT, r"network\.pvecri\.io/interface\]: pods may not choose bridge 'vmbr0'"
     ):
@@ -171,7 +171,7 @@ def test_what_is_not_allowed_is_refused_and_nothing_is_made(machine: Machine, br
     machine.assert_nothing_left()
 
 
-def test_a_bridge_that_is_not_there_is_told_in_proxmoxs_words(machine: Machine, bridged: CriClient) -> None:
+def test_proxmoxs_error_for_a_missing_bridge_is_returned(machine: Machine, bridged: CriClient) -> None:
     subprocess.run(["ip", "link", "del", LAN], check=True)
 
     with refused(grpc.StatusCode.INTERNAL, f"bridge '{LAN}' does not exist"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast a pod may send and receive: CNI's bandwidth plugin, and the `rate` of an interface of Proxmox's."""
+"""Bandwidth limits of pods: CNI's bandwidth plugin, and the `rate` of a Proxmox interface."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def test_a_pod_without_the_annotations_is_not_shaped(machine: Machine) -> None:
     assert shaped() == {}
 
 
-def test_the_rate_of_an_interface_of_proxmoxs_is_that_of_its_veth(
-    machine: Machine, embedded: EmbeddedNode
-) -> None:
+def test_rate_of_a_proxmox_interface_is_set_on_its_veth(machine: Machine, embedded: EmbeddedNode) -> None:
     with bridge_to_another_host("pvtlan"):
         embedded.allow("KubeBridges", vmbr1="pvtlan")
         machine.restart(network='pod_bridges = ["pvtlan"]')

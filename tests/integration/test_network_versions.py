@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What version 1.1 of the CNI specification adds: STATUS, GC, plugins from a folder. The plugins are scripts."""
+"""Additions of CNI specification 1.1: STATUS, GC, plugins from a directory. The plugins are scripts."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def calls(config: NetworkConfig) -> list[str]:
     return [line.strip() for line in log.read_text().splitlines()] if log.exists() else []
 
 
-async def test_readiness_is_what_the_plugins_say(manager: NetworkManager, config: NetworkConfig) -> None:
+async def test_readiness_is_the_plugins_status(manager: NetworkManager, config: NetworkConfig) -> None:
     program = install(config)
     program.with_name("agent.broken").touch()
 
@@ -80,7 +80,7 @@ async def test_readiness_is_what_the_plugins_say(manager: NetworkManager, config
     assert "10-pods.conflist" in status.message
 
 
-async def test_plugins_are_not_asked_with_every_status_but_again_when_the_network_changes(
+async def test_plugin_status_is_cached_until_the_network_changes(
     manager: NetworkManager, config: NetworkConfig
 ) -> None:
     install(config)
@@ -93,7 +93,7 @@ async def test_plugins_are_not_asked_with_every_status_but_again_when_the_networ
     assert calls(config) == ["VERSION", "STATUS"] * 2
 
 
-async def test_an_old_answer_is_given_while_a_new_one_is_asked_for(
+async def test_cached_status_is_returned_during_a_refresh(
     manager: NetworkManager, config: NetworkConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = install(config)
@@ -109,7 +109,7 @@ async def test_an_old_answer_is_given_while_a_new_one_is_asked_for(
     assert "no agent" in (await manager.status()).message
 
 
-async def test_callers_at_once_ask_the_plugins_once(manager: NetworkManager, config: NetworkConfig) -> None:
+async def test_concurrent_callers_share_one_status(manager: NetworkManager, config: NetworkConfig) -> None:
     install(config)
 
     found = await asyncio.gather(*(manager.status() for _ in range(5)))
@@ -118,7 +118,7 @@ async def test_callers_at_once_ask_the_plugins_once(manager: NetworkManager, con
     assert calls(config) == ["VERSION", "STATUS"]
 
 
-async def test_a_plugin_that_does_not_speak_the_networks_version_is_named(
+async def test_plugin_without_the_networks_version_is_named(
     manager: NetworkManager, config: NetworkConfig
 ) -> None:
     install(config, OLD)
@@ -130,7 +130,7 @@ async def test_a_plugin_that_does_not_speak_the_networks_version_is_named(
     assert "does not support the network's cniVersion 1.1.0; it supports 1.0.0" in status.message
 
 
-async def test_older_networks_are_asked_nothing(manager: NetworkManager, config: NetworkConfig) -> None:
+async def test_older_networks_have_no_status_or_gc(manager: NetworkManager, config: NetworkConfig) -> None:
     install(config, version="1.0.0")
 
     assert (await manager.status()).ready
@@ -139,7 +139,7 @@ async def test_older_networks_are_asked_nothing(manager: NetworkManager, config:
     assert calls(config) == []
 
 
-async def test_garbage_is_what_no_known_pod_holds(
+async def test_gc_releases_attachments_of_unknown_pods(
     manager: NetworkManager, config: NetworkConfig, netns: Path
 ) -> None:
     program = install(config)
@@ -158,9 +158,7 @@ async def test_garbage_is_what_no_known_pod_holds(
     }
 
 
-async def test_a_network_that_disables_gc_is_not_asked_for_it(
-    manager: NetworkManager, config: NetworkConfig, netns: Path
-) -> None:
+async def test_disable_gc_is_respected(manager: NetworkManager, config: NetworkConfig, netns: Path) -> None:
     install(config, disableGC=True)
     await manager.attach(OTHER_ID, netns, manager.request_of(SANDBOX))
 
@@ -169,14 +167,14 @@ async def test_a_network_that_disables_gc_is_not_asked_for_it(
     assert calls(config) == [f"ADD {OTHER_ID}", f"DEL {OTHER_ID}"]
 
 
-async def test_a_gc_that_fails_tells_the_plugins_words(manager: NetworkManager, config: NetworkConfig) -> None:
+async def test_failed_gc_has_the_plugins_message(manager: NetworkManager, config: NetworkConfig) -> None:
     install(config, MODERN.replace("STATUS)", "GC) echo nonsense >&2; exit 4 ;;\nSTATUS)"))
 
     with pytest.raises(PluginError, match="GC: ended with status 4: nonsense"):
         await manager.collect_garbage([])
 
 
-async def test_plugins_of_the_networks_folder_are_run_after_those_of_the_list(
+async def test_plugins_of_the_networks_directory_run_after_those_of_the_list(
     manager: NetworkManager, config: NetworkConfig, netns: Path
 ) -> None:
     program = install(config)
@@ -193,7 +191,7 @@ async def test_plugins_of_the_networks_folder_are_run_after_those_of_the_list(
     assert program.with_name("more.DEL.json").exists()
 
 
-async def test_a_list_may_say_that_it_is_complete(
+async def test_load_only_inlined_plugins_is_respected(
     manager: NetworkManager, config: NetworkConfig, netns: Path
 ) -> None:
     program = install(config, loadOnlyInlinedPlugins=True)

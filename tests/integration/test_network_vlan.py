@@ -72,14 +72,14 @@ def tagged(machine: Machine, embedded: EmbeddedNode, lan: Lan) -> Iterator[CriCl
         yield cri
 
 
-def test_a_pod_and_the_other_hosts_machine_of_its_vlan_reach_each_other(tagged: CriClient, lan: Lan) -> None:
+def test_pod_and_remote_machine_of_one_vlan_can_connect(tagged: CriClient, lan: Lan) -> None:
     pod = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24"))
 
     assert pings(lan.in_20, POD)
     assert "1 packets received" in tagged.finish(pod, "ping", "-c", "1", "-w", "10", IN_20)
 
 
-def test_a_pod_and_a_machine_of_another_vlan_do_not_reach_each_other(tagged: CriClient, lan: Lan) -> None:
+def test_pod_and_machine_of_another_vlan_cannot_connect(tagged: CriClient, lan: Lan) -> None:
     pod = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24"))
 
     assert not pings(lan.in_30, POD, seconds=2)
@@ -87,7 +87,7 @@ def test_a_pod_and_a_machine_of_another_vlan_do_not_reach_each_other(tagged: Cri
     assert "0 packets received" in shown
 
 
-def test_pods_of_two_vlans_of_one_bridge_do_not_reach_each_other(tagged: CriClient, lan: Lan) -> None:
+def test_pods_of_two_vlans_on_one_bridge_cannot_connect(tagged: CriClient, lan: Lan) -> None:
     first = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24"))
     tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=30,ip=10.20.0.6/24"))
 
@@ -96,7 +96,7 @@ def test_pods_of_two_vlans_of_one_bridge_do_not_reach_each_other(tagged: CriClie
     assert "0 packets received" in tagged.finish(first, "sh", "-c", "ping -c 1 -W 2 10.20.0.6 || true")
 
 
-def test_a_connection_passes_between_the_hosts(machine: Machine, tagged: CriClient, lan: Lan) -> None:
+def test_tcp_connection_works_between_hosts(machine: Machine, tagged: CriClient, lan: Lan) -> None:
     pod = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24"))
     init = machine.node.ct(tagged.vmid(pod), "status/current")["pid"]
     for sender in (Path(f"/proc/{init}/ns/net"), lan.in_20):
@@ -111,7 +111,7 @@ def test_a_connection_passes_between_the_hosts(machine: Machine, tagged: CriClie
     assert eventually(answer, "the pod answers the other host") == b"hello\n"
 
 
-def test_a_pods_rate_holds_on_the_switch_too(tagged: CriClient, lan: Lan) -> None:
+def test_rate_limit_applies_on_open_vswitch(tagged: CriClient, lan: Lan) -> None:
     pod = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24,rate=2.5"))
 
     command = ["tc", "class", "show", "dev", f"veth{tagged.vmid(pod)}i0"]
@@ -119,7 +119,7 @@ def test_a_pods_rate_holds_on_the_switch_too(tagged: CriClient, lan: Lan) -> Non
     assert pings(lan.in_20, POD)
 
 
-def test_a_removed_pod_leaves_no_port_on_the_switch(machine: Machine, tagged: CriClient, lan: Lan) -> None:
+def test_removed_pod_leaves_no_switch_port(machine: Machine, tagged: CriClient, lan: Lan) -> None:
     pod = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24"))
     port = f"veth{tagged.vmid(pod)}i0"
     assert lan.switch.ask("get", "Port", port, "tag").strip() == "20"
@@ -129,7 +129,7 @@ def test_a_removed_pod_leaves_no_port_on_the_switch(machine: Machine, tagged: Cr
     assert lan.switch.ports(BRIDGE) == ["pvttrunk"]
 
 
-def test_a_ct_that_ends_while_the_api_is_away_leaves_no_port(
+def test_ct_that_ends_without_the_api_leaves_no_switch_port(
     machine: Machine, embedded: EmbeddedNode, tagged: CriClient, lan: Lan
 ) -> None:
     pod = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24"))
@@ -143,7 +143,7 @@ def test_a_ct_that_ends_while_the_api_is_away_leaves_no_port(
     embedded.start()
 
 
-def test_a_ct_whose_monitor_is_killed_leaves_no_port(machine: Machine, tagged: CriClient, lan: Lan) -> None:
+def test_ct_whose_monitor_is_killed_leaves_no_switch_port(machine: Machine, tagged: CriClient, lan: Lan) -> None:
     pod = tagged.run_pod(asking(tagged, f"bridge={BRIDGE},tag=20,ip={POD}/24"))
     monitor = command_socket.monitor_pid(machine.lxc_path / str(tagged.vmid(pod)))
     assert monitor is not None
@@ -153,7 +153,7 @@ def test_a_ct_whose_monitor_is_killed_leaves_no_port(machine: Machine, tagged: C
     eventually(lambda: lan.switch.ports(BRIDGE) == ["pvttrunk"], "the port is gone")
 
 
-def test_a_link_that_is_no_bridge_is_told_in_proxmoxs_words(
+def test_proxmoxs_error_for_a_link_that_is_no_bridge_is_returned(
     machine: Machine, embedded: EmbeddedNode, tagged: CriClient
 ) -> None:
     embedded.allow("KubeBridges", vmbr1="lo")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pods whose address another host's DHCP server gives: the node's client asks for it, in the pod's network."""
+"""Pods with an address from another host's DHCP server, by Proxmox's client on the node."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-def test_a_pods_address_is_the_lease_and_the_other_host_reaches_it(leased: CriClient, server: Path) -> None:
+def test_pod_has_the_leased_address_and_is_reachable(leased: CriClient, server: Path) -> None:
     pod = leased.run_pod(asking(leased, **{"class": "lan"}))
 
     address = leased.pod_status(pod).network.ip
@@ -88,7 +88,7 @@ def test_a_pods_address_is_the_lease_and_the_other_host_reaches_it(leased: CriCl
     assert "1 packets received" in shown
 
 
-def test_the_way_out_stays_cnis_beside_it(machine: Machine, leased: CriClient) -> None:
+def test_default_route_is_cnis_with_a_second_dhcp_interface(machine: Machine, leased: CriClient) -> None:
     pod = leased.run_pod(asking(leased, f"bridge={LAN},ip=dhcp,cni=1"))
 
     assert leased.pod_status(pod).network.ip.startswith("10.209.")
@@ -98,7 +98,7 @@ def test_the_way_out_stays_cnis_beside_it(machine: Machine, leased: CriClient) -
     assert b"via 10.209.0.1 dev eth0" in way.stdout
 
 
-def test_an_address_by_router_advertisement_may_stand_beside_the_lease(leased: CriClient, server: Path) -> None:
+def test_pod_can_have_a_lease_and_a_router_advertisement_address(leased: CriClient, server: Path) -> None:
     pod = leased.run_pod(asking(leased, f"bridge={LAN},ip=dhcp,ip6=auto"))
 
     assert pings(server, leased.pod_status(pod).network.ip)
@@ -129,9 +129,7 @@ def test_the_client_ends_with_a_ct_whose_monitor_is_killed(machine: Machine, lea
     eventually(lambda: gone(client), "the DHCP client has ended")
 
 
-def test_a_ct_whose_client_gets_no_lease_runs_and_its_start_says_so(
-    machine: Machine, embedded: EmbeddedNode
-) -> None:
+def test_ct_without_a_lease_runs_and_its_start_task_warns(machine: Machine, embedded: EmbeddedNode) -> None:
     vmid = machine.vmids[-1]
     earlier = starts(machine, vmid).keys()
     with bridge_to_another_host(LAN):

@@ -50,7 +50,7 @@ def volume() -> Iterator[Path]:
         shutil.rmtree(directory)
 
 
-def test_a_pods_user_and_groups_may_be_any_ids(cri: CriClient, volume: Path) -> None:
+def test_pod_can_have_a_user_and_groups_above_65535(cri: CriClient, volume: Path) -> None:
     os.chown(volume, 0, HIGH + 7)
     volume.chmod(0o2770)
     named: dict[str, Any] = {"run_as_user": value(HIGH), "supplemental_groups": [HIGH + 7, 2_147_483_647]}
@@ -73,7 +73,7 @@ def test_a_pods_user_and_groups_may_be_any_ids(cri: CriClient, volume: Path) -> 
         {"supplemental_groups": [70_000]},
     ],
 )
-def test_a_containers_own_high_ids_move_its_pod(cri: CriClient, named: dict[str, Any]) -> None:
+def test_container_with_high_ids_gets_them_in_the_next_sandbox(cri: CriClient, named: dict[str, Any]) -> None:
     config = cri.pod_config()
     first = cri.run_pod(config)
     assert decision(cri, first) == ("ct", "default")
@@ -88,7 +88,7 @@ def test_a_containers_own_high_ids_move_its_pod(cri: CriClient, named: dict[str,
     )
 
 
-def test_a_moved_pod_keeps_the_ids_that_it_was_moved_for(machine: Machine, cri: CriClient) -> None:
+def test_next_sandboxes_keep_the_added_ids(machine: Machine, cri: CriClient) -> None:
     config = cri.pod_config()
     pod = cri.run_pod(config)
     for number in (HIGH, HIGH + 5):
@@ -102,7 +102,7 @@ def test_a_moved_pod_keeps_the_ids_that_it_was_moved_for(machine: Machine, cri: 
         assert cri.finish(pod, "id", "-u", linux=named, name=f"u{number}") == f"{number}\n"
 
 
-def test_an_images_user_and_the_owners_of_its_files_may_be_any_ids(machine: Machine, cri: CriClient) -> None:
+def test_image_can_have_a_user_and_file_owners_above_65535(machine: Machine, cri: CriClient) -> None:
     owned = LayerBuilder().file("data/mine", "x", mode=0o600, uid=HIGH, gid=HIGH + 1).build()
     image = build_image(tools_layer(), owned, compress=plain, config={"User": str(HIGH)})
     pushed = machine.registry.push("tests/high-ids", "1", image)
@@ -117,7 +117,7 @@ def test_an_images_user_and_the_owners_of_its_files_may_be_any_ids(machine: Mach
     cri.images.RemoveImage(pb.RemoveImageRequest(image=spec))
 
 
-def test_the_owner_of_a_volume_may_be_any_id(cri: CriClient, volume: Path) -> None:
+def test_volume_can_have_an_owner_above_65535(cri: CriClient, volume: Path) -> None:
     os.chown(volume, HIGH, HIGH)
     config, mount = cri.pod_config(), pb.Mount(host_path=str(volume), container_path="/data")
     pod = cri.run_pod(config)
@@ -127,7 +127,7 @@ def test_the_owner_of_a_volume_may_be_any_id(cri: CriClient, volume: Path) -> No
     assert shown == f"{HIGH}:{HIGH}\n"
 
 
-def test_where_the_kubelet_chose_the_ids_a_high_user_is_refused_and_the_pod_stays(cri: CriClient) -> None:
+def test_high_user_is_refused_if_the_kubelet_set_the_mappings(cri: CriClient) -> None:
     own = pb.UserNamespace(mode=pb.POD, uids=[MAPPING], gids=[MAPPING])
     options = pb.NamespaceOption(pid=pb.CONTAINER, userns_options=own)
     pod = cri.run_pod(cri.pod_config(linux=pod_security(namespace_options=options)))
@@ -136,6 +136,6 @@ def test_where_the_kubelet_chose_the_ids_a_high_user_is_refused_and_the_pod_stay
     assert cri.finish(pod, "id", "-u", linux=security(namespace_options=options)) == "0\n"
 
 
-def test_pods_with_the_nodes_users_have_all_ids(cri: CriClient) -> None:
+def test_pod_in_the_nodes_user_namespace_has_all_ids(cri: CriClient) -> None:
     pod = cri.run_pod(cri.pod_config(linux=pod_security(privileged=True)))
     assert cri.finish(pod, "id", "-u", linux=security(run_as_user=value(HIGH))) == f"{HIGH}\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RunPodSandbox, StopPodSandbox, RemovePodSandbox and what may be asked of pods, over the socket."""
+"""RunPodSandbox, StopPodSandbox, RemovePodSandbox, status and lists of pods, over the socket."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_ready_pod_can_be_removed_without_being_stopped(machine: Machine, cri:
     machine.assert_nothing_left()
 
 
-def test_status_tells_what_was_asked_for(cri: CriClient) -> None:
+def test_status_has_the_requested_configuration(cri: CriClient) -> None:
     config = cri.pod_config(labels={"app": "web"}, annotations={"note": "x" * 3000})
     pod = cri.run_pod(config)
     status = cri.pod_status(pod)
@@ -59,7 +59,7 @@ def test_status_tells_what_was_asked_for(cri: CriClient) -> None:
     assert status.network.ip.startswith("10.209.")
 
 
-def test_stopping_and_removing_twice_is_fine(cri: CriClient) -> None:
+def test_stop_and_remove_are_idempotent(cri: CriClient) -> None:
     pod = cri.run_pod()
     cri.stop_pod(pod)
     cri.stop_pod(pod)
@@ -68,14 +68,14 @@ def test_stopping_and_removing_twice_is_fine(cri: CriClient) -> None:
     cri.stop_pod(pod)
 
 
-def test_stopping_and_removing_what_does_not_exist_is_fine(cri: CriClient) -> None:
+def test_stop_and_remove_of_an_unknown_id_succeed(cri: CriClient) -> None:
     cri.stop_pod(UNKNOWN)
     cri.remove_pod(UNKNOWN)
     cri.stop(UNKNOWN)
     cri.remove(UNKNOWN)
 
 
-def test_the_status_of_what_does_not_exist_is_not_found(cri: CriClient) -> None:
+def test_status_of_an_unknown_id_is_not_found(cri: CriClient) -> None:
     with refused(grpc.StatusCode.NOT_FOUND, f"pod sandbox '{UNKNOWN}' does not exist"):
         cri.pod_status(UNKNOWN)
     with refused(grpc.StatusCode.NOT_FOUND, f"container '{UNKNOWN}' does not exist"):
@@ -89,7 +89,7 @@ def test_an_empty_id_is_an_invalid_argument(cri: CriClient) -> None:
         cri.remove("")
 
 
-def test_two_pods_cannot_have_one_name(cri: CriClient) -> None:
+def test_second_pod_of_the_same_name_is_refused(cri: CriClient) -> None:
     config = cri.pod_config()
     pod = cri.run_pod(config)
     with refused(grpc.StatusCode.ALREADY_EXISTS, f"{config.metadata.name}.*its id is {pod}"):
@@ -127,12 +127,12 @@ def test_containers_are_listed_by_id_pod_state_and_labels(cri: CriClient) -> Non
     assert [each.id for each in cri.containers(label_selector={"app": "web"})] == [running]
 
 
-def test_an_abbreviated_id_is_enough(cri: CriClient) -> None:
+def test_id_prefix_is_accepted(cri: CriClient) -> None:
     pod = cri.run_pod()
     assert cri.pod_status(pod[:12]).id == pod
 
 
-def test_a_stopped_pod_takes_no_container(cri: CriClient) -> None:
+def test_container_cannot_be_created_in_a_stopped_pod(cri: CriClient) -> None:
     pod = cri.run_pod()
     waiting = cri.create(pod, cri.container_config("true"))
     cri.stop_pod(pod)
@@ -143,7 +143,7 @@ def test_a_stopped_pod_takes_no_container(cri: CriClient) -> None:
 
 
 @pytest.mark.slow_node
-def test_ten_pods_at_once_all_run_and_all_go(machine: Machine, cri: CriClient) -> None:
+def test_ten_pods_run_and_are_removed_concurrently(machine: Machine, cri: CriClient) -> None:
     with ThreadPoolExecutor(10) as threads:
         pods = list(threads.map(lambda _: cri.run_pod(), range(10)))
         outputs = list(threads.map(lambda pod: cri.finish(pod, "hostname"), pods))
@@ -156,7 +156,7 @@ def test_ten_pods_at_once_all_run_and_all_go(machine: Machine, cri: CriClient) -
 
 @pytest.mark.slow_node
 @pytest.mark.parametrize("point", ["vzcreate", "vzstart"])
-def test_a_call_that_the_client_gives_up_leaves_nothing(
+def test_cancelled_call_leaves_nothing(
     machine: Machine, embedded: EmbeddedNode, cri: CriClient, point: str
 ) -> None:
     embedded.fault(task=point, hold=True)
@@ -169,7 +169,7 @@ def test_a_call_that_the_client_gives_up_leaves_nothing(
     eventually(lambda: not machine.node.cts() & set(machine.vmids), "the CT is gone")
 
 
-def test_a_deadline_that_passes_leaves_nothing(machine: Machine, embedded: EmbeddedNode, cri: CriClient) -> None:
+def test_expired_deadline_leaves_nothing(machine: Machine, embedded: EmbeddedNode, cri: CriClient) -> None:
     embedded.fault(task="vzcreate", hold=True)
     with refused(grpc.StatusCode.DEADLINE_EXCEEDED, ""):
         cri.run_pod(timeout=0.5)
@@ -177,7 +177,7 @@ def test_a_deadline_that_passes_leaves_nothing(machine: Machine, embedded: Embed
     eventually(lambda: set(machine.leftovers()) <= machine.usual, "all is undone")
 
 
-def test_two_calls_that_stop_and_remove_one_pod_at_once_both_succeed(machine: Machine, cri: CriClient) -> None:
+def test_concurrent_stop_and_remove_of_a_pod_both_succeed(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod()
     cri.run(pod, "sleep", "1000")
     calls = [cri.stop_pod, cri.remove_pod, cri.stop_pod, cri.remove_pod]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the containers of a pod share with each other and with the node."""
+"""Namespaces that the containers of a pod share with each other and with the node."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def options(**modes: int) -> pb.NamespaceOption:
     return pb.NamespaceOption(**{"pid": pb.CONTAINER, **modes})  # type: ignore[arg-type]
 
 
-def test_containers_share_all_but_their_processes(cri: CriClient) -> None:
+def test_containers_share_all_namespaces_except_pid_and_mount(cri: CriClient) -> None:
     pod = cri.run_pod()
     running = cri.run(pod, "sleep", "1000", name="running")
     first = kinds(cri.output(running, "sh", "-c", NAMESPACES))
@@ -51,7 +51,7 @@ def test_containers_share_all_but_their_processes(cri: CriClient) -> None:
         ({"network": pb.NODE, "pid": pb.NODE, "ipc": pb.NODE}, {"user", "net", "uts", "pid", "ipc"}),
     ],
 )
-def test_a_privileged_pod_uses_those_of_the_node_that_it_asks_for(
+def test_privileged_pod_has_the_requested_namespaces_of_the_node(
     cri: CriClient, modes: dict[str, int], the_nodes: set[str]
 ) -> None:
     linux = pod_security(namespace_options=options(**modes), privileged=True)
@@ -79,11 +79,11 @@ def test_dev_shm_of_a_pod_with_the_nodes_ipc_is_the_nodes(machine: Machine, cri:
         shared.unlink()
 
 
-def test_a_container_is_alone_in_its_pid_namespace(cri: CriClient) -> None:
+def test_container_has_its_own_pid_namespace(cri: CriClient) -> None:
     assert cri.finish(cri.run_pod(), "sh", "-c", "echo $$ /proc/[0-9]*") == "1 /proc/1\n"
 
 
-def test_containers_see_each_other_in_the_pods_pid_namespace(cri: CriClient) -> None:
+def test_containers_in_the_pods_pid_namespace_see_each_other(cri: CriClient) -> None:
     pid = options(pid=pb.POD)
     pod = cri.run_pod(cri.pod_config(linux=pod_security(namespace_options=pid)))
     cri.run(pod, "sleep", "12345", name="sleeper", linux=security(namespace_options=pid))
@@ -92,7 +92,7 @@ def test_containers_see_each_other_in_the_pods_pid_namespace(cri: CriClient) -> 
     assert "catatonit" in shown
 
 
-def test_a_container_can_join_the_processes_of_another(cri: CriClient) -> None:
+def test_container_can_join_the_pid_namespace_of_another(cri: CriClient) -> None:
     pod = cri.run_pod()
     target = cri.run(pod, "sleep", "12345", name="target")
     joined = security(namespace_options=pb.NamespaceOption(pid=pb.TARGET, target_id=target))
@@ -101,14 +101,14 @@ def test_a_container_can_join_the_processes_of_another(cri: CriClient) -> None:
     assert "catatonit" not in shown
 
 
-def test_the_nodes_processes_are_seen_only_with_its_pid_namespace(machine: Machine, cri: CriClient) -> None:
+def test_nodes_processes_are_visible_only_in_its_pid_namespace(machine: Machine, cri: CriClient) -> None:
     linux = pod_security(namespace_options=options(pid=pb.NODE))
     pod = cri.run_pod(cri.pod_config(linux=linux))
     shown = cri.finish(pod, "ls", "/proc", linux=security(namespace_options=options(pid=pb.NODE)))
     assert str(machine.daemon.pid) in shown.split()
 
 
-def test_root_in_a_pod_is_nobody_on_the_node(machine: Machine, cri: CriClient) -> None:
+def test_root_in_a_pod_is_unprivileged_on_the_node(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod()
     container = cri.run(pod, "sh", "-c", "sleep 1000")
     assert cri.output(container, "id", "-u") == "0\n"

@@ -46,7 +46,7 @@ def other_node() -> Iterator[list[str]]:
         subprocess.run(["ip", "link", "del", "pvtpeer"], check=True)
 
 
-def test_the_address_that_status_tells_is_the_pods(cri: CriClient) -> None:
+def test_status_has_the_pods_address(cri: CriClient) -> None:
     pod = cri.run_pod()
     shown = cri.finish(pod, "ip", "-4", "-o", "addr", "show", "eth0")
     assert f" {cri.pod_status(pod).network.ip}/16 " in shown
@@ -56,7 +56,7 @@ def test_lo_is_up(cri: CriClient) -> None:
     assert "127.0.0.1/8" in cri.finish(cri.run_pod(), "ip", "-4", "-o", "addr", "show", "lo", "up")
 
 
-def test_pods_reach_each_other(cri: CriClient) -> None:
+def test_pods_can_connect_to_each_other(cri: CriClient) -> None:
     server, client = cri.run_pod(), cri.run_pod()
     cri.run(server, "sh", "-c", SERVE)
     address = cri.pod_status(server).network.ip
@@ -64,14 +64,14 @@ def test_pods_reach_each_other(cri: CriClient) -> None:
     assert cri.finish(client, "sh", "-c", script) == "hello\n"
 
 
-def test_containers_of_a_pod_meet_on_loopback(cri: CriClient) -> None:
+def test_containers_of_a_pod_share_loopback(cri: CriClient) -> None:
     pod = cri.run_pod()
     cri.run(pod, "sh", "-c", SERVE, name="server")
     script = "until nc -w 5 127.0.0.1 8080; do usleep 10000; done"
     assert cri.finish(pod, "sh", "-c", script) == "hello\n"
 
 
-def test_a_host_port_leads_to_the_pod_from_the_node_and_from_others(cri: CriClient, other_node: list[str]) -> None:
+def test_host_port_is_reachable_from_the_node_and_from_other_hosts(cri: CriClient, other_node: list[str]) -> None:
     mapping = pb.PortMapping(container_port=8080, host_port=PORT)
     pod = cri.run_pod(cri.pod_config(port_mappings=[mapping]))
     cri.run(pod, "sh", "-c", SERVE)
@@ -88,9 +88,7 @@ def test_a_host_port_leads_to_the_pod_from_the_node_and_from_others(cri: CriClie
     assert read_from("127.0.0.1", PORT) == ""
 
 
-def test_a_pod_and_another_node_reach_each_other_where_the_nodes_have_routes(
-    cri: CriClient, other_node: list[str]
-) -> None:
+def test_pod_and_another_node_can_connect_over_routes(cri: CriClient, other_node: list[str]) -> None:
     pod = cri.run_pod()
     subprocess.run([*other_node, "ip", "route", "add", SUBNET, "via", "10.208.0.1"], check=True)
 
@@ -99,7 +97,7 @@ def test_a_pod_and_another_node_reach_each_other_where_the_nodes_have_routes(
     assert "1 packets received" in cri.finish(pod, "ping", "-c", "1", "-w", "10", "10.208.0.2")
 
 
-def test_a_host_port_that_another_pod_has_is_refused_before_anything_is_made(cri: CriClient) -> None:
+def test_host_port_of_another_pod_is_refused_before_a_ct_is_created(cri: CriClient) -> None:
     holder = cri.run_pod(
         cri.pod_config("holder", port_mappings=[pb.PortMapping(container_port=1, host_port=PORT)])
     )
@@ -115,27 +113,27 @@ def test_a_host_port_that_another_pod_has_is_refused_before_anything_is_made(cri
     cri.run_pod(cri.pod_config("other", port_mappings=[wanted]))
 
 
-def test_udp_and_tcp_ports_of_one_number_can_be_two_pods(cri: CriClient) -> None:
+def test_two_pods_can_have_the_udp_and_tcp_port_of_one_number(cri: CriClient) -> None:
     for name, protocol in (("tcp", pb.TCP), ("udp", pb.UDP), ("sctp", pb.SCTP)):
         mapping = pb.PortMapping(protocol=protocol, container_port=8080, host_port=PORT)
         cri.run_pod(cri.pod_config(name, port_mappings=[mapping]))
 
 
-def test_a_pod_on_the_nodes_network_listens_on_the_node(cri: CriClient) -> None:
+def test_pod_with_the_nodes_network_listens_on_the_node(cri: CriClient) -> None:
     pod = cri.run_pod(cri.pod_config(linux=HOST_NETWORK))
     cri.run(pod, "sh", "-c", SERVE)
     assert eventually(lambda: read_from("127.0.0.1", 8080), "the pod answers") == "hello\n"
     assert cri.pod_status(pod).network.ip == ""
 
 
-def test_resolv_conf_says_what_the_pod_asks_for(cri: CriClient) -> None:
+def test_resolv_conf_has_the_requested_dns_configuration(cri: CriClient) -> None:
     dns = pb.DNSConfig(servers=["10.96.0.10"], searches=["a.svc", "b.svc"], options=["ndots:5"])
     pod = cri.run_pod(cri.pod_config(dns_config=dns))
     shown = cri.finish(pod, "cat", "/etc/resolv.conf").splitlines()
     assert {"nameserver 10.96.0.10", "search a.svc b.svc", "options ndots:5"} <= set(shown)
 
 
-def test_the_hostname_is_known_by_name_and_in_the_files(cri: CriClient) -> None:
+def test_hostname_resolves_and_is_in_etc_hosts_and_etc_hostname(cri: CriClient) -> None:
     pod = cri.run_pod(cri.pod_config(hostname="web-0"))
     ip = cri.pod_status(pod).network.ip
     hostname, in_file, hosts = cri.finish(
@@ -157,14 +155,14 @@ def test_sysctls_are_set_before_the_first_container(cri: CriClient) -> None:
     assert cri.finish(pod, "cat", *paths).split() == ["20000", "30000", "1"]
 
 
-def test_a_sysctl_of_the_node_is_refused_and_nothing_is_made(machine: Machine, cri: CriClient) -> None:
+def test_node_level_sysctl_is_refused_before_a_ct_is_created(machine: Machine, cri: CriClient) -> None:
     linux = pb.LinuxPodSandboxConfig(sysctls={"kernel.panic": "1"})
     with refused(grpc.StatusCode.INVALID_ARGUMENT, r"config\.linux\.sysctls\[kernel\.panic\]"):
         cri.run_pod(cri.pod_config(linux=linux))
     machine.assert_nothing_left()
 
 
-def test_a_sysctl_value_that_the_kernel_refuses_undoes_the_pod(machine: Machine, cri: CriClient) -> None:
+def test_invalid_sysctl_value_fails_the_pod_and_leaves_nothing(machine: Machine, cri: CriClient) -> None:
     sysctls = {"net.ipv4.ip_local_port_range": "20000 30000", "net.ipv4.ip_forward": "many"}
     refusal = r"^config\.linux\.sysctls\[net\.ipv4\.ip_forward\]: the kernel refuses 'many': Invalid argument$"
     with refused(grpc.StatusCode.INVALID_ARGUMENT, refusal):

@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 
 @pytest.mark.slow_node
-def test_the_ct_carries_the_pods_name_tags_and_description(machine: Machine, cri: CriClient) -> None:
+def test_ct_has_the_pods_name_tags_and_description(machine: Machine, cri: CriClient) -> None:
     config = cri.pod_config("web-0")
     pod = cri.run_pod(config)
     ct = machine.node.ct(cri.vmid(pod), "config")
@@ -24,7 +24,7 @@ def test_the_ct_carries_the_pods_name_tags_and_description(machine: Machine, cri
     assert f"sandbox: {pod}\n" in str(ct["description"])
 
 
-def test_a_pod_without_a_hostname_is_shown_by_its_name(machine: Machine, cri: CriClient) -> None:
+def test_ct_has_the_pods_name_if_there_is_no_hostname(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod(cri.pod_config("job.runner_1", hostname=""))
     assert machine.node.ct(cri.vmid(pod), "config")["hostname"] == "job.runner-1"
 
@@ -32,7 +32,7 @@ def test_a_pod_without_a_hostname_is_shown_by_its_name(machine: Machine, cri: Cr
 @pytest.mark.parametrize(
     ("hostname", "shown"), [("web_0", "web-0"), ("n" * 64, "n" * 63), (f"{'a' * 31}.{'b_' * 16}", None)]
 )
-def test_host_name_that_proxmox_lacks_is_the_pods_all_the_same(
+def test_longest_kubernetes_names_are_accepted(
     machine: Machine, cri: CriClient, hostname: str, shown: str | None
 ) -> None:
     pod = cri.run_pod(cri.pod_config(hostname=hostname))
@@ -51,12 +51,12 @@ def test_the_longest_names_that_kubernetes_has_fit(machine: Machine, cri: CriCli
 
 
 @pytest.mark.parametrize("privileged", [False, True])
-def test_only_a_pod_that_needs_it_is_a_privileged_ct(machine: Machine, cri: CriClient, privileged: bool) -> None:
+def test_only_pods_that_need_it_have_a_privileged_ct(machine: Machine, cri: CriClient, privileged: bool) -> None:
     pod = cri.run_pod(cri.pod_config(linux=pod_security(privileged=privileged)))
     assert bool(machine.node.ct(cri.vmid(pod), "config").get("unprivileged")) is not privileged
 
 
-def test_the_ct_runs_while_the_pod_is_ready_and_is_gone_after_it(machine: Machine, cri: CriClient) -> None:
+def test_ct_runs_while_the_pod_is_ready_and_is_destroyed_with_it(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod()
     vmid = cri.vmid(pod)
     assert machine.node.ct(vmid, "status/current")["status"] == "running"
@@ -78,7 +78,7 @@ def test_the_ct_is_sized_by_the_pods_resources(machine: Machine, cri: CriClient)
     assert int(str(ct["cpuunits"])) == 39
 
 
-def test_a_pod_without_limits_may_use_the_node(machine: Machine, cri: CriClient) -> None:
+def test_pod_without_limits_has_the_nodes_memory(machine: Machine, cri: CriClient) -> None:
     ct = machine.node.ct(cri.vmid(cri.run_pod()), "config")
     total = machine.node.request("GET", f"/nodes/{machine.node.name}/status")
     assert isinstance(total, dict)
@@ -86,19 +86,19 @@ def test_a_pod_without_limits_may_use_the_node(machine: Machine, cri: CriClient)
     assert float(str(ct.get("cpulimit", 0))) == 0
 
 
-def test_shutdown_of_the_node_waits_a_second_for_a_pod(machine: Machine, cri: CriClient) -> None:
+def test_ct_has_a_shutdown_timeout_of_one_second(machine: Machine, cri: CriClient) -> None:
     """Proxmox's stopall gives a CT 180 s, unless its option `startup` says otherwise."""
     assert machine.node.ct(cri.vmid(cri.run_pod()), "config")["startup"] == "down=1"
 
 
-def test_a_vmid_that_was_freed_is_not_used_again_at_once(cri: CriClient) -> None:
+def test_released_vmid_is_not_reused_at_once(cri: CriClient) -> None:
     first = cri.run_pod()
     vmid = cri.vmid(first)
     cri.remove_pod(first)
     assert cri.vmid(cri.run_pod()) != vmid
 
 
-def test_containers_count_to_their_ct(machine: Machine, cri: CriClient) -> None:
+def test_memory_of_containers_counts_for_their_ct(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod()
     before = int(str(machine.node.ct(cri.vmid(pod), "status/current")["mem"]))
     cri.run(pod, "sh", "-c", "dd if=/dev/zero of=/dev/shm/block bs=1M count=32; echo done; sleep 1000")

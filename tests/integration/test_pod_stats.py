@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pods and containers use, and what the runtime says of itself."""
+"""Stats of pods and containers, Version and Status."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def stats(cri: CriClient, container: str) -> pb.ContainerStats:
     return answer
 
 
-def test_a_containers_stats_are_its_own(cri: CriClient, pod: str) -> None:
+def test_container_stats_are_of_that_container_only(cri: CriClient, pod: str) -> None:
     linux = security()
     linux.resources.memory_limit_in_bytes = 64 * MIB
     script = "dd if=/dev/zero of=/dev/shm/block bs=1M count=16 2>/dev/null; dd if=/dev/zero of=/file bs=1M count=4"
@@ -37,7 +37,7 @@ def test_a_containers_stats_are_its_own(cri: CriClient, pod: str) -> None:
     assert min(shown.cpu.timestamp, shown.memory.timestamp, shown.writable_layer.timestamp) > 0
 
 
-def test_the_writable_layer_is_counted(cri: CriClient, pod: str) -> None:
+def test_usage_of_the_writable_layer_is_in_the_stats(cri: CriClient, pod: str) -> None:
     container = cri.run(pod, "sh", "-c", "dd if=/dev/zero of=/file bs=1M count=4; sync; echo done; sleep 1000")
     eventually(lambda: "done" in cri.text(container), "it has written")
     layer = eventually(lambda: _written(cri, container), "the layer is counted")
@@ -65,18 +65,18 @@ def test_stats_are_listed_by_id_pod_and_labels(cri: CriClient, pod: str) -> None
     assert listed(label_selector={"app": "data"}) == [second]
 
 
-def test_a_container_that_has_ended_uses_nothing(cri: CriClient, pod: str) -> None:
+def test_exited_container_has_no_cpu_and_memory_usage(cri: CriClient, pod: str) -> None:
     container = cri.run(pod, "true")
     cri.wait_for_exit(container)
     assert stats(cri, container).memory.usage_bytes.value == 0
 
 
-def test_stats_of_what_does_not_exist_are_not_found(cri: CriClient) -> None:
+def test_stats_of_an_unknown_id_are_not_found(cri: CriClient) -> None:
     with refused(grpc.StatusCode.NOT_FOUND, UNKNOWN):
         stats(cri, UNKNOWN)
 
 
-def test_image_fs_info_tells_the_stores_use(machine: Machine, cri: CriClient) -> None:
+def test_image_fs_info_has_the_usage_of_the_store(machine: Machine, cri: CriClient) -> None:
     info = cri.images.ImageFsInfo(pb.ImageFsInfoRequest())
     (images,), (containers,) = info.image_filesystems, info.container_filesystems
     assert images.used_bytes.value > 1 * MIB
@@ -91,7 +91,7 @@ def test_version_names_the_runtime(cri: CriClient) -> None:
     assert version.runtime_version == pvecri.__version__
 
 
-def test_status_is_ready_and_tells_the_settings_when_asked(machine: Machine, cri: CriClient) -> None:
+def test_status_is_ready_and_verbose_has_the_settings(machine: Machine, cri: CriClient) -> None:
     plain = cri.runtime.Status(pb.StatusRequest())
     assert {each.type for each in plain.status.conditions} >= {"RuntimeReady", "NetworkReady"}
     assert all(each.status for each in plain.status.conditions)
@@ -100,7 +100,7 @@ def test_status_is_ready_and_tells_the_settings_when_asked(machine: Machine, cri
     assert json.loads(verbose.info["config"])["proxmox"]["node"] == machine.node.name
 
 
-def test_what_proxmox_calls_the_pod_is_in_the_verbose_status(machine: Machine, cri: CriClient, pod: str) -> None:
+def test_verbose_status_has_the_ct(machine: Machine, cri: CriClient, pod: str) -> None:
     info = json.loads(cri.pod_info(pod).info["info"])
     assert info["vmid"] in machine.node.cts()
     assert info["cgroup"] == f"/lxc/{info['vmid']}"

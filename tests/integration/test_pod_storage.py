@@ -40,7 +40,7 @@ def on_storage(machine: Machine, place: Path, request: pytest.FixtureRequest) ->
 
 @pytest.mark.parametrize("on_storage", ["raw", "btrfs"], indirect=True)
 @pytest.mark.parametrize("privileged", [False, True])
-def test_containers_of_a_pod_run_write_and_go(
+def test_containers_run_and_write_with_every_driver(
     machine: Machine, on_storage: CriClient, place: Path, privileged: bool
 ) -> None:
     cri = on_storage
@@ -59,7 +59,7 @@ def test_containers_of_a_pod_run_write_and_go(
     assert pb.ImageSpec(image=machine.image).image in {tag for image in images(cri) for tag in image.repo_tags}
 
 
-def test_the_pods_root_disk_is_on_the_images_storage_and_has_the_size_that_is_set(
+def test_root_disk_is_on_the_images_storage_with_the_configured_size(
     machine: Machine, embedded: EmbeddedNode
 ) -> None:
     place = embedded.state_dir / "storage" / SECOND_STORAGE / "pvecri-images"
@@ -82,9 +82,7 @@ def test_the_pods_root_disk_is_on_the_images_storage_and_has_the_size_that_is_se
         shutil.rmtree(place)
 
 
-def test_images_that_proxmox_pulls_show_as_its_templates_while_they_are_there(
-    machine: Machine, embedded: EmbeddedNode
-) -> None:
+def test_images_pulled_by_proxmox_are_listed_as_templates(machine: Machine, embedded: EmbeddedNode) -> None:
     def templates() -> list[str]:
         found = machine.node.request("GET", f"/nodes/{machine.node.name}/storage/local/content")
         assert isinstance(found, list)

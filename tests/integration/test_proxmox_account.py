@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The account that docs/proxmox-setup.md makes can do what pods need, and no more."""
+"""The account of docs/proxmox-setup.md has the privileges that pods need, and no others."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ async def walk_through_life(api: ProxmoxApi, spec: CtSpec) -> None:
     await api.destroy_ct(spec.vmid)
 
 
-async def test_documented_account_walks_a_pod_through_its_life(api: ProxmoxApi, spec: CtSpec) -> None:
+async def test_documented_account_is_sufficient_for_a_pods_life(api: ProxmoxApi, spec: CtSpec) -> None:
     assert await api.missing_privileges() == []
     await walk_through_life(api, spec)
 
@@ -96,7 +96,7 @@ async def test_documented_account_can_do_nothing_outside_its_pool(api: ProxmoxAp
         await api.create_ct(msgspec.structs.replace(spec, pool=""))
 
 
-async def test_privileged_cts_need_a_role_of_their_own(api: ProxmoxApi, node: EmbeddedNode, spec: CtSpec) -> None:
+async def test_privileged_cts_need_sys_modify(api: ProxmoxApi, node: EmbeddedNode, spec: CtSpec) -> None:
     privileged = msgspec.structs.replace(spec, unprivileged=False)
     await walk_through_life(api, privileged)
     with withheld(node, "KubePrivileged", "Sys.Modify"):
@@ -106,7 +106,7 @@ async def test_privileged_cts_need_a_role_of_their_own(api: ProxmoxApi, node: Em
 
 
 @pytest.mark.parametrize(("role", "privilege", "path"), NEEDED)
-async def test_each_privilege_is_needed_and_missed_by_its_name(
+async def test_each_missing_privilege_is_named(
     api: ProxmoxApi, node: EmbeddedNode, spec: CtSpec, role: str, privilege: str, path: str
 ) -> None:
     with withheld(node, role, privilege):
@@ -116,7 +116,7 @@ async def test_each_privilege_is_needed_and_missed_by_its_name(
 
 
 @pytest.mark.parametrize("privilege", sorted(ROLES["KubePods"] - {"VM.Audit", "VM.Allocate"}))
-async def test_pod_without_a_privilege_of_its_cts_is_refused_in_proxmoxs_words(
+async def test_proxmoxs_error_for_a_missing_privilege_is_returned(
     api: ProxmoxApi, node: EmbeddedNode, spec: CtSpec, privilege: str
 ) -> None:
     with withheld(node, "KubePods", privilege):
@@ -126,7 +126,7 @@ async def test_pod_without_a_privilege_of_its_cts_is_refused_in_proxmoxs_words(
     await api.destroy_ct(spec.vmid)
 
 
-async def test_create_that_starts_its_ct_asks_for_no_power_privilege_and_a_stop_does(
+async def test_power_privilege_is_needed_for_stop_but_not_for_create(
     api: ProxmoxApi, node: EmbeddedNode, spec: CtSpec
 ) -> None:
     with withheld(node, "KubePods", "VM.PowerMgmt"):

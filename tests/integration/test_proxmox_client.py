@@ -81,7 +81,7 @@ async def test_a_created_ct_runs_catatonit_as_its_init(api: ProxmoxApi, spec: Ct
     assert await api.failed_start(VMID, since=upid.start_time) is None
 
 
-async def test_a_cts_config_reads_back_as_it_was_asked_for(api: ProxmoxApi, spec: CtSpec) -> None:
+async def test_config_of_a_ct_is_as_requested(api: ProxmoxApi, spec: CtSpec) -> None:
     await api.create_ct(msgspec.structs.replace(spec, start=False))
 
     config = await api.ct_config(VMID)
@@ -109,14 +109,14 @@ async def test_a_ct_is_listed_with_its_tags(api: ProxmoxApi, spec: CtSpec) -> No
     assert set((await api.ct_config(VMID)).raw["tags"].split(";")) == {"pvecri", "test"}
 
 
-async def test_a_taken_vmid_is_said_at_once(api: ProxmoxApi, spec: CtSpec) -> None:
+async def test_vmid_in_use_is_refused(api: ProxmoxApi, spec: CtSpec) -> None:
     await api.create_ct(msgspec.structs.replace(spec, start=False))
 
     with pytest.raises(CtExists):
         await api.create_ct(spec)
 
 
-async def test_stop_and_destroy_may_be_repeated(api: ProxmoxApi, spec: CtSpec) -> None:
+async def test_stop_and_destroy_are_idempotent(api: ProxmoxApi, spec: CtSpec) -> None:
     await api.create_ct(spec)
     await running()
 
@@ -131,7 +131,7 @@ async def test_stop_and_destroy_may_be_repeated(api: ProxmoxApi, spec: CtSpec) -
         await api.ct_config(VMID)
 
 
-async def test_a_running_ct_is_destroyed_by_force(api: ProxmoxApi, spec: CtSpec) -> None:
+async def test_running_ct_is_destroyed_with_force(api: ProxmoxApi, spec: CtSpec) -> None:
     await api.create_ct(spec)
     await running()
 
@@ -140,7 +140,7 @@ async def test_a_running_ct_is_destroyed_by_force(api: ProxmoxApi, spec: CtSpec)
     assert VMID not in {guest.vmid for guest in await api.guests()}
 
 
-async def test_a_stopped_ct_starts_again_and_starting_it_twice_is_fine(api: ProxmoxApi, spec: CtSpec) -> None:
+async def test_start_is_idempotent(api: ProxmoxApi, spec: CtSpec) -> None:
     await api.create_ct(msgspec.structs.replace(spec, start=False))
 
     await api.start_ct(VMID)
@@ -148,7 +148,7 @@ async def test_a_stopped_ct_starts_again_and_starting_it_twice_is_fine(api: Prox
     assert init_pid()
 
 
-async def test_options_change_and_go(api: ProxmoxApi, spec: CtSpec) -> None:
+async def test_options_are_changed_and_deleted(api: ProxmoxApi, spec: CtSpec) -> None:
     await api.create_ct(msgspec.structs.replace(spec, start=False))
 
     await api.configure_ct(VMID, memory=128, cpulimit=1.25, description=None)
@@ -175,7 +175,7 @@ async def test_the_template_is_uploaded_once(api: ProxmoxApi) -> None:
     assert await api.ensure_template(b"never sent", template.name) == volid
 
 
-async def test_an_uploaded_template_arrives_whole(api: ProxmoxApi, node: EmbeddedNode, tmp_path: Path) -> None:
+async def test_uploaded_template_is_complete(api: ProxmoxApi, node: EmbeddedNode, tmp_path: Path) -> None:
     content = BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as archive:
         archive.addfile(tarfile.TarInfo("etc"))
@@ -188,7 +188,7 @@ async def test_an_uploaded_template_arrives_whole(api: ProxmoxApi, node: Embedde
     assert stored.read_bytes() == content.getvalue()
 
 
-async def test_node_and_storage_tell_their_size(api: ProxmoxApi) -> None:
+async def test_node_and_storage_have_a_size(api: ProxmoxApi) -> None:
     status = await api.node_status()
     storage = await api.storage_status("local")
 
@@ -206,7 +206,7 @@ async def test_documented_account_lacks_no_privilege_and_has_none_over_other_gue
     assert await api.permissions("/vms") == frozenset()
 
 
-async def test_a_password_does_as_well_as_a_token(node: EmbeddedNode) -> None:
+async def test_password_works_like_a_token(node: EmbeddedNode) -> None:
     client = ProxmoxApi(node.password_config())
     await client.start()
     try:
@@ -216,7 +216,7 @@ async def test_a_password_does_as_well_as_a_token(node: EmbeddedNode) -> None:
         await client.close()
 
 
-async def test_a_wrong_secret_is_refused_by_the_name_of_its_setting(node: EmbeddedNode, tmp_path: Path) -> None:
+async def test_error_for_a_wrong_secret_names_the_setting(node: EmbeddedNode, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("11111111-1111-4111-8111-111111111111")
     client = ProxmoxApi(msgspec.structs.replace(node.config(), token_secret_file=secret))
@@ -232,9 +232,7 @@ async def test_a_wrong_secret_is_refused_by_the_name_of_its_setting(node: Embedd
     ("change", "message"),
     [({"fingerprint": "00" * 32}, "which is not proxmox.fingerprint"), ({"fingerprint": ""}, "proxmox.ca_file")],
 )
-async def test_an_untrusted_server_is_not_talked_to(
-    node: EmbeddedNode, change: dict[str, str], message: str
-) -> None:
+async def test_untrusted_server_is_refused(node: EmbeddedNode, change: dict[str, str], message: str) -> None:
     client = ProxmoxApi(msgspec.structs.replace(node.config(), **change))
     await client.start()
     try:
@@ -244,7 +242,7 @@ async def test_an_untrusted_server_is_not_talked_to(
         await client.close()
 
 
-async def test_a_start_that_fails_says_why(api: ProxmoxApi, spec: CtSpec) -> None:
+async def test_failed_start_has_the_tasks_error(api: ProxmoxApi, spec: CtSpec) -> None:
     await api.create_ct(msgspec.structs.replace(spec, start=False))
     await api.configure_ct(VMID, entrypoint="/nonexistent")
 
@@ -255,6 +253,6 @@ async def test_a_start_that_fails_says_why(api: ProxmoxApi, spec: CtSpec) -> Non
     assert await api.failed_start(VMID, since=1 << 40) is None
 
 
-async def test_a_storage_says_what_it_is_and_where(api: ProxmoxApi, node: EmbeddedNode) -> None:
+async def test_storage_has_type_and_path(api: ProxmoxApi, node: EmbeddedNode) -> None:
     found = await api.storage_config("local")
     assert (found.type, found.path.startswith("/")) == ("dir", True)

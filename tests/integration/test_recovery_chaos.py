@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon is killed at any moment of a pod's life: whatever was half done is finished or undone."""
+"""The daemon is killed at random times of a pod's life: unfinished calls are completed or undone."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ def live(cri: CriClient, kind: pb.LinuxPodSandboxConfig) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_daemon_that_is_killed_at_any_moment_leaves_nothing_in_the_end(
-    machine: Machine, cri: CriClient, seed: int
-) -> None:
+def test_daemon_killed_at_random_times_leaves_nothing(machine: Machine, cri: CriClient, seed: int) -> None:
     chance = random.Random(seed)
     with ThreadPoolExecutor(len(KINDS)) as threads:
         for _ in range(3):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon is killed, and started again: what runs goes on, what was half made is undone."""
+"""The daemon is killed and started again: running pods are adopted, half-created ones removed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def crash(machine: Machine) -> CriClient:
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
-def test_pods_and_containers_go_on_while_the_daemon_is_away(
+def test_pods_and_containers_run_without_the_daemon(
     machine: Machine, cri: CriClient, ending: signal.Signals
 ) -> None:
     pod = cri.run_pod()
@@ -40,7 +40,7 @@ def test_pods_and_containers_go_on_while_the_daemon_is_away(
     assert cri.output(container, "echo", "still here") == "still here\n"
 
 
-def test_a_container_of_before_ends_as_any_other(machine: Machine, cri: CriClient) -> None:
+def test_exit_of_an_adopted_container_is_recorded(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod()
     container = cri.run(pod, "sh", "-c", "trap 'exit 9' TERM; echo ready; while true; do usleep 10000; done")
     eventually(lambda: "ready" in cri.text(container), "it listens")
@@ -49,7 +49,9 @@ def test_a_container_of_before_ends_as_any_other(machine: Machine, cri: CriClien
     assert cri.status(container).exit_code == 9
 
 
-def test_a_container_that_ended_meanwhile_has_its_exit_code_and_time(machine: Machine, cri: CriClient) -> None:
+def test_container_that_ended_without_the_daemon_has_its_exit_code_and_time(
+    machine: Machine, cri: CriClient
+) -> None:
     pod = cri.run_pod()
     container = cri.run(pod, "sh", "-c", "until [ -e /tmp/end ]; do usleep 10000; done; exit 5")
     root = Path(f"/proc/{machine.processes(pod, container)[0]}/root")
@@ -70,14 +72,14 @@ def test_a_created_container_can_still_be_started(machine: Machine, cri: CriClie
     assert cri.text(container) == "hello\n"
 
 
-def test_a_pod_takes_new_containers_after_a_restart(machine: Machine, cri: CriClient) -> None:
+def test_container_can_be_created_in_an_adopted_pod(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod()
     cri = crash(machine)
     assert cri.finish(pod, "echo", "hello") == "hello\n"
 
 
 @pytest.mark.parametrize("kind", ["privileged", "host"])
-def test_pods_of_other_kinds_are_adopted_too(machine: Machine, cri: CriClient, kind: str) -> None:
+def test_pods_of_every_kind_are_adopted(machine: Machine, cri: CriClient, kind: str) -> None:
     options = pb.NamespaceOption(network=pb.NODE, pid=pb.NODE, ipc=pb.NODE) if kind == "host" else None
     pod = cri.run_pod(cri.pod_config(linux=pod_security(privileged=True, namespace_options=options)))
     container = cri.run(pod, "sleep", "1000", linux=security(namespace_options=options))
@@ -89,9 +91,7 @@ def test_pods_of_other_kinds_are_adopted_too(machine: Machine, cri: CriClient, k
 
 @pytest.mark.slow_node
 @pytest.mark.parametrize("task", ["vzcreate", "vzstart"])
-def test_a_pod_that_was_half_made_is_removed(
-    machine: Machine, embedded: EmbeddedNode, cri: CriClient, task: str
-) -> None:
+def test_half_created_pod_is_removed(machine: Machine, embedded: EmbeddedNode, cri: CriClient, task: str) -> None:
     embedded.fault(task=task, hold=True)
     call = cri.runtime.RunPodSandbox.future(pb.RunPodSandboxRequest(config=cri.pod_config()))
     eventually(lambda: machine.node.cts() & set(machine.vmids), "the CT is being made")
@@ -103,9 +103,7 @@ def test_a_pod_that_was_half_made_is_removed(
     machine.assert_nothing_left()
 
 
-def test_a_daemon_that_is_asked_to_end_does_not_wait_for_proxmox(
-    machine: Machine, embedded: EmbeddedNode, cri: CriClient
-) -> None:
+def test_sigterm_does_not_wait_for_proxmox(machine: Machine, embedded: EmbeddedNode, cri: CriClient) -> None:
     embedded.fault(task="vzcreate", hold=True)
     call = cri.runtime.RunPodSandbox.future(pb.RunPodSandboxRequest(config=cri.pod_config()))
     eventually(lambda: machine.node.cts() & set(machine.vmids), "the CT is being made")
@@ -118,7 +116,9 @@ def test_a_daemon_that_is_asked_to_end_does_not_wait_for_proxmox(
 
 
 @pytest.mark.slow_node
-def test_a_pod_that_was_half_removed_is_removed(machine: Machine, embedded: EmbeddedNode, cri: CriClient) -> None:
+def test_removal_of_a_half_removed_pod_is_completed(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient
+) -> None:
     pod = cri.run_pod()
     cri.run(pod, "sleep", "1000")
     embedded.fault(task="vzdestroy", hold=True)
@@ -132,9 +132,7 @@ def test_a_pod_that_was_half_removed_is_removed(machine: Machine, embedded: Embe
     machine.assert_nothing_left()
 
 
-def test_a_network_that_was_half_attached_is_given_back_once_its_plugin_has_ended(
-    machine: Machine, cri: CriClient
-) -> None:
+def test_half_attached_network_is_detached_after_its_plugin_has_exited(machine: Machine, cri: CriClient) -> None:
     """The address is taken only after the daemon has died, and after its successor has begun to clean up."""
     begun, go_on = machine.directory / "begun", machine.directory / "go-on"
     lease = machine.leases / "pvt/10.209.77.77"
@@ -152,7 +150,7 @@ def test_a_network_that_was_half_attached_is_given_back_once_its_plugin_has_ende
     machine.assert_nothing_left()
 
 
-def test_the_daemon_starts_without_proxmox_and_cleans_up_when_it_is_back(
+def test_daemon_starts_without_proxmox_and_cleans_up_later(
     machine: Machine, embedded: EmbeddedNode, cri: CriClient
 ) -> None:
     pod = cri.run_pod()
@@ -166,7 +164,7 @@ def test_the_daemon_starts_without_proxmox_and_cleans_up_when_it_is_back(
     machine.assert_nothing_left()
 
 
-def test_cts_whose_rows_were_lost_are_destroyed(machine: Machine, cri: CriClient) -> None:
+def test_own_cts_without_a_record_are_destroyed(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod()
     container = cri.run(pod, "sleep", "1000")
     machine.kill()

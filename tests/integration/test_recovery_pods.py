@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Something of a pod ends that the daemon did not end: by someone's hand, by a crash, by a reboot."""
+"""Parts of a pod end without the daemon: by hand, by a crash, by a reboot."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def wait_until_not_ready(cri: CriClient, pod: str) -> None:
     eventually(lambda: cri.pod_status(pod).state == pb.SANDBOX_NOTREADY, "the pod is not ready")
 
 
-def test_a_ct_that_is_stopped_by_hand_ends_the_pod(
-    machine: Machine, cri: CriClient, pod: str, container: str
-) -> None:
+def test_ct_stopped_by_hand_ends_the_pod(machine: Machine, cri: CriClient, pod: str, container: str) -> None:
     stop_by_hand(machine, cri.vmid(pod))
     wait_until_not_ready(cri, pod)
     status = cri.wait_for_exit(container)
@@ -39,7 +37,7 @@ def test_a_ct_that_is_stopped_by_hand_ends_the_pod(
 
 
 @pytest.mark.parametrize("away", [False, True])
-def test_containers_with_the_nodes_processes_end_with_their_ct_too(
+def test_containers_in_the_nodes_pid_namespace_end_with_their_ct(
     machine: Machine, cri: CriClient, away: bool
 ) -> None:
     options = pb.NamespaceOption(pid=pb.NODE)
@@ -59,9 +57,7 @@ def test_containers_with_the_nodes_processes_end_with_their_ct_too(
 
 
 @pytest.mark.slow_node
-def test_a_ct_that_is_destroyed_by_hand_ends_the_pod(
-    machine: Machine, cri: CriClient, pod: str, container: str
-) -> None:
+def test_ct_destroyed_by_hand_ends_the_pod(machine: Machine, cri: CriClient, pod: str, container: str) -> None:
     machine.node.remove_ct(cri.vmid(pod))
     wait_until_not_ready(cri, pod)
     assert cri.wait_for_exit(container).exit_code == 137
@@ -69,7 +65,7 @@ def test_a_ct_that_is_destroyed_by_hand_ends_the_pod(
     machine.assert_nothing_left()
 
 
-def test_a_ct_whose_number_was_given_to_another_is_left_alone(machine: Machine, cri: CriClient, pod: str) -> None:
+def test_reused_vmid_is_not_touched(machine: Machine, cri: CriClient, pod: str) -> None:
     vmid = cri.vmid(pod)
     machine.node.remove_ct(vmid)
     wait_until_not_ready(cri, pod)
@@ -128,7 +124,7 @@ def test_lock_left_on_a_ct_fails_its_stop_with_one_task_and_no_more(
 
 
 @pytest.mark.slow_node
-def test_a_ct_that_stopped_while_the_daemon_was_away_ends_the_pod(
+def test_ct_that_ended_without_the_daemon_ends_the_pod(
     machine: Machine, cri: CriClient, pod: str, container: str
 ) -> None:
     vmid = cri.vmid(pod)
@@ -173,7 +169,7 @@ def test_the_api_process_of_the_node_can_be_restarted_while_pods_run(
     machine.assert_nothing_left()
 
 
-def test_all_of_a_pod_is_killed_while_daemon_and_node_are_away_as_by_a_reboot(
+def test_pod_is_not_ready_after_a_reboot(
     machine: Machine, embedded: EmbeddedNode, cri: CriClient, pod: str, container: str
 ) -> None:
     created = cri.create(pod, cri.container_config("true", name="created"))
@@ -193,7 +189,7 @@ def test_all_of_a_pod_is_killed_while_daemon_and_node_are_away_as_by_a_reboot(
     machine.assert_nothing_left()
 
 
-def test_the_name_of_a_pod_that_ended_is_still_its_own(machine: Machine, cri: CriClient) -> None:
+def test_name_of_an_ended_pod_stays_reserved(machine: Machine, cri: CriClient) -> None:
     config = cri.pod_config()
     pod = cri.run_pod(config)
     stop_by_hand(machine, cri.vmid(pod))
@@ -203,7 +199,7 @@ def test_the_name_of_a_pod_that_ended_is_still_its_own(machine: Machine, cri: Cr
     assert {each.metadata.attempt for each in cri.pods()} == {0, 1}
 
 
-def test_a_log_directory_that_is_removed_does_not_hurt_the_container(
+def test_container_survives_removal_of_its_log_directory(
     machine: Machine, cri: CriClient, pod: str, container: str
 ) -> None:
     log = Path(cri.status(container).log_path)

@@ -30,7 +30,7 @@ def listen(netns: Path, family: socket.AddressFamily, address: str) -> socket.so
 
 
 @pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
-async def test_a_port_is_reached_by_whichever_address_it_listens_on(
+async def test_port_is_reached_on_ipv4_and_ipv6_loopback(
     netns: Path, family: socket.AddressFamily, address: str
 ) -> None:
     with listen(netns, family, address) as server:
@@ -41,7 +41,7 @@ async def test_a_port_is_reached_by_whichever_address_it_listens_on(
             assert await asyncio.to_thread(other.recv, 5) == b"hello"
 
 
-async def test_a_port_of_the_pod_is_none_of_the_nodes(netns: Path) -> None:
+async def test_port_of_the_pod_is_not_the_nodes(netns: Path) -> None:
     with listen(netns, socket.AF_INET, "127.0.0.1") as server:
         port = server.getsockname()[1]
         with pytest.raises(OSError, match=f"connect to localhost:{port} inside the pod: Connection refused"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The streaming server over real sockets: who is let in, what protocols it speaks, and what it survives."""
+"""The streaming server over real sockets: access, protocols, malformed input."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ async def test_a_url_can_be_used_once() -> None:
         (lambda url: url, [*SPDY, ("padding", "x" * 20_000)], "POST", "431"),
     ],
 )
-async def test_a_request_that_is_not_right_is_refused(
+async def test_invalid_request_is_refused(
     change: Callable[[str], str], headers: list[tuple[str, str]], method: str, answer: str
 ) -> None:
     async with serving() as server:
@@ -126,7 +126,7 @@ async def test_a_request_that_is_not_right_is_refused(
             await in_thread(lambda: request(connection, url, headers, method))
 
 
-async def test_one_session_too_many_is_refused() -> None:
+async def test_session_above_the_limit_is_refused() -> None:
     async with serving(StreamingConfig(max_sessions=1)) as server:
         first = await in_thread(lambda: SpdyCommand(server.url(command(echo)), STDIN, STDOUT))
         with pytest.raises(Refused, match=r"503: streaming\.max_sessions \(1\) is reached"):
@@ -134,7 +134,7 @@ async def test_one_session_too_many_is_refused() -> None:
         assert (await in_thread(lambda: converse(first))).exit_code == 3
 
 
-async def test_connections_without_a_request_keep_nobody_out() -> None:
+async def test_connections_without_a_request_do_not_block_clients() -> None:
     async with serving(StreamingConfig(max_sessions=1)) as server:
         url = server.url(command(echo))
         idle = [await in_thread(lambda: dial(url)) for _ in range(MAX_UNAUTHENTICATED + 10)]
@@ -144,7 +144,7 @@ async def test_connections_without_a_request_keep_nobody_out() -> None:
             connection.close()
 
 
-async def test_burst_of_connections_without_a_request_is_bounded() -> None:
+async def test_server_with_a_certificate_uses_https() -> None:
     async with serving(StreamingConfig(max_sessions=1)) as server:
         url = server.url(command(echo))
         address = (urlsplit(url).hostname, urlsplit(url).port)
@@ -175,7 +175,7 @@ async def test_with_a_certificate_the_server_speaks_https(tmp_path: Path, transp
     assert (outcome.stdout, outcome.exit_code) == (b"hello", 3)
 
 
-async def test_an_address_that_is_taken_is_told_with_its_setting() -> None:
+async def test_error_for_an_address_in_use_names_the_setting() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         server = StreamingServer(StreamingConfig(port=other.getsockname()[1]))
         with pytest.raises(ConfigError, match=r"streaming\.port"):
@@ -186,7 +186,7 @@ async def test_an_address_that_is_taken_is_told_with_its_setting() -> None:
 
 
 @pytest.mark.parametrize("protocol", SPDY_COMMANDS)
-async def test_every_version_is_spoken_over_spdy(protocol: str) -> None:
+async def test_every_protocol_version_works_over_spdy(protocol: str) -> None:
     async with serving() as server:
         url = server.url(command(echo))
         outcome = await in_thread(lambda: converse(SpdyCommand(url, STDIN, STDOUT, protocols=[protocol])))
@@ -200,7 +200,7 @@ async def test_every_version_is_spoken_over_spdy(protocol: str) -> None:
 @pytest.mark.parametrize(
     "protocol", ["v4.channel.k8s.io", "v4.base64.channel.k8s.io", "base64.channel.k8s.io", ""]
 )
-async def test_versions_without_a_close_signal_are_spoken_over_websocket(protocol: str) -> None:
+async def test_protocol_versions_without_a_close_signal_work_over_websocket(protocol: str) -> None:
     async def first(streams: CommandStreams) -> int:
         assert streams.stdin is not None
         assert streams.stdout is not None
@@ -215,7 +215,7 @@ async def test_versions_without_a_close_signal_are_spoken_over_websocket(protoco
     assert (client.protocol or "") == protocol
 
 
-async def test_a_failure_is_told_in_the_status(transport: type[CommandClient]) -> None:
+async def test_failure_is_in_the_status(transport: type[CommandClient]) -> None:
     async def fail(_: CommandStreams) -> int:
         raise FailedPrecondition("container web is exited, not running")
 
@@ -225,7 +225,7 @@ async def test_a_failure_is_told_in_the_status(transport: type[CommandClient]) -
     assert json.loads(outcome.status)["message"] == "container web is exited, not running"
 
 
-async def test_a_stream_that_was_not_asked_for_is_refused() -> None:
+async def test_unrequested_stream_is_refused() -> None:
     async with serving() as server:
         client = await in_thread(lambda: SpdyClient(server.url(command(echo)), SPDY_COMMANDS))
         stream = await in_thread(lambda: client.open(streamtype="stderr"))
@@ -252,7 +252,7 @@ class Endless:
         return 0
 
 
-async def test_a_command_is_cancelled_when_its_client_leaves(transport: type[CommandClient]) -> None:
+async def test_command_is_cancelled_if_its_client_disconnects(transport: type[CommandClient]) -> None:
     endless = Endless()
     async with serving() as server:
         client = await in_thread(lambda: transport(server.url(command(endless.run)), STDIN, STDOUT))
@@ -261,7 +261,7 @@ async def test_a_command_is_cancelled_when_its_client_leaves(transport: type[Com
         await endless.cancelled.wait()
 
 
-async def test_a_silent_connection_is_closed(transport: type[CommandClient]) -> None:
+async def test_idle_connection_is_closed(transport: type[CommandClient]) -> None:
     endless = Endless()
     async with serving(StreamingConfig(idle_timeout=0.05)) as server:
         outcome = await in_thread(lambda: transport(server.url(command(endless.run)), STDIN, STDOUT).outcome())
@@ -284,7 +284,7 @@ async def test_malformed_frames_close_their_connection_only(
         assert (await in_thread(lambda: converse(good))).stdout == b"hello"
 
 
-async def test_closing_the_server_cancels_what_runs(transport: type[CommandClient]) -> None:
+async def test_closing_the_server_cancels_sessions(transport: type[CommandClient]) -> None:
     endless = Endless()
     async with serving() as server:
         client = await in_thread(lambda: transport(server.url(command(endless.run)), STDIN, STDOUT))
@@ -296,7 +296,7 @@ async def test_closing_the_server_cancels_what_runs(transport: type[CommandClien
 # -- faults ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_fault_of_a_command_is_told_to_its_client_and_logged(
+async def test_unexpected_exception_is_sent_to_the_client_and_logged(
     transport: type[CommandClient], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def stumble(streams: CommandStreams) -> int:
@@ -316,7 +316,7 @@ async def test_a_fault_of_a_command_is_told_to_its_client_and_logged(
         (OverflowError("too large"), b"OverflowError: too large"),
     ],
 )
-async def test_a_connection_that_cannot_be_made_ends_no_other_one(failure: Exception, told: bytes) -> None:
+async def test_failed_connection_does_not_end_others(failure: Exception, told: bytes) -> None:
     pods, ours = socket.socketpair()
     ours.setblocking(False)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The house stands as docs/architecture.md draws it: imports run downwards, and every part stays small."""
+"""The rules of docs/architecture.md: imports run downwards, modules and functions are short."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def module_of(name: str) -> str | None:
     return next((each for each in candidates if each in NAMES), None)
 
 
-def test_every_component_has_its_place() -> None:
+def test_every_component_is_in_the_table() -> None:
     assert COMPONENTS - MAY_IMPORT.keys() == set(), (
         "say in MAY_IMPORT what it may import, and in whose rows it stands"
     )
@@ -168,7 +168,7 @@ def test_imports_run_downwards_only() -> None:
     assert reached == []
 
 
-def test_a_library_is_used_only_where_it_belongs() -> None:
+def test_libraries_are_imported_only_by_their_components() -> None:
     misplaced = [
         f"{module} imports {name}"
         for module in MODULES
@@ -178,13 +178,13 @@ def test_a_library_is_used_only_where_it_belongs() -> None:
     assert misplaced == []
 
 
-def test_every_library_is_one_that_the_table_knows() -> None:
+def test_every_imported_library_is_in_the_table() -> None:
     known = {"pvecri", "pvecri_embedded", *THIRD_PARTY, *sys.stdlib_module_names}
     used = {name.partition(".")[0] for module in MODULES for name in imported(module)}
     assert used - known == set()
 
 
-def test_modules_do_not_import_each_other_in_circles() -> None:
+def test_imports_have_no_cycles() -> None:
     graph = {
         module.name: {found for name in imported(module) if (found := module_of(name))} - {module.name}
         for module in MODULES
@@ -203,7 +203,7 @@ def test_a_task_that_nobody_awaits_has_a_supervisor() -> None:
     assert makers == MAKES_TASKS.keys()
 
 
-def test_no_function_is_too_long_to_be_read_at_once() -> None:
+def test_functions_are_short() -> None:
     functions = [
         (str(module), node.name, (node.end_lineno or 0) - node.lineno + 1)
         for module in MODULES
@@ -213,12 +213,12 @@ def test_no_function_is_too_long_to_be_read_at_once() -> None:
     assert [each for each in functions if each[2] > FUNCTION_LINES] == []
 
 
-def test_no_module_is_too_long_to_be_known() -> None:
+def test_modules_are_short() -> None:
     sizes = [(str(module), len(module.path.read_text().splitlines())) for module in MODULES]
     assert [each for each in sizes if each[1] > MODULE_LINES] == []
 
 
-def test_every_module_says_its_licence_and_its_purpose() -> None:
+def test_every_module_has_licence_and_docstring() -> None:
     unlicensed = [
         str(each) for each in MODULES if not each.path.read_text().startswith("# SPDX-License-Identifier: ")
     ]

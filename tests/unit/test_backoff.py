@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pauses between tries grow up to a maximum."""
+"""Pauses between retries grow up to a maximum."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def test_delays_grow_by_the_factor_up_to_the_maximum() -> None:
     assert list(islice(Backoff(first=1, maximum=10, factor=3).delays(), 5)) == [1, 3, 9, 10, 10]
 
 
-def test_every_iterator_begins_anew() -> None:
+def test_every_iterator_starts_from_the_first_delay() -> None:
     backoff = Backoff(first=1, maximum=8)
     assert [list(islice(backoff.delays(), 2)) for _ in range(2)] == [[1, 2], [1, 2]]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work that outlives a cancellation, and work that several callers share."""
+"""Work that completes despite a cancellation, and work that several callers share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from pvecri.concurrency import SharedTasks, finish
 
 
-async def test_work_that_was_begun_ends_before_the_cancellation_goes_on() -> None:
+async def test_started_work_completes_before_the_cancellation() -> None:
     begun, go, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def work() -> None:
@@ -27,7 +27,7 @@ async def test_work_that_was_begun_ends_before_the_cancellation_goes_on() -> Non
     assert done.is_set()
 
 
-async def test_all_who_ask_at_the_same_time_get_the_result_of_one_run() -> None:
+async def test_concurrent_callers_share_one_run() -> None:
     runs = 0
 
     async def work() -> int:
@@ -41,7 +41,7 @@ async def test_all_who_ask_at_the_same_time_get_the_result_of_one_run() -> None:
     assert await shared.run("key", work) == 2
 
 
-async def test_an_error_reaches_everyone_who_waits() -> None:
+async def test_error_is_raised_to_every_caller() -> None:
     async def work() -> int:
         await asyncio.sleep(0)
         raise LookupError
@@ -51,7 +51,7 @@ async def test_an_error_reaches_everyone_who_waits() -> None:
     assert [type(each) for each in results] == [LookupError] * 3
 
 
-async def test_work_goes_on_while_anyone_waits_and_ends_with_the_last() -> None:
+async def test_work_is_cancelled_with_its_last_caller() -> None:
     begun, stopped = asyncio.Event(), asyncio.Event()
 
     async def work() -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A configuration that cannot be meant is refused, by the name of the setting and the file."""
+"""An invalid configuration is refused with the names of the setting and the file."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_node_name_defaults_to_the_short_hostname(monkeypatch: pytest.MonkeyPatc
 # -- files ---------------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_read_and_named_in_errors(tmp_path: Path) -> None:
+def test_errors_name_the_file(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text("log.level = 'debug'")
     assert config.load(path).log.level == "debug"

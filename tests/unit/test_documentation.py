@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the documentation says of the code is so, and what it points to is there."""
+"""The documentation matches the code, and its links have targets."""
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from pvecri.cri.server import snake_case
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+PACKAGE = ROOT / "src/pvecri"
+ARCHITECTURE = (DOCS / "architecture.md").read_text()
 SERVICES = {"RuntimeService": RuntimeService, "ImageService": ImageService}
 
 
@@ -49,7 +52,7 @@ def test_configuration_page_has_no_setting_that_does_not_exist() -> None:
     assert sorted(documented) == sorted(settings())
 
 
-def test_configuration_page_tells_the_defaults_as_they_are() -> None:
+def test_configuration_page_has_the_defaults() -> None:
     page = (DOCS / "configuration.md").read_text()
     for section in msgspec.structs.fields(Config):
         for setting in msgspec.structs.fields(type(section.default)):
@@ -60,7 +63,7 @@ def test_configuration_page_tells_the_defaults_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(("service", "name", "answered"), list(calls()))
-def test_cri_page_says_of_every_call_whether_it_is_answered(service: str, name: str, answered: bool) -> None:
+def test_cri_page_says_of_every_call_whether_it_is_implemented(service: str, name: str, answered: bool) -> None:
     word = "yes" if answered else "UNIMPLEMENTED"
     row = re.search(rf"^\| `{name}` \| ([^|]*) \|", (DOCS / "cri.md").read_text(), re.MULTILINE)
     assert row is not None, f"docs/cri.md has no row for {service}.{name}"
@@ -88,17 +91,17 @@ def test_page_of_fields_has_a_row_for_every_field_and_no_other() -> None:
     assert sorted(documented) == sorted(fields())
 
 
-def test_example_configuration_can_be_used() -> None:
+def test_example_configuration_is_valid() -> None:
     config.load(ROOT / "examples/config.toml")
 
 
 @pytest.mark.parametrize("page", sorted(path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*.md")), ids=str)
-def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+def test_links_of_a_page_have_targets(page: Path) -> None:
     check_links(ROOT / page)
 
 
 @pytest.mark.parametrize("page", ["README.md", "packaging/README.md"])
-def test_links_of_a_readme_lead_somewhere(page: str) -> None:
+def test_links_of_a_readme_have_targets(page: str) -> None:
     check_links(ROOT / page)
 
 
@@ -108,7 +111,7 @@ def test_index_of_the_documentation_names_every_page() -> None:
     assert [page for page in pages if f"({page})" not in index and page != "README.md"] == []
 
 
-def test_sample_of_a_kubelets_configuration_fits_the_defaults() -> None:
+def test_example_kubelet_configuration_matches_the_defaults() -> None:
     sample = yaml.safe_load((ROOT / "examples/kubelet.yaml").read_text())
     vmids = Config().proxmox.vmid_range
     assert sample["containerRuntimeEndpoint"] == f"unix://{Config().runtime.socket}"
@@ -116,7 +119,69 @@ def test_sample_of_a_kubelets_configuration_fits_the_defaults() -> None:
     assert sample["featureGates"] == {"PodAndContainerStatsFromCRI": True}
 
 
+def test_architecture_page_lists_every_package_and_module_of_the_top() -> None:
+    picture = ARCHITECTURE.split("## Packages")[1].split("## ")[0]
+    listed = {
+        path
+        for line in picture.splitlines()
+        if line.startswith("    ")
+        for path in re.findall(r"[\w/]+(?:/|\.py)(?=[,\s])", line[:32])
+    }
+    packages = {f"{path.parent.relative_to(PACKAGE)}/" for path in PACKAGE.rglob("__init__.py")} - {"./"}
+    modules = {path.name for path in PACKAGE.glob("*.py") if not path.name.startswith("__")}
+    assert listed == {name for name in packages | modules if not name.endswith("proto/")}
+
+
+def steps() -> Iterator[tuple[str, str]]:
+    """Every file and function in the tables of docs/architecture.md that follow a CRI call through the code."""
+    yield from re.findall(r"^\| `([\w/]+\.py)` \| `([\w.]+)` \|", ARCHITECTURE, re.MULTILINE)
+
+
+def definitions(node: ast.AST, prefix: str = "") -> Iterator[str]:
+    """The qualified names of all classes and functions in a module, nested ones as `outer.inner`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield prefix + child.name
+            yield from definitions(child, f"{prefix}{child.name}.")
+
+
+@pytest.mark.parametrize(("file", "function"), list(steps()))
+def test_every_function_that_the_architecture_page_names_exists(file: str, function: str) -> None:
+    assert function in set(definitions(ast.parse((PACKAGE / file).read_text())))
+
+
+@pytest.mark.parametrize("call", ["RunPodSandbox", "CreateContainer", "PullImage"])
+def test_architecture_page_follows_a_call_from_its_method_in_the_service(call: str) -> None:
+    section = ARCHITECTURE.split(f"## {call}, file by file")[1].split("\n## ")[0]
+    assert f".{snake_case(call)}`" in section
+
+
+def test_every_path_and_class_on_the_architecture_page_exists() -> None:
+    paths = set(re.findall(r"`([\w./]+/|[\w./]+\.py)`", ARCHITECTURE))
+    assert [path for path in paths if not (PACKAGE / path).exists() and not (ROOT / path).exists()] == []
+    defined = {
+        name
+        for path in PACKAGE.rglob("*.py")
+        if not path.stem.endswith(("_pb2", "_pb2_grpc"))
+        for name in definitions(ast.parse(path.read_text()))
+    }
+    named = re.findall(r"`([A-Z][a-z]+[A-Z]\w*(?:\.\w+)?|[A-Z]\w+\.\w+)`", ARCHITECTURE)
+    known_elsewhere = {"AsyncExitStack"}
+    assert set(named) - defined - known_elsewhere == set()
+
+
 def check_links(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
-    missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
-    assert missing == [], f"{page} points to what is not there"
+    for path, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
+        if "://" in path:
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page} links to {path}, which does not exist"
+        assert not anchor or anchor in anchors(target), (
+            f"{page} links to {path}#{anchor}, which has no such section"
+        )
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as code hosts derive them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors carry the gRPC status that clients see, and say what they are about."""
+"""Errors have the gRPC status for clients, and name their subject."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_each_status_has_one_base_error() -> None:
     assert len(set(statuses)) == len(statuses)
 
 
-def test_an_invalid_argument_begins_with_the_field() -> None:
+def test_invalid_argument_message_begins_with_the_field() -> None:
     error = InvalidArgument("config.hostname", "is not a host name")
     assert (str(error), error.field, error.problem) == (
         "config.hostname: is not a host name",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model's values cannot be changed, and come back from JSON as they went."""
+"""The model's values are immutable and round-trip through JSON."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def test_a_value_cannot_be_changed(kind: type[Value]) -> None:
             setattr(value, field, getattr(value, field))
 
 
-def test_a_row_of_an_older_version_lacks_fields_and_is_read_with_their_defaults() -> None:
+def test_missing_fields_of_an_older_row_get_defaults() -> None:
     older = b'{"metadata": {"name": "web", "namespace": "shop", "uid": "a1"}}'
     read = msgspec.json.decode(older, type=SandboxConfig)
     assert read == SandboxConfig(metadata=SandboxMetadata(name="web", namespace="shop", uid="a1"))
 
 
-def test_a_row_of_a_newer_version_may_have_fields_that_are_not_known() -> None:
+def test_unknown_fields_of_a_newer_row_are_ignored() -> None:
     newer = b'{"name": "main", "attempt": 2, "colour": "blue"}'
     assert msgspec.json.decode(newer, type=ContainerMetadata) == ContainerMetadata(name="main", attempt=2)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is handed to those who install pvecri."""
+"""The distributions, the systemd unit and the example configuration."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def test_wheel_of_the_embedded_node_has_its_own_licence_and_does_not_need_pvecri
         assert not any(line.startswith("Requires-Dist: pvecri") for line in metadata(wheel))
 
 
-def test_the_services_unit_names_nothing_that_is_not_installed() -> None:
+def test_systemd_unit_refers_only_to_installed_files() -> None:
     unit = (ROOT / "packaging/pvecri.service").read_text()
     assert "Documentation=" not in unit
     assert "ExecStartPre=/opt/pvecri/bin/pvecri check-config --offline" in unit
 
 
-def test_the_example_names_the_account_that_the_documentation_makes() -> None:
+def test_example_configuration_has_the_documented_account() -> None:
     setup = (ROOT / "docs/proxmox-setup.md").read_text()
     example = (ROOT / "examples/config.toml").read_text()
     assert 'token_id = "kube@pve!NODE"' in setup

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Background work survives what it raises, and what it raises is seen."""
+"""Background work survives its exceptions, which are logged and counted."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def failures(work: str) -> float:
     return metrics.REGISTRY.get_sample_value("pvecri_background_failures_total", {"work": work}) or 0.0
 
 
-async def test_work_that_must_be_done_is_tried_again_until_it_is(supervisor: Supervisor, pauses: Pauses) -> None:
+async def test_work_is_retried_until_it_succeeds(supervisor: Supervisor, pauses: Pauses) -> None:
     work = Work(OSError(), OverflowError(), Unavailable("away"), OSError(), None)
     await supervisor.until_done("record", work)
     assert (work.runs, pauses.seconds) == (5, [1, 2, 4, 4])
     assert supervisor.tasks == []
 
 
-async def test_repeated_work_goes_on_after_a_failure_with_pauses_that_begin_anew(
+async def test_repeated_work_continues_after_a_failure_and_resets_its_backoff(
     supervisor: Supervisor, pauses: Pauses
 ) -> None:
     work = Work(None, OSError(), OSError(), None, OSError(), None)
@@ -92,7 +92,7 @@ async def test_a_fault_is_logged_with_its_traceback_and_an_answer_in_one_line(
     assert not answer.exc_info
 
 
-async def test_answer_that_lasts_is_a_warning_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_repeated_answer_is_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     """The tasks of Proxmox that failed differ, and the failure is the same."""
     caplog.set_level(logging.DEBUG)
     answers = iter(
@@ -136,7 +136,7 @@ async def test_work_shows_as_failing_from_the_third_failure_until_it_succeeds(su
     await supervisor.close()
 
 
-async def test_work_that_is_done_once_never_raises(supervisor: Supervisor) -> None:
+async def test_once_never_raises(supervisor: Supervisor) -> None:
     task = supervisor.once("image store", Work(OSError()))
     await task
     assert supervisor.failing == []
@@ -160,7 +160,7 @@ async def test_closing_cancels_all_work_and_waits_for_its_end(supervisor: Superv
     await supervisor.close()
 
 
-async def test_closing_ends_work_that_pauses_after_a_failure() -> None:
+async def test_closing_ends_work_during_its_backoff() -> None:
     supervisor = Supervisor(Backoff(first=1000, maximum=1000))
     failed = asyncio.Event()
 
@@ -174,7 +174,7 @@ async def test_closing_ends_work_that_pauses_after_a_failure() -> None:
     assert task.cancelled()
 
 
-async def test_a_step_that_fails_does_not_keep_the_others_from_their_turn() -> None:
+async def test_failed_step_does_not_prevent_the_others() -> None:
     done: list[str] = []
 
     async def fail() -> None:
@@ -196,7 +196,9 @@ async def test_a_cancellation_is_no_failure_of_a_step() -> None:
         await attempt(cancelled, "recovery", "a step")
 
 
-async def test_parts_run_to_their_ends_and_all_their_errors_are_seen(caplog: pytest.LogCaptureFixture) -> None:
+async def test_parts_run_to_completion_and_every_error_is_raised_or_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     done = asyncio.Event()
 
     async def last() -> None:

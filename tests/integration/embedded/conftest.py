@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The embedded node that its tests ask: one process a test."""
+"""The embedded node for its tests: one process per test."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Users, groups, tokens, roles, pools and rights made through the embedded node's API are as good as Proxmox's."""
+"""Users, groups, tokens, roles, pools and ACLs made through the embedded node's API work as Proxmox's."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def test_token_of_a_disabled_or_deleted_user_is_refused(node: NodeProcess)
         assert (await node.refusal("GET", "/version"))[0] == 401
 
 
-async def test_separated_token_has_rights_of_its_own(node: NodeProcess) -> None:
+async def test_token_with_privilege_separation_has_its_own_rights(node: NodeProcess) -> None:
     await give(node, "/vms", "Looker")
     whole, separated = await new_token(node, "whole", privsep=0), await new_token(node, "sep")
     assert (await rights(node, whole))["/vms"] == {"VM.Audit": 1, "Sys.Audit": 1}
@@ -83,7 +83,7 @@ async def test_separated_token_has_rights_of_its_own(node: NodeProcess) -> None:
     assert await rights(node, separated) == {"/vms/100": {"VM.Audit": 1}}
 
 
-async def test_change_of_a_role_is_felt_at_once(node: NodeProcess) -> None:
+async def test_change_of_a_role_takes_effect_at_once(node: NodeProcess) -> None:
     login = await new_token(node, "one", privsep=0)
     await give(node, "/nodes/pve", "Looker")
     await node.ask("PUT", "/access/roles/Looker", {"privs": "VM.Audit"})
@@ -107,14 +107,14 @@ async def test_group_gives_its_members_rights(node: NodeProcess) -> None:
     assert await rights(node, login) == {}
 
 
-async def test_user_logs_in_with_the_password_it_was_made_with(node: NodeProcess) -> None:
+async def test_user_can_log_in_with_the_initial_password(node: NodeProcess) -> None:
     login = {"username": "ann@pve", "password": "annspassword"}
     assert (await node.ask("POST", "/access/ticket", login))["username"] == "ann@pve"
     wrong = await node.refusal("POST", "/access/ticket", {**login, "password": "other"})
     assert wrong == (401, "authentication failure")
 
 
-async def test_accounts_are_kept_over_a_restart(node: NodeProcess) -> None:
+async def test_accounts_survive_a_restart(node: NodeProcess) -> None:
     await give(node, "/vms", "Looker", propagate=0)
     await node.ask("POST", "/pools", {"poolid": "k8s", "comment": "pods"})
     login = await new_token(node, "one", privsep=0)
@@ -130,7 +130,7 @@ async def test_accounts_are_kept_over_a_restart(node: NodeProcess) -> None:
         assert (node.state_dir / "pve" / path).stat().st_mode & 0o007 == 0
 
 
-async def test_documented_commands_make_the_documented_account(node: NodeProcess) -> None:
+async def test_documented_commands_create_the_documented_account(node: NodeProcess) -> None:
     account = await documented_account(node)
     held = await rights(node, account)
     assert held["/"] == {"Sys.Modify": 0}
@@ -165,14 +165,14 @@ async def test_documented_commands_make_the_documented_account(node: NodeProcess
         ),
     ],
 )  # fmt: skip
-async def test_refusals_are_worded_as_proxmoxs(
+async def test_error_messages_are_proxmoxs(
     node: NodeProcess, method: str, path: str, parameters: dict[str, Any], refusal: str
 ) -> None:
     given = parameters if method in {"POST", "PUT"} else None
     assert await node.refusal(method, path, given) == (500, refusal)
 
 
-async def test_who_may_not_change_rights_can_not_give_himself_any(node: NodeProcess) -> None:
+async def test_user_without_permissions_modify_cannot_grant_rights(node: NodeProcess) -> None:
     login = await new_token(node, "one", privsep=0)
     with node.asked_as(login):
         for path, why in (
@@ -190,7 +190,7 @@ async def test_who_may_not_change_rights_can_not_give_himself_any(node: NodeProc
         assert [user["userid"] for user in await node.get("/access/users")] == []
 
 
-async def test_many_changes_at_once_are_all_kept(node: NodeProcess) -> None:
+async def test_concurrent_changes_are_all_stored(node: NodeProcess) -> None:
     names = [f"Role{n}" for n in range(20)]
     await asyncio.gather(*(node.ask("POST", "/access/roles", {"roleid": name}) for name in names))
     await node.restart()

@@ -74,7 +74,7 @@ async def test_created_ct_runs_with_its_own_id_map_and_a_network_namespace_with_
     assert "catatonit" in Path(f"/proc/{pid}/cmdline").read_text()
 
 
-async def test_address_given_to_the_ct_from_outside_shows_in_its_interfaces(node: NodeProcess) -> None:
+async def test_address_set_from_outside_is_in_the_interfaces(node: NodeProcess) -> None:
     await create(node)
     pid = await init_pid(node)
     in_netns(pid, "ip", "link", "set", "lo", "up")
@@ -100,7 +100,7 @@ async def test_privileged_ct_keeps_the_ids_of_the_host(node: NodeProcess) -> Non
     assert "unprivileged" not in await node.get(f"{CT}/config")
 
 
-async def test_limits_hold_from_the_start_and_change_on_the_running_ct_at_once(node: NodeProcess) -> None:
+async def test_limits_apply_from_the_start_and_can_be_changed_on_a_running_ct(node: NodeProcess) -> None:
     await create(node, cores=1)
     assert limit("memory", "memory.limit_in_bytes", "memory.max") == 64 * MIB
     await node.ask("PUT", f"{CT}/config", {"memory": 96, "cpuunits": 50, "cpulimit": 0.5, "cores": 2})
@@ -139,7 +139,7 @@ async def test_destroyed_ct_leaves_nothing_on_disk(node: NodeProcess) -> None:
     assert not (node.lxc_path / str(VMID)).exists()
 
 
-async def test_running_ct_is_destroyed_with_force_only(node: NodeProcess) -> None:
+async def test_destroy_of_a_running_ct_needs_force(node: NodeProcess) -> None:
     await create(node)
     refused = await node.refusal("DELETE", CT)
     assert refused == (500, f"unable to destroy CT {VMID} - container is running")
@@ -166,7 +166,7 @@ async def test_ct_ends_with_its_monitor_and_starts_again(node: NodeProcess) -> N
     await node.task("POST", f"{CT}/status/start")
 
 
-async def test_init_that_cannot_be_executed_fails_the_start_task_with_lxcs_words_in_its_log(
+async def test_start_task_of_a_missing_init_fails_with_lxcs_error_in_its_log(
     node: NodeProcess,
 ) -> None:
     await create(node, start=0, entrypoint="/nosuch")
@@ -176,7 +176,7 @@ async def test_init_that_cannot_be_executed_fails_the_start_task_with_lxcs_words
     assert await node.status_is(VMID, "stopped")
 
 
-async def test_cts_run_on_and_are_found_again_when_the_api_restarts(node: NodeProcess) -> None:
+async def test_running_cts_survive_a_restart_of_the_api(node: NodeProcess) -> None:
     await create(node, tags="k8s;pod", description="a pod\nof two lines")
     pid, config = await init_pid(node), await node.get(f"{CT}/config")
     before = json.loads((node.state_dir / "node.json").read_text())
@@ -191,7 +191,7 @@ async def test_cts_run_on_and_are_found_again_when_the_api_restarts(node: NodePr
     await node.task("POST", f"{CT}/status/start")
 
 
-async def test_ct_that_ends_while_no_api_runs_is_stopped_after_the_restart(node: NodeProcess) -> None:
+async def test_ct_that_ended_without_the_api_is_stopped_after_the_restart(node: NodeProcess) -> None:
     await create(node)
     pid = await init_pid(node)
     pidfd = os.pidfd_open(pid)
@@ -202,7 +202,7 @@ async def test_ct_that_ends_while_no_api_runs_is_stopped_after_the_restart(node:
     await node.until(lambda: node.status_is(VMID, "stopped"))
 
 
-async def test_ten_cts_are_created_and_started_at_once(node: NodeProcess) -> None:
+async def test_ten_cts_are_created_and_started_concurrently(node: NodeProcess) -> None:
     vmids = [VMID + n for n in range(10)]
     await asyncio.gather(*(create(node, vmid=vmid) for vmid in vmids))
     listed = await node.get("/nodes/pve/lxc")
@@ -233,7 +233,7 @@ async def test_volume_mount_point_is_mounted_in_the_ct(node: NodeProcess) -> Non
     assert in_ct(await init_pid(node), "ls", "/data").split() == ["hello"]
 
 
-async def test_template_that_reaches_out_of_the_root_fails_the_create_and_leaves_nothing(
+async def test_template_with_a_path_outside_its_root_fails_the_create(
     node: NodeProcess,
 ) -> None:
     await node.upload(write_template(node.state_dir / "evil_1.0.tar.gz", outside="../../escaped"))

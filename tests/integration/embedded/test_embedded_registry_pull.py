@@ -49,7 +49,7 @@ async def test_image_becomes_a_template_and_is_not_overwritten(node: NodeProcess
     )
 
 
-async def test_failed_pull_says_what_skopeo_said_and_leaves_no_file(node: NodeProcess, image: str) -> None:
+async def test_failed_pull_has_skopeos_message_and_leaves_no_file(node: NodeProcess, image: str) -> None:
     status, log = await node.failed_task("POST", PULL, {"reference": image.replace("1.0", "9.9")})
     assert status.startswith(f"command 'skopeo copy docker://{image.replace('1.0', '9.9')} oci-archive:")
     assert any("manifest unknown" in line for line in log)
@@ -73,6 +73,6 @@ async def test_tags_of_a_repository_are_those_of_the_registry(node: NodeProcess,
     assert reason.startswith(f"command 'skopeo list-tags docker://{missing}' failed: exit code ")
 
 
-async def test_storage_of_blocks_takes_no_template(node: NodeProcess, image: str) -> None:
+async def test_block_storage_refuses_templates(node: NodeProcess, image: str) -> None:
     status, reason = await node.refusal("POST", PULL.replace("local", "thin"), {"reference": image})
     assert (status, reason) == (500, "can't upload to storage type 'lvmthin', not a file based storage!")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Storages that are disabled, not mounted or full, and what comes of the CTs on them."""
+"""Storages that are disabled, not mounted or full, and the CTs on them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def disabled(node: NodeProcess) -> AsyncIterator[NodeProcess]:
     await node.task("DELETE", CT)
 
 
-async def test_disabled_storage_takes_no_ct_and_shows_nothing(disabled: NodeProcess) -> None:
+async def test_disabled_storage_refuses_cts_and_lists_nothing(disabled: NodeProcess) -> None:
     parameters = PARAMETERS | {"vmid": VMID + 1}
     assert await disabled.refusal("POST", "/nodes/pve/lxc", parameters) == (500, DISABLED)
     assert await disabled.refusal("GET", f"{STORAGE}/content") == (500, DISABLED)
@@ -78,7 +78,7 @@ async def test_removal_that_fails_within_its_delay_is_an_error(disabled: NodePro
     assert await disabled.refusal("DELETE", f"{path}?delay=10") == (500, DISABLED)
 
 
-async def test_destroy_that_cannot_remove_a_volume_leaves_the_ct_as_it_was(disabled: NodeProcess) -> None:
+async def test_failed_removal_of_a_volume_leaves_the_ct_unchanged(disabled: NodeProcess) -> None:
     before = await disabled.get(f"{CT}/config")
     assert (await disabled.failed_task("DELETE", CT))[0] == DISABLED
     assert await disabled.get(f"{CT}/config") == before
@@ -176,7 +176,7 @@ async def upload(node: NodeProcess, data: bytes, **fields: str) -> str:
     return str(answer["data"]) if status == 200 else f"{status} {reason} {answer.get('errors', '')}".strip()
 
 
-async def test_upload_is_compared_with_its_checksum(node: NodeProcess) -> None:
+async def test_checksum_of_an_upload_is_verified(node: NodeProcess) -> None:
     digest = hashlib.sha256(b"data").hexdigest()
     upid = await upload(node, b"data", **{"checksum": digest.upper(), "checksum-algorithm": "sha256"})
     status, log = await node.ended(upid)
@@ -189,7 +189,7 @@ async def test_upload_is_compared_with_its_checksum(node: NodeProcess) -> None:
     assert (node.state_dir / "storage/local/template/cache/a.tar.gz").read_bytes() == b"data"
 
 
-async def test_upload_is_refused_for_what_the_storage_does_not_take(node: NodeProcess) -> None:
+async def test_upload_of_content_that_the_storage_does_not_allow_is_refused(node: NodeProcess) -> None:
     assert "400" in await upload(node, b"data", checksum="0")
     assert (await upload(node, b"data", content="nosuch")).startswith("400 ")
     await node.ask("PUT", "/storage/local", {"content": "rootdir,iso"})

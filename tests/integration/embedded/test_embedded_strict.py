@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The embedded node refuses, waits and lags as Proxmox does; where it did not, the daemon's faults went unseen."""
+"""The embedded node refuses, waits and lags as Proxmox does; differences would hide errors of the daemon."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def test_aborted_create_is_interrupted_and_leaves_nothing() -> None:
             assert await node.get("/nodes/pve/storage/local/content?content=rootdir") == []
 
 
-async def test_task_whose_worker_was_killed_has_ended_in_an_unexpected_way(node: NodeProcess) -> None:
+async def test_task_whose_worker_was_killed_has_unexpected_status(node: NodeProcess) -> None:
     await create(node)
     await node.fault({"task": "vzstart", "hold": True})
     upid = await node.ask("POST", f"{CT}/status/start")
@@ -120,7 +120,7 @@ async def test_config_is_locked_as_long_as_a_task_of_the_ct_runs(node: NodeProce
     assert (await node.ended(destroy))[0] == f"unable to destroy CT {VMID} - container is running"
 
 
-async def test_what_waits_for_the_lock_of_a_config_gives_up(node: NodeProcess) -> None:
+async def test_waiting_for_a_config_lock_times_out(node: NodeProcess) -> None:
     await create(node)
     await node.fault({"task": "vzstart", "hold": True})
     await node.ask("POST", f"{CT}/status/start")
@@ -139,7 +139,7 @@ async def test_ct_that_is_being_created_cannot_be_destroyed(node: NodeProcess) -
     assert (await node.ended(upid))[0] == "OK"
 
 
-async def test_ct_that_is_destroyed_meanwhile_is_missed_by_what_waited_for_its_lock(node: NodeProcess) -> None:
+async def test_task_that_waited_for_the_lock_of_a_destroyed_ct_fails(node: NodeProcess) -> None:
     await create(node)
     await node.fault({"task": "vzdestroy", "hold": True})
     destroy = await node.ask("DELETE", CT)
@@ -168,7 +168,7 @@ async def test_start_of_a_ct_that_another_task_has_started_waits_for_a_change_of
     assert await node.refusal("POST", f"{CT}/status/start") == (500, f"CT {VMID} already running")
 
 
-async def test_destroy_that_was_cut_off_leaves_a_config_that_stays_locked() -> None:
+async def test_interrupted_destroy_leaves_a_locked_config() -> None:
     with new_state_dir() as state_dir:
         async with NodeProcess(state_dir, "--task-times", "destroy=5") as node:
             await node.upload(write_template(state_dir / "sandbox_1.0.tar.gz"))
@@ -211,7 +211,7 @@ async def test_destroy_that_was_cut_off_leaves_a_config_that_stays_locked() -> N
         ("DELETE", "", "VM.Allocate"),
     ],
 )  # fmt: skip
-async def test_ct_that_does_not_exist_is_forbidden_to_an_account_without_rights_on_vms(
+async def test_missing_ct_is_403_without_rights_on_vms(
     node: NodeProcess, account: Login, method: str, path: str, privileges: str
 ) -> None:
     with node.asked_as(account):
@@ -219,9 +219,7 @@ async def test_ct_that_does_not_exist_is_forbidden_to_an_account_without_rights_
     assert refused == (403, f"Permission check failed (/vms/{VMID}, {privileges})")
 
 
-async def test_ct_that_does_not_exist_is_missing_to_an_account_with_rights_on_vms(
-    node: NodeProcess, account: Login
-) -> None:
+async def test_missing_ct_is_500_with_rights_on_vms(node: NodeProcess, account: Login) -> None:
     await node.ask("PUT", "/access/acl", {"path": "/vms", "users": "kube@pve", "roles": "KubePods"})
     with node.asked_as(account):
         for method, path in (("GET", f"{CT}/config"), ("PUT", f"{CT}/config?memory=64"), ("DELETE", CT)):
@@ -285,7 +283,7 @@ async def test_rights_are_checked_before_parameters(node: NodeProcess, account: 
     assert (await node.refusal("GET", "/nodes/pve/syslog?start=-1"))[0] == 400
 
 
-async def test_nodes_are_listed_without_figures_to_who_may_not_audit_them(
+async def test_nodes_are_listed_without_usage_to_accounts_without_sys_audit(
     node: NodeProcess, account: Login
 ) -> None:
     with node.asked_as(account):
@@ -300,7 +298,7 @@ async def test_nodes_are_listed_without_figures_to_who_may_not_audit_them(
     assert item.keys() == {"node", "id", "status", "type", "level", "ssl_fingerprint"}
 
 
-async def test_status_of_a_node_in_no_cluster_is_that_of_the_node_alone(node: NodeProcess) -> None:
+async def test_cluster_status_of_a_single_node_has_only_the_node(node: NodeProcess) -> None:
     (item,) = await node.get("/cluster/status")
     assert (item["type"], item["name"], item["nodeid"], item["local"]) == ("node", "pve", 0, 1)
 
@@ -315,7 +313,7 @@ async def test_start_that_follows_a_create_needs_no_right_to_start(node: NodePro
     assert refused == (403, f"Permission check failed (/vms/{VMID}, VM.PowerMgmt)")
 
 
-async def test_refused_credentials_are_answered_late(node: NodeProcess) -> None:
+async def test_response_to_invalid_credentials_is_delayed(node: NodeProcess) -> None:
     wrong = {"username": "root@pam", "password": "wrong"}
     with node.asked_as(Login(node.root.tokenid, "wrong")):
         token = asyncio.create_task(node.refusal("GET", "/version"))
@@ -329,7 +327,7 @@ async def test_refused_credentials_are_answered_late(node: NodeProcess) -> None:
     assert await password == (401, "authentication failure")
 
 
-async def test_upload_without_the_right_to_is_refused_before_the_api_sees_it(node: NodeProcess) -> None:
+async def test_upload_without_the_privilege_is_refused_without_a_body(node: NodeProcess) -> None:
     await node.ask("POST", "/access/users", {"userid": "ann@pve"})
     secret = (await node.ask("POST", "/access/users/ann@pve/token/t", {"privsep": 0}))["value"]
     with node.asked_as(Login("ann@pve!t", secret)):
@@ -341,7 +339,7 @@ async def test_upload_without_the_right_to_is_refused_before_the_api_sees_it(nod
 # -- connections -----------------------------------------------------------------------------------------------
 
 
-async def test_connection_takes_a_hundred_requests(node: NodeProcess) -> None:
+async def test_connection_is_closed_after_100_requests(node: NodeProcess) -> None:
     answers = [await node.headers("GET", "/version") for _ in range(200)]
     closed = [number for number, headers in enumerate(answers, 1) if headers.get("Connection") == "close"]
     assert len(closed) == 2
@@ -361,7 +359,7 @@ async def resource(node: NodeProcess) -> dict[str, Any]:
     return dict(item)
 
 
-async def test_cluster_knows_at_once_which_cts_there_are_and_later_what_they_do(node: NodeProcess) -> None:
+async def test_cluster_resources_list_new_cts_at_once_and_their_status_later(node: NodeProcess) -> None:
     await create(node, tags="pvecri")
     assert await resource(node) == {
         "id": f"lxc/{VMID}", "type": "lxc", "node": "pve", "vmid": VMID, "status": "unknown", "tags": "pvecri",
@@ -382,7 +380,7 @@ async def test_cluster_knows_at_once_which_cts_there_are_and_later_what_they_do(
     assert (await resource(node))["name"] == "sandbox"
 
 
-async def test_pool_of_a_ct_shows_to_who_may_audit_the_pool(node: NodeProcess, account: Login) -> None:
+async def test_pool_of_a_ct_needs_pool_audit(node: NodeProcess, account: Login) -> None:
     with node.asked_as(account):
         await node.task("POST", "/nodes/pve/lxc", PARAMETERS | {"pool": "kubernetes"})
         assert "pool" not in await resource(node)
@@ -406,7 +404,7 @@ async def test_rootfs_may_be_a_directory_of_the_node_if_root_says_so(node: NodeP
     assert (root / "sbin/init").exists()
 
 
-async def test_token_of_roots_may_not_do_what_root_alone_may(node: NodeProcess) -> None:
+async def test_roots_token_lacks_the_rights_reserved_for_root(node: NodeProcess) -> None:
     for options, why in (
         ({"rootfs": "/tmp"}, "mount point type bind is only allowed for root@pam"),
         ({"hookscript": "local:snippets/x"}, "changing the hookscript is only allowed for root@pam"),
@@ -418,7 +416,7 @@ async def test_token_of_roots_may_not_do_what_root_alone_may(node: NodeProcess) 
 # -- leftovers ------------------------------------------------------------------------------------------------
 
 
-async def test_destroy_leaves_what_proxmox_leaves_and_the_id_can_be_used_again(node: NodeProcess) -> None:
+async def test_destroy_leaves_proxmoxs_leftovers_and_the_vmid_can_be_reused(node: NodeProcess) -> None:
     await create(node)
     await node.task("POST", f"{CT}/status/start")
     await node.task("DELETE", f"{CT}?force=1")
@@ -431,7 +429,7 @@ async def test_destroy_leaves_what_proxmox_leaves_and_the_id_can_be_used_again(n
 # -- time -----------------------------------------------------------------------------------------------------
 
 
-async def test_ct_runs_before_its_start_task_ends_on_a_node_that_takes_its_time() -> None:
+async def test_ct_runs_before_its_start_task_ends_with_task_times() -> None:
     with new_state_dir() as state_dir:
         async with NodeProcess(state_dir, "--task-times", "start=4") as node:
             await node.upload(write_template(state_dir / "sandbox_1.0.tar.gz"))

@@ -23,7 +23,7 @@ pytestmark = [
     reason=f"no records of a Proxmox node in {records.directory()} (set PVECRI_PVE_RECORDS to their directory)",
 )
 @pytest.mark.parametrize("path", records.files(), ids=lambda path: path.stem)
-async def test_embedded_node_answers_as_the_recorded_one_but_for_listed_differences(path: Path) -> None:
+async def test_responses_equal_the_recorded_ones_except_listed_differences(path: Path) -> None:
     found: dict[str, str] = {}
     asked = records.load(path)
     async with replay_node(path.name) as node:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmark makes of its samples."""
+"""Figures that the benchmark computes from its samples."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def row(text: str, name: str) -> list[str]:
     ("times", "median", "p95"),
     [([5], 5, 5), ([1, 3], 2, 3), (range(1, 21), 10.5, 19), (range(1, 101), 50.5, 95)],
 )
-def test_the_95th_percentile_is_a_time_that_was_measured(times: list[float], median: float, p95: float) -> None:
+def test_95th_percentile_is_a_measured_value(times: list[float], median: float, p95: float) -> None:
     summary = samples.summarize(list(times))
     assert (summary.median, summary.p95, summary.count) == (median, p95, len(times))
 
@@ -45,14 +45,14 @@ def test_each_column_has_its_own_samples_of_a_call() -> None:
     assert (summary["ours"].median, summary["ours"].count, summary["peer"].median) == (2.0, 2, 4.0)
 
 
-def test_several_values_of_a_figure_become_their_median() -> None:
+def test_figure_with_several_values_is_their_median() -> None:
     figures = Figures()
     for value in (1.0, 9.0, 2.0):
         figures.add("memory", "MiB", "ours", value)
     assert figures.all() == [Figure("memory", "MiB", {"ours": 2.0})]
 
 
-def test_a_ratio_is_that_of_the_medians_to_the_peers() -> None:
+def test_ratio_compares_the_medians() -> None:
     collected = Samples()
     collected.add("Version", "ours", 3.0)
     collected.add("Version", "peer", 2.0)
@@ -68,7 +68,7 @@ def test_a_ratio_is_that_of_the_medians_to_the_peers() -> None:
     ]
 
 
-def test_what_a_column_lacks_has_no_ratio() -> None:
+def test_missing_value_has_no_ratio() -> None:
     collected = Samples()
     collected.add("Version", "ours", 3.0)
     text = render(report(collected, Figure("helpers", "MiB", {"peer": 2.0})))

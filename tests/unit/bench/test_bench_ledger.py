@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counting what the Proxmox API was asked for."""
+"""Counting requests to the Proxmox API."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_only_the_daemons_requests_count() -> None:
     assert read_line(line("GET /api2/json/nodes/pve/tasks", agent="Python-urllib/3.11")) == ""
 
 
-def test_polling_for_a_task_is_told_apart_from_other_requests() -> None:
+def test_task_polls_are_counted_separately() -> None:
     requests = Counter(
         {
             "POST /nodes/{node}/lxc": 2,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmark is asked for, and the order in which it does it."""
+"""The benchmark's command line and the order of its calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def session(directory: Path) -> Session:
     return Session(columns, Images("base", "pause", (), "medium"), "label", directory, "/bench")
 
 
-def test_everything_is_measured_unless_something_else_is_said() -> None:
+def test_all_sections_are_measured_by_default() -> None:
     assert options.parse([]) == options.Options()
 
 
@@ -34,7 +34,7 @@ def test_a_wrong_command_line_is_refused(wrong: list[str]) -> None:
     assert ended.value.code == 2
 
 
-def test_runtimes_are_called_in_turn_and_another_one_begins_each_time(tmp_path: Path) -> None:
+def test_runtimes_take_turns_and_rotate_the_first(tmp_path: Path) -> None:
     called: list[str] = []
 
     def action(column: Column) -> Timed[None]:

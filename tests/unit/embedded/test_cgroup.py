@@ -46,7 +46,7 @@ def test_ct_without_limits_has_proxmoxs_defaults(unified: CgroupTree) -> None:
     assert (limits["cpu.max"], limits["cpu.weight"]) == ("max 100000", "100")
 
 
-def test_limits_on_cgroup_v1_mean_the_same(legacy: CgroupTree) -> None:
+def test_limits_on_cgroup_v1_are_equivalent(legacy: CgroupTree) -> None:
     assert values(legacy, {"memory": 64, "swap": 32, "cpulimit": 0.5, "cpuunits": 50}) == {
         "memory.limit_in_bytes": str(64 * MIB),
         "memory.memsw.limit_in_bytes": str(96 * MIB),
@@ -64,7 +64,7 @@ def test_limits_on_cgroup_v1_mean_the_same(legacy: CgroupTree) -> None:
         (16 * 1024, (16 * 1024 - 128) * MIB),
     ],
 )
-def test_throttling_starts_where_a_proxmox_node_starts_it(memory_mib: int, high: int) -> None:
+def test_memory_high_equals_a_proxmox_nodes(memory_mib: int, high: int) -> None:
     assert memory_high(memory_mib) == high
 
 
@@ -74,7 +74,7 @@ def test_cores_are_spread_over_the_machine_by_vmid(unified: CgroupTree) -> None:
 
 
 @pytest.mark.parametrize("cores", [0, 4, 8])
-def test_as_many_cores_as_there_are_need_no_limit(unified: CgroupTree, cores: int) -> None:
+def test_all_cores_need_no_limit(unified: CgroupTree, cores: int) -> None:
     assert unified.cpuset(cores, 100) is None
 
 

@@ -27,7 +27,7 @@ def keys(rendered: list[str]) -> list[str]:
     return [line.partition(" = ")[0] for line in rendered]
 
 
-def test_sandbox_ct_is_laid_out_as_proxmox_lays_it_out(cgroups: CgroupTree) -> None:
+def test_config_of_a_sandbox_ct_equals_proxmoxs(cgroups: CgroupTree) -> None:
     rendered = lines(cgroups, unprivileged=1, hostname="pod", memory=64, swap=0, console=0, tty=0)
     assert rendered[:4] == [
         "lxc.cgroup.relative = 0",
@@ -61,7 +61,7 @@ def test_nic_becomes_a_veth_to_its_bridge(cgroups: CgroupTree) -> None:
     ]
 
 
-def test_raw_keys_come_after_what_they_override_and_cores_last(cgroups: CgroupTree) -> None:
+def test_raw_keys_follow_the_keys_they_override_and_cores_are_last(cgroups: CgroupTree) -> None:
     rendered = lines(cgroups, lxc=[["lxc.uts.name", "other"]], cores=1)
     assert rendered.index("lxc.uts.name = other") > rendered.index("lxc.uts.name = CT900")
     assert rendered[-1] == "lxc.cgroup2.cpuset.cpus = 0"
@@ -77,5 +77,5 @@ def test_entrypoint_and_environment_are_those_of_init(cgroups: CgroupTree) -> No
     ]
 
 
-def test_a_tag_is_the_vlan_of_the_veths_port(cgroups: CgroupTree) -> None:
+def test_tag_is_the_vlan_of_the_port(cgroups: CgroupTree) -> None:
     assert "lxc.net.0.veth.vlan.id = 20" in lines(cgroups, net0="name=eth0,bridge=vmbr0,tag=20")

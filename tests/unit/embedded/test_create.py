@@ -25,12 +25,12 @@ def new_ct(node: EmbeddedNode) -> Ct:
     return Ct(900, node=node.node, defaults=False, config={"lock": "create"})
 
 
-async def test_reserved_id_has_a_config_that_says_nothing_but_its_lock(node: EmbeddedNode) -> None:
+async def test_reserved_vmid_has_a_config_with_only_its_lock(node: EmbeddedNode) -> None:
     await node.reserve(new_ct(node))
     assert node.layout.conf(900).read_text() == "lock: create\n"
 
 
-async def test_create_gives_up_while_another_task_has_the_configs_lock(
+async def test_create_times_out_if_another_task_has_the_lock(
     node: EmbeddedNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(create, "LOCK_TIMEOUT_S", 0.0)

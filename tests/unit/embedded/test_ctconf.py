@@ -29,7 +29,7 @@ lxc.environment.runtime: A=1
 """
 
 
-def test_file_of_a_proxmox_node_is_written_back_as_it_was() -> None:
+def test_config_of_a_proxmox_node_round_trips() -> None:
     assert dump(parse(FILE)) == FILE
 
 
@@ -52,11 +52,11 @@ def test_description_is_read_with_a_newline_after_each_line() -> None:
         CtConf({}, {"net0": "name=eth0"}, {"a": {"arch": "amd64"}, "b": {"arch": "arm64"}}),
     ],
 )
-def test_what_is_written_is_read_again(conf: CtConf) -> None:
+def test_written_config_is_read_back(conf: CtConf) -> None:
     assert parse(dump(conf)) == conf
 
 
 @pytest.mark.parametrize("line", ["no colon here", "", "   "])
-def test_line_that_is_no_option_is_dropped(line: str) -> None:
+def test_invalid_line_is_dropped(line: str) -> None:
     config: dict[str, Any] = parse(f"memory: 64\n{line}\n").config
     assert config == {"memory": 64}

@@ -13,12 +13,12 @@ from pvecri_embedded.faults import Fault, Faults
 @pytest.mark.parametrize(
     "values", [{}, {"task": "vzstart", "request": "GET /version"}, {"task": "vzstart", "colour": "red"}]
 )
-def test_values_that_make_no_fault_are_refused(values: dict[str, Any]) -> None:
+def test_invalid_fault_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"give either task or request|unknown: colour"):
         Fault.from_json(values)
 
 
-async def test_fault_happens_as_often_as_it_says() -> None:
+async def test_fault_happens_the_given_number_of_times() -> None:
     faults = Faults()
     faults.add(Fault(task="vzstart", times=2, text="no luck"))
     for _ in range(2):
@@ -33,7 +33,7 @@ async def test_fault_of_another_type_of_task_does_not_happen() -> None:
     await faults.before_task("vzstop")
 
 
-async def test_held_task_goes_on_when_the_faults_are_cleared() -> None:
+async def test_held_task_continues_after_the_faults_are_cleared() -> None:
     faults = Faults()
     faults.add(Fault(task="vzstart", hold=True))
     held = asyncio.create_task(faults.before_task("vzstart"))

@@ -23,12 +23,12 @@ def on_ovs(options: str) -> Nic:
     return replace(nic(options), on_ovs=True, mtu=1500)
 
 
-def test_the_interfaces_come_in_the_order_of_their_numbers() -> None:
+def test_interfaces_are_ordered_by_number() -> None:
     config = {"net10": "name=eth10,bridge=vmbr0", "net2": "name=eth2,bridge=vmbr0", "hostname": "pod"}
     assert [each.host_name for each in nics.parse(900, config)] == ["veth900i2", "veth900i10"]
 
 
-def test_an_interface_that_is_unplugged_has_no_dhcp_client() -> None:
+def test_unplugged_interface_has_no_dhcp_client() -> None:
     assert nic("name=eth0,ip=dhcp,host-managed=1").by_dhcp
     assert not nic("name=eth0,ip=dhcp").by_dhcp
     assert not nic("name=eth0,ip=dhcp,host-managed=1,link_down=1").by_dhcp
@@ -43,7 +43,7 @@ def test_an_interface_on_a_linux_bridge_needs_no_script() -> None:
     assert hooks.scripts([nic("name=eth0,bridge=vmbr0,tag=20,ip=dhcp")], HOOKS) == {}
 
 
-def test_a_port_of_a_switch_is_made_with_its_vlan_and_removed_at_the_end() -> None:
+def test_switch_port_is_added_with_its_vlan_and_removed() -> None:
     texts = hooks.scripts([on_ovs("name=eth0,bridge=vmbr1,tag=20")], HOOKS)
     assert texts.keys() == {UP, hooks.POST_STOP}
     assert "--if-exists del-port veth900i0 -- add-port vmbr1 veth900i0 tag=20 -- set" in texts[UP]
@@ -76,7 +76,7 @@ def test_the_dhcp_client_works_in_the_cts_network_namespace() -> None:
     assert client[-1] == "eth0"
 
 
-def test_scripts_of_an_earlier_start_go_and_leases_stay(tmp_path: Path) -> None:
+def test_start_replaces_scripts_and_keeps_leases(tmp_path: Path) -> None:
     for name in (UP, "dhclient4-eth0.pid", "dhclient4-eth0.leases"):
         (tmp_path / name).touch()
     lines = hooks.write({hooks.POST_STOP: "true\n"}, tmp_path)

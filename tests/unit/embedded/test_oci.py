@@ -59,7 +59,7 @@ def test_layer_that_leads_out_of_the_root_by_a_symlink_below_it_is_refused(
     assert not (tmp_path / "new").exists()
 
 
-def test_options_of_the_ct_are_those_proxmox_makes_of_the_image(tmp_path: Path, root: Path) -> None:
+def test_ct_options_of_an_image_are_proxmoxs(tmp_path: Path, root: Path) -> None:
     image = write_image(tmp_path / "image.tar", APP, layer(tmp_path / "layer.tar", "bin/"))
     unpacked = TemplateStore().unpack(image, root, 0)
     assert unpacked.options == {
@@ -85,5 +85,5 @@ def test_plain_template_sets_no_options(tmp_path: Path, root: Path) -> None:
 @pytest.mark.parametrize(
     ("argument", "quoted"), [("/bin/sh", "/bin/sh"), ("a b", "'a b'"), ("it's", "'it'\\''s'"), ("", "''")]
 )
-def test_argument_is_quoted_as_proxmox_quotes_it(argument: str, quoted: str) -> None:
+def test_arguments_are_quoted_like_proxmoxs(argument: str, quoted: str) -> None:
     assert quote(argument) == quoted

@@ -16,7 +16,5 @@ from pvecri_embedded.api.registry_pull import file_name
         ("busybox:1", "../../etc/a b", "a_b.tar"),
     ],
 )
-def test_template_is_named_as_wanted_or_after_repository_and_tag(
-    reference: str, wanted: str | None, name: str
-) -> None:
+def test_template_name_defaults_to_repository_and_tag(reference: str, wanted: str | None, name: str) -> None:
     assert file_name(reference, wanted) == name

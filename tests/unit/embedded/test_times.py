@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""How long tasks take, as the command line says."""
+"""The durations of tasks (--task-times)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import pytest
 from pvecri_embedded.times import RATIOS, TaskTimes
 
 
-def test_times_are_given_one_by_one() -> None:
+def test_times_can_be_set_individually() -> None:
     assert TaskTimes.parse("create=5,start=3").seconds == {"create": 5.0, "start": 3.0}
 
 
-def test_time_of_a_create_alone_gives_all_others_in_proportion() -> None:
+def test_single_time_scales_all_tasks() -> None:
     seconds = TaskTimes.parse("10").seconds
     assert seconds.keys() == RATIOS.keys()
     assert (seconds["create"], seconds["start"], seconds["destroy"]) == (10.0, 16.0, 2.0)
 
 
 @pytest.mark.parametrize("text", ["", "create", "create=x", "nosuch=1", "-1", "inf", "create=-1"])
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_invalid_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         TaskTimes.parse(text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Who may do what, by Proxmox's rules."""
+"""Permissions by Proxmox's rules."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def test_groups_entry_on_a_deeper_path_takes_precedence_over_the_users_above(con
     assert held(config, ANN, "/vms/100") == {"VM.Audit"}
 
 
-def test_no_access_takes_every_other_role_away(config: UserConfig) -> None:
+def test_no_access_overrides_other_roles(config: UserConfig) -> None:
     config.give("/vms/100", "user", ANN, "Audit")
     config.give("/vms/100", "user", ANN, "NoAccess")
     assert held(config, ANN, "/vms/100") == set()
 
 
-def test_roles_on_a_pool_hold_on_its_members(config: UserConfig) -> None:
+def test_roles_on_a_pool_apply_to_its_members(config: UserConfig) -> None:
     pools = Pools({"k8s": {100}, "k8s/a": {101}}, {"k8s": {"local"}})
     config.give("/pool/k8s", "user", ANN, "Audit")
     for path in ("/vms/100", "/vms/101", "/storage/local"):
@@ -85,7 +85,7 @@ def test_roles_on_a_pool_hold_on_its_members(config: UserConfig) -> None:
     assert held(config, ANN, "/vms/100", pools) == {"VM.Audit", "VM.PowerMgmt"}
 
 
-def test_no_access_of_a_pool_or_of_the_path_itself_trumps(config: UserConfig) -> None:
+def test_no_access_on_a_pool_or_path_takes_precedence(config: UserConfig) -> None:
     pools = Pools({"k8s": {100}, "closed": {101}})
     config.give("/pool/k8s", "user", ANN, "Audit")
     config.give("/vms/100", "user", ANN, "NoAccess")
@@ -101,7 +101,7 @@ def test_token_without_separation_has_its_users_rights(config: UserConfig) -> No
     assert held(config, TOKEN, "/vms/100") == {"VM.Audit"}
 
 
-def test_separated_token_has_what_both_it_and_its_user_have(config: UserConfig) -> None:
+def test_separated_token_has_the_intersection_with_its_users_rights(config: UserConfig) -> None:
     config.give("/vms", "user", ANN, "Audit")
     assert held(config, SEPARATED, "/vms/100") == set()
     config.give("/", "token", SEPARATED, "Administrator")
@@ -137,7 +137,7 @@ def test_config_reads_back_as_it_was_written(config: UserConfig) -> None:
     assert UserConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
-def test_forgetting_a_holder_removes_all_its_entries(config: UserConfig) -> None:
+def test_removed_user_loses_all_acl_entries(config: UserConfig) -> None:
     config.give("/vms", "user", ANN, "Audit")
     config.give("/", "user", ANN, "Power")
     config.give("/", "token", TOKEN, "Power")
@@ -153,7 +153,7 @@ def test_paths_are_normalised(path: str, normal: str | None) -> None:
     assert normalise_path(path) == normal
 
 
-def test_rights_can_be_given_on_known_paths_only() -> None:
+def test_acls_need_a_known_path() -> None:
     for path in (
         "/",
         "/vms/100",

@@ -11,13 +11,13 @@ from pvecri_embedded.storage.volumes import Storage, VolumeError, format_size, p
 @pytest.mark.parametrize(
     ("size", "text"), [(0, "0T"), (1024**3, "1G"), (1536 * 1024**2, "1536M"), (1024**4, "1T"), (1000, "1000")]
 )
-def test_size_is_spelt_as_proxmox_spells_it(size: int, text: str) -> None:
+def test_size_has_proxmoxs_format(size: int, text: str) -> None:
     assert format_size(size) == text
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "big", "1X", "-1G", "1 G"])
-def test_text_that_is_no_size_is_refused(text: str) -> None:
+def test_invalid_size_is_refused(text: str) -> None:
     with pytest.raises(VolumeError, match="invalid size string"):
         parse_size(text)
 
@@ -31,7 +31,7 @@ def test_text_that_is_no_size_is_refused(text: str) -> None:
         ("900/subvol-900-disk-0.subvol", "images/900/subvol-900-disk-0.subvol"),
     ],
 )
-def test_volume_lies_where_proxmox_puts_it(tmp_path: Path, name: str, path: str) -> None:
+def test_volume_has_proxmoxs_path(tmp_path: Path, name: str, path: str) -> None:
     assert Storage("local", "dir", tmp_path).volume_path(name) == tmp_path / path
 
 
@@ -41,7 +41,7 @@ def test_volume_name_that_leads_out_of_the_storage_is_refused(tmp_path: Path, na
         Storage("local", "dir", tmp_path).volume_path(name)
 
 
-def test_freed_volume_leaves_no_directory_of_its_ct(tmp_path: Path) -> None:
+def test_removed_volume_leaves_no_directory(tmp_path: Path) -> None:
     storage = Storage("local", "dir", tmp_path)
     storage.make_directories()
     storage.copy_from(Path(__file__), "900/vm-900-disk-0.raw")

@@ -20,11 +20,11 @@ UNKNOWN = "net0.{}: property is not defined in schema and the schema does not al
         ("bridge=vmbr0", MISSING),
     ],
 )
-def test_unknown_keys_are_named_after_what_else_is_wrong(value: str, text: str) -> None:
+def test_unknown_keys_are_last_in_the_error(value: str, text: str) -> None:
     error = pve_schema.validate(SPEC, {"net0": value})[1]["net0"]
     assert reword(SPEC, "net0", value, error) == f"invalid format - format error\n{text}"
 
 
-def test_other_errors_keep_their_words() -> None:
+def test_other_errors_are_unchanged() -> None:
     text = "type check ('integer') failed - got 'lots'"
     assert reword(SPEC, "memory", "lots", text) == text
