@@ -13,6 +13,8 @@ from support.machine_node import EmbeddedNode
 
 from pvecri.cri.proto import cri_pb2 as pb
 
+pytestmark = pytest.mark.slow_node
+
 HOST = pb.NODE
 UNKNOWN = "0" * 64
 KINDS = {
