@@ -87,6 +87,13 @@ def stop_tree(pid: int) -> list[int]:
     return [pid, *(each for child in children(pid) for each in stop_tree(child))]
 
 
+def kill_tree(pid: int) -> None:
+    """SIGKILL a process and its descendants; none escapes by forking (`stop_tree`). Idempotent."""
+    for each in stop_tree(pid):
+        with suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
+
+
 def descendants(pid: int) -> list[int]:
     """The PIDs of a process's descendants, parents first, zombies included."""
     return [each for child in children(pid) for each in (child, *descendants(child))]

@@ -15,7 +15,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
@@ -129,9 +128,7 @@ def _kill(name: str, child: subprocess.Popen[bytes], outputs: Sequence[AsyncFd])
         pids = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
         started = [pid for pid in pids if _was_started(pid, child.pid, pipes)]
         for root in (child.pid, *started):
-            for pid in processes.stop_tree(root):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            processes.kill_tree(root)
         if not started and os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             break
         time.sleep(_KILL_PAUSE)

@@ -12,8 +12,6 @@ import asyncio
 import json
 import os
 import shutil
-import signal
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from pvecri.concurrency import finish, when_answered
 from pvecri.errors import CommandError, DeadlineExceeded, FailedPrecondition, InternalError, InvalidArgument
 from pvecri.linux import keyrings, processes, programs
 from pvecri.linux.cgroups import Cgroups
-from pvecri.linux.fds import Pipe
+from pvecri.linux.fds import Pipe, readable
 from pvecri.model import ContainerId, Resources
 from pvecri.oci import messages, runtime_spec, spec_linux
 from pvecri.oci.features import HostFeatures
@@ -205,9 +203,7 @@ class OciRuntime:
                 async with asyncio.timeout(self._create_timeout):
                     status = await process.wait()
             except TimeoutError:
-                for pid in processes.stop_tree(process.pid):
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                processes.kill_tree(process.pid)
                 raise self._not_created(container) from None
             if status:
                 log.seek(0)
@@ -254,9 +250,7 @@ class OciRuntime:
         """Kill a container's conmon and its descendants, after an interrupted start. Idempotent."""
         for monitor in self._features.cgroups.processes(pod.cgroups.monitors):
             if container in processes.command_line(monitor):  # `-c ID`; its pid file may not exist yet
-                for pid in processes.stop_tree(monitor):
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                processes.kill_tree(monitor)
 
     def remove_state(self, container: ContainerId) -> None:
         """Remove the OCI runtime's state of a container that it fails to delete. Idempotent."""
@@ -452,16 +446,10 @@ def _check_sync(answer: bytes, bundle: Bundle, runtime: str) -> None:
 
 async def _read_line(fd: int) -> bytes:
     """Read a pipe to a newline or EOF."""
-    loop = asyncio.get_running_loop()
     os.set_blocking(fd, False)
     collected = b""
     while not collected.endswith(b"\n"):
-        readable = asyncio.Event()
-        loop.add_reader(fd, readable.set)
-        try:
-            await readable.wait()
-        finally:
-            loop.remove_reader(fd)
+        await readable(fd)
         chunk = os.read(fd, 1 << 16)
         if not chunk:
             break

@@ -208,10 +208,14 @@ class SandboxCts:
 
     def find_init(self, pod: PodEntry) -> Process | None:
         """The first process of the pod's CT, if it runs on this machine."""
+        pid = self._init_pid(pod)
+        return None if pid is None else Process(pid)
+
+    def _init_pid(self, pod: PodEntry) -> int | None:
         for pid in self._cgroups.processes(pod.cgroups.init):
             # lxc-start's child is PID 1 of the CT before it executes the init: hence the name.
-            if processes.innermost_pid(pid) == 1 and processes.command_name(pid) == INIT_NAME:
-                return Process(pid)
+            if processes.command_name(pid) == INIT_NAME and processes.innermost_pid(pid) == 1:
+                return pid
         return None
 
     async def _allocate_vmid(self, refused: Set[int]) -> Vmid:
@@ -275,9 +279,9 @@ class SandboxCts:
         deadline = loop.time() + self._config.runtime.start_timeout
         next_check = loop.time() + START_CHECK_DELAY
         for delay in POLL_INIT.delays():
-            for pid in self._cgroups.processes(pod.cgroups.init):
-                if processes.command_name(pid) == INIT_NAME and processes.innermost_pid(pid) == 1:
-                    return pid
+            pid = self._init_pid(pod)
+            if pid is not None:
+                return pid
             now = loop.time()
             if now > deadline:
                 raise DeadlineExceeded(
