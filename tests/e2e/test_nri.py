@@ -150,11 +150,11 @@ def test_container_created_during_synchronization_is_sent_once(cri: CriClient, p
 
     def wait(_: object) -> None:
         reached.set()
-        go_on.wait(nri_plugin.PATIENCE)
+        go_on.wait(nri_plugin.TIMEOUT)
 
     plugin = plug(join=False, Synchronize=wait)
     plugin.register()
-    assert reached.wait(nri_plugin.PATIENCE)
+    assert reached.wait(nri_plugin.TIMEOUT)
     made: list[str] = []
     creator = threading.Thread(target=lambda: made.append(cri.create(pod, cri.container_config("true"))))
     creator.start()
@@ -168,7 +168,7 @@ def test_plugins_are_synchronized_after_a_restart_of_the_daemon(machine: Machine
     before = plug()
     container = machine.client.run(machine.client.run_pod(), "sleep", "1000")
     machine.restart()
-    assert before.lost.wait(nri_plugin.PATIENCE)
+    assert before.lost.wait(nri_plugin.TIMEOUT)
     assert ("Shutdown", pb.Empty()) in before.calls
     after = plug()
     assert [each.id for each in after.request("Synchronize").containers] == [container]
@@ -181,7 +181,7 @@ def test_plugin_with_an_invalid_name_is_refused(plug: Plug, name: str, index: st
     plugin = plug(join=False, name=name, index=index)
     with pytest.raises(Refused, match="index"):
         plugin.register()
-    assert plugin.lost.wait(nri_plugin.PATIENCE)
+    assert plugin.lost.wait(nri_plugin.TIMEOUT)
 
 
 LAUNCHED = """#!{python}
@@ -373,10 +373,10 @@ def test_plugin_cannot_prevent_stop_and_removal_of_a_pod(cri: CriClient, plug: P
 
 def test_unresponsive_plugin_is_disconnected_and_the_request_continues(cri: CriClient, plug: Plug) -> None:
     done = threading.Event()
-    silent = plug(index="10", RunPodSandbox=lambda _: done.wait(nri_plugin.PATIENCE) and None)
+    silent = plug(index="10", RunPodSandbox=lambda _: done.wait(nri_plugin.TIMEOUT) and None)
     other = plug(index="20")
     pod = cri.run_pod()
-    assert silent.lost.wait(nri_plugin.PATIENCE)
+    assert silent.lost.wait(nri_plugin.TIMEOUT)
     done.set()
     assert other.names(pod) == ["RunPodSandbox"]
 
@@ -386,11 +386,11 @@ def test_cancelled_pod_is_removed_and_plugins_are_notified(machine: Machine, cri
 
     def wait(_: object) -> None:
         reached.set()
-        go_on.wait(nri_plugin.PATIENCE)
+        go_on.wait(nri_plugin.TIMEOUT)
 
     plugin = plug(RunPodSandbox=wait)
     call = cri.runtime.RunPodSandbox.future(cri_pb2.RunPodSandboxRequest(config=cri.pod_config()))
-    assert reached.wait(nri_plugin.PATIENCE)
+    assert reached.wait(nri_plugin.TIMEOUT)
     call.cancel()
     eventually(lambda: plugin.names() == LIFE_OF_A_POD, "the plugin heard of the end")
     go_on.set()

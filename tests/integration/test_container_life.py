@@ -183,18 +183,13 @@ def test_limits_are_set_on_the_containers_cgroup(cri: CriClient, pod: str) -> No
 
 
 def test_container_restarts_make_no_request_to_proxmox(machine: Machine, cri: CriClient, pod: str) -> None:
-    def tasks() -> set[str]:
-        """Not their statuses: the list may show an ended task as RUNNING for a while."""
-        listed = machine.node.request("GET", f"/nodes/{machine.node.name}/tasks?source=all&vmid={cri.vmid(pod)}")
-        assert isinstance(listed, list)
-        return {task["upid"] for task in listed}
-
-    before = tasks()
+    vmid = cri.vmid(pod)
+    before = machine.node.tasks(vmid).keys()
     for attempt in range(20):
         container = cri.run(pod, "false", attempt=attempt)
         cri.wait_for_exit(container)
         cri.remove(container)
-    assert tasks() == before
+    assert machine.node.tasks(vmid).keys() == before
 
 
 def test_a_privileged_container_needs_a_privileged_pod(cri: CriClient, pod: str) -> None:

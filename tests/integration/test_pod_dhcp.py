@@ -131,21 +131,18 @@ def test_the_client_ends_with_a_ct_whose_monitor_is_killed(machine: Machine, lea
 
 def test_ct_without_a_lease_runs_and_its_start_task_warns(machine: Machine, embedded: EmbeddedNode) -> None:
     vmid = machine.vmids[-1]
-    earlier = starts(machine, vmid).keys()
+
+    def starts() -> dict[str, str]:
+        """Those that have ended."""
+        return machine.node.tasks(vmid, "vzstart", source="archive")
+
+    earlier = starts().keys()
     with bridge_to_another_host(LAN):
         embedded.make_ct(vmid, start=1, net0=f"name=eth0,bridge={LAN},ip=dhcp,host-managed=1")
         os.kill(eventually(lambda: waiting_client(machine, vmid), "the DHCP client waits"), signal.SIGKILL)
 
-        eventually(lambda: starts(machine, vmid).keys() - earlier, "the start has ended")
-        ended = starts(machine, vmid)
+        eventually(lambda: starts().keys() - earlier, "the start has ended")
+        ended = starts()
         assert [ended[upid] for upid in ended.keys() - earlier] == ["WARNINGS: 1"]
         assert machine.node.ct(vmid, "status/current")["status"] == "running"
         machine.node.remove_ct(vmid)
-
-
-def starts(machine: Machine, vmid: int) -> dict[str, str]:
-    """How the starts of a CT have ended, by UPID."""
-    path = f"/nodes/{machine.node.name}/tasks?vmid={vmid}&typefilter=vzstart"
-    tasks = machine.node.request("GET", path)
-    assert isinstance(tasks, list)
-    return {task["upid"]: task["status"] for task in tasks}

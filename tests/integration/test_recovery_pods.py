@@ -80,14 +80,6 @@ def configure_by_hand(machine: Machine, vmid: int, **changes: object) -> None:
     machine.node.request("PUT", f"/nodes/{machine.node.name}/lxc/{vmid}/config", **changes)
 
 
-def stops(machine: Machine, vmid: int) -> dict[str, str]:
-    """How the `vzstop` tasks of a VMID have ended, by UPID."""
-    path = f"/nodes/{machine.node.name}/tasks?vmid={vmid}&source=all&typefilter=vzstop"
-    tasks = machine.node.request("GET", path)
-    assert isinstance(tasks, list)
-    return {task["upid"]: task["status"] for task in tasks}
-
-
 def unlock_by_hand(embedded: EmbeddedNode, vmid: int) -> None:
     """As with `pct unlock`, which has no call of the API: the node reads its configs anew when it starts."""
     embedded.stop()
@@ -110,14 +102,13 @@ def test_lock_left_on_a_ct_fails_its_stop_with_one_task_and_no_more(
     machine: Machine, embedded: EmbeddedNode, cri: CriClient, pod: str
 ) -> None:
     vmid = cri.vmid(pod)
-    before = stops(machine, vmid)  # of earlier CTs with this VMID
+    before = machine.node.tasks(vmid, "vzstop")  # of earlier CTs with this VMID
     configure_by_hand(machine, vmid, lock="backup")
     with machine.restarted(proxmox="task_timeout = 10") as again:
         with refused(grpc.StatusCode.INTERNAL, rf"stop CT {vmid}: CT is locked \(backup\): .*pct unlock"):
             again.stop_pod(pod)
-        assert [stops(machine, vmid)[upid] for upid in stops(machine, vmid).keys() - before.keys()] == [
-            "CT is locked (backup)"
-        ]
+        stops = machine.node.tasks(vmid, "vzstop")
+        assert [stops[upid] for upid in stops.keys() - before.keys()] == ["CT is locked (backup)"]
         unlock_by_hand(embedded, vmid)
         again.remove_pod(pod)
         machine.assert_nothing_left()

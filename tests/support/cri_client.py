@@ -20,7 +20,7 @@ from support.existing import EXISTING
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.cri.proto.cri_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 
-CALL_TIMEOUT, PATIENCE = (120.0, 60.0) if EXISTING is None else (600.0, 600.0)
+CALL_TIMEOUT, TIMEOUT = (120.0, 60.0) if EXISTING is None else (600.0, 600.0)
 """Seconds after which a test gives up; nothing is asserted about how long things take."""
 
 _OPTIONS = (("grpc.max_receive_message_length", 64 << 20),)
@@ -42,7 +42,7 @@ class LogLine:
 
 def eventually(condition: Callable[[], T], what: str) -> T:
     """The first true value of `condition`, asked again and again: for changes that do not announce themselves."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited in vain until {what}"
         time.sleep(0.01)

@@ -94,6 +94,13 @@ class Node(ABC):
         answer: dict[str, object] = json.loads(body)
         return answer["data"]
 
+    def tasks(self, vmid: int, kind: str = "", source: str = "all") -> dict[str, str]:
+        """The statuses of a VMID's tasks by UPID; the list may show one that has ended as RUNNING for a while."""
+        parameters = {"vmid": vmid, "source": source} | ({"typefilter": kind} if kind else {})
+        listed = self.request("GET", f"/nodes/{self.name}/tasks?{urlencode(parameters)}")
+        assert isinstance(listed, list)
+        return {task["upid"]: task["status"] for task in listed}
+
     def ct(self, vmid: int, what: str) -> dict[str, object]:
         """What the API says of a CT: its `config`, its `status/current`, …"""
         answer = self.request("GET", f"/nodes/{self.name}/lxc/{vmid}/{what}")

@@ -21,7 +21,7 @@ from pvecri.nri.frames import Connection, MessageType
 from pvecri.nri.proto import nri_pb2 as pb
 from pvecri.nri.proto import ttrpc_pb2
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 PACKAGE = "nri.pkg.api.v1alpha1"
 UNIMPLEMENTED = 12
 _METHODS = pb.DESCRIPTOR.services_by_name["Plugin"].methods_by_name
@@ -80,7 +80,7 @@ class NriPlugin:
     def join(self) -> None:
         """Register, and return when the runtime has told of all there is."""
         self.register()
-        assert self.synchronized.wait(PATIENCE), "the runtime did not synchronize the plugin"
+        assert self.synchronized.wait(TIMEOUT), "the runtime did not synchronize the plugin"
 
     def register(self) -> None:
         """RegisterPlugin; Refused."""
@@ -95,7 +95,7 @@ class NriPlugin:
     def close(self) -> None:
         """Go away."""
         self.hang_up()
-        self._thread.join(PATIENCE)
+        self._thread.join(TIMEOUT)
         self._socket.close()
 
     # -- what was asked ---------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ class NriPlugin:
             service=f"{PACKAGE}.Runtime", method=method, payload=request.SerializeToString()
         )
         self._send(Connection.RUNTIME, stream, MessageType.REQUEST, envelope)
-        response = waiting.result(PATIENCE)
+        response = waiting.result(TIMEOUT)
         if response.status.code:
             raise Refused(response.status.message, response.status.code)
         return answer.FromString(response.payload)

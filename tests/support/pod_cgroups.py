@@ -67,7 +67,7 @@ def below(group: Group, name: str) -> Group:
 
 
 def _delegate(trees: Cgroups, path: str) -> None:
-    """Version 2 gives controllers to the groups below only where it is told to."""
+    """Version 2 enables controllers for the groups below only by cgroup.subtree_control."""
     if trees.pure_v2 and trees.v2 is not None:
         parent = (trees.v2 / path.lstrip("/")).parent
         wanted = " ".join(f"+{name}" for name in (parent / "cgroup.controllers").read_text().split())

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.cri_client import PATIENCE, eventually
+from support.cri_client import TIMEOUT, eventually
 from support.processes import Program
 
 PROGRAMS = ("ovsdb-tool", "ovsdb-server", "ovs-vswitchd", "ovs-vsctl", "ovs-appctl", "ethtool")
@@ -32,7 +32,7 @@ class Switch:
 
     def ask(self, *words: str) -> str:
         """What ovs-vsctl says."""
-        command = [*self.prefix, "ovs-vsctl", f"--timeout={PATIENCE:.0f}", *words]
+        command = [*self.prefix, "ovs-vsctl", f"--timeout={TIMEOUT:.0f}", *words]
         environment = {**os.environ, "OVS_RUNDIR": str(self.directory)}
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
