@@ -114,6 +114,8 @@ async def _export(config: Config, options: argparse.Namespace) -> int:
         image = manager.find(options.reference)
         if image is None:
             raise NotFound(f"image {options.reference} is not in the store")
+        if image.artifact_type:
+            raise FailedPrecondition(f"{options.reference} is an OCI artifact, not an image; use `skopeo copy`")
         # Before it is made: this also removes what an export that was killed has left.
         undo.push_async_callback(manager.remove_rootfs, _EXPORT)
         root = await manager.prepare_rootfs(_EXPORT, image.id, userns=None, root_uid=0, root_gid=0)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from support.image_builder import LayerBuilder, build_image, digest_of
+from support.image_builder import LayerBuilder, build_artifact, build_image, digest_of
 from support.images import image_root
 from support.registry import Registry
 
@@ -117,6 +117,18 @@ def test_export_does_not_overwrite_a_file(node: Node, registry: Registry, tmp_pa
     refusal = node.image("export", reference, str(tmp_path / "there"), status=1)
     assert refusal == f"pvecri: {tmp_path}/there exists already\n"
     assert (tmp_path / "there").read_text() == "kept"
+
+
+def test_artifact_is_imported_and_not_exported(node: Node, registry: Registry, tmp_path: Path) -> None:
+    built = build_artifact(("model.bin", b"weights"))
+    reference, archive = registry.push("model", "1", built), tmp_path / "model.tar"
+    copy = ["skopeo", "--insecure-policy", "copy", "--quiet", "--src-tls-verify=false"]
+    subprocess.run([*copy, f"docker://{reference}", f"oci-archive:{archive}:1"], check=True)
+    assert node.image("import", str(archive), "example.org/model:1") == f"{built.digest}\n"
+    assert "example.org/model:1" in node.image("list")
+    refusal = node.image("export", "example.org/model:1", str(tmp_path / "exported"), status=1)
+    assert refusal == "pvecri: example.org/model:1 is an OCI artifact, not an image; use `skopeo copy`\n"
+    assert node.image("check") == "no image is damaged\n"
 
 
 def test_damaged_image_is_found_and_removed_by_repair(node: Node, registry: Registry) -> None:

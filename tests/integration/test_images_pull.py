@@ -496,8 +496,8 @@ async def test_known_blob_with_another_diff_id_is_refused(manager: ImageManager,
 @pytest.mark.parametrize(
     ("layer_type", "config_type", "problem"),
     [
-        (None, "application/vnd.cncf.helm.config.v1+json", "not a container image"),
         ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", None, "encrypted"),
+        ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "application/json", "encrypted"),
     ],
 )
 async def test_unsupported_media_types_are_refused(

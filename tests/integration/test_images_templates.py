@@ -14,7 +14,16 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 from pve_replay.process import NodeProcess, new_state_dir
-from support.image_builder import BuiltImage, LayerBuilder, build_image, build_index, digest_of, gzipped, plain
+from support.image_builder import (
+    BuiltImage,
+    LayerBuilder,
+    build_artifact,
+    build_image,
+    build_index,
+    digest_of,
+    gzipped,
+    plain,
+)
 from support.images import image_manager, image_root
 from support.node import Descriptor, EmbeddedNode
 from support.registry import PASSWORD, USER, Registry, running_registry
@@ -107,6 +116,14 @@ async def files(manager: ImageManager, image: Image) -> dict[str, bytes]:
 
 
 # -- pulls through Proxmox -------------------------------------------------------------------------------------
+
+
+async def test_artifact_comes_from_the_registry(
+    node: NodeProcess, manager: ImageManager, registry: Registry
+) -> None:
+    image = await manager.pull(registry.push("model", "1", build_artifact(("model.bin", b"weights"))))
+    assert await files(manager, image) == {"model.bin": b"weights"}
+    assert (await pulls(node), templates(node)) == (0, [])
 
 
 @pytest.mark.parametrize("docker", [False, True])

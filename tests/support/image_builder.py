@@ -15,6 +15,7 @@ from typing import Any
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_EMPTY = "application/vnd.oci.empty.v1+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
@@ -135,6 +136,34 @@ def build_image(
         blobs=(config_blob, *blobs),
         config=config_blob,
         layers=tuple(blobs),
+    )
+
+
+def build_artifact(
+    *files: tuple[str | None, bytes],
+    artifact_type: str | None = "application/vnd.example.model",
+    config: tuple[str, bytes] = (OCI_EMPTY, b"{}"),
+    layer_type: str = "application/octet-stream",
+) -> BuiltImage:
+    """An OCI artifact of files with their names as `oras push` makes it; without files it has the empty layer."""
+    layers = []
+    for name, data in files:
+        annotations = {} if name is None else {"annotations": {"org.opencontainers.image.title": name}}
+        layers.append({**_descriptor(data, layer_type), **annotations})
+    config_type, config_blob = config
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        **({} if artifact_type is None else {"artifactType": artifact_type}),
+        "config": _descriptor(config_blob, config_type),
+        "layers": layers or [_descriptor(b"{}", OCI_EMPTY)],
+    }
+    return BuiltImage(
+        manifest=json.dumps(manifest).encode(),
+        media_type=OCI_MANIFEST,
+        blobs=(config_blob, *(data for _, data in files), *(() if files else (b"{}",))),
+        config=config_blob,
+        layers=tuple(data for _, data in files),
     )
 
 

@@ -9,8 +9,11 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
+import pytest
 from msgspec.structs import replace
+from support.filesystems import btrfs_filesystem
 from support.registry import Registry
+from support.simulated_zfs import SimulatedZfs
 
 from pvecri.config import Config, ImagesConfig
 from pvecri.images.manager import ImageManager
@@ -27,6 +30,21 @@ def image_root() -> Iterator[Path]:
     finally:
         mounts.umount_below(directory)
         subprocess.run(["rm", "-rf", str(directory)], check=True)
+
+
+DRIVERS = ("overlay", "raw", "btrfs", "zfs")
+
+
+@contextmanager
+def image_storage(driver: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
+    """The settings of the section `images` for storage of this driver below `directory`; ZFS is simulated."""
+    if driver == "btrfs":
+        with btrfs_filesystem(directory) as place:
+            yield {"driver": driver, "root": place}
+        return
+    if driver == "zfs":
+        SimulatedZfs(directory / "simulated", monkeypatch)
+    yield {"driver": driver, "root": directory, "dataset": "tank/pvecri"}
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from pvecri.cri.filters import given
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.images.manager import ImageManager
 from pvecri.images.manifest import chain_id
+from pvecri.model import Image
 
 
 class ImageService:
@@ -39,22 +40,16 @@ class ImageService:
     async def image_status(self, request: pb.ImageStatusRequest) -> pb.ImageStatusResponse:
         """ImageStatus; for an image that is not in the store the response is empty, as the CRI requires.
 
-        Verbose info has `chainID` and `imageSpec`, the image's config, as containerd's, and `labels` as CRI-O's.
+        Verbose info has `chainID` and `imageSpec`, the image's config, as containerd's, and `labels` as CRI-O's;
+        for an artifact `artifactType` and `manifest`.
         """
         image = self._images.find(_reference(request.image))
         if image is None:
             return pb.ImageStatusResponse()
         response = pb.ImageStatusResponse(image=responses.image(image))
         if request.verbose:
-            config = await asyncio.to_thread(self._images.raw_config, image.id)
-            response.info["info"] = json.dumps(
-                {
-                    "chainID": chain_id(image.diff_ids),
-                    "diffIDs": image.diff_ids,
-                    "labels": image.config.labels,
-                    "imageSpec": json.loads(config),
-                }
-            )
+            document = json.loads(await asyncio.to_thread(self._images.raw_config, image.id))
+            response.info["info"] = json.dumps(_verbose(image, document))
         return response
 
     async def pull_image(self, request: pb.PullImageRequest) -> pb.PullImageResponse:
@@ -76,6 +71,17 @@ class ImageService:
             image_filesystems=[responses.filesystem(usage.images)],
             container_filesystems=[responses.filesystem(usage.containers)],
         )
+
+
+def _verbose(image: Image, document: object) -> dict[str, object]:
+    if image.artifact_type:
+        return {"artifactType": image.artifact_type, "manifest": document}
+    return {
+        "chainID": chain_id(image.diff_ids),
+        "diffIDs": image.diff_ids,
+        "labels": image.config.labels,
+        "imageSpec": document,
+    }
 
 
 def _reference(spec: pb.ImageSpec) -> str:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directory of image configs, byte by byte as the registry has them, by digest: `sha256/<hex>`."""
+"""The directory of image configs, byte by byte as the registry has them, by digest: `sha256/<hex>`.
+
+Of an artifact it has the manifest: always the document whose digest is the image's ID.
+"""
 
 from __future__ import annotations
 

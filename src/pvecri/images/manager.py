@@ -152,7 +152,7 @@ class ImageManager:
         return {each for record in records if record is not None for each in record.high_ids}
 
     def raw_config(self, image: ImageId) -> bytes:
-        """The image's config, byte by byte; NotFound without the image."""
+        """The image's config, byte by byte, or an artifact's manifest; NotFound without the image."""
         return self._library.configs.read(self.get(image).id)
 
     async def remove(self, reference: str) -> None:

@@ -30,13 +30,10 @@ CONFIG_TYPES: Final = frozenset(
     {
         "application/vnd.oci.image.config.v1+json",
         "application/vnd.docker.container.image.v1+json",
-        # What registries have had in manifests since 2016 (distribution issue 1621); Docker takes them as images.
-        "application/octet-stream",
-        "application/json",
-        "text/html",
-        "",
     }
 )
+OLD_CONFIG_TYPES: Final = frozenset({"application/octet-stream", "application/json", "text/html", ""})
+"""What registries have had in manifests since 2016 (distribution issue 1621); Docker takes them as images."""
 
 _T = TypeVar("_T")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -47,20 +44,34 @@ class BadImage(InternalError):
 
 
 class Layer(Value, frozen=True):
-    """A layer of an image: the digest and size of its compressed blob, and its diff ID."""
+    """A layer of an image: the digest and size of its compressed blob, and its diff ID.
+
+    With `file`, a path, a layer of an artifact: the blob itself becomes this file, and `diff_id` identifies path
+    and content; it is not a digest.
+    """
 
     digest: str
     diff_id: str
     size: int
+    file: str = ""
+
+    @property
+    def extracted_digest(self) -> str:
+        """The digest of what is extracted: of the uncompressed archive, or of the blob if it becomes a file."""
+        return self.digest if self.file else self.diff_id
 
 
 class Content(Value, frozen=True):
-    """A manifest and its config, checked against each other. `layers` lowest first."""
+    """A manifest and its config, checked against each other. `layers` lowest first.
 
-    config_digest: str
+    `id` is the digest of the config; of an artifact, whose config need not be its own, that of the manifest.
+    """
+
+    id: str
     config_size: int
     layers: tuple[Layer, ...]
-    config: ImageConfig
+    config: ImageConfig = ImageConfig()
+    artifact_type: str = ""
 
     @property
     def size(self) -> int:
@@ -74,18 +85,32 @@ class Descriptor(Value, frozen=True, rename="camel"):
     digest: str
     size: int
     media_type: str = ""
+    annotations: dict[str, str | None] | None = None
 
 
 class Manifest(Value, frozen=True, rename="camel"):
-    """An OCI image manifest."""
+    """An OCI image manifest, of an image or of an artifact."""
 
     config: Descriptor
     layers: tuple[Descriptor, ...] = ()
+    artifact_type: str = ""
+
+    @property
+    def is_artifact(self) -> bool:
+        """Whether it is not of a container image (manifest.md, "Guidelines for Artifact Usage").
+
+        With the config of an image it is one, whatever its `artifactType`, unless no image can have its layers.
+        """
+        if self.config.media_type in CONFIG_TYPES:
+            foreign = any(layer.media_type not in LAYER_TYPES for layer in self.layers)
+            return bool(self.artifact_type) and foreign
+        return bool(self.artifact_type) or self.config.media_type not in OLD_CONFIG_TYPES
 
 
-class _ManifestFile(Value, frozen=True):
+class _ManifestFile(Value, frozen=True, rename="camel"):
     config: Descriptor
     layers: tuple[Descriptor, ...] | None = ()
+    artifact_type: str | None = ""
 
 
 class _Index(Value, frozen=True):
@@ -148,13 +173,13 @@ def parse_layout(data: bytes) -> Descriptor:
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """An image manifest; BadImage for artifacts and for layers of unsupported media types."""
+    """The manifest of an image or of an artifact; BadImage for an image's layers of unsupported media types."""
     file = _decode(data, _ManifestFile, "manifest")
-    manifest = Manifest(config=file.config, layers=file.layers or ())
-    if _checked(manifest.config, "config").media_type not in CONFIG_TYPES:
-        raise BadImage(f"not a container image: its config has the media type {manifest.config.media_type!r}")
+    manifest = Manifest(
+        config=_checked(file.config, "config"), layers=file.layers or (), artifact_type=file.artifact_type or ""
+    )
     for layer in manifest.layers:
-        if _checked(layer, "layer").media_type not in LAYER_TYPES:
+        if _checked(layer, "layer").media_type not in LAYER_TYPES and not manifest.is_artifact:
             raise BadImage(f"layer {layer.digest} has the media type {layer.media_type!r}, which is not supported")
     return manifest
 
@@ -174,7 +199,7 @@ def parse_config(data: bytes, manifest: Manifest) -> Content:
             raise BadImage(f"the config's diff ID {diff_id!r} is not a sha256 digest")
     layers = zip(manifest.layers, diff_ids, strict=True)
     return Content(
-        config_digest=digest_of(data),
+        id=digest_of(data),
         config_size=len(data),
         layers=tuple(Layer(digest=blob.digest, diff_id=diff_id, size=blob.size) for blob, diff_id in layers),
         config=_image_config(file.config or _RunConfig()),
@@ -182,7 +207,9 @@ def parse_config(data: bytes, manifest: Manifest) -> Content:
 
 
 def wrong_diff_id(layer: Layer, found: str) -> BadImage:
-    """The error of a layer whose uncompressed archive has the digest `found`."""
+    """The error of a layer whose extracted content has the digest `found`."""
+    if layer.file:
+        return BadImage(f"layer {layer.digest} has the digest {found}")
     return BadImage(f"layer {layer.digest} has the diff ID {found}, but the config has {layer.diff_id}")
 
 

@@ -48,8 +48,8 @@ class LayerRecord(Value, frozen=True):
     """An extracted layer. `blobs` are the digests of the blobs that have been verified to contain it.
 
     `bytes` and `inodes` are its disk usage, `implicit` the directories that its archive left out, `high_ids` the
-    owners of its files above 65535; `boot` is empty once the layer is synced to the disk. A parents layer has no
-    diff ID and no blobs.
+    owners of its files above 65535; `boot` is empty once the layer is synced to the disk. A file of an artifact
+    has no diff ID, a parents layer neither diff ID nor blobs.
     """
 
     key: LayerKey

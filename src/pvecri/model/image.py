@@ -20,11 +20,12 @@ class ImageConfig(Value, frozen=True):
 
 
 class Image(Value, frozen=True):
-    """An image in the store.
+    """An image or an OCI artifact in the store.
 
     `tags` and `digests` are full references (`docker.io/library/busybox:1.36`,
     `docker.io/library/busybox@sha256:…`); `diff_ids` are its layers' content digests, lowest first;
-    `size` is the bytes of the compressed layers and the config, the CRI's definition.
+    `size` is the bytes of the compressed layers and the config, the CRI's definition. With `artifact_type`, a
+    media type, it is an artifact: files without a config, for volumes only.
     """
 
     id: ImageId
@@ -34,6 +35,7 @@ class Image(Value, frozen=True):
     diff_ids: tuple[str, ...] = ()
     config: ImageConfig = ImageConfig()
     pinned: bool = False
+    artifact_type: str = ""
 
 
 class RegistryAuth(Value, frozen=True):

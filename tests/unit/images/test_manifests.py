@@ -15,7 +15,7 @@ from pvecri.model import ImageConfig
 def test_content_is_read_from_manifest_and_config(docker: bool) -> None:
     image = build_image(b"one", b"two", docker=docker, config={"Env": ["A=b"], "Volumes": {"/v": {}, "/a": {}}})
     content = manifest.parse_config(image.config, manifest.parse_manifest(image.manifest))
-    assert content.config_digest == image.id
+    assert content.id == image.id
     assert [layer.digest for layer in content.layers] == [digest_of(blob) for blob in image.layers]
     assert [layer.diff_id for layer in content.layers] == [digest_of(b"one"), digest_of(b"two")]
     assert content.config == ImageConfig(env=("A=b",), volumes=("/a", "/v"))
@@ -73,7 +73,7 @@ def test_text_that_is_not_utf8_is_replaced_and_the_digest_is_of_the_bytes() -> N
     document = b'{"rootfs": {}, "config": {"Labels": {"maintainer": "J\xfcrgen"}}}'
     content = manifest.parse_config(document, manifest.parse_manifest(build_image().manifest))
     assert content.config.labels == {"maintainer": "J\ufffdrgen"}
-    assert content.config_digest == digest_of(document)
+    assert content.id == digest_of(document)
 
 
 def test_manifest_with_null_layers_has_none() -> None:
@@ -105,12 +105,6 @@ def test_config_of_a_type_that_old_registries_wrote_is_an_images(config_type: st
 def test_layer_of_an_unsupported_media_type_is_refused_with_the_type(layer_type: str) -> None:
     image = build_image(b"x", layer_type=layer_type)
     with pytest.raises(BadImage, match=f"layer {digest_of(image.layers[0])} has the media type .*not supported"):
-        manifest.parse_manifest(image.manifest)
-
-
-def test_artifact_is_refused() -> None:
-    image = build_image(config_type="application/vnd.cncf.helm.config.v1+json")
-    with pytest.raises(BadImage, match=r"not a container image.*helm"):
         manifest.parse_manifest(image.manifest)
 
 

@@ -39,21 +39,22 @@ def commit_layers(library: Library, fetched: Sequence[Fetched]) -> list[LayerRec
 
 async def commit_image(library: Library, plan: Plan, original: Original, layers: Sequence[LayerRecord]) -> ImageId:
     """Add the image with the `layers` that were fetched for it. BadImage if config or conversion do not match."""
-    content, config = plan.content, plan.config
+    content, document = plan.content, plan.document
     if plan.image.is_converted:
         # The image's ID is the digest of its own config, not of the one that the proxy made of it.
-        config = await plan.image.config(original.manifest)
-        own = manifests.parse_config(config, original.manifest)
+        document = await plan.image.config(original.manifest)
+        own = manifests.parse_config(document, original.manifest)
         if own.layers != content.layers:
-            raise BadImage(f"image {own.config_digest}: its manifest and skopeo's conversion of it differ")
+            raise BadImage(f"image {own.id}: its manifest and skopeo's conversion of it differ")
         content = own
-    await asyncio.to_thread(library.configs.add, config)
+    await asyncio.to_thread(library.configs.add, document)
     parents = await _parents_layer(library, plan, layers)
     image = Image(
-        id=ImageId(content.config_digest),
+        id=ImageId(content.id),
         size=content.size,
-        diff_ids=tuple(layer.diff_id for layer in content.layers),
+        diff_ids=tuple(layer.diff_id for layer in content.layers if not layer.file),
         config=content.config,
+        artifact_type=content.artifact_type,
     )
     record = ImageRecord(
         image=image,
@@ -80,7 +81,7 @@ def _layer_record(library: Library, fetched: Fetched) -> LayerRecord:
     usage = library.driver.layer_usage(fetched.key) or fetched.unpacked
     return LayerRecord(
         key=fetched.key,
-        diff_id=fetched.layer.diff_id,
+        diff_id="" if fetched.layer.file else fetched.layer.diff_id,
         blobs=(*(known.blobs if known else ()), fetched.layer.digest),  # one content, compressed differently
         bytes=usage.bytes,
         inodes=usage.inodes,

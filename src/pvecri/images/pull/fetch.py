@@ -63,7 +63,7 @@ async def fetch(
     async def fetch_layer(missing: MissingLayer) -> Fetched:
         layer = missing.layer
         fetched = await repeated(plan.image.reference, f"layer {layer.digest}", lambda: attempt(missing))
-        if fetched.unpacked.diff_id != layer.diff_id:
+        if fetched.unpacked.diff_id != layer.extracted_digest:
             raise wrong_diff_id(layer, fetched.unpacked.diff_id)
         missing.transfer.done("template" if plan.archive_with(layer) else "registry")
         return fetched
@@ -90,6 +90,7 @@ async def _extract(
         max_size=limits.max_layer_size,
         max_entries=limits.max_layer_entries,
         stacked=driver.stacked,
+        file=layer.file,
     )
     if archive is not None:
         pipe = await archive.blob(layer.digest)

@@ -9,9 +9,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from pvecri.images import manifest as manifests
+from pvecri.images.artifacts import parse_artifact
 from pvecri.images.drivers.base import LayerKey
 from pvecri.images.library import Library
-from pvecri.images.manifest import Content, Layer
+from pvecri.images.manifest import BadImage, Content, Layer, Manifest
 from pvecri.images.pull.progress import LayerTransfer, Transfer
 from pvecri.images.pull.resolve import Resolved
 from pvecri.images.registry.oci_archive import OciArchive
@@ -34,12 +35,13 @@ class MissingLayer:
 class Plan:
     """What is to be fetched of `image`, whose config, `content`, is checked against its manifest.
 
-    The layers of a batch are independent of each other, those of the next may build on it. With `archive`, the
-    image as Proxmox has pulled it, layers come from there.
+    `document` is the config's bytes; of an artifact, those of the manifest. The layers of a batch are independent
+    of each other, those of the next may build on it. With `archive`, the image as Proxmox has pulled it, layers
+    come from there.
     """
 
     image: Resolved
-    config: bytes
+    document: bytes
     content: Content
     archive: OciArchive | None
     batches: tuple[tuple[MissingLayer, ...], ...]
@@ -57,11 +59,10 @@ async def plan(
     Raises BadImage, and what a pull of Proxmox raises. The template is not removed while the context lasts.
     """
     manifest = manifests.parse_manifest(image.data)
-    config = await (image.converted_config() if image.is_converted else image.config(manifest))
-    content = manifests.parse_config(config, manifest)
+    document, content = await _read(image, manifest)
     async with AsyncExitStack() as stack:
         archive = None
-        if templates is not None and image.is_remote:
+        if templates is not None and image.is_remote and not manifest.is_artifact:
             if reason := templates.reason_against(image.reference, image.auth):
                 log.info("pulling %s directly, not as a template: %s", image.reference, reason)
             else:
@@ -77,7 +78,17 @@ async def plan(
             for (key, layer), each in zip(missing.items(), transfers, strict=True)
         )
         batches = tuple((layer,) for layer in layers) if library.driver.stacked else (layers,)
-        yield Plan(image, config, content, archive, batches if layers else ())
+        yield Plan(image, document, content, archive, batches if layers else ())
+
+
+async def _read(image: Resolved, manifest: Manifest) -> tuple[bytes, Content]:
+    """The document whose digest is the image's ID, and what it describes."""
+    if manifest.is_artifact:
+        if image.is_converted:
+            raise BadImage(f"neither an image nor an OCI artifact: its config is a {manifest.config.media_type!r}")
+        return image.data, parse_artifact(image.data, manifest)
+    config = await (image.converted_config() if image.is_converted else image.config(manifest))
+    return config, manifests.parse_config(config, manifest)
 
 
 def _missing(library: Library, content: Content) -> dict[LayerKey, Layer]:
@@ -91,7 +102,8 @@ def _missing(library: Library, content: Content) -> dict[LayerKey, Layer]:
         record = library.layers.get(key)
         if record is None or layer.digest not in record.blobs:
             for other in library.layers.values():
-                if layer.digest in other.blobs and other.diff_id != layer.diff_id:
+                of_an_image = other.diff_id and not layer.file
+                if layer.digest in other.blobs and of_an_image and other.diff_id != layer.diff_id:
                     raise manifests.wrong_diff_id(layer, other.diff_id)
             missing[key] = layer
     return missing

@@ -34,7 +34,7 @@ class Job(Value, frozen=True):
     """Extract a layer's blob into `directory`, which is empty.
 
     If `stacked`, the directory has the files of the layers below, and this one is applied to them. `layer` is the
-    name in errors, `max_size` in bytes.
+    name in errors, `max_size` in bytes. With `file`, a relative path, the blob itself becomes that file.
     """
 
     layer: str
@@ -42,10 +42,11 @@ class Job(Value, frozen=True):
     max_size: int
     max_entries: int
     stacked: bool = False
+    file: str = ""
 
 
 class Unpacked(Value, frozen=True):
-    """An extracted layer: the digest of its uncompressed archive, and the disk usage of its files.
+    """An extracted layer: the digest of its uncompressed archive, or of its file; the disk usage of its files.
 
     `implicit` are directories, relative to the layer, that the archive left out (`.` is the layer itself);
     `high_ids` are the files' owners and groups above 65535, which most user namespaces do not map.
@@ -99,8 +100,8 @@ class Unpacker:
         pending = _Pending(asyncio.get_running_loop().create_future(), progress)
         self._pending[number] = pending
         try:
-            # `stacked` is named, for a field with its default value is omitted.
-            message = {"job": number, "stacked": job.stacked, **msgspec.to_builtins(job)}
+            # Both are named, for a field with its default value is omitted.
+            message = {"job": number, "stacked": job.stacked, "file": job.file, **msgspec.to_builtins(job)}
             socket.send_fds(self._jobs, [msgspec.json.encode(message)], [blob])
         except OSError as error:
             self._pending.pop(number)

@@ -36,19 +36,17 @@ def decompressed(fd: int, on_read: Callable[[int], None] = lambda _: None) -> It
     """
     magic = _peek(fd)
     if magic.startswith(_GZIP_MAGIC):
-        return _gunzip(_counted(fd, on_read))
+        return _gunzip(counted(fd, on_read))
     if magic == _ZSTD_MAGIC:
         return _unzstd(fd, on_read)
-    return _counted(fd, on_read)
+    return counted(fd, on_read)
 
 
 def _peek(fd: int) -> bytes:
     """The first bytes, without reading them: of a pipe by tee(2), which copies its content."""
     if not stat.S_ISFIFO(os.fstat(fd).st_mode):
         return os.pread(fd, 4, 0)
-    # Fewer switches between skopeo and this process: two thirds of the system time of a pull (decision 0017).
-    with contextlib.suppress(OSError):  # EPERM above fs.pipe-max-size: only slower
-        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, CHUNK)
+    _enlarge(fd)
     receive, send = os.pipe()
     try:
         # Not pvecri.linux.libc: this runs in the process that reads hostile input, which has the standard library
@@ -65,12 +63,20 @@ def _peek(fd: int) -> bytes:
             os.close(send)
 
 
+def _enlarge(fd: int) -> None:
+    # Fewer switches between skopeo and this process: two thirds of the system time of a pull (decision 0017).
+    with contextlib.suppress(OSError):  # not a pipe; EPERM above fs.pipe-max-size is only slower
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, CHUNK)
+
+
 def _chunks(fd: int) -> Iterator[bytes]:
     while chunk := os.read(fd, CHUNK):
         yield chunk
 
 
-def _counted(fd: int, on_read: Callable[[int], None]) -> Iterator[bytes]:
+def counted(fd: int, on_read: Callable[[int], None]) -> Iterator[bytes]:
+    """The bytes of `fd` as they are; `on_read` is called with the number of them so far."""
+    _enlarge(fd)
     size = 0
     for chunk in _chunks(fd):
         size += len(chunk)

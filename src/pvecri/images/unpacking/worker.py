@@ -8,7 +8,7 @@ output; before that, lines report its progress.
 Every job gets a forked process. It chroots into the layer's directory before it reads the archive's first header,
 so that no name and no link in the archive leads out of the directory; its address space is limited; and it opens
 only files that it has just created. A layer by itself is written by overlay_layer.py, one that is applied to those
-below by stacked_layer.py.
+below by stacked_layer.py, an artifact's by blob_file.py.
 """
 
 # ruff: noqa: PTH101
@@ -25,9 +25,10 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final, NoReturn
 
+from pvecri.images.unpacking import blob_file
 from pvecri.images.unpacking.overlay_layer import LayerTree
 from pvecri.images.unpacking.stacked_layer import StackedTree
-from pvecri.images.unpacking.tar_stream import Archive, LayerError, decompressed, members
+from pvecri.images.unpacking.tar_stream import Archive, LayerError, counted, decompressed, members
 
 MAX_JOB: Final = 64 << 10
 MAX_MEMORY: Final = 1 << 30
@@ -42,13 +43,15 @@ _STDOUT_LOCK: Final = os.memfd_create("answers")
 
 def unpack(job: dict[str, Any], blob: int) -> dict[str, Any]:
     """Confine this process to the layer's directory for good, and extract the blob there; the answer."""
-    chunks = _reporting(job["job"], blob)
+    chunks = _reporting(job["job"], blob, decompress=not job["file"])
     os.chroot(job["directory"])
     # chroot(2) leaves the working directory, by which `..` would lead out.
     os.chdir("/")
     kind = StackedTree if job["stacked"] else LayerTree
     if kind is LayerTree:
         os.chmod("/", 0o755)  # mkdtemp(3) made it 0700; a stacked layer starts with its parent's mode
+    if job["file"]:
+        return {"result": blob_file.write(job["file"], chunks, job["max_size"])}
     archive = Archive(chunks, job["max_size"])
     tree = kind(job["max_size"], job["max_entries"])
     for member in members(archive):
@@ -65,11 +68,11 @@ def unpack(job: dict[str, Any], blob: int) -> dict[str, Any]:
     return {"result": result}
 
 
-def _reporting(number: int, blob: int) -> Iterator[bytes]:
-    """The decompressed chunks of a blob, with a line about the progress every PROGRESS_INTERVAL."""
+def _reporting(number: int, blob: int, *, decompress: bool) -> Iterator[bytes]:
+    """The chunks of a blob, with a line about the progress every PROGRESS_INTERVAL."""
     progress = {"fetched": 0, "unpacked": 0}
     # Opened here, before the caller's chroot: zstd(1) is not in the layer.
-    chunks = decompressed(blob, lambda fetched: progress.update(fetched=fetched))
+    chunks = (decompressed if decompress else counted)(blob, lambda fetched: progress.update(fetched=fetched))
 
     def generate() -> Iterator[bytes]:
         reported = time.monotonic()

@@ -88,6 +88,12 @@ class ContainerCreator:
         image = self._images.find(config.image)
         if image is None:
             raise NotFound(f"config.image.image: image {config.image!r} is not in the store; pull it first")
+        if image.artifact_type:
+            name = config.user_specified_image or config.image
+            problem = (
+                f"is an OCI artifact ({image.artifact_type}); it can be a volume, but not a container's image"
+            )
+            raise InvalidArgument("config.image.image", f"{name!r} {problem}")
         container = self._registry.add_container(_new_container(pod, config, image))
         try:
             async with container.lock, AsyncExitStack() as undo:
