@@ -177,7 +177,6 @@ async def test_directory_left_out_of_an_upper_layers_archive_keeps_its_attribute
         LayerBuilder().file(".wh.d"),
         LayerBuilder().file("d/.wh..wh..opq"),
         LayerBuilder().file("d").file("e"),
-        LayerBuilder().symlink("d", "/etc").directory("e"),
     ],
 )
 async def test_attributes_of_a_whited_out_directory_are_not_restored(

@@ -18,6 +18,7 @@ from support.simulated_zfs import SimulatedZfs
 from pvecri.config import Config, ImagesConfig
 from pvecri.images.manager import ImageManager
 from pvecri.linux import mounts
+from pvecri.model import Image
 
 
 @contextmanager
@@ -32,6 +33,7 @@ def image_root() -> Iterator[Path]:
         subprocess.run(["rm", "-rf", str(directory)], check=True)
 
 
+_CONTAINER = "f" * 64
 DRIVERS = ("overlay", "raw", "btrfs", "zfs")
 
 
@@ -45,6 +47,18 @@ def image_storage(driver: str, directory: Path, monkeypatch: pytest.MonkeyPatch)
     if driver == "zfs":
         SimulatedZfs(directory / "simulated", monkeypatch)
     yield {"driver": driver, "root": directory, "dataset": "tank/pvecri"}
+
+
+async def files_of(manager: ImageManager, image: Image) -> dict[str, str]:
+    """The files of an image, as a container sees them, and the targets of its links; with no directories."""
+    path = await manager.prepare_rootfs(_CONTAINER, image.id, userns=None, root_uid=0, root_gid=0)
+    found = {
+        str(each.relative_to(path)): f"-> {each.readlink()}" if each.is_symlink() else each.read_text()
+        for each in path.rglob("*")
+        if each.is_symlink() or not each.is_dir()
+    }
+    await manager.remove_rootfs(_CONTAINER)
+    return found
 
 
 @asynccontextmanager

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from msgspec.structs import replace
@@ -81,14 +82,19 @@ class Library:
 
     # -- images ------------------------------------------------------------------------------------------------
 
-    def keys(self, layers: tuple[Layer, ...]) -> tuple[LayerKey, ...]:
-        """The driver's keys of an image's layers, lowest first."""
+    def keys(
+        self, layers: tuple[Layer, ...], variants: Mapping[int, LayerKey] = MappingProxyType({})
+    ) -> tuple[LayerKey, ...]:
+        """The driver's keys of an image's layers, lowest first, with `variants` instead of those they replace."""
         diff_ids = [layer.diff_id for layer in layers]
-        return tuple(self.driver.layer_key(diff_ids[: number + 1]) for number in range(len(diff_ids)))
+        return tuple(
+            variants.get(number) or self.driver.layer_key(diff_ids[: number + 1])
+            for number in range(len(diff_ids))
+        )
 
     def stack(self, record: ImageRecord) -> tuple[LayerKey, ...]:
         """The layers of the image's root filesystems, lowest first, with the parents layer."""
-        return (*self.keys(record.layers), *((record.parents,) if record.parents else ()))
+        return (*self.keys(record.layers, record.variants), *((record.parents,) if record.parents else ()))
 
     async def add(self, images: Iterable[ImageRecord], layers: Iterable[LayerRecord] = ()) -> None:
         """Insert or replace records in one transaction, which a cancellation does not interrupt."""

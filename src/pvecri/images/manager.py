@@ -147,7 +147,7 @@ class ImageManager:
     def file_owners(self, image: ImageId) -> set[int]:
         """The files' owners and groups above 65535, for pods that map fewer IDs. NotFound without the image."""
         self.get(image)
-        keys = self._library.keys(self._library.catalog.records[image].layers)
+        keys = self._library.stack(self._library.catalog.records[image])
         records = (self._library.layers.get(key) for key in keys)
         return {each for record in records if record is not None for each in record.high_ids}
 

@@ -35,13 +35,15 @@ class ImageRecord(Value, frozen=True):
     """An image and its layers, lowest first.
 
     `manifests` are digests of manifests that are known to be this image's, an index's among them; `parents` is the
-    key of its parents layer (images/drivers/parents.py), empty if it needs none.
+    key of its parents layer (images/drivers/parents.py), empty if it needs none; `variants` are the keys of layers
+    that it has instead of others, by number (images/pull/variants.py).
     """
 
     image: Image
     layers: tuple[Layer, ...]
     parents: LayerKey = LayerKey("")
     manifests: tuple[str, ...] = ()
+    variants: dict[int, LayerKey] = msgspec.field(default_factory=dict)
 
 
 class LayerRecord(Value, frozen=True):

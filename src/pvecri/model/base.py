@@ -12,7 +12,7 @@ SandboxId = NewType("SandboxId", str)
 ContainerId = NewType("ContainerId", str)
 """64 lower-case hex digits."""
 ImageId = NewType("ImageId", str)
-"""`sha256:` and 64 hex digits: the digest of the image's config, the image id of CRI clients."""
+"""`sha256:` and 64 hex digits: the digest of the image's config, or of an artifact's manifest."""
 Vmid = NewType("Vmid", int)
 """The id of a Proxmox guest, unique in the cluster: 100 to 999999999."""
 

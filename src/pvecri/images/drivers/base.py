@@ -18,6 +18,9 @@ An image of two layers, with diff IDs A and B, and one container, as the Image M
     driver.commit_layer(b, directory)               # else it is empty, and both may be extracted concurrently
     # A broken archive or a cancelled pull: driver.abort_layer(directory), and no trace of it is left.
 
+    driver.hidden_links([(a, frozenset()), (b, frozenset({"tmp"}))])
+                                                    # if tmp is a symlink in A, the pull extracts B once more, as
+                                                    # another layer in which tmp/x is at the link's target
     top = driver.parents_layer([(a, frozenset()), (b, frozenset({"tmp"}))])
                                                     # B's archive had tmp/x without tmp: a layer that gives tmp
     layers = [a, b, *([top] if top else [])]        # the attributes it has in A; None for most images
@@ -105,6 +108,14 @@ class RootfsDriver(Protocol):
 
     def check_layer(self, key: LayerKey) -> str:
         """The damage to a committed layer, as far as the storage can detect it; empty for none. Takes long."""
+        ...
+
+    def hidden_links(self, layers: Sequence[tuple[LayerKey, frozenset[str]]]) -> dict[str, str]:
+        """The symlinks of lower layers, with their targets by path, that the topmost layer must be extracted with.
+
+        `layers` as for parents_layer. For most images, and always for a driver that stacks layers, there are none
+        (drivers/hidden_links.py).
+        """
         ...
 
     def parents_layer(self, layers: Sequence[tuple[LayerKey, frozenset[str]]]) -> LayerKey | None:

@@ -17,6 +17,7 @@ from pvecri.images.drivers import parents
 from pvecri.images.drivers.area import Area
 from pvecri.images.drivers.base import LayerKey, Owner
 from pvecri.images.drivers.checks import unreadable
+from pvecri.images.drivers.hidden_links import hidden_links
 from pvecri.images.drivers.overlay_roots import OverlayRoots
 from pvecri.images.usage import Meter, Usage
 from pvecri.model import ContainerId
@@ -66,9 +67,12 @@ class OverlayDriver:
     def layer_tree(self, key: LayerKey) -> Path:
         return self._area.layers / key
 
+    def hidden_links(self, layers: Sequence[tuple[LayerKey, frozenset[str]]]) -> dict[str, str]:
+        left_out = layers[-1][1] - {"."}
+        return hidden_links(self._extracted(layers)) if left_out else {}
+
     def parents_layer(self, layers: Sequence[tuple[LayerKey, frozenset[str]]]) -> LayerKey | None:
-        extracted = [parents.ExtractedLayer(self.layer_tree(key), implicit) for key, implicit in layers]
-        directories = parents.inherited(extracted)
+        directories = parents.inherited(self._extracted(layers))
         if not directories:
             return None
         key = LayerKey(hashlib.sha256("\n".join(parents.serialized(directories)).encode()).hexdigest())
@@ -107,6 +111,9 @@ class OverlayDriver:
 
     def sync(self) -> None:
         self._area.sync()
+
+    def _extracted(self, layers: Sequence[tuple[LayerKey, frozenset[str]]]) -> list[parents.ExtractedLayer]:
+        return [parents.ExtractedLayer(self.layer_tree(key), implicit) for key, implicit in layers]
 
 
 def check_storage(area: Area) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Attributes(NamedTuple):
@@ -88,14 +88,14 @@ def _effective(layers: Sequence[ExtractedLayer], path: str) -> _Effective:
 
 def _lookup(top: Path, path: str) -> _Found:
     """Open one component after the other, never through a symlink."""
-    fd = os.open(top, _DIRECTORY)
+    fd = os.open(top, OPEN_DIRECTORY)
     last = False
     try:
         for name in _components(path):
-            child = os.open(name, _DIRECTORY, dir_fd=fd)
+            child = os.open(name, OPEN_DIRECTORY, dir_fd=fd)
             os.close(fd)
             fd = child
-            last = last or _is_opaque(fd)
+            last = last or is_opaque(fd)
         found = os.fstat(fd)
     except FileNotFoundError:
         return _Found(None, last)
@@ -110,7 +110,8 @@ def _components(path: str) -> Iterator[str]:
     return (part for part in PurePosixPath(path).parts if part != ".")
 
 
-def _is_opaque(fd: int) -> bool:
+def is_opaque(fd: int) -> bool:
+    """Whether the directory hides those of lower layers."""
     try:
         return os.getxattr(fd, "trusted.overlay.opaque") == b"y"
     except OSError:

@@ -63,6 +63,9 @@ class TreeDriver:
     def layer_usage(self, key: LayerKey) -> Usage | None:
         return None
 
+    def hidden_links(self, layers: Sequence[tuple[LayerKey, frozenset[str]]]) -> dict[str, str]:
+        return {}
+
     def parents_layer(self, layers: Sequence[tuple[LayerKey, frozenset[str]]]) -> LayerKey | None:
         return None
 

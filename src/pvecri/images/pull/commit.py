@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pvecri.concurrency import finish
 from pvecri.images import manifest as manifests
@@ -37,8 +37,17 @@ def commit_layers(library: Library, fetched: Sequence[Fetched]) -> list[LayerRec
     return [_layer_record(library, each) for each in fetched]
 
 
-async def commit_image(library: Library, plan: Plan, original: Original, layers: Sequence[LayerRecord]) -> ImageId:
-    """Add the image with the `layers` that were fetched for it. BadImage if config or conversion do not match."""
+async def commit_image(
+    library: Library,
+    plan: Plan,
+    original: Original,
+    layers: Sequence[LayerRecord],
+    variants: Mapping[int, LayerKey],
+) -> ImageId:
+    """Add the image with the `layers` that were fetched for it, and `variants` instead of some (pull/variants.py).
+
+    BadImage if config or conversion do not match.
+    """
     content, document = plan.content, plan.document
     if plan.image.is_converted:
         # The image's ID is the digest of its own config, not of the one that the proxy made of it.
@@ -48,7 +57,8 @@ async def commit_image(library: Library, plan: Plan, original: Original, layers:
             raise BadImage(f"image {own.id}: its manifest and skopeo's conversion of it differ")
         content = own
     await asyncio.to_thread(library.configs.add, document)
-    parents = await _parents_layer(library, plan, layers)
+    stack = library.keys(content.layers, variants)
+    parents = await _parents_layer(library, stack, layers)
     image = Image(
         id=ImageId(content.id),
         size=content.size,
@@ -60,6 +70,7 @@ async def commit_image(library: Library, plan: Plan, original: Original, layers:
         image=image,
         layers=content.layers,
         parents=parents.key if parents else LayerKey(""),
+        variants=dict(variants),
         manifests=tuple(dict.fromkeys((plan.image.digest, original.digest))),
     )
     named = library.catalog.naming(record, plan.image.reference, original.digest)
@@ -67,9 +78,11 @@ async def commit_image(library: Library, plan: Plan, original: Original, layers:
     return image.id
 
 
-async def _parents_layer(library: Library, plan: Plan, fetched: Sequence[LayerRecord]) -> LayerRecord | None:
+async def _parents_layer(
+    library: Library, stack: Sequence[LayerKey], fetched: Sequence[LayerRecord]
+) -> LayerRecord | None:
     known = {**library.layers, **{record.key: record for record in fetched}}
-    layers = [(key, frozenset(known[key].implicit)) for key in library.keys(plan.content.layers)]
+    layers = [(key, frozenset(known[key].implicit)) for key in stack]
     key = await finish(asyncio.to_thread(library.driver.parents_layer, layers))
     if key is None:
         return None

@@ -91,6 +91,7 @@ async def _extract(
         max_entries=limits.max_layer_entries,
         stacked=driver.stacked,
         file=layer.file,
+        links=dict(missing.links),
     )
     if archive is not None:
         pipe = await archive.blob(layer.digest)

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pvecri.images import manifest as manifests
 from pvecri.images.artifacts import parse_artifact
@@ -23,12 +23,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MissingLayer:
-    """A layer to fetch, on top of `parent`."""
+    """A layer to fetch, on top of `parent`; with `links` of the layers below, see Job."""
 
     key: LayerKey
     parent: LayerKey | None
     layer: Layer
     transfer: LayerTransfer
+    links: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

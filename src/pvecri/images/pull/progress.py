@@ -79,6 +79,12 @@ class Transfer:
         self._layers = tuple(LayerTransfer(layer, self._on_progress) for layer in missing)
         return self._layers
 
+    def plan_again(self, layer: Layer) -> LayerTransfer:
+        """Add a layer that is fetched once more."""
+        transfer = LayerTransfer(layer, self._on_progress)
+        self._layers += (transfer,)
+        return transfer
+
     @property
     def progress(self) -> Progress:
         layers = self._layers

@@ -16,6 +16,7 @@ from pvecri.images.pull.fetch import fetch
 from pvecri.images.pull.plan import plan
 from pvecri.images.pull.progress import Transfer
 from pvecri.images.pull.resolve import find_original, policy_is_applied, resolve
+from pvecri.images.pull.variants import fetch_variants
 from pvecri.images.reference import Reference
 from pvecri.images.registry.processes import Workers
 from pvecri.images.registry.skopeo import Skopeo, translated
@@ -71,4 +72,6 @@ class Puller:
                     unpacker = await self._workers.unpacker()
                     async with fetch(planned, batch, library.driver, unpacker, self._config) as fetched:
                         layers += await finish(asyncio.to_thread(commit_layers, library, fetched))
-                return await commit_image(library, planned, await original, layers)
+                variants = await fetch_variants(library, planned, layers, self._workers, self._config, transfer)
+                layers += variants.fetched
+                return await commit_image(library, planned, await original, layers, variants.keys)

@@ -23,6 +23,8 @@ from pvecri.supervision import report
 
 _START: Final = "import sys; sys.path.append(sys.argv[1]); from pvecri.images.unpacking.worker import main; main()"
 
+MAX_JOB: Final = 64 << 10
+"""Bytes of a job: the worker reads no more of a message."""
 MAX_ANSWER: Final = 64 << 20
 """Bytes of a line: `implicit` may have a path for each of millions of entries."""
 
@@ -35,6 +37,8 @@ class Job(Value, frozen=True):
 
     If `stacked`, the directory has the files of the layers below, and this one is applied to them. `layer` is the
     name in errors, `max_size` in bytes. With `file`, a relative path, the blob itself becomes that file.
+    `links` are symlinks of the layers below, with their targets by path: members below them are extracted to where
+    they lead.
     """
 
     layer: str
@@ -43,6 +47,7 @@ class Job(Value, frozen=True):
     max_entries: int
     stacked: bool = False
     file: str = ""
+    links: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Unpacked(Value, frozen=True):
@@ -100,14 +105,20 @@ class Unpacker:
         pending = _Pending(asyncio.get_running_loop().create_future(), progress)
         self._pending[number] = pending
         try:
-            # Both are named, for a field with its default value is omitted.
-            message = {"job": number, "stacked": job.stacked, "file": job.file, **msgspec.to_builtins(job)}
-            socket.send_fds(self._jobs, [msgspec.json.encode(message)], [blob])
+            # Named, for a field with its default value is omitted.
+            defaults = {"stacked": False, "file": "", "links": {}}
+            message = msgspec.json.encode({"job": number, **defaults, **msgspec.to_builtins(job)})
+            if len(message) > MAX_JOB:
+                raise BadImage(f"layer {job.layer} has too many directories that are symlinks in lower layers")
+            socket.send_fds(self._jobs, [message], [blob])
         except OSError as error:
             self._pending.pop(number)
             raise BadImage(
                 f"layer {job.layer} cannot be unpacked: its worker has ended: {error.strerror}"
             ) from error
+        except BadImage:
+            self._pending.pop(number)
+            raise
         finally:
             os.close(blob)
         answer = await self._answered(number, pending)

@@ -6,7 +6,7 @@ directory has the attribute trusted.overlay.opaque.
 """
 
 # Names in archives are bytes, which pathlib does not take.
-# ruff: noqa: PTH101, PTH102, PTH108, PTH211
+# ruff: noqa: PTH101, PTH102, PTH106, PTH108, PTH208, PTH211
 from __future__ import annotations
 
 import errno
@@ -25,8 +25,8 @@ LAST_MAPPED_ID: Final = 65_535
 """The largest ID in a user namespace of the usual size."""
 MAX_HIGH_IDS: Final = 1000
 
-_WHITEOUT = b".wh."
-_OPAQUE = b".wh..wh..opq"
+WHITEOUT = b".wh."
+OPAQUE = b".wh..wh..opq"
 _UNSUPPORTED = frozenset({errno.ENOTSUP, errno.EPERM})
 
 
@@ -45,6 +45,9 @@ class LayerTree:
     high_ids: set[int] = field(default_factory=set)
     """Owners and groups above LAST_MAPPED_ID, MAX_HIGH_IDS of them at most."""
 
+    _lower_links: dict[bytes, int] = field(default_factory=dict)
+    """Symlinks of the layers below, with their inodes."""
+
     _resolved: tuple[bytes, bytes] = (b"", b"")
     """The last member's directory in the archive, and its path without symlinks: the next is often in it, too."""
 
@@ -53,7 +56,7 @@ class LayerTree:
         self._count(member)
         path = self._resolve(_path(member.name))
         name = path.rpartition(b"/")[2]
-        if name.startswith(_WHITEOUT):
+        if name.startswith(WHITEOUT):
             self._with_parents(path, lambda: self._whiteout(path, name))
         elif path == b"/":
             if not member.isdir():
@@ -62,10 +65,38 @@ class LayerTree:
         else:
             self._with_parents(path, lambda: self._create(path, member, archive))
 
+    def add_lower_links(self, links: dict[str, str]) -> None:
+        """Create symlinks of the layers below, which `finish` removes: members below them are to follow them."""
+        for name, target in sorted(links.items()):
+            self._add_lower_link(_path(name), os.fsencode(target))
+
     def finish(self) -> None:
+        """Apply what has to come last."""
+        for path, inode in self._lower_links.items():
+            self._remove_lower_link(path, inode)
         # Directories' times come last: creating files in a directory changes its time.
         for path, time in reversed(self.times):
             _set_time(path, time)
+
+    def _add_lower_link(self, path: bytes, target: bytes) -> None:
+        self._with_parents(path, lambda: os.symlink(target, path))
+        self._lower_links[path] = os.lstat(path).st_ino
+
+    def _remove_lower_link(self, path: bytes, inode: int) -> None:
+        try:
+            found = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        if not stat.S_ISLNK(found.st_mode) or found.st_ino != inode:
+            return  # a member has replaced it
+        os.unlink(path)
+        above = path.rpartition(b"/")[0]
+        while above in self.implicit and not os.listdir(above) and not _is_opaque(above):
+            os.rmdir(above)  # it was made for the link
+            self.implicit.remove(above)
+            self.inodes -= 1
+            self.allocated -= BLOCK
+            above = above.rpartition(b"/")[0]
 
     def _count(self, member: tarfile.TarInfo) -> None:
         if member.size < 0:
@@ -113,7 +144,8 @@ class LayerTree:
                 os.unlink(parent)
                 os.mkdir(parent, 0o755)
                 self._hide_below(parent)
-            self.implicit.add(parent)
+            else:
+                self.implicit.add(parent)
             made += 1
         self.inodes += made
         self.allocated += made * BLOCK
@@ -121,10 +153,10 @@ class LayerTree:
 
     def _whiteout(self, path: bytes, name: bytes) -> None:
         parent = path[: -len(name)]
-        if name == _OPAQUE:
+        if name == OPAQUE:
             self._hide_below(parent)
-        elif not name.startswith(_WHITEOUT + _WHITEOUT):  # else aufs' own files, such as .wh..wh.plnk
-            hidden = parent + name[len(_WHITEOUT) :]
+        elif not name.startswith(WHITEOUT + WHITEOUT):  # else aufs' own files, such as .wh..wh.plnk
+            hidden = parent + name[len(WHITEOUT) :]
             if hidden[len(parent) :] in {b"", b".", b".."}:
                 raise LayerError(f"the whiteout {os.fsdecode(path)!r} has no name")
             self._hide(hidden)
@@ -136,6 +168,7 @@ class LayerTree:
             # The layer replaces the entry: its own one hides the lower, but a directory must not merge with it.
             if stat.S_ISDIR(os.lstat(path).st_mode):
                 self._hide_below(path)
+                self.implicit.discard(path)  # nothing that lower layers have there counts
 
     def _hide_below(self, directory: bytes) -> None:
         os.setxattr(directory, b"trusted.overlay.opaque", b"y")
@@ -205,6 +238,10 @@ class LayerTree:
             self.times.append((path, _time(member)))
         else:
             _set_time(path, _time(member))
+
+
+def _is_opaque(directory: bytes) -> bool:
+    return b"trusted.overlay.opaque" in map(os.fsencode, os.listxattr(directory))
 
 
 def _is_whiteout(path: bytes) -> bool:

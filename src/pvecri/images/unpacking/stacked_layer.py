@@ -6,7 +6,7 @@ its own layer, even if they come first in the archive (OCI image-spec, layer.md)
 """
 
 # Names in archives are bytes, which pathlib does not take.
-# ruff: noqa: PTH108, PTH208
+# ruff: noqa: PTH108, PTH112, PTH116, PTH208
 from __future__ import annotations
 
 import contextlib
@@ -16,7 +16,7 @@ import stat
 import tarfile
 from dataclasses import dataclass, field
 
-from pvecri.images.unpacking.overlay_layer import LayerTree
+from pvecri.images.unpacking.overlay_layer import OPAQUE, WHITEOUT, LayerTree
 
 
 @dataclass
@@ -25,6 +25,34 @@ class StackedTree(LayerTree):
 
     made: set[int] = field(default_factory=set)
     """Hashes of this layer's paths: five million paths themselves would exceed the address space limit."""
+
+    def _resolve(self, path: bytes) -> bytes:
+        directory, _, name = path.rpartition(b"/")
+        if directory != self._resolved[0] and (name == OPAQUE or not name.startswith(WHITEOUT)):
+            self._replace_lower_file(directory)
+        return super()._resolve(path)
+
+    def _replace_lower_file(self, directory: bytes) -> None:
+        """Remove a lower layer's file, or link to a file, at `directory` or above it.
+
+        A directory replaces it, as with overlayfs, where this layer's directory hides it.
+        """
+        if os.path.isdir(directory or b"/"):
+            return
+        place = b""
+        for name in directory.split(b"/")[1:]:
+            place += b"/" + name
+            try:
+                if stat.S_ISDIR(os.stat(place).st_mode):
+                    continue
+            except NotADirectoryError:  # a link to something below a file
+                pass
+            except OSError:  # nothing is there, or a loop of links
+                return
+            real = os.path.realpath(place.rpartition(b"/")[0] or b"/").rstrip(b"/") + b"/" + name
+            if not self._is_own(real):
+                os.unlink(real)
+            return
 
     def _apply_metadata(self, path: bytes, member: tarfile.TarInfo) -> None:
         self._note(path)

@@ -54,6 +54,7 @@ def unpack(job: dict[str, Any], blob: int) -> dict[str, Any]:
         return {"result": blob_file.write(job["file"], chunks, job["max_size"])}
     archive = Archive(chunks, job["max_size"])
     tree = kind(job["max_size"], job["max_entries"])
+    tree.add_lower_links(job["links"])
     for member in members(archive):
         tree.add(member, archive)
     tree.finish()
