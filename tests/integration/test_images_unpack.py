@@ -402,7 +402,10 @@ async def test_sparse_file_larger_than_the_limit_is_refused(tmp_path: Path) -> N
     [
         (LayerBuilder().file("f/.wh."), "has no name"),
         (LayerBuilder().file("f/.wh..."), "has no name"),
-        (LayerBuilder().file("."), "root is not a directory"),
+        (LayerBuilder().file(".wh.."), "has no name"),
+        (LayerBuilder().file(".wh..."), "has no name"),
+        (LayerBuilder().directory("d").hardlink("f", "d"), "Operation not permitted"),
+        (LayerBuilder().hardlink("f", "later").file("later"), "No such file"),
         (LayerBuilder().add("f", b"Z"), "unknown type"),
         (LayerBuilder().file("f").file("f/below"), "Not a directory"),
         (LayerBuilder().file("n" * 300), "File name too long"),

@@ -37,10 +37,14 @@ class ExtractedLayer(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """A layer's entry at a path: a directory's attributes or None; `last` if it hides all layers below."""
+    """A layer's entry at a path: a directory's attributes or None.
+
+    `last` if layers below are hidden; `hidden_above` if they are so by something above the path.
+    """
 
     attributes: Attributes | None
     last: bool
+    hidden_above: bool = False
 
 
 def inherited(layers: Sequence[ExtractedLayer]) -> dict[str, Attributes]:
@@ -78,9 +82,11 @@ def _effective(layers: Sequence[ExtractedLayer], path: str) -> _Effective:
     hidden = False
     for layer in reversed(layers):
         found = _lookup(layer.top, path)
-        if found.attributes is not None and path not in layer.implicit:
+        left_out = found.attributes is not None and path in layer.implicit
+        if found.attributes is not None and not left_out:
             return _Effective(found.attributes, hidden)
-        if found.last:
+        # An opaque mark hides what the lower layers have in the directory, and not the directory itself.
+        if found.hidden_above if left_out else found.last:
             break
         hidden = hidden or found.attributes is not None
     return _Effective(DEFAULT, hidden=False)
@@ -89,13 +95,13 @@ def _effective(layers: Sequence[ExtractedLayer], path: str) -> _Effective:
 def _lookup(top: Path, path: str) -> _Found:
     """Open one component after the other, never through a symlink."""
     fd = os.open(top, OPEN_DIRECTORY)
-    last = False
+    last = hidden_above = False
     try:
         for name in _components(path):
             child = os.open(name, OPEN_DIRECTORY, dir_fd=fd)
             os.close(fd)
             fd = child
-            last = last or is_opaque(fd)
+            hidden_above, last = last, last or is_opaque(fd)
         found = os.fstat(fd)
     except FileNotFoundError:
         return _Found(None, last)
@@ -103,7 +109,7 @@ def _lookup(top: Path, path: str) -> _Found:
         return _Found(None, last=True)
     finally:
         os.close(fd)
-    return _Found(Attributes(stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid), last)
+    return _Found(Attributes(stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid), last, hidden_above)
 
 
 def _components(path: str) -> Iterator[str]:

@@ -59,9 +59,8 @@ class LayerTree:
         if name.startswith(WHITEOUT):
             self._with_parents(path, lambda: self._whiteout(path, name))
         elif path == b"/":
-            if not member.isdir():
-                raise LayerError("its root is not a directory")
-            self._apply_metadata(path, member)
+            if member.isdir():  # anything else of that name is ignored, as by containerd
+                self._apply_metadata(path, member)
         else:
             self._with_parents(path, lambda: self._create(path, member, archive))
 
