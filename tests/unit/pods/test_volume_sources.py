@@ -147,8 +147,8 @@ def test_symlink_in_an_image_cannot_escape_to_the_node(image: Path, target: str)
     (image / "link").symlink_to(target.format(node=image.parent))
     with pytest.raises(InvalidArgument) as caught:
         image_volume(image, "link")
-    words = "config.mounts[0].image_sub_path: 'link' is not in the image data:1: No such file or directory"
-    assert str(caught.value) == words
+    problem = "ImageVolumeMountFailed: 'link' is not in the image data:1: No such file or directory"
+    assert str(caught.value) == f"config.mounts[0].image_sub_path: {problem}"
 
 
 # -- devices -------------------------------------------------------------------------------------------------

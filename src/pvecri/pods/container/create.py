@@ -139,7 +139,8 @@ class ContainerCreator:
                 continue
             image = self._images.find(mount.image)
             if image is None:
-                raise NotFound(f"config.mounts[{index}].image.image: image {mount.image!r} is not in the store")
+                problem = f"{volumes.IMAGE_VOLUME_FAILED}: image {mount.image!r} is not in the store"
+                raise NotFound(f"config.mounts[{index}].image.image: {problem}")
             name = bundle.image_volume_name(container.id, index)
             prepared[index] = await self._prepare_rootfs(pod, name, image.id, undo)
             # The reference may mean another image later.

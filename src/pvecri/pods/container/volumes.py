@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from pvecri.errors import FailedPrecondition, InvalidArgument
 from pvecri.linux import idmapped, mounts
@@ -20,6 +21,9 @@ from pvecri.pods import user_namespaces
 from pvecri.pods.container import volume_owners
 
 log = logging.getLogger(__name__)
+
+IMAGE_VOLUME_FAILED: Final = "ImageVolumeMountFailed"
+"""The reason by which clients recognize the error, as with CRI-O and containerd (pkg/errors of cri-api)."""
 
 _PER_CONTAINER = ("/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/console", "/dev/.lxc", "/dev/.udev")
 """Not taken from the node for a privileged container: it has its own of these."""
@@ -118,7 +122,7 @@ def _image_volume(field: str, mount: Mount, rootfs: Path) -> BindSource:
         fd = open_in_root(rootfs, mount.image_sub_path or "/", os.O_PATH)
     except OSError as error:
         problem = f"{mount.image_sub_path!r} is not in the image {mount.image}: {error.strerror}"
-        raise InvalidArgument(f"{field}.image_sub_path", problem) from error
+        raise InvalidArgument(f"{field}.image_sub_path", f"{IMAGE_VOLUME_FAILED}: {problem}") from error
     try:
         # Resolved inside of the image: a symlink in it must not lead to a path of the node.
         source = Path(f"/proc/self/fd/{fd}").readlink()
