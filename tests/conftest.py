@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 from support import leaks, node
 from support.existing import EXISTING
+from support.netns import own_ipc_namespace, own_network_namespace
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,11 +58,27 @@ def _fixtures(item: pytest.Item) -> Sequence[str]:
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Fail the run when, after all other fixtures are gone, something of it is left on the machine."""
-    yield
-    own = [tmp_path_factory.getbasetemp()]
-    of_embedded_nodes = () if EXISTING else range(node.VMIDS.first, node.VMIDS.last + 1)
-    left = leaks.of_run(own, [*of_embedded_nodes, *leaks.VMIDS])
+    with _own_namespaces():
+        before = leaks.before()
+        yield
+        own = [tmp_path_factory.getbasetemp()]
+        of_embedded_nodes = () if EXISTING else range(node.VMIDS.first, node.VMIDS.last + 1)
+        left = leaks.of_run(own, [*of_embedded_nodes, *leaks.VMIDS], before)
     assert not left, "the test run has left behind:\n" + "\n".join(left)
+
+
+@contextmanager
+def _own_namespaces() -> Iterator[None]:
+    """Enter a new network and IPC namespace, without the links and shared memory of other runs and workers.
+
+    An existing Proxmox node is reached through the machine's own network. Without root, tests make neither.
+    """
+    with ExitStack() as stack:
+        with suppress(PermissionError):
+            stack.enter_context(own_ipc_namespace())
+            if EXISTING is None:
+                stack.enter_context(own_network_namespace())
+        yield
 
 
 @pytest.fixture(scope="session")

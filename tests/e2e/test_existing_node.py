@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from xml.etree import ElementTree
 import pytest
 from support.cri_client import eventually
 from support.node import EmbeddedNode, embedded_node
+from support.vmids import claim
 from trial.cri import CriClient
 
 from pvecri.cri.proto import cri_pb2 as pb
@@ -24,7 +24,7 @@ from pvecri.linux import mounts
 from pvecri.proxmox.api import ProxmoxApi
 
 ROOT = Path(__file__).resolve().parents[2]
-OTHERS = random.randrange(93_000, 93_960, 40)
+OTHERS = claim(93_000, 94_999, 40)[0]
 """The VMID of a CT that is none of ours, though it is in the pool. Ours begin after it."""
 
 FAILING = f"""
@@ -95,7 +95,6 @@ def run_tests(config: Path, *arguments: str) -> tuple[dict[str, str], str]:
     report = config.with_name("report.xml")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
     environment = {**os.environ, "PVECRI_TEST_CONFIG": str(config), "PYTHONPATH": "tests:bench:script/lib"}
-    del environment["PVECRI_TEST_RUN"]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     cases = ElementTree.parse(report).iter("testcase") if report.exists() else ()
     return {

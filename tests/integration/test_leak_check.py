@@ -95,6 +95,7 @@ def a_shared_memory_segment(_: Path) -> Iterator[str]:
 def test_leak_is_reported_until_it_is_removed(
     leave: Callable[[Path], AbstractContextManager[str]], tmp_path: Path
 ) -> None:
+    before = leaks.before()
     with leave(tmp_path) as left:
-        assert left in leaks.of_run([tmp_path], leaks.VMIDS)
-    assert left not in leaks.of_run([tmp_path], leaks.VMIDS)
+        assert left in leaks.of_run([tmp_path], leaks.VMIDS, before)
+    assert left not in leaks.of_run([tmp_path], leaks.VMIDS, before)

@@ -21,6 +21,10 @@ from typing import Any
 
 import aiohttp
 from support.processes import SOURCES
+from support.vmids import claim
+
+VMIDS = claim(90_000, 90_999, 10)
+"""The VMIDs of this test process."""
 
 _LXC_LOCKS = Path("/run/lxc/lock")
 _TIMEOUT_S = 30.0

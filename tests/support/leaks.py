@@ -8,20 +8,21 @@ every process inherits which it starts.
 from __future__ import annotations
 
 import os
-import random
 import sqlite3
 import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from support.existing import EXISTING, VMIDS_OF_A_RUN
+from support.vmids import claim
 
 from pvecri.config import VmidRange
 from pvecri.linux import cgroups, mounts, processes
 
-RUN_ID = os.environ.setdefault("PVECRI_TEST_RUN", os.urandom(4).hex())
-"""Inherited by every process that this run starts."""
+RUN_ID = os.environ["PVECRI_TEST_RUN"] = os.urandom(4).hex()
+"""Inherited by every process that this run starts. Each worker (pytest -n) is a run of its own."""
 
 PREFIX = f"pvt-{RUN_ID}-"
 """How the names of this run's directories below /tmp and of its named network namespaces begin."""
@@ -29,9 +30,8 @@ PREFIX = f"pvt-{RUN_ID}-"
 LINK_PREFIX = "pvt"
 
 _ALL_VMIDS = VmidRange(first=92_000, last=92_999) if EXISTING is None else EXISTING.settings.proxmox.vmid_range
-_FIRST_VMID = random.randrange(_ALL_VMIDS.first, _ALL_VMIDS.last + 2 - VMIDS_OF_A_RUN, VMIDS_OF_A_RUN)
-VMIDS = range(_FIRST_VMID, _FIRST_VMID + VMIDS_OF_A_RUN)
-"""Twenty of those that pods of tests may use, so that two test runs at once rarely meet."""
+VMIDS = claim(_ALL_VMIDS.first, _ALL_VMIDS.last, VMIDS_OF_A_RUN)
+"""The VMIDs of this run's pods."""
 
 TMP = Path("/tmp")
 LXC_LOCKS = Path("/run/lxc/lock/tmp")
@@ -43,8 +43,21 @@ PROXMOX_LEAVES = {"passthrough", "rules.seccomp"}
 """What Proxmox itself forgets in LXC's directory of a CT that it destroys."""
 
 
-def of_run(directories: Iterable[Path], vmids: Iterable[int]) -> list[str]:
-    """All that is left of this run: below its directories, under its VMIDs, and by its mark."""
+@dataclass(frozen=True)
+class Before:
+    """Links and shared memory that existed before a run: these do not show which run made them."""
+
+    links: frozenset[str]
+    shared_memory: frozenset[str]
+
+
+def before() -> Before:
+    """The current state of this network and IPC namespace."""
+    return Before(frozenset(_links()), frozenset(_unattached_shared_memory()))
+
+
+def of_run(directories: Iterable[Path], vmids: Iterable[int], existing: Before) -> list[str]:
+    """All that is left of this run: below its directories, under its VMIDs, by its mark, and not in `existing`."""
     made = [*TMP.glob(f"{PREFIX}*"), *LXC_LOCKS.glob(f"{PREFIX}*"), *Path("/run").glob(f"{PREFIX}*")]
     roots = [*directories, *made]
     return [
@@ -53,9 +66,13 @@ def of_run(directories: Iterable[Path], vmids: Iterable[int]) -> list[str]:
         *_mounts(roots, vmids),
         *_loop_devices(roots),
         *_marked_processes(),
-        *(f"link {name}" for name in _links() if name.startswith(LINK_PREFIX) and name not in _LINKS_BEFORE),
+        *(f"link {name}" for name in _links() if name.startswith(LINK_PREFIX) and name not in existing.links),
         *_packet_filter_rules(),
-        *_shared_memory(),
+        *(
+            f"shared memory segment {each}"
+            for each in _unattached_shared_memory()
+            if each not in existing.shared_memory
+        ),
         *_cts(LXC_PATH, vmids),
     ]
 
@@ -147,24 +164,17 @@ def _links() -> list[str]:
     return [line.split(": ")[1].partition("@")[0] for line in text.splitlines()]
 
 
-_LINKS_BEFORE = frozenset(_links())
-"""Links that were there before this run; a run may be a test of another run, which has links of its own."""
-
-
 def _nat_rules() -> list[str]:
-    run = subprocess.run(["iptables", "-t", "nat", "-S"], capture_output=True, text=True, check=False)
+    run = subprocess.run(["iptables", "--wait", "-t", "nat", "-S"], capture_output=True, text=True, check=False)
     return run.stdout.splitlines()
 
 
-_FOUND = Path("/proc/sysvipc/shm").read_text().splitlines()
-
-
-def _shared_memory() -> Iterator[str]:
-    """System V segments that came with this run and that nobody has attached."""
+def _unattached_shared_memory() -> Iterator[str]:
+    """The ids of System V segments that nobody has attached."""
     for line in Path("/proc/sysvipc/shm").read_text().splitlines():
         identity, attached = line.split()[1], line.split()[6]
-        if attached == "0" and not any(each.split()[1] == identity for each in _FOUND):
-            yield f"shared memory segment {identity}"
+        if attached == "0":
+            yield identity
 
 
 def _packet_filter_rules() -> Iterator[str]:

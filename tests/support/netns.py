@@ -8,13 +8,14 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from threading import Thread
 
 from pvecri.linux import libc, namespaces
 
+CLONE_NEWIPC = 0x0800_0000
 CLONE_NEWNET = 0x4000_0000
 
 
@@ -43,11 +44,22 @@ def own_network_namespace() -> Iterator[Path]:
 
     Bridges and packet filter rules that are made there are gone with it. Gives the path of the former namespace.
     """
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    with _own_namespace("net", CLONE_NEWNET) as before:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        yield before
+
+
+def own_ipc_namespace() -> AbstractContextManager[Path]:
+    """As `own_network_namespace`, for System V shared memory, semaphores and queues: it starts empty."""
+    return _own_namespace("ipc", CLONE_NEWIPC)
+
+
+@contextmanager
+def _own_namespace(kind: str, flag: int) -> Iterator[Path]:
+    before = os.open(f"/proc/thread-self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        libc.call("unshare", CLONE_NEWNET)
+        libc.call("unshare", flag)
         try:
-            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
             yield Path(f"/proc/self/fd/{before}")
         finally:
             namespaces.setns(Path(f"/proc/self/fd/{before}"))

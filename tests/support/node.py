@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import ssl
 import subprocess
@@ -16,13 +15,14 @@ from pathlib import Path
 
 import msgspec
 from support.processes import SOURCES
+from support.vmids import claim
 from trial.account import Account, Administrator, give_roles, make_account
 
 from pvecri.config import ProxmoxConfig, VmidRange
 
-FIRST_VMID = random.randrange(91_000, 91_990, 10)
-VMIDS = VmidRange(first=FIRST_VMID, last=FIRST_VMID + 9)
-"""Ten of the thousand that tests may use, so that two test runs at once rarely meet."""
+_CLAIMED = claim(91_000, 91_999, 10)
+VMIDS = VmidRange(first=_CLAIMED[0], last=_CLAIMED[-1])
+"""The VMIDs of this test process."""
 
 LXC_PATH = Path("/var/lib/lxc")
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pve_replay.process import NodeProcess
+from pve_replay.process import VMIDS, NodeProcess
 from pve_replay.sandbox_template import write_template
 from support.processes import SOURCES
 
@@ -26,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/usr/bin/lxc-start").exists(), reason="starts CTs: needs LXC"),
 ]
 
-VMID = random.randrange(90_100, 90_900, 10)
+VMID = VMIDS[0]
 TEMPLATE = "local:vztmpl/sandbox_1.0.tar.gz"
 CT = f"/nodes/pve/lxc/{VMID}"
 
@@ -203,7 +202,7 @@ async def test_ct_that_ended_without_the_api_is_stopped_after_the_restart(node: 
 
 
 async def test_ten_cts_are_created_and_started_concurrently(node: NodeProcess) -> None:
-    vmids = [VMID + n for n in range(10)]
+    vmids = list(VMIDS)
     await asyncio.gather(*(create(node, vmid=vmid) for vmid in vmids))
     listed = await node.get("/nodes/pve/lxc")
     assert {ct["vmid"]: ct["status"] for ct in listed} == dict.fromkeys(vmids, "running")

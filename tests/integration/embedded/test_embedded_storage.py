@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from pve_replay.process import NodeProcess, new_state_dir
+from pve_replay.process import VMIDS, NodeProcess, new_state_dir
 from pve_replay.sandbox_template import write_template
 
 pytestmark = [
@@ -23,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/usr/bin/lxc-start").exists(), reason="starts CTs: needs LXC"),
 ]
 
-VMID = random.randrange(92_000, 92_990, 10)
+VMID = VMIDS[0]
 CT = f"/nodes/pve/lxc/{VMID}"
 STORAGE = "/nodes/pve/storage/local"
 PARAMETERS = {
@@ -138,6 +137,7 @@ async def test_directory_that_cannot_be_removed_stays_after_the_destroy(node: No
             f"/images/{VMID}: No space left on device at /usr/share/perl5/PVE/Storage/Plugin.pm line 1055.",
         ),
     ],
+    ids=["no blocks", "no inodes"],
 )
 async def test_create_on_a_storage_without_space_fails_and_leaves_nothing(options: str, words: str) -> None:
     with new_state_dir() as state_dir:

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pve_replay.process import Login, NodeProcess, new_state_dir
+from pve_replay.process import VMIDS, Login, NodeProcess, new_state_dir
 from pve_replay.sandbox_template import write_template
 
 from pvecri_embedded.lxc.cgroup import MIB
@@ -20,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/usr/bin/lxc-start").exists(), reason="starts CTs: needs LXC"),
 ]
 
-VMID = random.randrange(93_000, 93_990, 10)
+VMID = VMIDS[0]
 CT = f"/nodes/pve/lxc/{VMID}"
 MISSING = f"Configuration file 'nodes/pve/lxc/{VMID}.conf' does not exist"
 PARAMETERS = {
