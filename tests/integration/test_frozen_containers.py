@@ -17,9 +17,15 @@ COUNTS = "while true; do echo counted; usleep 1000; done"
 
 
 def freeze(group: str) -> None:
-    """Freeze a cgroup, as `runc pause` and `pct suspend` do."""
-    GROUPS.freeze(group, frozen=True)
-    eventually(lambda: GROUPS.is_frozen(group), f"{group} is frozen")
+    """Freeze a cgroup, as `runc pause` and `pct suspend` do: version 1's freezer may stay FREEZING until it is
+    written again.
+    """
+
+    def is_frozen() -> bool:
+        GROUPS.freeze(group, frozen=True)
+        return GROUPS.is_frozen(group)
+
+    eventually(is_frozen, f"{group} is frozen")
 
 
 def freeze_container(cri: CriClient, pod: str, container: str) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import grpc
 import pytest
@@ -92,7 +93,7 @@ class CriClient:
         """A pod of its own name; `fields` as PodSandboxConfig has them."""
         number = next(_numbers)
         name = name or f"pod-{number}"
-        metadata = pb.PodSandboxMetadata(name=name, namespace="tests", uid=f"uid-{number}")
+        metadata = pb.PodSandboxMetadata(name=name, namespace="tests", uid=str(uuid4()))
         defaults = {"metadata": metadata, "hostname": name, "log_directory": str(self.log_directory / name)}
         return pb.PodSandboxConfig(**{**defaults, **fields})
 

@@ -17,7 +17,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -127,8 +127,17 @@ class Machine:
 
     def installation(self) -> str:
         """The id by which the daemon marks its CTs."""
+        return str(self._select("SELECT id FROM installation")[0][0])
+
+    def _has_undone_cancelled_pods(self) -> bool:
+        """Whether the client is shown every pod that the daemon knows: others are being undone."""
+        return {str(row[0]) for row in self._select("SELECT id FROM sandboxes")} <= {
+            pod.id for pod in self.client.pods()
+        }
+
+    def _select(self, query: str) -> list[Sequence[object]]:
         with closing(sqlite3.connect(self.state_dir / "pods.db")) as connection:
-            return str(connection.execute("SELECT id FROM installation").fetchone()[0])
+            return connection.execute(query).fetchall()
 
     def processes(self, pod: str, container: str) -> list[int]:
         """A running container's processes, as the node numbers them."""
@@ -210,6 +219,7 @@ class Machine:
         if not self.daemon.running:
             self.start()
         eventually(self.ready, "the runtime is ready")
+        eventually(self._has_undone_cancelled_pods, "pods whose RunPodSandbox was cancelled are gone")
         for pod in self.client.pods():
             self.client.remove_pod(pod.id)
         for vmid in self.node.cts() & set(VMIDS):

@@ -32,7 +32,7 @@ class Switch:
 
     def ask(self, *words: str) -> str:
         """What ovs-vsctl says."""
-        command = [*self.prefix, "ovs-vsctl", f"--timeout={TIMEOUT:.0f}", *words]
+        command = [*self.prefix, "ovs-vsctl", "--retry", f"--timeout={TIMEOUT:.0f}", *words]
         environment = {**os.environ, "OVS_RUNDIR": str(self.directory)}
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
