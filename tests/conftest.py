@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from support import leaks, node
 from support.existing import EXISTING
 from support.netns import own_ipc_namespace, own_network_namespace
+from support.task_times import TASK_TIMES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +31,7 @@ settings.load_profile("untimed")
 def pytest_report_header() -> str:
     """Which Proxmox node pods run on."""
     if EXISTING is None:
-        return "Proxmox: embedded nodes of the tests' own"
+        return f"Proxmox: embedded nodes of the tests' own, task times {TASK_TIMES or 'none'}"
     proxmox = EXISTING.settings.proxmox
     return (
         f"Proxmox: {proxmox.url}, node {proxmox.node_name}, pool {proxmox.pool}, "
@@ -39,14 +40,14 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On a node that is there already: only tests of pods, and of these only those that leave the node alone."""
-    if EXISTING is None:
+    """Only tests of pods on a node that is there already, and on one whose tasks take their time."""
+    if EXISTING is None and not TASK_TIMES:
         return
     without_pods = [item for item in items if "_machines" not in _fixtures(item)]
     config.hook.pytest_deselected(items=without_pods)
     items[:] = [item for item in items if "_machines" in _fixtures(item)]
     for item in items:
-        if "embedded" in _fixtures(item):
+        if EXISTING and "embedded" in _fixtures(item):
             item.add_marker(pytest.mark.skip(reason="changes the node, and so needs an embedded one"))
 
 

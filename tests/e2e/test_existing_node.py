@@ -41,7 +41,10 @@ def test_fails_and_leaves_a_pod_and_a_ct(machine, container):
     raise AssertionError("on purpose")
 """
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="pods are LXC containers: needs root")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="pods are LXC containers: needs root"),
+    pytest.mark.xdist_group("existing node"),  # one node for all
+]
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,6 @@ def test_error_of_a_failed_create_task_is_returned(
     machine.assert_nothing_left()
 
 
-@pytest.mark.slow_node
 def test_error_of_a_failed_start_task_is_returned_and_the_ct_destroyed(
     machine: Machine, embedded: EmbeddedNode, cri: CriClient
 ) -> None:
@@ -86,7 +85,6 @@ def test_error_of_a_failed_start_task_is_returned_and_the_ct_destroyed(
     machine.assert_nothing_left()
 
 
-@pytest.mark.slow_node
 def test_ct_that_does_not_start_in_time_is_destroyed(machine: Machine, embedded: EmbeddedNode) -> None:
     machine.restart(runtime="start_timeout = 0.5")
     # The task holds the lock of the CT's config, so the daemon destroys the CT when it has ended.
@@ -117,7 +115,6 @@ def test_exhausted_vmid_range_is_resource_exhausted(machine: Machine, two_vmids:
     two_vmids.run_pod()
 
 
-@pytest.mark.slow_node
 def test_vmid_taken_by_another_guest_is_skipped(machine: Machine, two_vmids: CriClient) -> None:
     two_vmids.remove_pod(two_vmids.run_pod())
     machine.node.make_ct(VMIDS[1])

@@ -77,7 +77,6 @@ def test_kubelets_pod_is_unprivileged_if_possible(
     assert re.search(rf"pod \S+_{sent.uid}_0: user namespace {kind} \({reason}\)", log)
 
 
-@pytest.mark.slow_node
 @pytest.mark.parametrize(
     ("annotation", "mapping"), [("node", NODE), ("pod", "0 1879048192 65536"), ("shared", PROXMOX)]
 )

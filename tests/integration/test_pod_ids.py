@@ -21,8 +21,6 @@ from support.tools import tools_layer
 
 from pvecri.cri.proto import cri_pb2 as pb
 
-pytestmark = pytest.mark.slow_node
-
 HIGH = 1_000_650_000
 MAPPING = pb.IDMapping(container_id=0, host_id=4_072_865_792, length=65_536)
 FRESH = "the pod was stopped, and its next sandbox has them"

@@ -13,8 +13,6 @@ from support.machine_node import EmbeddedNode
 
 from pvecri.cri.proto import cri_pb2 as pb
 
-pytestmark = pytest.mark.slow_node
-
 HOST = pb.NODE
 UNKNOWN = "0" * 64
 KINDS = {
@@ -42,7 +40,6 @@ def test_a_pod_of_every_kind_runs_a_container_and_leaves_nothing(
     machine.assert_nothing_left()
 
 
-@pytest.mark.slow_node
 @pytest.mark.parametrize("kind", ["unprivileged", "privileged"])
 def test_a_ready_pod_can_be_removed_without_being_stopped(machine: Machine, cri: CriClient, kind: str) -> None:
     pod = cri.run_pod(cri.pod_config(linux=KINDS[kind]))
@@ -144,7 +141,6 @@ def test_container_cannot_be_created_in_a_stopped_pod(cri: CriClient) -> None:
         cri.start(waiting)
 
 
-@pytest.mark.slow_node
 def test_ten_pods_run_and_are_removed_concurrently(machine: Machine, cri: CriClient) -> None:
     with ThreadPoolExecutor(10) as threads:
         pods = list(threads.map(lambda _: cri.run_pod(), range(10)))
@@ -156,7 +152,6 @@ def test_ten_pods_run_and_are_removed_concurrently(machine: Machine, cri: CriCli
     machine.assert_nothing_left()
 
 
-@pytest.mark.slow_node
 @pytest.mark.parametrize("point", ["vzcreate", "vzstart"])
 def test_cancelled_call_leaves_nothing(
     machine: Machine, embedded: EmbeddedNode, cri: CriClient, point: str

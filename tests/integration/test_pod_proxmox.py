@@ -12,7 +12,6 @@ from pvecri.cri.proto import cri_pb2 as pb
 MIB = 1 << 20
 
 
-@pytest.mark.slow_node
 def test_ct_has_the_pods_name_tags_and_description(machine: Machine, cri: CriClient) -> None:
     config = cri.pod_config("web-0")
     pod = cri.run_pod(config)

@@ -89,7 +89,6 @@ def test_pods_of_every_kind_are_adopted(machine: Machine, cri: CriClient, kind: 
     assert cri.status(container).exit_code == 137
 
 
-@pytest.mark.slow_node
 @pytest.mark.parametrize("task", ["vzcreate", "vzstart"])
 def test_half_created_pod_is_removed(machine: Machine, embedded: EmbeddedNode, cri: CriClient, task: str) -> None:
     embedded.fault(task=task, hold=True)
@@ -115,7 +114,6 @@ def test_sigterm_does_not_wait_for_proxmox(machine: Machine, embedded: EmbeddedN
     machine.assert_nothing_left()
 
 
-@pytest.mark.slow_node
 def test_removal_of_a_half_removed_pod_is_completed(
     machine: Machine, embedded: EmbeddedNode, cri: CriClient
 ) -> None:

@@ -56,7 +56,6 @@ def test_containers_in_the_nodes_pid_namespace_end_with_their_ct(
     assert machine.processes_of(container) == []
 
 
-@pytest.mark.slow_node
 def test_ct_destroyed_by_hand_ends_the_pod(machine: Machine, cri: CriClient, pod: str, container: str) -> None:
     machine.node.remove_ct(cri.vmid(pod))
     wait_until_not_ready(cri, pod)
@@ -114,7 +113,6 @@ def test_lock_left_on_a_ct_fails_its_stop_with_one_task_and_no_more(
         machine.assert_nothing_left()
 
 
-@pytest.mark.slow_node
 def test_ct_that_ended_without_the_daemon_ends_the_pod(
     machine: Machine, cri: CriClient, pod: str, container: str
 ) -> None:

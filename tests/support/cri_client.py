@@ -17,11 +17,12 @@ from uuid import uuid4
 import grpc
 import pytest
 from support.existing import EXISTING
+from support.task_times import EXTRA_TIMEOUT
 
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.cri.proto.cri_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 
-CALL_TIMEOUT, TIMEOUT = (120.0, 60.0) if EXISTING is None else (600.0, 600.0)
+CALL_TIMEOUT, TIMEOUT = (120.0 + EXTRA_TIMEOUT, 60.0 + EXTRA_TIMEOUT) if EXISTING is None else (600.0, 600.0)
 """Seconds after which a test gives up; nothing is asserted about how long things take."""
 
 _OPTIONS = (("grpc.max_receive_message_length", 64 << 20),)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-import os
 import socket
 import ssl
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
-from support import leaks
+from support import leaks, task_times
 from support.cri_client import eventually
 from support.existing import EXISTING, Existing
 from support.leaks import VMIDS
@@ -165,8 +164,7 @@ class EmbeddedNode(Node):
         command += [sys.executable, "-m", "pvecri_embedded", "--state-dir", str(self.state_dir), "--faults"]
         command += ["--listen", "{}:{}".format(*self.address), "--lxc-path", str(self.lxc_path)]
         command += ["--vm-storage", f"{SECOND_STORAGE}=btrfs"]
-        if times := os.environ.get("PVECRI_TEST_TASK_TIMES"):
-            command += ["--task-times", times]
+        command += task_times.OPTIONS
         self._program = Program(command, directory / "node.log")
         self._account: Account | None = None
 
