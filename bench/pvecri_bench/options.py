@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SECTIONS = ("reads", "life", "images", "lists", "bursts", "proxmox")
+SECTIONS = ("reads", "life", "quota", "images", "lists", "bursts", "proxmox")
 """In the order in which they run."""
 
 

@@ -25,7 +25,7 @@ from pvecri_bench.client import Client, WrongAnswerError
 from pvecri_bench.images import Images, publish
 from pvecri_bench.ledger import Ledger
 from pvecri_bench.options import Options
-from pvecri_bench.sections import bursts, life, lists, proxmox, pulls
+from pvecri_bench.sections import bursts, life, lists, proxmox, pulls, quota
 from pvecri_bench.session import Column, CommandLines, Session, say
 
 FAILURES = (
@@ -132,6 +132,8 @@ def _measure(chosen: Options, session: Session, ledger: Ledger) -> proxmox.Costs
             life.measure_reads(session, chosen.rounds * CHEAP)
         elif section == "life":
             life.measure_lives(session, images, chosen.rounds)
+        elif section == "quota":
+            quota.measure(session, images, chosen.rounds)
         elif section == "images":
             pulls.measure(session, chosen.rounds)
         elif section == "lists":
