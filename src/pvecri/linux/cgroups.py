@@ -68,6 +68,15 @@ class Cgroups:
             raise FileNotFoundError(f"cgroup controller {controller}")
         return tree / group.lstrip("/")
 
+    def own_directory(self, controller: str) -> Path:
+        """The directory of the calling process's group in the tree that has `controller` (cgroups(7))."""
+        name = controller if controller in self.v1 else ""  # version 2's line has no controllers
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if name in controllers.split(","):
+                return self.directory(group, controller)
+        raise FileNotFoundError(f"cgroup controller {controller}")
+
     def make(self, group: str) -> None:
         """Create a group, whose parent exists, in every tree. Idempotent."""
         for directory in self.directories(group):

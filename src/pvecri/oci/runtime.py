@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,6 @@ import msgspec
 from pvecri.concurrency import finish, when_answered
 from pvecri.errors import CommandError, DeadlineExceeded, FailedPrecondition, InternalError, InvalidArgument
 from pvecri.linux import keyrings, processes, programs
-from pvecri.linux.cgroups import Cgroups
 from pvecri.linux.fds import Pipe, readable
 from pvecri.model import ContainerId, Resources
 from pvecri.oci import messages, runtime_spec, spec_linux
@@ -37,8 +37,7 @@ CHECKPOINT_TIMEOUT = 3600.0
 """CRIU writes all of the container's memory to the disk."""
 
 # Enters the cgroups of the cgroup.procs files before `--`, then executes the command after it.
-# 0 is the writing process itself. So conmon is never in the daemon's group, where systemd would kill it with the
-# daemon (decision 0002), and needs no _OCI_STARTPIPE, on which it would wait to be moved.
+# 0 is the writing process itself. So conmon needs no _OCI_STARTPIPE, on which it would wait to be moved.
 _ENTER_CGROUPS = 'until [ "$1" = -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; exec "$@"'
 
 # Messages of runc and crun if the command cannot be executed: the request's fault, not the node's.
@@ -148,11 +147,13 @@ class OciRuntime:
         await finish(self._create(pod, container, bundle, stdio))
 
     async def _create(self, pod: PodNamespaces, container: ContainerId, bundle: Bundle, stdio: Stdio) -> None:
+        cgroups, monitors = self._features.cgroups, pod.cgroups.monitors
+        cgroups.make(monitors)
         reader, writer = os.pipe()
         try:
             arguments = [
-                *enter_cgroup(self._features.cgroups, pod.cgroups.monitors),
-                *_enter(pod),
+                *_enter_namespaces(pod),
+                *_enter_cgroups(cgroups.directories(monitors)),
                 *self._conmon(container, bundle, stdio),
             ]
             with bundle.conmon_log.open("ab") as log:
@@ -173,6 +174,7 @@ class OciRuntime:
         except TimeoutError:
             # The OCI runtime is conmon's child; without conmon's end nothing would end it.
             self.kill_monitor(pod, container)
+            processes.kill_tree(process.pid)  # conmon may not be in its cgroup yet
             raise self._not_created(container) from None
         finally:
             os.close(reader)
@@ -193,7 +195,7 @@ class OciRuntime:
         # To a file: the container's process inherits it, so that a pipe would not reach EOF before that exits.
         with bundle.conmon_log.open("w+b") as log:
             process = await keyrings.start(
-                *_enter(pod),
+                *_enter_namespaces(pod),
                 *self._oci("run", *options, container),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
@@ -314,7 +316,7 @@ class OciRuntime:
         options = ["--tty"] * tty
         if self._features.oci_runtime.exec_ignores_cwd:
             options += ["--cwd", runtime_spec.decode(bundle.spec.read_bytes()).process.cwd]
-        return [*_enter(pod), *self._oci("exec", *options, container, *command)]
+        return [*_enter_namespaces(pod), *self._oci("exec", *options, container, *command)]
 
     async def start_exec(
         self,
@@ -367,7 +369,7 @@ class OciRuntime:
     async def _run(
         self, pod: PodNamespaces | None, *arguments: str, stdin: bytes = b"", timeout: float = COMMAND_TIMEOUT
     ) -> None:
-        command = [*(_enter(pod) if pod else ()), *self._oci(*arguments)]
+        command = [*(_enter_namespaces(pod) if pod else ()), *self._oci(*arguments)]
         name = f"{self._features.oci_runtime.kind} {' '.join(arguments)}"
         ended = await finish(programs.run(command, timeout=timeout, name=name, stdin=stdin))
         if ended.returncode:
@@ -385,8 +387,11 @@ class OciRuntime:
         # Version 1 has the key `data` on the sync pipe for a PID and for an error (`pid` in version 0).
         arguments = [self._features.conmon, "--api-version", "1"]
         arguments += ["-c", container, "-u", container, "-n", container]
-        arguments += ["-r", self._program, "-b", str(bundle.directory)]
-        arguments += [f"--runtime-arg={option}" for option in self._global_options()]
+        # conmon's child, but in the daemon's cgroup: the CT's CPU quota would slow it down (decision 0074).
+        own = self._features.cgroups.own_directory("cpu")
+        program, *options = [*_enter_cgroups([own]), *self._oci()]
+        arguments += ["-r", program, "-b", str(bundle.directory)]
+        arguments += [f"--runtime-arg={option}" for option in options]
         arguments += ["-p", str(bundle.pid_file), "-P", str(bundle.conmon_pid_file)]
         arguments += ["--exit-dir", str(self._exit_dir), "--persist-dir", str(bundle.directory)]
         # Without --full-attach the attach socket is below --socket-dir-path, by a truncated path.
@@ -398,14 +403,12 @@ class OciRuntime:
         return arguments
 
 
-def enter_cgroup(cgroups: Cgroups, group: str) -> list[str]:
-    """An argv prefix that runs a command in a cgroup, which is created."""
-    cgroups.make(group)
-    files = [str(directory / "cgroup.procs") for directory in cgroups.directories(group)]
-    return ["/bin/sh", "-c", _ENTER_CGROUPS, "sh", *files, "--"]
+def _enter_cgroups(directories: Iterable[Path]) -> list[str]:
+    """An argv prefix that runs a command in the cgroups with these directories, one in each tree."""
+    return ["/bin/sh", "-c", _ENTER_CGROUPS, "sh", *(str(each / "cgroup.procs") for each in directories), "--"]
 
 
-def _enter(pod: PodNamespaces) -> list[str]:
+def _enter_namespaces(pod: PodNamespaces) -> list[str]:
     if pod.pid is None:
         return []
     # setns(2) of a PID namespace applies to children only: nsenter forks. --propagation=unchanged: by default

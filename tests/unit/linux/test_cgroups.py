@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,6 +174,13 @@ def test_v1_group_is_killed_process_by_process(root: Path, v1: Cgroups, sleeper:
     populate(root / "pids/web/inner", sleeper.pid)
     v1.kill("/web")
     assert sleeper.wait() == -9
+
+
+def test_own_directory_has_the_calling_process() -> None:
+    trees = detect()
+    for controller in trees.controllers & {"cpu", "memory", "pids"}:
+        directory = trees.own_directory(controller)
+        assert str(os.getpid()) in (directory / "cgroup.procs").read_text().split()
 
 
 # -- devices -------------------------------------------------------------------------------------------------
