@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
+from threading import Thread
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 async def _stop(task: asyncio.Task[T]) -> None:
@@ -105,6 +108,32 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
     if not task.cancelled():
         task.exception()  # retrieved; the caller gets the cancellation
     raise cancelled
+
+
+async def in_own_thread(work: Callable[[], T]) -> T:
+    """The result of `work`, which uses a client's path and so may block for ever, in a thread of its own.
+
+    The event loop's own threads are few: those that wait for a dead NFS server would stop all other file work, and
+    the daemon's end. If the caller is cancelled, the thread goes on, and its result is dropped.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[T] = loop.create_future()
+
+    def run() -> None:
+        try:
+            settle = partial(_settle, outcome.set_result, outcome, work())
+        except BaseException as error:
+            settle = partial(_settle, outcome.set_exception, outcome, error)
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle)
+
+    Thread(target=run, daemon=True).start()
+    return await outcome
+
+
+def _settle(setter: Callable[[V], None], outcome: asyncio.Future[T], value: V) -> None:
+    if not outcome.done():
+        setter(value)
 
 
 _call_end: ContextVar[Callable[[Callable[[], None]], None]] = ContextVar("call_end")

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
-from pvecri.concurrency import SharedTasks, finish
+from pvecri.concurrency import SharedTasks, finish, in_own_thread
 
 
 async def test_started_work_completes_before_the_cancellation() -> None:
@@ -71,3 +72,28 @@ async def test_work_is_cancelled_with_its_last_caller() -> None:
     second.cancel()
     await asyncio.wait({second})
     assert stopped.is_set()
+
+
+async def test_own_threads_are_not_used_up_by_work_that_blocks() -> None:
+    go_on = threading.Event()
+    blocked = [asyncio.ensure_future(in_own_thread(go_on.wait)) for _ in range(40)]
+    assert await in_own_thread(lambda: 5) == 5
+    assert await asyncio.to_thread(lambda: 6) == 6
+    go_on.set()
+    assert await asyncio.gather(*blocked) == [True] * 40
+
+
+async def test_error_in_an_own_thread_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        await in_own_thread(lambda: 1 // 0)
+
+
+async def test_cancelled_caller_does_not_wait_for_its_own_thread() -> None:
+    go_on = threading.Event()
+    waiting = asyncio.ensure_future(in_own_thread(go_on.wait))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    go_on.set()
+    await in_own_thread(lambda: None)  # the late result is dropped

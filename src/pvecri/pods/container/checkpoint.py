@@ -11,9 +11,11 @@ import asyncio
 import json
 import shutil
 import tarfile
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
+from pvecri.concurrency import finish, in_own_thread
 from pvecri.errors import CommandError, DeadlineExceeded, FailedPrecondition, InternalError, InvalidArgument
 from pvecri.images.manager import ImageManager
 from pvecri.linux.cgroups import Cgroups
@@ -43,7 +45,7 @@ class Checkpoints:
         """
         validation.check_path("location", location)
         target = Path(location)
-        if not target.parent.is_dir():
+        if not await in_own_thread(target.parent.is_dir):
             raise InvalidArgument("location", f"the directory of {location!r} does not exist")
         if shutil.which("criu") is None:
             raise FailedPrecondition("checkpoints need the program criu, which is not installed on this node")
@@ -58,8 +60,9 @@ class Checkpoints:
 
     async def _write(self, container: ContainerEntry, target: Path) -> None:
         # Beside the target: rename(2) works within one filesystem only.
-        with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as directory:
-            work = Path(directory)
+        make = partial(mkdtemp, prefix=f".{target.name}.", dir=target.parent)
+        work = Path(await finish(asyncio.to_thread(make)))
+        try:
             pod = self._registry.pod_of(container)
             try:
                 await self._runtime.checkpoint(pod.namespaces, container.id, work / "checkpoint", work)
@@ -68,6 +71,8 @@ class Checkpoints:
             async with exposure.frozen(pod, container, self._cgroups):
                 await asyncio.to_thread(self._pack, container, work)
             (work / "archive.tar").rename(target)
+        finally:
+            await finish(asyncio.to_thread(shutil.rmtree, work))
 
     def _pack(self, container: ContainerEntry, work: Path) -> None:
         value = container.value

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import secrets
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 from msgspec.structs import replace
 
+from pvecri.concurrency import finish, in_own_thread
 from pvecri.config import Config
 from pvecri.errors import FailedPrecondition, InvalidArgument, NotFound
 from pvecri.images.manager import ImageManager
@@ -28,6 +31,7 @@ from pvecri.model import (
     UserNamespaceReason,
 )
 from pvecri.oci import capabilities, cdi, devices, seccomp, spec, users
+from pvecri.oci.devices import HostDevice
 from pvecri.oci.features import HostFeatures
 from pvecri.oci.plan import BindSource, Plan
 from pvecri.pods import files, user_namespaces, validation
@@ -53,6 +57,15 @@ class IdsMissing(FailedPrecondition):
         super().__init__(f"the container needs the IDs {shown}, which the pod's user namespace lacks: {what_next}")
         self.ids = ids
         self.movable = movable
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """The files of the node that a request names. `owners` are the binds' if the pod has a user namespace."""
+
+    binds: tuple[BindSource, ...]
+    devices: tuple[HostDevice, ...]
+    owners: set[int]
 
 
 class ContainerCreator:
@@ -101,12 +114,16 @@ class ContainerCreator:
                 if shares_pids(pod, config):
                     await self._pauses.share_pids(pod)
                 rootfs = await self._prepare_rootfs(pod, container.id, container.value.image_id, undo)
-                kernel_directories.check(rootfs, container.value.image_reference, self._features.oci_runtime)
                 image_volumes = await self._prepare_image_volumes(pod, container, undo)
-                binds, owners = await asyncio.to_thread(_resolve_sources, pod, container, image_volumes)
-                plan = self._write_bundle(pod, container, image, rootfs, binds, undo)
-                self._check_ids(pod, container, plan.user, owners)
-                _write(container, plan)
+                sources = await in_own_thread(partial(_resolve_sources, pod, container, image_volumes))
+                undo.callback(bundle.remove_bundle, container.bundle)
+                target = self._target_pid(pod, config.security.namespaces.target_id)
+                plan = await finish(
+                    asyncio.to_thread(self._make_bundle, pod, container, image, rootfs, sources, target)
+                )
+                container.value = replace(container.value, user=plan.user)
+                self._check_ids(pod, container, plan.user, sources.owners)
+                await finish(asyncio.to_thread(_write, container, plan))
                 await self._adjust(pod, container, plan, undo)
                 self._registry.save_container(container, container.value)
                 undo.pop_all()
@@ -148,22 +165,22 @@ class ContainerCreator:
         container.value = replace(container.value, config=replace(config, mounts=tuple(resolved)))
         return prepared
 
-    def _write_bundle(
+    def _make_bundle(
         self,
         pod: PodEntry,
         container: ContainerEntry,
         image: Image,
         rootfs: Path,
-        binds: tuple[BindSource, ...],
-        undo: AsyncExitStack,
+        sources: Sources,
+        target_pid: int | None,
     ) -> Plan:
-        undo.callback(bundle.remove_bundle, container.bundle)
+        """Create the bundle, and in the root filesystem the volumes that the image declares. Blocks."""
+        kernel_directories.check(rootfs, container.value.image_reference, self._features.oci_runtime)
         files.make_private_directory(container.bundle.directory, pod.value.root_uid)
-        binds += declared_volumes.make(container.value.config, image.config.volumes, rootfs, pod.value.root_uid)
-        plan = self._plan(pod, container, image, rootfs, binds)
-        container.value = replace(container.value, user=plan.user)
         container.bundle.spec.touch(mode=0o600)  # its environment may contain secrets
-        return plan
+        declared = declared_volumes.make(container.value.config, image.config.volumes, rootfs, pod.value.root_uid)
+        plan = self._plan(pod, container, image, rootfs, sources, target_pid)
+        return dataclasses.replace(plan, binds=(*plan.binds, *declared))
 
     def _check_ids(
         self, pod: PodEntry, container: ContainerEntry, user: ContainerUser, source_owners: set[int]
@@ -197,16 +214,23 @@ class ContainerCreator:
         if adjustment is None:
             return
         staging = bundle.staging(container) if plan.mappings else None
-        changed = adjustments.adjusted(plan, adjustment, staging, self._config.runtime.cdi_spec_dirs)
+        directories = self._config.runtime.cdi_spec_dirs
+        changed = await in_own_thread(partial(adjustments.adjusted, plan, adjustment, staging, directories))
         container.value = replace(
             container.value,
             config=changed.config,
             added_sources=adjustments.sources(adjustment) if staging else (),
         )
-        _write(container, changed)
+        await finish(asyncio.to_thread(_write, container, changed))
 
     def _plan(
-        self, pod: PodEntry, container: ContainerEntry, image: Image, rootfs: Path, binds: tuple[BindSource, ...]
+        self,
+        pod: PodEntry,
+        container: ContainerEntry,
+        image: Image,
+        rootfs: Path,
+        sources: Sources,
+        target_pid: int | None,
     ) -> Plan:
         config = container.value.config
         security = config.security
@@ -214,7 +238,6 @@ class ContainerCreator:
             security.capabilities, privileged=security.privileged, available=self._features.capabilities
         )
         edits = cdi.find(config.cdi_devices, self._config.runtime.cdi_spec_dirs)
-        requested = volumes.resolve_devices(config)
         return Plan(
             id=container.id,
             sandbox_id=pod.id,
@@ -225,15 +248,17 @@ class ContainerCreator:
             image_reference=container.value.image_reference,
             rootfs=rootfs,
             user=users.resolve(security, image.config.user, rootfs),
-            binds=binds,
-            devices=tuple({each.container_path: each for each in (*requested, *cdi.devices(edits))}.values()),
+            binds=sources.binds,
+            devices=tuple(
+                {each.container_path: each for each in (*sources.devices, *cdi.devices(edits))}.values()
+            ),
             device_nodes=bundle.device_nodes(container.bundle),
             pod_files=pod.files,
             pod_files_restrictions=mounts.restrictions(pod.files),
             hostname=files.hostname(pod.value),
             mappings=pod.value.mappings,
             namespace_dir=str(pod.directory / "ns"),
-            target_pid=self._target_pid(pod, security.namespaces.target_id),
+            target_pid=target_pid,
             capabilities=granted,
             seccomp=seccomp.for_container(
                 security.seccomp,
@@ -274,13 +299,14 @@ def _new_container(pod: PodEntry, config: ContainerConfig, image: Image) -> Cont
     )
 
 
-def _resolve_sources(
-    pod: PodEntry, container: ContainerEntry, image_volumes: dict[int, Path]
-) -> tuple[tuple[BindSource, ...], set[int]]:
-    """The sources of the request's mounts, and their owners if the pod has a user namespace. Blocks."""
+def _resolve_sources(pod: PodEntry, container: ContainerEntry, image_volumes: dict[int, Path]) -> Sources:
+    """Blocks, for ever if a path of the request is on a filesystem whose server is gone."""
     config, mapped = container.value.config, bool(pod.value.mappings)
-    binds = volumes.resolve_binds(config, bundle.staging(container), image_volumes, mapped=mapped)
-    return binds, volumes.source_owners(config) if mapped else set()
+    return Sources(
+        binds=volumes.resolve_binds(config, bundle.staging(container), image_volumes, mapped=mapped),
+        devices=volumes.resolve_devices(config),
+        owners=volumes.source_owners(config) if mapped else set(),
+    )
 
 
 def shares_pids(pod: PodEntry, config: ContainerConfig) -> bool:

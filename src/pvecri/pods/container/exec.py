@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from pvecri.concurrency import in_own_thread
 from pvecri.errors import DeadlineExceeded, InvalidArgument
 from pvecri.oci.runtime import ExecResult, OciRuntime
 from pvecri.pods import validation
@@ -43,7 +44,7 @@ class ContainerExec:
         try:
             async with asyncio.timeout(REOPEN_TIMEOUT):
                 # conmon does not answer: it reads the command from a FIFO.
-                while container.value.log_path and not log_path.exists():
+                while container.value.log_path and not await in_own_thread(log_path.exists):
                     await asyncio.sleep(0.005)
         except TimeoutError:
             raise DeadlineExceeded(f"container {container.id}: conmon did not reopen {log_path}") from None

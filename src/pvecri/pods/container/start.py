@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from msgspec.structs import replace
 
+from pvecri.concurrency import in_own_thread
 from pvecri.config import Config
 from pvecri.errors import FailedPrecondition, InternalError, InvalidArgument, ResourceExhausted
 from pvecri.linux import limits
@@ -81,7 +82,7 @@ class ContainerStarter:
                 self._exits.watch(pod, container)  # only now: plugins must see PostStart before Stop
 
     async def _create_and_start(self, pod: PodEntry, container: ContainerEntry) -> None:
-        await asyncio.to_thread(self._prepare, pod, container)
+        await in_own_thread(partial(self._prepare, pod, container))
         with self._pids_limit_named(pod):
             async with exposure.hidden(pod, container, self._features.cgroups):
                 await self._runtime.create(
@@ -111,7 +112,7 @@ class ContainerStarter:
             ) from error
 
     def _prepare(self, pod: PodEntry, container: ContainerEntry) -> None:
-        """What is done at start and not at creation, because it keeps mounts of the node busy."""
+        """What is done at start and not at creation, because it keeps mounts of the node busy. Blocks."""
         config = container.value.config
         # Again: a hostPath may have been removed since the creation.
         volumes.check_sources(config)

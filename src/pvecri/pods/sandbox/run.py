@@ -15,6 +15,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from pvecri.concurrency import in_own_thread
 from pvecri.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from pvecri.linux import programs
 from pvecri.model import (
@@ -83,7 +84,7 @@ class SandboxRunner:
         request = self._network.request_of(config)
         interface = request.interface
         await self._check_network(config, interface)
-        unmappable = await asyncio.to_thread(self._volumes.unmappable, config.metadata.uid)
+        unmappable = await in_own_thread(partial(self._volumes.unmappable, config.metadata.uid))
         pod = self._reserve(config, runtime_handler, interface, unmappable)
         async with pod.lock, AsyncExitStack() as undo:
             # Undone last: if another undo has failed, it keeps the sandbox as REMOVING.
