@@ -52,3 +52,19 @@ async def test_second_answer_for_a_job_is_ignored() -> None:
         assert (str(first)[-8:], str(second)[-8:]) == ("answer 0", "answer 2")
         assert unpacker.usable
         await unpacker.close()
+
+
+async def test_job_for_a_worker_that_has_ended_is_refused() -> None:
+    """Its socket may be open still, in a child of the worker."""
+    worker = await asyncio.create_subprocess_exec("true", stdout=asyncio.subprocess.PIPE)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        unpacker = Unpacker(worker, ours)
+        while unpacker.usable:
+            await asyncio.sleep(0.001)
+        blob = os.open("/dev/null", os.O_RDONLY)
+        with pytest.raises(BadImage, match="sha256:1 cannot be unpacked: its worker has ended"):
+            await asyncio.wait_for(unpacker.run(JOB, blob), 5)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(blob)
+        await unpacker.close()

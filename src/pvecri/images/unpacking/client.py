@@ -100,6 +100,9 @@ class Unpacker:
         Raises BadImage with the reason if it cannot be extracted. No process uses the directory after the return,
         also if the caller was cancelled.
         """
+        if not self.usable:  # its socket may take jobs still, which nobody answers
+            os.close(blob)
+            raise BadImage(f"layer {job.layer} cannot be unpacked: its worker has ended")
         self._last += 1
         number = self._last
         pending = _Pending(asyncio.get_running_loop().create_future(), progress)
