@@ -254,7 +254,7 @@ async def test_record_without_a_root_filesystem_is_removed(root: Path, registry:
         assert manager.rootfs_ids() == set()
 
 
-@pytest.mark.parametrize("loss", ["layer", "config", "power"])
+@pytest.mark.parametrize("loss", ["layer", "config", "half of the config", "power"])
 async def test_image_with_a_lost_part_is_pulled_again(root: Path, registry: Registry, loss: str) -> None:
     reference = registry.push("app", "1", build_image(BASE))
     async with image_manager(root, registry) as manager:
@@ -264,6 +264,8 @@ async def test_image_with_a_lost_part_is_pulled_again(root: Path, registry: Regi
         (root / "overlay/layers" / digest_of(BASE).removeprefix("sha256:")).rename(root / "overlay/lost")
     elif loss == "config":
         (root / "blobs/sha256" / image.id.removeprefix("sha256:")).unlink()
+    elif loss == "half of the config":
+        os.truncate(root / "blobs/sha256" / image.id.removeprefix("sha256:"), 100)
     else:
         store = Store(root / "images.db")
         store.put(layers=[replace(layer, boot="another") for layer in store.layers()])
@@ -271,4 +273,5 @@ async def test_image_with_a_lost_part_is_pulled_again(root: Path, registry: Regi
     async with image_manager(root, registry) as manager:
         assert manager.list() == ()
         assert await manager.pull(reference) == image
+        assert manager.raw_config(image.id) == build_image(BASE).config
         assert (await prepare(manager, image) / "bin/sh").read_text() == "shell"

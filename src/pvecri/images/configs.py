@@ -10,6 +10,7 @@ from collections.abc import Set
 from pathlib import Path
 
 from pvecri.images.manifest import MAX_DOCUMENT, BadImage, digest_of
+from pvecri.linux.files import write_atomically
 
 
 class Configs:
@@ -22,8 +23,13 @@ class Configs:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._directory.parent.chmod(0o700)  # an image's environment may have secrets
 
-    def has(self, digest: str) -> bool:
-        return self._path(digest).exists()
+    def is_whole(self, digest: str) -> bool:
+        """Whether the config is there and undamaged: a power cut may leave one with no or other content."""
+        try:
+            self.read(digest)
+        except BadImage:
+            return False
+        return True
 
     def read(self, digest: str) -> bytes:
         """BadImage if it is missing or has another digest."""
@@ -37,7 +43,8 @@ class Configs:
         return data
 
     def add(self, data: bytes) -> None:
-        self._path(digest_of(data)).write_bytes(data)
+        """Write the config, atomically. As nothing in a pull is, it is not synced (decision 0014)."""
+        write_atomically(self._path(digest_of(data)), data)
 
     def sweep(self, keep: Set[str]) -> None:
         """Delete all others."""

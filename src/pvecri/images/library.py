@@ -68,7 +68,7 @@ class Library:
         records = self.store.images()
         # The kubelet pulls the others again.
         whole = [each for each in records if self.layers.keys() >= set(self.stack(each))]
-        whole = [each for each in whole if self.configs.has(each.image.id)]
+        whole = [each for each in whole if self.configs.is_whole(each.image.id)]
         self.store.delete_images({each.image.id for each in records} - {each.image.id for each in whole})
         self.catalog = Catalog(whole, self._pinned)
 

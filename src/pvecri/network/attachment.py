@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from pvecri.linux.files import write_atomically
 from pvecri.model import SandboxId
 from pvecri.network import conflist
 from pvecri.network.conflist import Network, PluginOptions
@@ -73,11 +74,7 @@ class AttachmentStore:
             config_path=attachment.network.path,
             result=msgspec.Raw(attachment.result) if attachment.result else NO_RESULT,
         )
-        path = self._path(attachment.sandbox_id)
-        # Not `.json`: a draft that a crash has left is no record.
-        draft = path.with_suffix(".new")
-        draft.write_bytes(msgspec.json.encode(record))
-        draft.replace(path)
+        write_atomically(self._path(attachment.sandbox_id), msgspec.json.encode(record))
 
     def read(self, sandbox_id: SandboxId) -> Attachment | None:
         """The record of a sandbox; None if it does not exist or is not valid."""

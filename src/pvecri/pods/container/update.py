@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from msgspec.structs import replace
 
 from pvecri.errors import CommandError, FailedPrecondition, InvalidArgument
+from pvecri.linux.files import write_atomically
 from pvecri.model import ContainerState, Resources
 from pvecri.oci import spec
 from pvecri.oci.features import HostFeatures
@@ -57,7 +58,7 @@ class ContainerUpdater:
             elif container.value.state is ContainerState.CREATED:
                 # The OCI runtime reads the spec at the start, which `limits_lock` keeps away.
                 document = spec.with_limits(container.bundle.spec.read_bytes(), wanted, self._features)
-                container.bundle.spec.write_bytes(document)
+                write_atomically(container.bundle.spec, document)
             else:
                 raise FailedPrecondition(f"container {container.id} has ended")
             config = replace(container.value.config, resources=wanted)
