@@ -60,6 +60,9 @@ PASSING = {
     "cut in the header": Fault(cut=5),
     "cut": Fault(cut=1_000_000),
     "reset": Fault(cut=1_000_000, reset=True),
+    "empty": Fault(cut=0, short=True),
+    "short in the header": Fault(cut=5, short=True),
+    "short": Fault(cut=1_000_000, short=True),
     "500": Fault(500),
     "502": Fault(502),
     "503": Fault(503),
@@ -85,7 +88,9 @@ async def test_layer_whose_fetch_was_interrupted_is_fetched_again(
 
 
 @pytest.mark.parametrize("docker", [False, True])
-@pytest.mark.parametrize("fault", [Fault(cut=20), Fault(cut=20, reset=True), Fault(503)], ids=str)
+@pytest.mark.parametrize(
+    "fault", [Fault(cut=20), Fault(cut=20, reset=True), Fault(cut=20, short=True), Fault(503)], ids=str
+)
 async def test_config_whose_fetch_was_interrupted_is_fetched_again(
     manager: ImageManager, registry: Registry, faulty: FaultyRegistry, fault: Fault, docker: bool
 ) -> None:
@@ -112,6 +117,19 @@ async def test_registry_that_keeps_failing_is_unavailable_after_some_attempts(
     assert await left(manager, root) == []
     faulty.fail(broken, Fault())
     assert (await manager.pull(reference)).id == built.id
+
+
+@pytest.mark.parametrize("cut", [0, 1_000_000])
+async def test_blob_that_stays_wrong_is_a_bad_image_after_some_attempts(
+    manager: ImageManager, registry: Registry, faulty: FaultyRegistry, root: Path, cut: int
+) -> None:
+    built = build_image(LARGE, SMALL)
+    broken = digest_of(built.layers[0])
+    faulty.fail(broken, Fault(cut=cut, short=True))
+    with pytest.raises(BadImage, match=rf"^pulling .*{broken}.* \(layer {broken}, {ATTEMPTS} attempts\)$"):
+        await manager.pull(push(registry, faulty, built))
+    assert faulty.requests[broken] == ATTEMPTS
+    assert await left(manager, root) == []
 
 
 @pytest.mark.parametrize(

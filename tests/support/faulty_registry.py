@@ -16,12 +16,14 @@ from typing import NamedTuple
 class Fault(NamedTuple):
     """What the next `times` requests for a blob get: a status, or with `cut` the first so many bytes of it.
 
-    With `reset` the connection is then reset instead of closed.
+    With `reset` the connection is then reset instead of closed. With `short` these bytes are a whole response, as
+    one of a proxy that has cached a part of the blob.
     """
 
     status: int = 200
     cut: int | None = None
     reset: bool = False
+    short: bool = False
     times: int = 1_000_000
 
 
@@ -82,9 +84,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers:
             self.send_header(name, value)
+        cut = fault.cut if fault is not None else None
+        if fault is not None and fault.short:
+            body, cut = body[:cut], None
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        cut = fault.cut if fault is not None else None
         with suppress(BrokenPipeError, ConnectionResetError):  # skopeo is ended if another blob fails
             self.wfile.write(body[:cut])
         if cut is not None:

@@ -9,7 +9,14 @@ import pytest
 
 from pvecri.errors import CommandError, InvalidArgument, NotFound, PermissionDenied, Unavailable, Unimplemented
 from pvecri.images.reference import parse
-from pvecri.images.registry.skopeo import RateLimited, applies, auth_document, has_credentials, translate
+from pvecri.images.registry.skopeo import (
+    RateLimited,
+    WrongBlob,
+    applies,
+    auth_document,
+    has_credentials,
+    translate,
+)
 from pvecri.model import RegistryAuth
 
 REFERENCE = parse("quay.io/a/b:1")
@@ -40,7 +47,7 @@ REFERENCE = parse("quay.io/a/b:1")
         ("unexpected EOF", Unavailable),
         ("stream error: stream ID 5; INTERNAL_ERROR; received from peer", Unavailable),
         ("write |1: broken pipe", CommandError),
-        ("corrupted blob, expecting sha256:00", CommandError),
+        ("corrupted blob, expecting sha256:00", WrongBlob),
         ("something new", CommandError),
     ],
 )

@@ -15,7 +15,7 @@ from pvecri.backoff import Backoff
 from pvecri.errors import CommandError, Unavailable
 from pvecri.images.reference import Reference
 from pvecri.images.registry.proxy import ProxyGone
-from pvecri.images.registry.skopeo import translate
+from pvecri.images.registry.skopeo import WrongBlob, translate
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +28,18 @@ T = TypeVar("T")
 
 
 def is_transient(reference: Reference, failure: CommandError) -> bool:
-    """Whether what skopeo reports may pass. Not a limit on requests: skopeo has waited and repeated already."""
-    return not isinstance(failure, ProxyGone) and type(translate(reference, failure)) is Unavailable
+    """Whether what skopeo reports may pass. Not a limit on requests: skopeo has waited and repeated already.
+
+    A wrong blob may: a proxy that has cached a part of it serves it as a whole, with a matching Content-Length.
+    """
+    return not isinstance(failure, ProxyGone) and type(translate(reference, failure)) in (Unavailable, WrongBlob)
 
 
 async def repeated(reference: Reference, blob: str, fetch: Callable[[], Awaitable[T]]) -> T:
     """The result of `fetch`, called again after transient failures, ATTEMPTS times in all.
 
-    `blob` names what is fetched. Raises Unavailable after the last attempt, all else that `fetch` raises at once.
+    `blob` names what is fetched. Raises Unavailable or WrongBlob after the last attempt, all else that `fetch`
+    raises at once.
     """
     pauses = _PAUSES.delays()
     for attempt in range(1, ATTEMPTS):
@@ -51,4 +55,6 @@ async def repeated(reference: Reference, blob: str, fetch: Callable[[], Awaitabl
     except CommandError as failure:
         if not is_transient(reference, failure):
             raise
-        raise Unavailable(f"{translate(reference, failure)} ({blob}, {ATTEMPTS} attempts)") from failure
+        error = translate(reference, failure)
+        kind = WrongBlob if isinstance(error, WrongBlob) else Unavailable
+        raise kind(f"{error} ({blob}, {ATTEMPTS} attempts)") from failure

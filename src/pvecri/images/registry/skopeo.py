@@ -27,7 +27,7 @@ from pvecri.errors import (
     Unavailable,
     Unimplemented,
 )
-from pvecri.images.manifest import Manifest
+from pvecri.images.manifest import BadImage, Manifest
 from pvecri.images.reference import Reference
 from pvecri.images.registry import proxy as proxies
 from pvecri.images.registry.proxy import ImageProxy
@@ -44,6 +44,10 @@ class RateLimited(Unavailable):
 
 # Error messages of registries and of skopeo's libraries; the first match counts. The kubelet recognizes messages
 # that begin with SignatureValidationFailed or RegistryUnavailable (evalCRIPullErr in pkg/kubelet/images).
+class WrongBlob(BadImage):
+    """The registry, or a proxy before it, answered with another blob than asked for, or with a part of it."""
+
+
 _MESSAGES: Final[Sequence[tuple[re.Pattern[str], type[PvecriError], str]]] = tuple(
     (re.compile(pattern, re.IGNORECASE), kind, prefix)
     for pattern, kind, prefix in (
@@ -68,6 +72,7 @@ _MESSAGES: Final[Sequence[tuple[re.Pattern[str], type[PvecriError], str]]] = tup
             Unavailable,
             "RegistryUnavailable: ",
         ),
+        (r"corrupted blob|does not match expected|expected \d+ bytes in blob", WrongBlob, ""),
     )
 )
 
