@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ from pvecri.images.catalog import Catalog
 from pvecri.images.configs import Configs
 from pvecri.images.drivers.base import LayerKey, RootfsDriver
 from pvecri.images.manifest import Layer
-from pvecri.images.store import ImageRecord, LayerRecord, RootfsRecord, Store
+from pvecri.images.store import ImageRecord, LayerRecord, RootfsRecord, Store, StoreUnavailable
 from pvecri.model import ContainerId, ImageId
 
 log = logging.getLogger(__name__)
@@ -135,7 +134,7 @@ class Library:
         dropped = set(self._dropped)
         try:
             await finish(asyncio.to_thread(self.store.delete_rootfs, dropped))
-        except sqlite3.OperationalError as error:
+        except StoreUnavailable as error:
             log.warning("root filesystem %s stays in the store for now: %s", container, error)
         else:
             self._dropped -= dropped

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import shutil
 import time
@@ -48,6 +49,10 @@ class StoreUsage(Value, frozen=True):
 
     images: FilesystemUsage
     containers: FilesystemUsage
+
+
+STORAGE_FAILS: Final = (errno.EIO, errno.EROFS, errno.EUCLEAN)
+"""Errors after which nothing can be removed from a filesystem, and the kernel makes most of them read-only."""
 
 
 class ImageManager:
@@ -226,9 +231,20 @@ class ImageManager:
         await finish(asyncio.to_thread(self._driver.unmount_rootfs, ContainerId(container_id)))
 
     async def remove_rootfs(self, container_id: str) -> None:
-        """Unmount a root filesystem and remove its writable layer. Idempotent."""
+        """Unmount a root filesystem and remove its writable layer. Idempotent.
+
+        On a storage that fails or is read-only the writable layer stays until the daemon's next start: the
+        container and its pod can be removed all the same.
+        """
         container = ContainerId(container_id)
-        await finish(asyncio.to_thread(self._driver.remove_rootfs, container))
+        try:
+            await finish(asyncio.to_thread(self._driver.remove_rootfs, container))
+        except OSError as error:
+            if error.errno not in STORAGE_FAILS:
+                raise
+            await self.unmount_rootfs(container)
+            log.warning("the root filesystem of %s stays on the storage for now: %s", container, error)
+            return
         record = self._library.rootfs.get(container)
         if record is not None:
             await self._library.drop_rootfs(container)

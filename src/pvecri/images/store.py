@@ -8,6 +8,7 @@ another boot is not trusted. All methods may be called from any thread.
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from pvecri import database
+from pvecri.errors import Unavailable
 from pvecri.images.drivers.base import LayerKey
 from pvecri.images.manifest import Layer
 from pvecri.model import ContainerId, Image, ImageId, Value
@@ -81,13 +83,18 @@ class TemplateRecord(Value, frozen=True):
     manifest: str
 
 
+class StoreUnavailable(Unavailable):
+    """The database cannot be written now: the disk is full, fails or is read-only, or the database is locked."""
+
+
 class Store:
-    """The database file at `path`."""
+    """The database file at `path`. Methods that write raise StoreUnavailable."""
 
     def __init__(self, path: Path) -> None:
         """Open or make it; InternalError if a newer pvecri wrote it, or if it is not a database."""
         # A connection has one transaction at a time, whichever thread uses it.
         self._lock = threading.Lock()
+        self._path = path
         self._database = database.connect(path, _SCHEMA, SCHEMA_VERSION)
 
     def close(self) -> None:
@@ -105,9 +112,12 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._lock, self._database:  # commits, or rolls back on an exception
-            self._database.execute("BEGIN")
-            yield
+        try:
+            with self._lock, self._database:  # commits, or rolls back on an exception
+                self._database.execute("BEGIN")
+                yield
+        except sqlite3.DatabaseError as error:
+            raise StoreUnavailable(f"{self._path} cannot be written: {error} (images.root)") from error
 
     def put(self, *, images: Iterable[ImageRecord] = (), layers: Iterable[LayerRecord] = ()) -> None:
         """Insert or replace, in one transaction."""

@@ -8,6 +8,8 @@ ADD used, although the file may have changed, and an ADD that a crash interrupte
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -16,6 +18,7 @@ from pvecri.linux.files import write_atomically
 from pvecri.model import SandboxId
 from pvecri.network import conflist
 from pvecri.network.conflist import Network, PluginOptions
+from pvecri.network.errors import RecordsUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +55,20 @@ class _Record(msgspec.Struct, rename="camel"):
     result: msgspec.Raw = NO_RESULT
 
 
+@contextmanager
+def _available(wanted: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        problem = f"{error.filename} cannot be {wanted}: {error.strerror} (network.cache_dir)"
+        raise RecordsUnavailable(problem) from error
+
+
 class AttachmentStore:
-    """network.cache_dir: one file for each sandbox that is attached or being attached."""
+    """network.cache_dir: one file for each sandbox that is attached or being attached.
+
+    All methods raise RecordsUnavailable if its filesystem fails, is full or is read-only.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -74,15 +89,19 @@ class AttachmentStore:
             config_path=attachment.network.path,
             result=msgspec.Raw(attachment.result) if attachment.result else NO_RESULT,
         )
-        write_atomically(self._path(attachment.sandbox_id), msgspec.json.encode(record))
+        with _available("written"):
+            write_atomically(self._path(attachment.sandbox_id), msgspec.json.encode(record))
 
     def read(self, sandbox_id: SandboxId) -> Attachment | None:
         """The record of a sandbox; None if it does not exist or is not valid."""
+        with _available("read"):
+            try:
+                data = self._path(sandbox_id).read_bytes()
+            except FileNotFoundError:
+                return None
         try:
-            record = msgspec.json.decode(self._path(sandbox_id).read_bytes(), type=_Record)
+            record = msgspec.json.decode(data, type=_Record)
             network = conflist.parse(bytes(record.config), record.config_path)
-        except FileNotFoundError:
-            return None
         except ValueError as error:
             # No error: its pod must stay removable, by a DEL with the current configuration.
             log.warning("%s: ignored: %s", self._path(sandbox_id), error)
@@ -99,11 +118,14 @@ class AttachmentStore:
 
     def remove(self, sandbox_id: SandboxId) -> None:
         """Delete the record. Idempotent."""
-        self._path(sandbox_id).unlink(missing_ok=True)
+        with _available("removed"):
+            self._path(sandbox_id).unlink(missing_ok=True)
 
     def sandboxes(self) -> list[SandboxId]:
         """The sandboxes with a record."""
-        return sorted(SandboxId(path.stem) for path in self._directory.glob("*.json"))
+        with _available("listed"):
+            paths = list(self._directory.iterdir())  # Path.glob returns nothing for EIO
+        return sorted(SandboxId(path.stem) for path in paths if path.suffix == ".json")
 
     def _path(self, sandbox_id: SandboxId) -> Path:
         return self._directory / f"{sandbox_id}.json"

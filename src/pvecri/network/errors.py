@@ -5,11 +5,13 @@ FailedPrecondition
 └── NetworkNotReady    no valid CNI configuration
 InternalError
 └── PluginError        a plugin failed; carries its name, the command and the error code
+Unavailable
+└── RecordsUnavailable  network.cache_dir cannot be read or written
 """
 
 from __future__ import annotations
 
-from pvecri.errors import FailedPrecondition, InternalError
+from pvecri.errors import FailedPrecondition, InternalError, Unavailable
 
 
 class NetworkNotReady(FailedPrecondition):
@@ -25,3 +27,7 @@ class PluginError(InternalError):
         self.command = command
         self.problem = problem
         self.code = code
+
+
+class RecordsUnavailable(Unavailable):
+    """The directory of the attachments' records (network.cache_dir) cannot be used now."""

@@ -18,14 +18,15 @@ from pvecri.network import addresses, earlier_plugins, interfaces, loopback
 from pvecri.network.attachment import Attachment, AttachmentStore
 from pvecri.network.capabilities import capability_arguments, check_names, checked_arguments, cni_args
 from pvecri.network.conflist import ConfigDirectory, Network, PluginOptions
-from pvecri.network.errors import NetworkNotReady, PluginError
+from pvecri.network.errors import NetworkNotReady, PluginError, RecordsUnavailable
 from pvecri.network.exclusion import Exclusion
 from pvecri.network.plugins import PluginRunner
 from pvecri.network.probe import ReadinessProbe
 from pvecri.network.result import PodNetwork, pod_network
-from pvecri.supervision import Supervisor, attempt
+from pvecri.supervision import Supervisor, attempt, report
 
 NOT_READY = "NetworkPluginNotReady"
+DETACH = "detach of network"
 """RuntimeCondition.reason of NetworkReady, as CRI-O and containerd have it."""
 
 
@@ -166,13 +167,13 @@ class NetworkManager:
 
         `netns` may be None or not exist any more: plugins then free only what is outside of the namespace, such as
         addresses. PluginError for the first plugin that fails, after which the record stays: call again. The
-        plugins get ADD's arguments, from the record; without one, those that are not parsed from annotations,
-        which an earlier pvecri did not validate before it stored a pod.
+        plugins get ADD's arguments, from the record; without one that can be read, those that are not parsed from
+        annotations, which an earlier pvecri did not validate before it stored a pod.
         """
         await self._earlier_plugins_ended()
         # DEL allows an empty CNI_NETNS: the namespace may have ended with the CT (CNI specification, section 2).
         path = str(netns) if netns is not None and netns.exists() else ""
-        attachment = self._store.read(sandbox_id)
+        attachment = self._record(sandbox_id)
         if attachment is None:
             # Proxmox's interface goes with the CT; had CNI run beside it, there would be a record.
             if interfaces.requests_interface(sandbox):
@@ -191,7 +192,21 @@ class NetworkManager:
             )
         async with self._exclusion.shared():
             await self._runner.delete(msgspec.structs.replace(attachment, netns=path))
-            self._store.remove(sandbox_id)
+            # If it cannot be removed: the next start's collect_garbage runs DEL again, and removes it then.
+            await attempt(
+                partial(self._forget, sandbox_id), DETACH, f"sandbox {sandbox_id}: forgetting its network"
+            )
+
+    def _record(self, sandbox_id: SandboxId) -> Attachment | None:
+        """The record; None also if the filesystem fails, so that a pod can be stopped all the same."""
+        try:
+            return self._store.read(sandbox_id)
+        except RecordsUnavailable as error:
+            report(error, DETACH, f"sandbox {sandbox_id}: reading its network's record")
+            return None
+
+    async def _forget(self, sandbox_id: SandboxId) -> None:
+        self._store.remove(sandbox_id)
 
     async def release(self, sandbox_id: SandboxId) -> None:
         """CNI DEL for the recorded attachment of a sandbox that does not exist any more. Idempotent.

@@ -12,6 +12,7 @@ from pvecri.config import NetworkConfig
 from pvecri.model import SandboxId
 from pvecri.network import conflist
 from pvecri.network.attachment import Attachment, AttachmentStore
+from pvecri.network.errors import RecordsUnavailable
 from pvecri.network.plugins import PluginRunner
 
 NETWORK = conflist.parse(
@@ -76,3 +77,15 @@ async def test_plugin_gets_runtime_config_instead_of_capabilities(tmp_path: Path
         "runtimeConfig": {"mac": "02:00:00:00:00:01"},
         "prevResult": {"ips": []},
     }
+
+
+def test_directory_that_cannot_be_read_is_not_taken_for_one_without_records(tmp_path: Path) -> None:
+    """CNI's GC would free the addresses of running pods."""
+    (tmp_path / "cni").touch()  # ENOTDIR, as EIO of a failed disk
+    store = AttachmentStore(tmp_path / "cni")
+    with pytest.raises(RecordsUnavailable, match=r"cannot be listed: Not a directory \(network.cache_dir\)"):
+        store.sandboxes()
+    with pytest.raises(RecordsUnavailable, match=r"5a\.json cannot be read"):
+        store.read(SandboxId("5a"))
+    with pytest.raises(RecordsUnavailable, match=r"cannot be written"):
+        store.write(ATTACHMENT)

@@ -63,6 +63,8 @@ class ContainerStarter:
                 raise FailedPrecondition(f"container {container.id} is {container.value.state.value}, not created")
             if pod.value.phase is not SandboxPhase.READY:
                 raise FailedPrecondition(f"container {container.id}: pod sandbox {pod.id} is not ready")
+            # StoreUnavailable now, and not after the container's program has begun.
+            self._registry.save_container(container, container.value)
             try:
                 await self._hooks.start_container(pod, container)
                 # No update of the limits between the OCI runtime's reading of the spec and RUNNING.
