@@ -25,12 +25,16 @@ PROBE_TIMEOUT = 30.0
 
 @dataclass(frozen=True)
 class RuntimeBinary:
-    """The OCI runtime's program; `kind` is `runc` or `crun`, from its --version output."""
+    """The OCI runtime's program; `kind` is `runc` or `crun`, from its --version output.
+
+    `checkpoints` is whether it can use CRIU: crun of Debian 12 is built without.
+    """
 
     path: str
     kind: str
     version: tuple[int, ...]
     mount_options: frozenset[str] = frozenset()
+    checkpoints: bool = True
 
     @property
     def recursive_readonly(self) -> bool:
@@ -133,7 +137,8 @@ async def _oci_runtime(config: Config, trees: Cgroups) -> RuntimeBinary:
     if match is None:
         raise ConfigError(f"runtime.oci_runtime: {path} is neither runc nor crun: {text.strip()[:80]!r}")
     version = tuple(int(part) for part in match[2].split("."))
-    return RuntimeBinary(path, match[1], version, _mount_options(await _output(path, "features")))
+    checkpoints = match[1] == "runc" or "+CRIU" in text.split()
+    return RuntimeBinary(path, match[1], version, _mount_options(await _output(path, "features")), checkpoints)
 
 
 def _mount_options(features: str) -> frozenset[str]:

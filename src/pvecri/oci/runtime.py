@@ -231,8 +231,13 @@ class OciRuntime:
     async def checkpoint(self, pod: PodNamespaces, container: ContainerId, images: Path, work: Path) -> None:
         """Have CRIU dump a running container into the new directory `images`, and leave it running.
 
-        CommandError with CRIU's message; its log is `work`/dump.log.
+        FailedPrecondition if the OCI runtime was built without CRIU, CommandError with CRIU's message; its log is
+        `work`/dump.log.
         """
+        program = self._features.oci_runtime
+        if not program.checkpoints:
+            problem = f"{program.path} was built without CRIU; checkpoints need another one (runtime.oci_runtime)"
+            raise FailedPrecondition(problem)
         # --file-locks: without it CRIU refuses a process that has locked a file.
         paths = ("--image-path", str(images), "--work-path", str(work))
         await self._run(

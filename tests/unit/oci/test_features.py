@@ -58,10 +58,24 @@ async def test_oci_runtime_is_identified_by_its_version_output(
 ) -> None:
     path = program(tmp_path, "runtime", output)
     if kind:
-        assert (await discovered(path)).oci_runtime == RuntimeBinary(str(path), kind, version)
+        found = (await discovered(path)).oci_runtime
+        assert (found.path, found.kind, found.version) == (str(path), kind, version)
     else:
         with pytest.raises(ConfigError, match=rf"^runtime\.oci_runtime: {path} is neither runc nor crun: "):
             await discovered(path)
+
+
+@pytest.mark.parametrize(
+    ("output", "checkpoints"),
+    [
+        ("runc version 1.1.5+ds1", True),
+        ("crun version 1.8.1\n+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP +EBPF +YAJL", False),
+        ("crun version 1.21\n+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP +EBPF +CRIU +WASM:wasmedge +YAJL", True),
+    ],
+)
+async def test_crun_may_be_built_without_checkpoints(output: str, checkpoints: bool, tmp_path: Path) -> None:
+    found = await discovered(program(tmp_path, "runtime", output))
+    assert found.oci_runtime.checkpoints is checkpoints
 
 
 @pytest.mark.parametrize(
