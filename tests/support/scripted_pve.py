@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -98,14 +99,18 @@ class ScriptedPve:
 
 
 @asynccontextmanager
-async def scripted_pve() -> AsyncIterator[ScriptedPve]:
-    """A server on a free port of loopback, while the context lasts."""
+async def scripted_pve(certificate: tuple[str, str] | None = None) -> AsyncIterator[ScriptedPve]:
+    """A server on a free port of loopback, while the context lasts; with `certificate` (file, key) over TLS."""
     server = ScriptedPve()
+    tls = None
+    if certificate is not None:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(*certificate)
     runner = web.ServerRunner(web.Server(server.answer))
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
     await site.start()
-    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    server.url = f"http{'s' if tls else ''}://127.0.0.1:{runner.addresses[0][1]}"
     try:
         yield server
     finally:

@@ -3,25 +3,66 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
+from pathlib import Path
 
 import aiohttp
 
 from pvecri.config import ConfigError, ProxmoxConfig
 from pvecri.errors import Unavailable
 
+log = logging.getLogger(__name__)
 
-def tls_setting(config: ProxmoxConfig) -> aiohttp.Fingerprint | ssl.SSLContext | bool:
-    """aiohttp's `ssl` argument; ConfigError if the fingerprint or the CA file is invalid.
+
+class Trust:
+    """Which server certificates are accepted: by `proxmox.fingerprint`, `proxmox.ca_file` or the system's CAs.
 
     A pinned fingerprint replaces the verification of CA and host name, as in Proxmox's own clients.
     """
-    if config.fingerprint:
-        return aiohttp.Fingerprint(_fingerprint(config.fingerprint))
+
+    def __init__(self, config: ProxmoxConfig) -> None:
+        """ConfigError if the fingerprint or the CA file is invalid."""
+        self._ca_file = None if config.fingerprint else config.ca_file
+        self._ca = _read(self._ca_file)
+        self.setting: aiohttp.Fingerprint | ssl.SSLContext = (
+            aiohttp.Fingerprint(_fingerprint(config.fingerprint))
+            if config.fingerprint
+            else _context(self._ca_file)
+        )
+        """aiohttp's argument `ssl`."""
+
+    def refused(self) -> bool:
+        """Called after a certificate was not accepted; returns whether another try may succeed.
+
+        It may if `proxmox.ca_file` has changed, because the CA was renewed.
+        """
+        try:
+            ca = _read(self._ca_file)
+            if ca == self._ca:
+                return False
+            self.setting = _context(self._ca_file)
+        except ConfigError as error:  # pmxcfs does not run, or the file is being written
+            log.warning("%s", error)
+            return False
+        self._ca = ca
+        log.info("proxmox.ca_file: %s has changed: it was read again", self._ca_file)
+        return True
+
+
+def _read(ca_file: Path | None) -> bytes:
     try:
-        context = ssl.create_default_context(cafile=config.ca_file)
+        return b"" if ca_file is None else ca_file.read_bytes()
     except OSError as error:
-        raise ConfigError(f"proxmox.ca_file: {config.ca_file}: {error}") from error
+        raise ConfigError(f"proxmox.ca_file: {ca_file}: {error}") from error
+
+
+def _context(ca_file: Path | None) -> ssl.SSLContext:
+    """A context for the CAs of a PEM file, or the system's."""
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise ConfigError(f"proxmox.ca_file: {ca_file}: {error}") from error
     # A Proxmox cluster's CA certificate has no key usage extension, which Python 3.13 and later require by
     # default. Its signatures are verified all the same.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -36,10 +77,19 @@ def untrusted(
         problem = f"its certificate is {error.got.hex(':').upper()}, which is not proxmox.fingerprint"
     else:
         problem = (
-            f"{error}: set proxmox.fingerprint (`pvenode cert info` shows it) or proxmox.ca_file "
+            f"{cause(error)}: set proxmox.fingerprint (`pvenode cert info` shows it) or proxmox.ca_file "
             f"(/etc/pve/pve-root-ca.pem of the cluster)"
         )
     return Unavailable(f"Proxmox: {config.url} (proxmox.url) is not trusted: {problem}")
+
+
+def cause(error: aiohttp.ClientError) -> str:
+    """Why a connection failed, without what aiohttp adds: the address, and the TLS context as an object's name."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return str(error.certificate_error)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.strerror or str(error.os_error)
+    return str(error)
 
 
 def _fingerprint(text: str) -> bytes:

@@ -23,7 +23,7 @@ from pvecri.errors import PvecriError, Unavailable
 from pvecri.proxmox import errors
 from pvecri.proxmox.auth import Auth, Ticket, auth_from
 from pvecri.proxmox.ctspec import ParameterValue, wire
-from pvecri.proxmox.tls import tls_setting, untrusted
+from pvecri.proxmox.tls import Trust, cause, untrusted
 
 T = TypeVar("T")
 
@@ -72,14 +72,14 @@ class Transport:
         self._config = config
         self._root = config.url.rstrip("/") + "/api2/json"
         self._auth: Auth | None = None
+        self._trust: Trust | None = None
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
         """Open the session; nothing is sent yet. ConfigError if credentials or certificates cannot be read."""
         self._auth = auth_from(self._config, self._login)
-        connector = aiohttp.TCPConnector(
-            limit=CONNECTIONS, keepalive_timeout=KEEPALIVE, ssl=tls_setting(self._config)
-        )
+        self._trust = Trust(self._config)
+        connector = aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=KEEPALIVE)
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),  # auth.py sets the ticket's cookie
@@ -149,15 +149,21 @@ class Transport:
 
     async def _exchange(self, call: Call, headers: dict[str, str]) -> Reply:
         """Send once. _NotSent if nothing was sent, ConnectionLost without response, Unavailable for a redirect."""
-        if self._session is None:  # the undo of a call that the daemon's end has cancelled
+        # No session: the undo of a call that the daemon's end has cancelled.
+        if self._session is None or self._trust is None:
             raise Unavailable(f"Proxmox: {call.action}: the connection is closed: the daemon is ending")
         url, body, content = self._encode(call)
         measured = metrics.measured(
             metrics.PROXMOX_REQUESTS, metrics.PROXMOX_SECONDS, call.method, path_template(call.path)
         )
-        with measured as measure, self._connection_errors(call):
+        with measured as measure, self._connection_errors(call, self._trust):
             request = self._session.request(
-                call.method, url, data=body, headers=headers | content, allow_redirects=False
+                call.method,
+                url,
+                data=body,
+                headers=headers | content,
+                allow_redirects=False,
+                ssl=self._trust.setting,
             )
             async with request as response:
                 measure.code = str(response.status)
@@ -167,16 +173,16 @@ class Transport:
                 return Reply(response.status, response.reason or "", await response.read())
 
     @contextmanager
-    def _connection_errors(self, call: Call) -> Iterator[None]:
+    def _connection_errors(self, call: Call, trust: Trust) -> Iterator[None]:
         """Raise aiohttp's errors as _NotSent and ConnectionLost."""
         try:
             yield
-        # First, for ClientSSLError is a ClientConnectorError: trying again does not make a certificate trusted.
+        # First, for ClientSSLError is a ClientConnectorError.
         except (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch) as error:
-            raise _NotSent(untrusted(self._config, error), worth_repeating=False) from error
+            raise _NotSent(untrusted(self._config, error), worth_repeating=trust.refused()) from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            problem = f"Proxmox: {call.action}: cannot connect to {self._config.url}: {error}: check proxmox.url"
-            raise _NotSent(Unavailable(problem), worth_repeating=True) from error
+            reason = f"cannot connect to {self._config.url}: {cause(error)}: check proxmox.url"
+            raise _NotSent(Unavailable(f"Proxmox: {call.action}: {reason}"), worth_repeating=True) from error
         # After ConnectionTimeoutError, which is one too: here the request may have been processed.
         except TimeoutError as error:
             raise ConnectionLost(

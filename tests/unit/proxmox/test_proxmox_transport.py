@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from fakepve.certs import make_cert
 from support import figures
 from support.scripted_pve import ScriptedPve, data, dropped, redirect, refusal, scripted_pve, unauthorized
 
@@ -111,13 +112,35 @@ async def test_write_with_status_595_is_retried(pve: ScriptedPve, tmp_path: Path
         assert await client.call(WRITE, str) == "UPID"
 
 
+async def test_renewed_ca_is_read_without_a_restart(tmp_path: Path) -> None:
+    old, new = (make_cert(str(tmp_path), name)[:2] for name in ("old", "new"))
+    ca_file = tmp_path / "ca.pem"
+    ca_file.write_text(Path(old[0]).read_text())
+
+    async with (
+        scripted_pve(certificate=new) as server,
+        transport(server.config(tmp_path, ca_file=ca_file)) as client,
+    ):
+        server.script("POST", WRITE.path, data("UPID"))
+        with pytest.raises(Unavailable, match=r"not trusted: [^<]*verify failed[^<]*proxmox\.ca_file"):
+            await client.call(WRITE, str)
+        ca_file.write_text("")  # as while it is being written: nothing else is trusted meanwhile
+        with pytest.raises(Unavailable, match="not trusted"):
+            await client.call(WRITE, str)
+        ca_file.write_text(Path(new[0]).read_text())
+
+        assert await client.call(WRITE, str) == "UPID"
+
+
 async def test_error_for_a_refused_connection_names_the_url(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     server = ScriptedPve(url=f"http://127.0.0.1:{port}")
 
     async with transport(server.config(tmp_path)) as client:
-        with pytest.raises(Unavailable, match=rf"cannot connect to {server.url}.*check proxmox\.url"):
+        with pytest.raises(
+            Unavailable, match=rf"cannot connect to {server.url}: Connect call failed [^<]*check proxmox\.url"
+        ):
             await client.call(WRITE, str)
 
 
