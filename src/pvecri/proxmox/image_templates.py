@@ -39,7 +39,13 @@ class ImageTemplates:
         if not await self._exists(file):
             return None
         call = Call(method="GET", path=self._content(file), action=f"get the path of template {file}")
-        return Path((await self._transport.call(call, VolumeInfo)).path)
+        try:
+            return Path((await self._transport.call(call, VolumeInfo)).path)
+        except ProxmoxError:
+            # Proxmox has no message of its own for a file that has been removed since it was listed.
+            if await self._exists(file):
+                raise
+            return None
 
     async def pull(self, reference: str, file: str) -> None:
         """Have Proxmox pull an image, and wait for it (POST …/oci-registry-pull).

@@ -11,7 +11,7 @@ from support.scripted_pve import ScriptedPve, data, refusal, scripted_pve
 
 from pvecri.errors import AlreadyExists, CommandError, FailedPrecondition, PermissionDenied
 from pvecri.proxmox.api import ProxmoxApi
-from pvecri.proxmox.errors import ParameterError, ProxmoxTaskError
+from pvecri.proxmox.errors import ParameterError, ProxmoxError, ProxmoxTaskError
 from pvecri.proxmox.image_templates import ImageTemplates
 
 PULL = "/nodes/pve/storage/x/oci-registry-pull"
@@ -96,6 +96,22 @@ async def test_a_template_is_found_by_its_name_where_the_node_has_it(
     pve.script("GET", f"{CONTENT}/x%3Avztmpl%2Fapp_1.tar", data({"path": "/mnt/x/app_1.tar", "size": 1}))
     assert await templates.find("app_1.tar") == Path("/mnt/x/app_1.tar")
     assert await templates.find("app_2.tar") is None
+
+
+async def test_a_template_that_is_removed_during_the_query_is_not_found(
+    pve: ScriptedPve, templates: ImageTemplates
+) -> None:
+    pve.script("GET", CONTENT, data([{"volid": "x:vztmpl/app_1.tar"}]), data([]))
+    gone = "volume_size_info on 'x:vztmpl/app_1.tar' failed - no format"
+    pve.script("GET", f"{CONTENT}/x%3Avztmpl%2Fapp_1.tar", refusal(500, gone))
+    assert await templates.find("app_1.tar") is None
+
+
+async def test_an_unreadable_template_is_an_error(pve: ScriptedPve, templates: ImageTemplates) -> None:
+    pve.script("GET", CONTENT, data([{"volid": "x:vztmpl/app_1.tar"}]))
+    pve.script("GET", f"{CONTENT}/x%3Avztmpl%2Fapp_1.tar", refusal(500, "volume 'x' has size zero"))
+    with pytest.raises(ProxmoxError, match="has size zero"):
+        await templates.find("app_1.tar")
 
 
 async def test_remove_stops_only_the_pull_of_that_file(pve: ScriptedPve, templates: ImageTemplates) -> None:

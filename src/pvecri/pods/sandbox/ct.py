@@ -197,7 +197,8 @@ class SandboxCts:
                 continue
             try:
                 config = await self._proxmox.ct_config(guest.vmid)
-            except CtNotFound:
+            # Hidden: it has left our pool since it was listed, such as at the end of a destroy.
+            except (CtNotFound, CtHidden):
                 continue
             owner = ct_notes.owner(config.description)
             if not owner.sandbox or owner.installation != self._installation:
