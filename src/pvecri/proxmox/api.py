@@ -41,6 +41,7 @@ from pvecri.proxmox.errors import (
     Forbidden,
     ParameterError,
     ProxmoxError,
+    task_failure,
 )
 from pvecri.proxmox.image_templates import ImageTemplates
 from pvecri.proxmox.tasks import Tasks, parse_upid
@@ -282,8 +283,7 @@ class ProxmoxApi:
         status = await self._tasks.status(upid, action)
         if status.status is not TaskState.STOPPED or status.succeeded:
             return None
-        log = await self._tasks.log_end(upid)
-        return f"{status.exitstatus} [{log}]" if log else status.exitstatus
+        return task_failure(status.exitstatus, await self._tasks.log_end(upid))
 
     # -- templates -------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@
         ├── CtNotRunning        it is stopped already
         ├── CtAlreadyRunning    it is running already
         ├── CtLocked            the CT is locked by a backup, a migration, another task
+        ├── StorageLocked       a storage's lock is held for longer than Proxmox waits for it
         └── ProxmoxTaskError    the task was accepted and failed; carries its UPID
 
     PermissionDenied
@@ -96,7 +97,19 @@ class CtLocked(ProxmoxError):
             message += "`pct destroy VMID` remove what is left"
         elif self.lock:
             message += ": if no task of it runs, `pct unlock VMID` on its node removes the lock"
+        else:
+            message += HELD_LOCK
         super().__init__(action, message, http_status)
+
+
+class StorageLocked(ProxmoxError):
+    """The lock of a storage, which Proxmox takes to create and remove volumes, is held; Proxmox has waited for it.
+
+    A storage of the cluster has a lock in /etc/pve, which expires two minutes after its owner's end.
+    """
+
+    def __init__(self, action: str, message: str, http_status: int = 0) -> None:
+        super().__init__(action, f"{message}{HELD_LOCK}", http_status)
 
 
 class ProxmoxTaskError(ProxmoxError):
@@ -107,7 +120,12 @@ class ProxmoxTaskError(ProxmoxError):
         self.upid = upid
 
 
+HELD_LOCK = ": another task or process on the node holds it (`lslocks`)"
+
 _CONFIG_LOCK = re.compile(r"\bCT is locked \(([\w-]+)\)")
+
+_COMMAND = re.compile(r"\bcommand '(?:lxc-usernsexec .*? -- )?([^\s']+).*'(?= failed: )", re.DOTALL)
+"""A command line in a message of PVE::Tools::run_command. lxc-usernsexec only runs the program in the CT's IDs."""
 
 _KINDS: tuple[tuple[re.Pattern[str], type[ProxmoxError]], ...] = (
     (re.compile(r"\b(?:CT|VM) \d+ already exists\b"), CtExists),
@@ -115,6 +133,10 @@ _KINDS: tuple[tuple[re.Pattern[str], type[ProxmoxError]], ...] = (
     (re.compile(r"\bCT \d+ not running\b"), CtNotRunning),
     (re.compile(r"\bCT \d+ already running\b"), CtAlreadyRunning),
     (_CONFIG_LOCK, CtLocked),
+    # The flock of a storage that is not shared, and the lock directory of one that is (PVE::Storage::Plugin,
+    # cluster_lock_storage; PVE::Cluster, cfs_lock_storage).
+    (re.compile(r"can't lock file '[^']*/pve-storage-[^']*' - got timeout"), StorageLocked),
+    (re.compile(r"cfs-lock 'storage-[^']*' error: got lock request timeout"), StorageLocked),
     # The flock of the CT's config: a task waits ten seconds for another one (PVE::AbstractConfig, lock_config).
     (re.compile(r"can't lock file '[^']*' - got timeout"), CtLocked),
 )
@@ -172,8 +194,16 @@ def from_task(action: str, exitstatus: str, log: str, upid: str) -> ProxmoxError
     kind = kind_of(exitstatus)
     if kind is not ProxmoxError:
         return kind(action, exitstatus)
-    detail = f"{exitstatus} [{log}]" if log else exitstatus
-    return ProxmoxTaskError(action, f"{detail} (task {upid})", upid)
+    return ProxmoxTaskError(action, f"{task_failure(exitstatus, log)} (task {upid})", upid)
+
+
+def task_failure(exitstatus: str, log: str) -> str:
+    """Why a task failed, in one sentence: its exit status without command lines, and the end of its log.
+
+    Of a command that failed, the program's name is left; the task's log has all of it.
+    """
+    reason = _COMMAND.sub(r"\1", exitstatus)
+    return f"{reason} [{log}]" if log else reason
 
 
 def _read(body: bytes) -> _Body:

@@ -18,7 +18,7 @@ from pvecri.proxmox.upid import Upid
 
 PULL_TASK: Final = "ociregistrypull"
 _ENDING: Final = ".tar"
-_SKOPEO_FAILED: Final = re.compile(r"command 'skopeo .*' failed: exit code (\d+)", re.DOTALL)
+_SKOPEO_FAILED: Final = re.compile(r"\bskopeo failed: exit code (\d+)")
 
 
 class ImageTemplates:

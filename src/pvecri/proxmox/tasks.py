@@ -68,7 +68,7 @@ class Tasks:
         return max(wanted, key=_start, default=None)
 
     async def log_end(self, task: Upid) -> str:
-        """The last lines of the task's log, joined, for an error; empty if the log cannot be read."""
+        """The last lines of a failed task's log, joined, without its exit status; empty if it cannot be read."""
         call = Call(
             # By default the first 50 lines; the error is at the end.
             method="GET",
@@ -81,7 +81,8 @@ class Tasks:
         # The task has failed anyway: its exit status is the error, the log only adds to it.
         except (errors.ProxmoxError, Unavailable):
             return ""
-        texts = [line.t.strip() for line in lines if line.t.strip()]
+        # The last line repeats the exit status.
+        texts = [line.t.strip() for line in lines if line.t.strip() and not line.t.startswith("TASK ERROR: ")]
         return "; ".join(texts[-LOG_LINES:])
 
     async def _poll(self, task: Upid, action: str) -> TaskStatus:

@@ -82,6 +82,17 @@ async def test_failed_task_error_has_the_end_of_its_log(pve: ScriptedPve, api: P
     assert failure.value.upid == TASK
 
 
+async def test_failed_task_error_does_not_repeat_its_exit_status(pve: ScriptedPve, api: ProxmoxApi) -> None:
+    pve.script("POST", "/nodes/pve/lxc", data(TASK))
+    pve.script("GET", f"{TASK_PATH}/status", ended("no space"))
+    pve.script(
+        "GET", f"{TASK_PATH}/log", data([{"n": 1, "t": "mkfs: full"}, {"n": 2, "t": "TASK ERROR: no space"}])
+    )
+
+    with pytest.raises(ProxmoxTaskError, match=r"create CT 900001: no space \[mkfs: full\] \(task "):
+        await api.create_ct(SPEC)
+
+
 async def test_error_for_a_task_timeout_names_the_task(pve: ScriptedPve, api: ProxmoxApi) -> None:
     pve.script("POST", "/nodes/pve/lxc", data(TASK))
     pve.script("GET", f"{TASK_PATH}/status", data({"status": "running"}))

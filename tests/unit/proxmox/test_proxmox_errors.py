@@ -27,6 +27,8 @@ def answered(status: int, words: str, parameters: dict[str, str] | None = None) 
         ("CT is locked (backup)", errors.CtLocked),
         ("CT is locked (snapshot-delete)", errors.CtLocked),
         ("can't lock file '/run/lock/lxc/pve-config-204.lock' - got timeout", errors.CtLocked),
+        ("can't lock file '/var/lock/pve-manager/pve-storage-local' - got timeout", errors.StorageLocked),
+        ("cfs-lock 'storage-nfs' error: got lock request timeout", errors.StorageLocked),
         ("storage 'nosuch' does not exist", errors.ProxmoxError),
         ("volume 'local:vztmpl/nosuch.tar.gz' does not exist", errors.ProxmoxError),
         ("create pool failed: pool 'k8s' already exists", errors.ProxmoxError),
@@ -54,6 +56,7 @@ def test_lock_of_a_running_task_has_no_name() -> None:
     assert isinstance(error, errors.CtLocked)
     assert error.lock == ""
     assert "unlock`" not in str(error)
+    assert "`lslocks`" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +117,40 @@ def test_an_error_without_a_body_has_the_reason_phrase() -> None:
 )
 def test_temporary_failure_is_unavailable(status: int, words: str) -> None:
     assert isinstance(answered(status, words), Unavailable)
+
+
+UNTAR = (
+    "command 'lxc-usernsexec -m u:0:100000:65536 -m g:0:100000:65536 -- tar xpf - -z --totals --one-file-system "
+    "-p '--xattrs-include=user.*' -C /var/lib/lxc/900001/rootfs --skip-old-files --anchored --exclude './dev/*'' "
+    "failed: exit code 2"
+)
+MAKE_FILESYSTEM = (
+    "command 'mkfs.ext4 -O mmp -E 'root_owner=100000:100000' /dev/pve/vm-900001-disk-0' failed: exit code 1"
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "shown"),
+    [
+        (
+            f"unable to create CT 900001 - {UNTAR}",
+            "unable to create CT 900001 - tar failed: exit code 2 [x: full] ",
+        ),
+        (MAKE_FILESYSTEM, "mkfs.ext4 failed: exit code 1 [x: full] "),
+        ("startup for container '204' failed", "startup for container '204' failed [x: full] "),
+        ("a command 'x' that did not fail", "a command 'x' that did not fail [x: full] "),
+    ],
+)
+def test_error_of_a_task_has_the_name_of_the_failed_program(status: str, shown: str) -> None:
+    error = errors.from_task("create CT 900001", status, "x: full", "UPID:pve:…:")
+    assert str(error).startswith(f"Proxmox: create CT 900001: {shown}(task UPID:")
+
+
+def test_storage_lock_names_what_shows_its_holder() -> None:
+    error = errors.from_task(
+        "x", "can't lock file '/var/lock/pve-manager/pve-storage-x' - got timeout", "", "UPID:…"
+    )
+    assert "`lslocks`" in str(error)
 
 
 def test_a_failed_task_has_its_log_and_its_name() -> None:
