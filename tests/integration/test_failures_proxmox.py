@@ -137,6 +137,39 @@ def test_pod_stays_until_its_ct_can_be_destroyed(machine: Machine, embedded: Emb
     machine.assert_nothing_left()
 
 
+def test_storage_lock_fails_a_removal_at_once_and_the_pod_is_removed_later(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient
+) -> None:
+    pod = cri.run_pod()
+    # After ten seconds on Proxmox.
+    text = "can't lock file '/var/lock/pve-manager/pve-storage-local' - got timeout"
+    embedded.fault(task="vzdestroy", text=text)
+    with refused(grpc.StatusCode.INTERNAL, r"destroy CT \d+: can't lock file .*`lslocks`"):
+        cri.remove_pod(pod)
+    eventually(lambda: not cri.pods(), "the pod is removed by itself")
+    machine.assert_nothing_left()
+
+
+def test_inactive_storage_costs_one_failed_destroy_until_it_is_active_again(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient
+) -> None:
+    pod = cri.run_pod()
+    vmid = cri.vmid(pod)
+    embedded.request("PUT", "/storage/local", disable=1)
+    try:
+        with refused(grpc.StatusCode.INTERNAL, r"destroy CT \d+: storage 'local' is disabled \(task "):
+            cri.remove_pod(pod)
+        for _ in range(2):
+            with refused(grpc.StatusCode.UNAVAILABLE, r"destroy CT \d+: .*storage local is disabled"):
+                cri.remove_pod(pod)
+        failed = [status for status in embedded.tasks(vmid, "vzdestroy").values() if status != "OK"]
+        assert failed == ["storage 'local' is disabled"]
+    finally:
+        embedded.request("PUT", "/storage/local", delete="disable")
+    eventually(lambda: not cri.pods(), "the pod is removed by itself")
+    machine.assert_nothing_left()
+
+
 def test_a_pod_that_cannot_be_destroyed_can_be_removed_again(
     machine: Machine, embedded: EmbeddedNode, cri: CriClient
 ) -> None:

@@ -86,7 +86,7 @@ def conditions(*parts: Condition, network: NetworkStatus, background: Condition)
 def _unsuitable(storage: StorageStatus, name: str, setting: str, content: str) -> Condition | None:
     """Why proxmox.`setting` cannot be this storage, which needs the content type `content`; None if it can."""
     if not storage.active:
-        message = f"storage {name} is not active (proxmox.{setting})"
+        message = f"{storage.problem(name)} (proxmox.{setting})"
         return Condition("ProxmoxReady", False, "ProxmoxStorageInactive", message)
     if content not in storage.contents:
         message = f"storage {name} does not allow content {content} (proxmox.{setting})"

@@ -104,7 +104,7 @@ class PodManager:
         self.statistics = Statistics(registry, cgroups, self._layers)
         self.metrics = Metrics(registry, cgroups, self._layers)
         self.health = ProxmoxHealth(config.proxmox, proxmox)
-        self._recovery = Recovery(registry, teardown, exits, cts, proxmox, network, images)
+        self._recovery = Recovery(registry, teardown, exits, cts, network, images)
 
     async def start(self) -> None:
         """Adopt running pods and start the background tasks. Proxmox need not be reachable."""

@@ -18,14 +18,13 @@ from msgspec.structs import replace
 from pvecri import metrics
 from pvecri.images.manager import ImageManager
 from pvecri.linux import mounts
-from pvecri.model import ContainerState, SandboxId, SandboxPhase, Vmid
+from pvecri.model import ContainerState, SandboxId, SandboxPhase
 from pvecri.network.manager import NetworkManager
 from pvecri.pods.container.exit import ContainerExits
 from pvecri.pods.container.pause import pause_id
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox.ct import SandboxCts
 from pvecri.pods.sandbox.stop import SandboxTeardown
-from pvecri.proxmox.api import ProxmoxApi
 from pvecri.supervision import Incomplete, Step, attempt, attempt_each
 
 log = logging.getLogger(__name__)
@@ -42,7 +41,6 @@ class Recovery:
         teardown: SandboxTeardown,
         exits: ContainerExits,
         cts: SandboxCts,
-        proxmox: ProxmoxApi,
         network: NetworkManager,
         images: ImageManager,
     ) -> None:
@@ -50,7 +48,6 @@ class Recovery:
         self._teardown = teardown
         self._exits = exits
         self._cts = cts
-        self._proxmox = proxmox
         self._network = network
         self._images = images
         self._of_start: dict[str, Step] = {}
@@ -165,8 +162,7 @@ class Recovery:
     async def _destroy_orphans(self) -> None:
         async for vmid in self._cts.orphans():
             log.warning("CT %d was created by this installation and belongs to no pod: destroying it", vmid)
-            await self._proxmox.stop_ct(Vmid(vmid))
-            await self._proxmox.destroy_ct(Vmid(vmid))
+            await self._cts.destroy_orphan(vmid)
 
     async def _remove_lost_pod(self, directory: Path) -> None:
         await self._network.release(SandboxId(directory.name))  # no pod without a row is detached otherwise

@@ -37,16 +37,26 @@ class NodeStatus(Answer, frozen=True):
 
 
 class StorageStatus(Answer, frozen=True):
-    """GET /nodes/{node}/storage/{storage}/status; `content` is a comma-separated list."""
+    """GET /nodes/{node}/storage/{storage}/status; `content` is a comma-separated list.
+
+    A storage that is enabled and not `active` is offline: not mounted, its server or device not available.
+    """
 
     type: str
     content: str = ""
+    enabled: bool = True
     active: bool = False
 
     @property
     def contents(self) -> frozenset[str]:
         """The content types that the storage allows, such as `rootdir` and `vztmpl`."""
         return frozenset(self.content.split(","))
+
+    def problem(self, storage: str) -> str:
+        """Why the storage of this name is not active, for an error."""
+        if not self.enabled:
+            return f"storage {storage} is disabled, or not for this node (/etc/pve/storage.cfg)"
+        return f"storage {storage} is offline: `pvesm status` on the node says why"
 
 
 class StorageConfig(Answer, frozen=True):
@@ -90,7 +100,13 @@ class CtConfig(Answer, frozen=True):
 
     description: str = ""
     lock: str = ""
+    rootfs: str = ""
     raw: dict[str, str] = {}
+
+    @property
+    def rootfs_storage(self) -> str:
+        """The storage of the root filesystem, whose value begins with the volume ID `STORAGE:VOLUME`."""
+        return self.rootfs.partition(":")[0]
 
 
 class TaskState(Enum):

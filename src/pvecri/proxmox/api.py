@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from pvecri.backoff import Backoff
 from pvecri.config import ProxmoxConfig
-from pvecri.errors import NotFound
+from pvecri.errors import NotFound, Unavailable
 from pvecri.model import Firewall, Vmid
 from pvecri.proxmox import privileges
 from pvecri.proxmox.answers import (
@@ -223,6 +223,22 @@ class ProxmoxApi:
             await self._task("DELETE", vmid, "", f"destroy CT {vmid}", force=force, purge=purge)
         except CtNotFound:
             return
+
+    async def check_rootfs_storage(self, vmid: Vmid) -> None:
+        """Unavailable if the storage of a CT's root filesystem is not active: a destroy would fail. CtNotFound.
+
+        A storage on which our account lacks the privileges is not checked.
+        """
+        action = f"destroy CT {vmid}"
+        storage = (await self._config_of(vmid, action)).rootfs_storage
+        try:
+            status = await self.storage_status(storage)
+        except Forbidden:
+            return
+        if not status.active:
+            raise Unavailable(
+                f"Proxmox: {action}: its root filesystem cannot be removed: {status.problem(storage)}"
+            )
 
     async def configure_ct(self, vmid: Vmid, **changes: ParameterValue | None) -> None:
         """Change options (PUT …/config); None removes one.

@@ -67,6 +67,8 @@ class SandboxCts:
         self._arch = ""
         self._node_memory = 0
         self._preparing = asyncio.Lock()
+        self._undestroyed: set[Vmid] = set()
+        """CTs whose last destroy failed."""
 
     async def prepare(self) -> None:
         """Read the VMIDs in use and the node's memory, and upload the sandbox template. Idempotent."""
@@ -178,14 +180,28 @@ class SandboxCts:
         if not vmid:
             return
         if await self._owns(pod):
-            await self._proxmox.destroy_ct(vmid)
+            await self._destroy(vmid)
         with suppress(OSError):  # LXC does not always remove cgroups that it did not create
             self._cgroups.remove(pod.cgroups.ct)
         self._registry.save_pod(pod, replace(pod.value, vmid=0, ct_made=False), ending=True)
         # Last: while a row has the VMID, another pod with it cannot be stored (UNIQUE).
         self._vmids.release(vmid)
 
-    async def orphans(self) -> AsyncIterator[int]:
+    async def destroy_orphan(self, vmid: Vmid) -> None:
+        """Stop and destroy one of `orphans`. Idempotent."""
+        await self._proxmox.stop_ct(vmid)
+        await self._destroy(vmid)
+
+    async def _destroy(self, vmid: Vmid) -> None:
+        # Each try is a task in Proxmox's log, and a storage may be offline for days.
+        if vmid in self._undestroyed:
+            with suppress(CtNotFound):
+                await self._proxmox.check_rootfs_storage(vmid)
+        self._undestroyed.add(vmid)
+        await self._proxmox.destroy_ct(vmid)
+        self._undestroyed.discard(vmid)
+
+    async def orphans(self) -> AsyncIterator[Vmid]:
         """The VMIDs of CTs that this installation created and has no record of."""
         vmids = self._config.proxmox.vmid_range
         known = {pod.value.vmid for pod in self._registry.pods()}
