@@ -68,6 +68,12 @@ class Process:
         self._fd = -1
 
 
+def boot_time() -> int:
+    """When the kernel was booted, to the second: nanoseconds since the epoch (proc_stat(5), btime)."""
+    lines = Path("/proc/stat").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("btime "))) * 10**9
+
+
 def status(pid: int) -> dict[str, str]:
     """/proc/PID/status by key; empty if the process is gone."""
     try:

@@ -29,6 +29,8 @@ from pvecri.pods.container.update import ContainerUpdater
 from pvecri.pods.container.volume_owners import VolumeProbe
 from pvecri.pods.health import Condition, ProxmoxHealth, background_condition, conditions, image_store_condition
 from pvecri.pods.hooks import Hooks
+from pvecri.pods.node_downtime import INTERVAL as DOWNTIME_INTERVAL
+from pvecri.pods.node_downtime import NodeDowntime
 from pvecri.pods.recovery import Recovery
 from pvecri.pods.registry import Registry
 from pvecri.pods.sandbox.ct import SandboxCts
@@ -75,7 +77,8 @@ class PodManager:
         # Not in the run directory: systemd mounts /run with noexec.
         pauses = Pauses(features, oci_runtime, runtime.state_dir / "pause")
         pauses.prepare()
-        exits = ContainerExits(registry, images, oci_runtime, cgroups, exit_dir, hooks, supervisor)
+        self._downtime = downtime = NodeDowntime(runtime.state_dir / "last-run")
+        exits = ContainerExits(registry, images, oci_runtime, cgroups, exit_dir, hooks, supervisor, downtime)
         self.container_starter = ContainerStarter(config, features, registry, oci_runtime, exits, hooks)
         self.container_stopper = stopper = ContainerStopper(registry, cgroups)
         self.container_remover = remover = ContainerRemover(registry, images, stopper, exits, hooks)
@@ -115,12 +118,14 @@ class PodManager:
         repeat("pod store", self.registry.write_unsaved, self.registry.unsaved.wait)
         repeat("recovery", self._recovery.clean_up, self.sandbox_teardown.removal_pending.wait)
         repeat("statistics", self.statistics.sample, partial(asyncio.sleep, SAMPLE_INTERVAL))
+        repeat("time of the last run", self._downtime.refresh, partial(asyncio.sleep, DOWNTIME_INTERVAL))
         repeat("CT tags", self._tags.tag_all, self._tags.wanted.wait)
 
     async def close(self) -> None:
         """Stop the background tasks; pods and containers keep running."""
         # First: its tasks write to the store.
         await self._supervisor.close()
+        await self._downtime.refresh()
         self.registry.close()
         self._volumes.close()
         self._store.close()

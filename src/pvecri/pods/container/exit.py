@@ -24,6 +24,7 @@ from pvecri.model import ContainerState
 from pvecri.oci.runtime import OciRuntime
 from pvecri.pods.container import bundle, exposure, volumes
 from pvecri.pods.hooks import Hooks
+from pvecri.pods.node_downtime import NodeDowntime
 from pvecri.pods.registry import ContainerEntry, LifecycleEvent, PodEntry, Registry
 from pvecri.supervision import Step, Supervisor, attempt
 
@@ -48,6 +49,7 @@ class ContainerExits:
         directory: Path,
         hooks: Hooks,
         supervisor: Supervisor,
+        downtime: NodeDowntime,
     ) -> None:
         """`directory` is conmon's --exit-dir: one file a container, with its exit code."""
         self._registry = registry
@@ -57,6 +59,7 @@ class ContainerExits:
         self._directory = directory
         self._hooks = hooks
         self._supervisor = supervisor
+        self._downtime = downtime
 
     def open_processes(self, pod: PodEntry, container: ContainerEntry) -> None:
         """Open pidfds of the container's first process and of its conmon; ProcessLookupError if one has exited."""
@@ -89,7 +92,7 @@ class ContainerExits:
             code = int(exit_file.read_text())
             finished_at = exit_file.stat().st_mtime_ns
         except (FileNotFoundError, ValueError):  # conmon was killed before it wrote the file
-            code, finished_at = KILLED_CODE, time.time_ns()
+            code, finished_at = KILLED_CODE, self._downtime.end_of(container.value.started_at)
         reason = "Completed" if code == 0 else "Error"
         if container.bundle.oom_file.exists():
             reason = OOM_KILLED
@@ -172,7 +175,9 @@ class ContainerExits:
     def record_lost(self, container: ContainerEntry) -> None:
         """Record that a created container cannot be started: the node was rebooted, its bundle was in /run."""
         container.notified = LifecycleEvent.STOPPED
-        self.record(container, KILLED_CODE, "Error", "the node was restarted before the container was started")
+        message = "the node was restarted before the container was started"
+        finished_at = self._downtime.end_of(container.value.created_at)
+        self.record(container, KILLED_CODE, "Error", message, finished_at)
         container.released.set()
 
     def abort_start(self, pod: PodEntry, container: ContainerEntry) -> None:
