@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pvecri.config import Config, ProxmoxConfig
-from pvecri.errors import PvecriError
+from pvecri.errors import NotFound, PvecriError
 from pvecri.network.manager import NetworkStatus
 from pvecri.proxmox.answers import StorageStatus
 from pvecri.proxmox.api import ProxmoxApi
@@ -83,8 +83,14 @@ def conditions(*parts: Condition, network: NetworkStatus, background: Condition)
     ]
 
 
-def _unsuitable(storage: StorageStatus, name: str, setting: str, content: str) -> Condition | None:
-    """Why proxmox.`setting` cannot be this storage, which needs the content type `content`; None if it can."""
+def _unsuitable(storage: StorageStatus | None, name: str, setting: str, content: str) -> Condition | None:
+    """Why proxmox.`setting` cannot be this storage, which needs the content type `content`; None if it can.
+
+    `storage` is None if there is no storage of that name.
+    """
+    if storage is None:
+        message = f"storage {name} does not exist in Proxmox (proxmox.{setting})"
+        return Condition("ProxmoxReady", False, "ProxmoxStorageMissing", message)
     if not storage.active:
         message = f"{storage.problem(name)} (proxmox.{setting})"
         return Condition("ProxmoxReady", False, "ProxmoxStorageInactive", message)
@@ -128,12 +134,12 @@ class ProxmoxHealth:
         # First: it needs no privilege, so if it fails it is the connection or the credentials.
         self.version = (await self._proxmox.version()).version
         name = "ProxmoxReady"
-        templates = await self._proxmox.storage_status(self._config.template_storage)
-        storage = await self._proxmox.storage_status(self._config.storage)
+        templates = await self._status(self._config.template_storage)
+        storage = await self._status(self._config.storage)
         problem = _unsuitable(templates, self._config.template_storage, "template_storage", "vztmpl")
         if problem := problem or _unsuitable(storage, self._config.storage, "storage", "rootdir"):
             return problem
-        if storage.type in _WITHOUT_DIRECTORIES and not self._config.rootfs_size_gib:
+        if storage and storage.type in _WITHOUT_DIRECTORIES and not self._config.rootfs_size_gib:
             message = f"storage {self._config.storage} is of type {storage.type}, which has no plain directories: "
             message += "proxmox.rootfs_size_gib must be at least 1"
             return Condition(name, False, "ProxmoxStorageUnsuitable", message)
@@ -141,3 +147,9 @@ class ProxmoxHealth:
         if missing:
             return Condition(name, False, "ProxmoxPrivilegesMissing", "; ".join(missing))
         return Condition(name, True)
+
+    async def _status(self, storage: str) -> StorageStatus | None:
+        try:
+            return await self._proxmox.storage_status(storage)
+        except NotFound:
+            return None

@@ -59,8 +59,8 @@ TRANSIENT_LOCKS = frozenset((CREATE_LOCK, "destroyed"))
 """Locks of configs without a description: near the end of a destroy only `lock: destroyed` is left."""
 
 HELD_LOCK_TIMEOUT = 60.0
-"""Seconds to wait for other locks of configs: a backup's may last for hours, and the kubelet gives up
-after two minutes, with an error that names no lock.
+"""Seconds to wait for other locks of a CT: a backup's may last for hours, and the kubelet gives up after two
+minutes, with an error that names no lock. For a flock each try is a task of its own, which waits ten seconds.
 """
 
 LOCKED = Backoff(first=0.25, maximum=4.0)
@@ -102,9 +102,14 @@ class ProxmoxApi:
         return await self._get(f"/nodes/{self._node}/status", f"get the status of node {self._node}", NodeStatus)
 
     async def storage_status(self, storage: str) -> StorageStatus:
-        """GET /nodes/{node}/storage/{storage}/status."""
+        """GET /nodes/{node}/storage/{storage}/status. NotFound if there is no storage of that name."""
         path = f"/nodes/{self._node}/storage/{storage}/status"
-        return await self._get(path, f"get the status of storage {storage}", StorageStatus)
+        try:
+            return await self._get(path, f"get the status of storage {storage}", StorageStatus)
+        except ParameterError as error:
+            if "No such storage" in error.errors.get("storage", ""):
+                raise NotFound(f"storage {storage} does not exist in Proxmox") from error
+            raise
 
     async def storage_config(self, storage: str) -> StorageConfig:
         """A storage's entry in storage.cfg (GET /storage). NotFound if our account sees none of that name."""
@@ -464,6 +469,5 @@ class ProxmoxApi:
 
 def _lock_timeout(refused: CtLocked | CtHidden, timeout: float) -> float:
     """Seconds for which to retry after this refusal."""
-    # An empty `lock` is the flock of a running task, which ends with it: seconds, not hours.
-    held = isinstance(refused, CtLocked) and refused.lock and refused.lock not in TRANSIENT_LOCKS
+    held = isinstance(refused, CtLocked) and refused.lock not in TRANSIENT_LOCKS
     return min(timeout, HELD_LOCK_TIMEOUT) if held else timeout

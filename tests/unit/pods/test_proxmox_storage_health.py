@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.scripted_pve import data, scripted_pve
+from support.scripted_pve import Step, data, refusal, scripted_pve
 
 from pvecri.pods.health import ProxmoxHealth
 from pvecri.proxmox.api import ProxmoxApi
@@ -39,3 +39,40 @@ async def test_storage_needs_rootdir_content_and_directories_unless_disks_have_a
         await health.poll()
         await api.close()
     assert health.condition.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "message"),
+    [
+        (
+            refusal(400, "Parameter verification failed.", {"storage": "No such storage."}),
+            "ProxmoxStorageMissing",
+            "storage x does not exist in Proxmox (proxmox.storage)",
+        ),
+        (
+            data({"type": "dir", "content": "rootdir", "active": 0, "enabled": 0}),
+            "ProxmoxStorageInactive",
+            "storage x is disabled, or not for this node (/etc/pve/storage.cfg) (proxmox.storage)",
+        ),
+        (
+            data({"type": "dir", "content": "rootdir", "active": 0, "enabled": 1}),
+            "ProxmoxStorageInactive",
+            "storage x is offline: `pvesm status` on the node says why (proxmox.storage)",
+        ),
+    ],
+)
+async def test_storage_that_cannot_be_used_is_named_with_its_setting(
+    tmp_path: Path, answer: Step, reason: str, message: str
+) -> None:
+    async with scripted_pve() as server:
+        server.script("GET", "/version", data({"version": "9.2.11"}))
+        server.script("GET", "/nodes/pve/storage/x/status", answer)
+        status = {"type": "dir", "content": "vztmpl", "active": 1, "enabled": 1}
+        server.script("GET", "/nodes/pve/storage/local/status", data(status))
+        config = server.config(tmp_path, storage="x")
+        api = ProxmoxApi(config)
+        await api.start()
+        health = ProxmoxHealth(config, api)
+        await health.poll()
+        await api.close()
+    assert (health.condition.reason, health.condition.message) == (reason, message)

@@ -163,6 +163,21 @@ async def test_locked_ct_times_out(pve: ScriptedPve, api: ProxmoxApi) -> None:
         await api.destroy_ct(VMID)
 
 
+@pytest.mark.parametrize("message", ["CT is locked (backup)", "can't lock file '/run/lock/x' - got timeout"])
+async def test_lock_that_stays_is_an_error_before_the_task_timeout(
+    pve: ScriptedPve, api: ProxmoxApi, monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    monkeypatch.setattr("pvecri.proxmox.api.HELD_LOCK_TIMEOUT", 0.0)
+    pve.script("DELETE", CT, data(TASK))
+    pve.script("GET", f"{CT}/config", data({}))
+    pve.script("GET", f"{TASK_PATH}/status", ended(message))
+
+    with pytest.raises(CtLocked):
+        await api.destroy_ct(VMID)
+
+    assert pve.count("DELETE", CT) == 1
+
+
 async def test_stop_of_a_stopped_ct_is_no_error(pve: ScriptedPve, api: ProxmoxApi) -> None:
     pve.script("POST", f"{CT}/status/stop", dropped, refusal(500, f"CT {VMID} not running"))
 
