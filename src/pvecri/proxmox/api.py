@@ -238,12 +238,13 @@ class ProxmoxApi:
         storage = (await self._config_of(vmid, action)).rootfs_storage
         try:
             status = await self.storage_status(storage)
+            problem = "" if status.active else status.problem(storage)
         except Forbidden:
             return
-        if not status.active:
-            raise Unavailable(
-                f"Proxmox: {action}: its root filesystem cannot be removed: {status.problem(storage)}"
-            )
+        except NotFound as error:  # NOT_FOUND would tell the kubelet that the pod is removed
+            problem = str(error)
+        if problem:
+            raise Unavailable(f"Proxmox: {action}: its root filesystem cannot be removed: {problem}")
 
     async def configure_ct(self, vmid: Vmid, **changes: ParameterValue | None) -> None:
         """Change options (PUT …/config); None removes one.

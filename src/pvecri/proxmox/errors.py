@@ -9,6 +9,7 @@
         ├── CtNotRunning        it is stopped already
         ├── CtAlreadyRunning    it is running already
         ├── CtLocked            the CT is locked by a backup, a migration, another task
+        ├── CtProtected         the CT has the option `protection`
         ├── StorageLocked       a storage's lock is held for longer than Proxmox waits for it
         └── ProxmoxTaskError    the task was accepted and failed; carries its UPID
 
@@ -98,8 +99,15 @@ class CtLocked(ProxmoxError):
         elif self.lock:
             message += ": if no task of it runs, `pct unlock VMID` on its node removes the lock"
         else:
-            message += HELD_LOCK
+            message += _HOLDER
         super().__init__(action, message, http_status)
+
+
+class CtProtected(ProxmoxError):
+    """The CT has the option `protection`: Proxmox removes neither it nor its disks."""
+
+    def __init__(self, action: str, message: str, http_status: int = 0) -> None:
+        super().__init__(action, f"{message}: `pct set VMID --protection 0` on its node ends that", http_status)
 
 
 class StorageLocked(ProxmoxError):
@@ -109,7 +117,9 @@ class StorageLocked(ProxmoxError):
     """
 
     def __init__(self, action: str, message: str, http_status: int = 0) -> None:
-        super().__init__(action, f"{message}{HELD_LOCK}", http_status)
+        shared = message.rpartition("cfs-lock")[1]
+        holder = ": a task on a node of the cluster holds it" if shared else _HOLDER
+        super().__init__(action, f"{message}{holder}", http_status)
 
 
 class ProxmoxTaskError(ProxmoxError):
@@ -120,7 +130,7 @@ class ProxmoxTaskError(ProxmoxError):
         self.upid = upid
 
 
-HELD_LOCK = ": another task or process on the node holds it (`lslocks`)"
+_HOLDER = ": another task or process on the node holds it (`lslocks`)"
 
 _CONFIG_LOCK = re.compile(r"\bCT is locked \(([\w-]+)\)")
 
@@ -133,6 +143,7 @@ _KINDS: tuple[tuple[re.Pattern[str], type[ProxmoxError]], ...] = (
     (re.compile(r"\bCT \d+ not running\b"), CtNotRunning),
     (re.compile(r"\bCT \d+ already running\b"), CtAlreadyRunning),
     (_CONFIG_LOCK, CtLocked),
+    (re.compile(r"protection mode enabled"), CtProtected),
     # The flock of a storage that is not shared, and the lock directory of one that is (PVE::Storage::Plugin,
     # cluster_lock_storage; PVE::Cluster, cfs_lock_storage).
     (re.compile(r"can't lock file '[^']*/pve-storage-[^']*' - got timeout"), StorageLocked),

@@ -211,6 +211,30 @@ async def test_a_storages_config_is_found_by_its_name(pve: ScriptedPve, api: Pro
         await api.storage_config("slow")
 
 
+OFFLINE = data({"type": "nfs", "content": "rootdir", "active": 0, "enabled": 1})
+NO_STORAGE = refusal(400, "Parameter verification failed.", {"storage": "No such storage."})
+
+
+@pytest.mark.parametrize(("answer", "problem"), [(OFFLINE, "is offline"), (NO_STORAGE, "does not exist")])
+async def test_root_filesystem_on_a_storage_that_cannot_be_used_is_unavailable(
+    pve: ScriptedPve, api: ProxmoxApi, answer: Step, problem: str
+) -> None:
+    pve.script("GET", f"{CT}/config", data({"rootfs": "nas:900001/subvol-900001-disk-0.subvol,size=0T"}))
+    pve.script("GET", "/nodes/pve/storage/nas/status", answer)
+
+    with pytest.raises(Unavailable, match=f"destroy CT {VMID}: .* storage nas {problem}"):
+        await api.check_rootfs_storage(VMID)
+
+
+async def test_root_filesystem_on_a_storage_that_cannot_be_read_is_not_checked(
+    pve: ScriptedPve, api: ProxmoxApi
+) -> None:
+    pve.script("GET", f"{CT}/config", data({"rootfs": "nas:900001/subvol-900001-disk-0.subvol,size=0T"}))
+    pve.script("GET", "/nodes/pve/storage/nas/status", refusal(403, "Permission check failed (/storage/nas, …)"))
+
+    await api.check_rootfs_storage(VMID)
+
+
 # -- an account with rights on a pool only ---------------------------------------------------------------------
 
 FORBIDDEN = refusal(403, f"Permission check failed (/vms/{VMID}, VM.Audit)")

@@ -32,7 +32,7 @@ def answered(status: int, words: str, parameters: dict[str, str] | None = None) 
         ("storage 'nosuch' does not exist", errors.ProxmoxError),
         ("volume 'local:vztmpl/nosuch.tar.gz' does not exist", errors.ProxmoxError),
         ("create pool failed: pool 'k8s' already exists", errors.ProxmoxError),
-        ("can't remove CT 201 - protection mode enabled", errors.ProxmoxError),
+        ("can't remove CT 201 - protection mode enabled", errors.CtProtected),
     ],
 )
 def test_message_determines_the_kind_of_error(words: str, kind: type[errors.ProxmoxError]) -> None:
@@ -146,11 +146,19 @@ def test_error_of_a_task_has_the_name_of_the_failed_program(status: str, shown: 
     assert str(error).startswith(f"Proxmox: create CT 900001: {shown}(task UPID:")
 
 
-def test_storage_lock_names_what_shows_its_holder() -> None:
-    error = errors.from_task(
-        "x", "can't lock file '/var/lock/pve-manager/pve-storage-x' - got timeout", "", "UPID:…"
-    )
-    assert "`lslocks`" in str(error)
+def test_protected_ct_names_how_to_end_that() -> None:
+    assert "`pct set VMID --protection 0`" in str(answered(500, "can't remove CT 201 - protection mode enabled"))
+
+
+@pytest.mark.parametrize(
+    ("status", "holder"),
+    [
+        ("can't lock file '/var/lock/pve-manager/pve-storage-x' - got timeout", "`lslocks`"),
+        ("cfs-lock 'storage-x' error: got lock request timeout", "a node of the cluster"),
+    ],
+)
+def test_storage_lock_says_where_its_holder_is(status: str, holder: str) -> None:
+    assert holder in str(errors.from_task("destroy CT 204", status, "", "UPID:…"))
 
 
 def test_a_failed_task_has_its_log_and_its_name() -> None:
