@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from support.cri_client import CriClient
     from support.daemon import Machine, Machines
+    from support.front import Front
     from support.machine_node import EmbeddedNode
     from support.registry import Registry
 
@@ -104,6 +105,24 @@ def embedded(machine: Machine) -> EmbeddedNode:
 
     assert isinstance(machine.node, EmbeddedNode)
     return machine.node
+
+
+@pytest.fixture(scope="session")
+def _runtime_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from support.front import build_runtime
+    from support.processes import need
+
+    need("cc", "gcc")
+    return build_runtime(tmp_path_factory.mktemp("runtime"))
+
+
+@pytest.fixture
+def front(machine: Machine, _runtime_program: Path) -> Iterator[Front]:
+    """What calls pvecri-runtime as CRI-O, containerd and podman do."""
+    from support.front import front
+
+    with front(machine, _runtime_program) as client:
+        yield client
 
 
 @pytest.fixture

@@ -128,6 +128,13 @@ class RuntimeConfig(Section, frozen=True):
     cdi_spec_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))  # the CDI specification's
 
 
+class OciConfig(Section, frozen=True):
+    """The OCI runtime for CRI-O, containerd and podman in front: where pvecri-runtime reaches the daemon."""
+
+    enabled: bool = True
+    socket: Path = Path("/run/pvecri/runtime.sock")
+
+
 class ImagesConfig(Section, frozen=True):
     """The Image Manager: where images are stored and how they are pulled.
 
@@ -252,6 +259,7 @@ class Config(Section, frozen=True):
 
     proxmox: ProxmoxConfig = ProxmoxConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    oci: OciConfig = OciConfig()
     user_namespaces: UserNamespacesConfig = UserNamespacesConfig()
     images: ImagesConfig = ImagesConfig()
     network: NetworkConfig = NetworkConfig()
@@ -333,6 +341,8 @@ def _check(config: Config, origin: str) -> None:
     for name in ("socket", "state_dir", "run_dir"):
         if not getattr(config.runtime, name).is_absolute():
             raise ConfigError(f"{origin}: runtime.{name}: must be an absolute path")
+    if not config.oci.socket.is_absolute():
+        raise ConfigError(f"{origin}: oci.socket: must be an absolute path")
     if config.log.level.lower() not in LOG_LEVELS:
         raise ConfigError(f"{origin}: log.level: {config.log.level!r} is none of {', '.join(LOG_LEVELS)}")
 

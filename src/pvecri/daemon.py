@@ -18,6 +18,7 @@ from pvecri.cri.image_service import ImageService
 from pvecri.cri.runtime_service import RuntimeService
 from pvecri.cri.server import CriServer
 from pvecri.errors import DeadlineExceeded, Unavailable, escaped, printable
+from pvecri.front.server import RuntimeServer
 from pvecri.images import placement
 from pvecri.images.manager import ImageManager
 from pvecri.linux import libc, single_instance
@@ -108,6 +109,10 @@ async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
         streaming = StreamingServer(config.streaming)
         await streaming.start()
         stack.push_async_callback(streaming.close)
+        if config.oci.enabled:
+            fronts = RuntimeServer(config.oci.socket, pods.front_containers)
+            await fronts.start()
+            stack.push_async_callback(fronts.close)
         await _serve_metrics(config, pods, stack)
         runtime = RuntimeService(config, pods, images, streaming)
         server = CriServer(config.runtime.socket, runtime, ImageService(images))

@@ -63,6 +63,10 @@ CRI_FAULTS = _counter(
     "CRI calls that failed with an unexpected exception; the log has its traceback.",
     "method",
 )
+FRONT_CALLS = _counter("oci_commands", "Completed commands of pvecri-runtime.", "command", "code")
+FRONT_SECONDS = _seconds(
+    "oci_command_duration", "Duration of commands of pvecri-runtime.", SECONDS_OF_CALLS, "command"
+)
 CRI_RUNNING = _gauge("cri_calls_in_flight", "CRI calls in progress.", "method")
 
 PODS = _gauge("pods", "Pod sandboxes by lifecycle phase.", "phase")

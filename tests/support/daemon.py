@@ -115,6 +115,11 @@ class Machine:
         return self.run_dir / "pvecri.sock"
 
     @property
+    def runtime_socket(self) -> Path:
+        """Where pvecri-runtime reaches it."""
+        return self.run_dir / "runtime.sock"
+
+    @property
     def nri_socket(self) -> Path:
         """Where NRI plugins connect."""
         return self.run_dir / "nri.sock"
@@ -182,6 +187,7 @@ class Machine:
                 "cache_dir": str(self.directory / "cni"),
                 "bin_dirs": [str(path) for path in (self.plugins, *self.node.cni_dirs)],
             },
+            "oci": {"socket": str(self.runtime_socket)},
             "nri": {
                 "socket": str(self.nri_socket),
                 "plugin_dir": str(self.directory / "nri-plugins"),

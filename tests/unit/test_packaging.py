@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The distributions, the systemd unit and the example configuration."""
+"""The distributions, the systemd unit, the example configuration, and files for CRI-O, containerd and podman."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+
+from pvecri.config import Config
+from pvecri.front import options
 
 ROOT = Path(__file__).parents[2]
 BUILD = "import sys; from hatchling import build; print(getattr(build, 'build_' + sys.argv[1])(sys.argv[2]))"
@@ -83,3 +89,71 @@ def test_example_configuration_has_the_documented_account() -> None:
     assert 'token_id = "kube@pve!NODE"' in setup
     assert 'token_id = "kube@pve!NODE"' in example
     assert "pveum user token add kube@pve NODE" in setup
+
+
+# -- files for CRI-O, containerd and podman ------------------------------------------------------------------
+
+
+def makefile(name: str) -> str:
+    """The default of a variable of runtime/Makefile."""
+    lines = (ROOT / "runtime/Makefile").read_text().splitlines()
+    return next(line.partition("?=")[2].strip() for line in lines if line.startswith(f"{name} ?="))
+
+
+INSTALLED = f"{makefile('BINDIR')}/pvecri-runtime"
+CONTAINERD_CRI = {
+    "50-pvecri.toml": "io.containerd.cri.v1.runtime",
+    "append-to-1.x.toml": "io.containerd.grpc.v1.cri",
+}
+
+
+def read(name: str) -> dict[str, Any]:
+    return tomllib.loads((ROOT / "packaging" / name).read_text())
+
+
+def test_drop_in_of_crio_names_the_installed_program() -> None:
+    handlers = read("crio/50-pvecri.conf")["crio"]["runtime"]["runtimes"]
+    assert handlers == {
+        "pvecri": {"runtime_path": INSTALLED, "runtime_type": "oci", "runtime_root": options.DEFAULT_ROOT}
+    }
+
+
+@pytest.mark.parametrize(("file", "plugin"), CONTAINERD_CRI.items())
+def test_files_of_containerd_name_the_installed_program(file: str, plugin: str) -> None:
+    handlers = read(f"containerd/{file}")["plugins"][plugin]["containerd"]["runtimes"]
+    assert handlers["pvecri"] == {"runtime_type": "io.containerd.runc.v2", "options": {"BinaryName": INSTALLED}}
+
+
+def test_file_of_containerd_1_keeps_the_default_runtime() -> None:
+    # A list of runtimes in config.toml replaces containerd 1.x's default list.
+    handlers = read("containerd/append-to-1.x.toml")["plugins"]["io.containerd.grpc.v1.cri"]["containerd"][
+        "runtimes"
+    ]
+    assert handlers.keys() == {"pvecri", "runc"}
+
+
+def test_only_the_file_of_containerd_that_is_appended_has_no_version() -> None:
+    assert read("containerd/50-pvecri.toml")["version"] == 3
+    # At the end of config.toml a key without a table would be one of the last table.
+    assert list(read("containerd/append-to-1.x.toml")) == ["plugins"]
+
+
+def test_drop_in_of_podman_adds_a_runtime_and_keeps_podmans_own() -> None:
+    engine = read("podman/50-pvecri.conf")["engine"]
+    assert engine["runtimes"] == {"pvecri": [INSTALLED]}
+    assert {"crun", "runc", "pvecri"} <= set(engine["runtime_supports_json"])
+
+
+def test_example_of_a_runtime_class_has_the_handler_of_the_drop_ins() -> None:
+    runtime_class, pod = yaml.safe_load_all((ROOT / "examples/runtime-handler.yaml").read_text())
+    assert runtime_class["handler"] == "pvecri"
+    assert pod["spec"]["runtimeClassName"] == runtime_class["metadata"]["name"]
+
+
+def test_systemd_unit_starts_before_all_programs_that_need_it() -> None:
+    unit = (ROOT / "packaging/pvecri.service").read_text()
+    assert "Before=kubelet.service crio.service containerd.service" in unit
+
+
+def test_program_connects_where_the_daemon_does_by_default() -> None:
+    assert f'"{Config().oci.socket}"' in (ROOT / "runtime/pvecri-runtime.c").read_text()

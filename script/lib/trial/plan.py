@@ -43,6 +43,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return self.state / "lxc"
 
     @property
+    def runtime_socket(self) -> Path:
+        """Where pvecri-runtime reaches the daemon: beside the CRI's socket."""
+        return self.socket.with_name("runtime.sock")
+
+    @property
     def config(self) -> Path:
         """The daemon's configuration file."""
         return self.state / "config.toml"
@@ -159,6 +164,9 @@ insecure_registries = [{registries}]
 [network]
 conf_dir = "{plan.state / "cni/net.d"}"
 cache_dir = "{plan.state / "cni/cache"}"
+
+[oci]
+socket = "{plan.runtime_socket}"
 
 [nri]
 socket = "{plan.run / "nri.sock"}"

@@ -74,6 +74,7 @@ def _serve(plan: Plan) -> None:
         client = stack.enter_context(running_daemon(plan))
         print(f"embedded Proxmox node  {node.url}  (node {node.node}, token {node.token_id})")
         print(f"pvecri {client.version().runtime_version}           unix://{plan.socket}")
+        print(f"pvecri-runtime         --socket {plan.runtime_socket}")
         print(f"configuration          {plan.config}")
         print(f"logs                   {plan.state}/daemon.log, {plan.state}/node.log")
         print(f"pods here              {len(client.pods())}")

@@ -132,7 +132,8 @@ def remove_everything(plan: Plan) -> None:
     for directory in (plan.run, plan.state):
         umount_below(directory)
         shutil.rmtree(directory, ignore_errors=True)
-    plan.socket.unlink(missing_ok=True)
+    for socket_file in (plan.socket, plan.runtime_socket):
+        socket_file.unlink(missing_ok=True)
     with suppress(OSError):
         plan.socket.parent.rmdir()
 

@@ -17,6 +17,7 @@ from pvecri.model.container import (
     Mount,
     Propagation,
 )
+from pvecri.model.front import FrontContainer, FrontKind, FrontSandbox
 from pvecri.model.image import FilesystemUsage, Image, ImageConfig, RegistryAuth
 from pvecri.model.namespaces import (
     IdMapping,
@@ -64,6 +65,9 @@ __all__ = [
     "FilesystemUsage",
     "Firewall",
     "FirewallRule",
+    "FrontContainer",
+    "FrontKind",
+    "FrontSandbox",
     "GroupsPolicy",
     "HugepageLimit",
     "IdMapping",

@@ -6,6 +6,7 @@ from __future__ import annotations
 from enum import Enum
 
 from pvecri.model.base import ContainerId, ImageId, SandboxId, Value
+from pvecri.model.front import FrontContainer
 from pvecri.model.namespaces import IdMapping
 from pvecri.model.resources import Resources
 from pvecri.model.security import ContainerSecurity
@@ -99,7 +100,8 @@ class Container(Value, frozen=True):
 
     `image_reference` is a digest or tag of the image. `image_name` is its first tag at the container's
     creation, or what the request named; empty for a container of an older pvecri. `added_sources` are the sources
-    of bind mounts that NRI plugins added to a container in a user namespace.
+    of bind mounts that NRI plugins added to a container in a user namespace. `front` is set for a
+    front's container.
     """
 
     id: ContainerId
@@ -119,6 +121,7 @@ class Container(Value, frozen=True):
     stop_signal: str = ""
     user: ContainerUser = ContainerUser()
     added_sources: tuple[str, ...] = ()
+    front: FrontContainer | None = None
 
     @property
     def name(self) -> str:

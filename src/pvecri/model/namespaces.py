@@ -84,6 +84,7 @@ class UserNamespaceReason(Enum):
     HIGH_IDS = "high-ids"
     VOLUME = "volume"
     UNPRIVILEGED_OFF = "unprivileged-off"
+    FRONT = "front"
 
 
 class UserNamespaceDecision(Value, frozen=True):

@@ -6,6 +6,7 @@ from __future__ import annotations
 from enum import Enum
 
 from pvecri.model.base import SandboxId, Value, Vmid
+from pvecri.model.front import FrontSandbox
 from pvecri.model.namespaces import IdMapping, UserNamespaceDecision
 from pvecri.model.resources import Resources
 from pvecri.model.security import SandboxSecurity
@@ -128,7 +129,7 @@ class Sandbox(Value, frozen=True):
     `vmid` is 0 without a CT. `ct_made` is set once the CT's init runs, `tagged` once its tags are set, `networked`
     before CNI ADD until after DEL. `mappings` are those of the pod's user namespace, empty for the node's.
     `missing_ids` are IDs that a container needed and the user namespace lacks: that of the pod's next sandbox has
-    them.
+    them. `front` is set for the pod of a front.
     """
 
     id: SandboxId
@@ -145,6 +146,7 @@ class Sandbox(Value, frozen=True):
     networked: bool = False
     ct_made: bool = False
     tagged: bool = False
+    front: FrontSandbox | None = None
 
     @property
     def name(self) -> str:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import glob
+import logging
 from collections.abc import Collection
 from contextlib import AsyncExitStack
 from functools import partial
@@ -24,6 +26,11 @@ from pvecri.network.plugins import PluginRunner
 from pvecri.network.probe import ReadinessProbe
 from pvecri.network.result import PodNetwork, pod_network
 from pvecri.supervision import Supervisor, attempt, report
+
+log = logging.getLogger(__name__)
+
+RESULTS_OF_OTHERS = Path("/var/lib/cni/results")
+"""Where libcni, in CRI-O, containerd and podman, records attachments: NETWORK-CONTAINER-INTERFACE."""
 
 NOT_READY = "NetworkPluginNotReady"
 DETACH = "detach of network"
@@ -231,7 +238,8 @@ class NetworkManager:
         """Free what plugins have allocated to pods other than those that are `known` or recorded. Idempotent.
 
         Runs DEL for recorded attachments of unknown pods first: networks before 1.1 have no GC, others may disable
-        it. PluginError with the plugin's message.
+        it. There is no GC of a network in which another runtime has pods: plugins would free their addresses, too.
+        PluginError with the plugin's message.
         """
         # Listed before the first await: a pod that is created meanwhile is not in `known`.
         for sandbox_id in set(self._store.sandboxes()).difference(known):
@@ -240,6 +248,9 @@ class NetworkManager:
             try:
                 network = self._directory.network()
             except NetworkNotReady:
+                return
+            if any(RESULTS_OF_OTHERS.glob(f"{glob.escape(network.name)}-*")):
+                log.info("CNI network %s has pods of another runtime: no garbage is collected", network.name)
                 return
             recorded = (self._store.read(sandbox_id) for sandbox_id in self._store.sandboxes())
             # GC is per network: attachments of an earlier configuration may be to another one.

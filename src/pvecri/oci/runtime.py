@@ -380,6 +380,18 @@ class OciRuntime:
         if ended.returncode:
             raise CommandError(name, ended.returncode, messages.last_error(ended.stderr))
 
+    async def run(self, *arguments: str, stdin: bytes = b"") -> None:
+        """Run a command of the OCI runtime in the node's PID namespace; CommandError, DeadlineExceeded."""
+        await self._run(None, *arguments, stdin=stdin)
+
+    def command(self, *arguments: str) -> list[str]:
+        """The OCI runtime's command line for a program that reports its errors itself."""
+        return [self._program, f"--root={self._root}", *arguments]
+
+    def state_directory(self, container: ContainerId) -> Path:
+        """The OCI runtime's record of a container."""
+        return self._root / container
+
     def _oci(self, *arguments: str) -> list[str]:
         return [self._program, *self._global_options(), *arguments]
 

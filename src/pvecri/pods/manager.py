@@ -27,6 +27,8 @@ from pvecri.pods.container.start import ContainerStarter
 from pvecri.pods.container.stop import ContainerStopper
 from pvecri.pods.container.update import ContainerUpdater
 from pvecri.pods.container.volume_owners import VolumeProbe
+from pvecri.pods.front.container import FrontContainers
+from pvecri.pods.front.sandbox import SWEEP_INTERVAL, FrontSandboxes
 from pvecri.pods.health import Condition, ProxmoxHealth, background_condition, conditions, image_store_condition
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.node_downtime import INTERVAL as DOWNTIME_INTERVAL
@@ -107,7 +109,9 @@ class PodManager:
         self.statistics = Statistics(registry, cgroups, self._layers)
         self.metrics = Metrics(registry, cgroups, self._layers)
         self.health = ProxmoxHealth(config.proxmox, proxmox)
-        self._recovery = Recovery(registry, teardown, exits, cts, network, images)
+        self._front_sandboxes = fronts = FrontSandboxes(registry, cts, self._tags, teardown, cgroups)
+        self.front_containers = FrontContainers(registry, fronts, oci_runtime, exits, stopper, cgroups)
+        self._recovery = Recovery(registry, teardown, exits, cts, network, images, self.front_containers.adopt)
 
     async def start(self) -> None:
         """Adopt running pods and start the background tasks. Proxmox need not be reachable."""
@@ -120,6 +124,7 @@ class PodManager:
         repeat("statistics", self.statistics.sample, partial(asyncio.sleep, SAMPLE_INTERVAL))
         repeat("time of the last run", self._downtime.refresh, partial(asyncio.sleep, DOWNTIME_INTERVAL))
         repeat("CT tags", self._tags.tag_all, self._tags.wanted.wait)
+        repeat("end of fronts' pods", self._front_sandboxes.sweep, partial(asyncio.sleep, SWEEP_INTERVAL))
 
     async def close(self) -> None:
         """Stop the background tasks; pods and containers keep running."""
@@ -186,7 +191,7 @@ class PodManager:
 
     def list_containers(self) -> list[Container]:
         """The containers, oldest first, except those that are being created."""
-        shown = [container.value for container in self.registry.containers() if container.created]
+        shown = [each.value for each in self.registry.containers() if each.created and not each.hidden]
         return sorted(shown, key=lambda container: container.created_at)
 
 

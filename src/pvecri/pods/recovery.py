@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +18,12 @@ from msgspec.structs import replace
 
 from pvecri import metrics
 from pvecri.images.manager import ImageManager
-from pvecri.linux import mounts
+from pvecri.linux import cgroup_mirror, mounts
 from pvecri.model import ContainerState, SandboxId, SandboxPhase
 from pvecri.network.manager import NetworkManager
 from pvecri.pods.container.exit import ContainerExits
 from pvecri.pods.container.pause import pause_id
-from pvecri.pods.registry import PodEntry, Registry
+from pvecri.pods.registry import ContainerEntry, PodEntry, Registry
 from pvecri.pods.sandbox.ct import SandboxCts
 from pvecri.pods.sandbox.stop import SandboxTeardown
 from pvecri.supervision import Incomplete, Step, attempt, attempt_each
@@ -43,6 +44,7 @@ class Recovery:
         cts: SandboxCts,
         network: NetworkManager,
         images: ImageManager,
+        adopt_of_front: Callable[[PodEntry, ContainerEntry], Awaitable[None]],
     ) -> None:
         self._registry = registry
         self._teardown = teardown
@@ -50,6 +52,7 @@ class Recovery:
         self._cts = cts
         self._network = network
         self._images = images
+        self._adopt_of_front = adopt_of_front
         self._of_start: dict[str, Step] = {}
         """Steps of `adopt` that have not succeeded yet, by what they do."""
         self._lost_pods: set[Path] = set()
@@ -80,8 +83,11 @@ class Recovery:
         """Adopt a pod. Idempotent."""
         if pod.init is None and pod.value.vmid:
             pod.init = self._cts.find_init(pod)
-        for container in pod.containers.values():
+        for container in list(pod.containers.values()):
             if container.watcher is not None:
+                continue
+            if container.value.front is not None:
+                await self._adopt_of_front(pod, container)
                 continue
             if container.value.state is ContainerState.RUNNING:
                 self._exits.adopt(pod, container)
@@ -93,7 +99,7 @@ class Recovery:
                 self._exits.abort_start(pod, container)
             elif container.value.state is ContainerState.EXITED:
                 self._exits.release_again(pod, container)
-        if pod.value.phase is SandboxPhase.CREATING:
+        if pod.value.phase is SandboxPhase.CREATING or _ended_with_daemon(pod):
             # No client knows its id: RunPodSandbox has not returned.
             self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING), ending=True)
         elif pod.value.phase is SandboxPhase.READY and pod.init is not None:
@@ -113,6 +119,9 @@ class Recovery:
         pods = {str(pod.id) for pod in self._registry.pods()}
         containers = {str(container.id) for container in self._registry.containers()}
         runtime = containers | {pause_id(pod.id) for pod in self._registry.pods()}
+        vmids = self._cts.vmid_range
+        remove_mirrors = partial(cgroup_mirror.remove_others, vmids.first, vmids.last, containers)
+        removals["unmounting cgroups of containers"] = partial(asyncio.to_thread, remove_mirrors)
         directory = self._registry.directory / "pods"
         # With Proxmox, later: CNI's DEL needs the network namespace that is pinned there.
         self._lost_pods = {each for each in directory.iterdir() if each.name not in pods}
@@ -171,6 +180,16 @@ class Recovery:
 
     async def _release_attachments(self) -> None:
         await self._network.collect_garbage({pod.id for pod in self._registry.pods()})
+
+
+def _ended_with_daemon(pod: PodEntry) -> bool:
+    """Whether a front's pod is none any more: after a reboot of the node, or if its creation was cut off."""
+    front = pod.value.front
+    if front is None:
+        return False
+    # A front knows nothing of its containers after a reboot, as with runc, whose state is in /run, too.
+    rebooted = pod.value.ct_made and not pod.directory.exists()
+    return rebooted or (not pod.containers and (front.has_container or not front.namespace))
 
 
 async def _remove_directory(directory: Path) -> None:

@@ -20,6 +20,7 @@ from pvecri.model import (
     Container,
     ContainerId,
     ContainerState,
+    FrontSandbox,
     NamespaceMode,
     Sandbox,
     SandboxId,
@@ -71,6 +72,11 @@ class ContainerEntry:
         """The container's id."""
         return self.value.id
 
+    @property
+    def hidden(self) -> bool:
+        """Whether it is the container that a front makes for the sandbox itself: no list shows it."""
+        return self.value.front is not None and self.value.front.sandbox
+
 
 @dataclass
 class PodEntry:
@@ -112,7 +118,8 @@ class PodEntry:
     def namespaces(self) -> PodNamespaces:
         """The PID namespace and the cgroup in which conmon and the OCI runtime run."""
         options = self.value.config.security.namespaces
-        uses_nodes = options.pid is NamespaceMode.NODE
+        # A front's containers are used from the node's, too: their records were moved there (front/create.py).
+        uses_nodes = options.pid is NamespaceMode.NODE or self.value.front is not None
         # hostPID: the OCI runtime can create a container in the node's PID namespace only from inside it.
         return PodNamespaces(pid=None if uses_nodes else self.namespace("pid"), cgroups=self.cgroups)
 
@@ -129,6 +136,10 @@ _NOTIFIED = {
     SandboxPhase.REMOVING: LifecycleEvent.STOPPED,
 }
 """The last event that the previous daemon process sent for a pod that it left in a phase."""
+
+
+def _notified(sandbox: Sandbox) -> LifecycleEvent:
+    return LifecycleEvent.REMOVED if sandbox.front is not None else _NOTIFIED[sandbox.phase]
 
 
 class Registry:
@@ -154,18 +165,21 @@ class Registry:
     def load(self) -> None:
         """Read the store; no process is opened yet."""
         for sandbox in self._store.sandboxes():
-            pod = PodEntry(sandbox, self.directory / "pods" / sandbox.id, notified=_NOTIFIED[sandbox.phase])
+            pod = PodEntry(sandbox, self.directory / "pods" / sandbox.id, notified=_notified(sandbox))
             self._pods[sandbox.id] = pod
         for container in self._store.containers():
             entry = self._attach(container)
             # Also one whose creation was cut off, for its row was written first: clients see and remove it.
             entry.created = True
-            entry.notified = (
-                LifecycleEvent.STOPPED if container.state is ContainerState.EXITED else LifecycleEvent.CREATED
-            )
+            if container.front is None:
+                entry.notified = (
+                    LifecycleEvent.STOPPED if container.state is ContainerState.EXITED else LifecycleEvent.CREATED
+                )
 
     def _attach(self, container: Container) -> ContainerEntry:
         entry = ContainerEntry(container, Bundle(self.directory / "containers" / container.id))
+        if container.front is not None:
+            entry.notified = LifecycleEvent.REMOVED  # its front has NRI plugins of its own
         self._containers[container.id] = entry
         self._pods[container.sandbox_id].containers[container.id] = entry
         return entry
@@ -181,6 +195,8 @@ class Registry:
             )
         self.unsaved.save(sandbox.id, partial(self._store.save_sandbox, sandbox))
         pod = PodEntry(sandbox, self.directory / "pods" / sandbox.id)
+        if sandbox.front is not None:
+            pod.notified = LifecycleEvent.REMOVED
         self._pods[sandbox.id] = pod
         return pod
 
@@ -290,6 +306,12 @@ class Registry:
     def _publish(self, pod: PodEntry, subject: str, kind: EventKind) -> None:
         containers = tuple(each.value for each in pod.containers.values() if each.created)
         self.events.publish(Event(subject, kind, time.time_ns(), pod.value, containers))
+
+
+def refuse_front(front: FrontSandbox | None, what: str) -> None:
+    """FailedPrecondition for what only the front of a pod can do; None is a pod of pvecri's own clients."""
+    if front is not None:
+        raise FailedPrecondition(f"{what} is run by {front.kind.value}, through pvecri-runtime: use that")
 
 
 K = TypeVar("K", bound=str)

@@ -66,6 +66,12 @@ def test_detect_v1(root: Path, v1: Cgroups) -> None:
     assert {"cpu", "devices", "pids"} <= v1.controllers
 
 
+def test_detect_ignores_a_cgroup_that_is_mounted_again(root: Path) -> None:
+    trees = ("ROOT/pids cgroup rw,pids", "ROOT/unified cgroup2 rw")
+    again = ("ROOT/pids/kubepods/web cgroup rw,pids", "ROOT/unified/kubepods/web cgroup2 rw")
+    assert machine(root, *trees, *again) == machine(root, *trees)
+
+
 def test_detect_hybrid(root: Path) -> None:
     found = machine(root, "ROOT/memory cgroup rw,memory", "ROOT/unified cgroup2 rw")
     assert (found.v2, found.pure_v2) == (root / "unified", False)

@@ -169,7 +169,7 @@ def test_load_restores_pods_and_containers(registry: Registry, store: Store, tmp
 def live(options: NamespaceOptions, tmp_path: Path) -> PodEntry:
     value = sandbox()
     config = replace(value.config, security=SandboxSecurity(namespaces=options))
-    return PodEntry(replace(value, config=config, vmid=Vmid(900_007)), tmp_path / WEB)
+    return PodEntry(replace(value, config=config, vmid=Vmid(900_007), front=None), tmp_path / WEB)
 
 
 @pytest.mark.parametrize(

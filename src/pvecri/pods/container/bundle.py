@@ -34,7 +34,9 @@ def image_volume_name(container: ContainerId, mount: int) -> str:
 
 
 def rootfs_names(container: Container) -> list[str]:
-    """The Image Manager's names of a container's root filesystem and of its image volumes."""
+    """The Image Manager's names of a container's root filesystem and of its image volumes; a front has its own."""
+    if container.front is not None:
+        return []
     images = [index for index, mount in enumerate(container.config.mounts) if mount.image]
     return [container.id, *(image_volume_name(container.id, index) for index in images)]
 
@@ -49,5 +51,7 @@ def remove_bundle(bundle: Bundle) -> None:
     """Remove a bundle. Idempotent."""
     # First: rmtree would delete the files of volumes that are still mounted below.
     volumes.unstage(bundle.directory / "volumes")
+    if (bundle.directory / "ns").exists():  # of a front's container
+        mounts.umount_below(bundle.directory / "ns")
     remove_device_nodes(bundle)
     shutil.rmtree(bundle.directory, ignore_errors=True)

@@ -24,7 +24,7 @@ from pvecri.oci.runtime import OciRuntime
 from pvecri.pods import validation
 from pvecri.pods.container import exposure
 from pvecri.pods.container.layer_archive import pack_layer
-from pvecri.pods.registry import ContainerEntry, Registry
+from pvecri.pods.registry import ContainerEntry, Registry, refuse_front
 
 
 class Checkpoints:
@@ -50,6 +50,7 @@ class Checkpoints:
         if shutil.which("criu") is None:
             raise FailedPrecondition("checkpoints need the program criu, which is not installed on this node")
         container = self._registry.container(container_id)
+        refuse_front(self._registry.pod_of(container).value.front, f"container {container.id}")
         if container.value.state is not ContainerState.RUNNING:
             raise FailedPrecondition(f"container {container.id} is {container.value.state.value}, not running")
         try:

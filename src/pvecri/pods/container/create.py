@@ -38,7 +38,7 @@ from pvecri.pods import files, user_namespaces, validation
 from pvecri.pods.container import adjustments, bundle, declared_volumes, kernel_directories, volumes
 from pvecri.pods.container.pause import Pauses
 from pvecri.pods.hooks import Hooks
-from pvecri.pods.registry import ContainerEntry, PodEntry, Registry
+from pvecri.pods.registry import ContainerEntry, PodEntry, Registry, refuse_front
 from pvecri.pods.sandbox.stop import SandboxTeardown
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ class ContainerCreator:
         IDs that the pod's user namespace lacks; if that of its next sandbox can have them, the pod is stopped. If
         a step fails or the call is cancelled, the steps before it are undone.
         """
+        refuse_front(pod.value.front, f"pod sandbox {pod.id}")
         validation.check_container(config, pod.value.config)
         image = self._images.find(config.image)
         if image is None:

@@ -10,17 +10,20 @@ import asyncio
 import logging
 import signal
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import msgspec
 from msgspec.structs import replace
 
 from pvecri import metrics
 from pvecri.errors import CommandError, DeadlineExceeded
 from pvecri.images.manager import ImageManager
+from pvecri.linux import cgroup_mirror
 from pvecri.linux.cgroups import Cgroups
 from pvecri.linux.processes import Process
-from pvecri.model import ContainerState
+from pvecri.model import ContainerState, FrontContainer
 from pvecri.oci.runtime import OciRuntime
 from pvecri.pods.container import bundle, exposure, volumes
 from pvecri.pods.hooks import Hooks
@@ -67,7 +70,8 @@ class ContainerExits:
         group = namespaces.cgroups.container(container.id)
         # conmon's pid files have PIDs of the CT's namespace: the cgroup has those of the node (decision 0002).
         container.process = Process(self._runtime.host_pid(namespaces, group, bundle.pid_file))
-        monitor = self._runtime.host_pid(namespaces, namespaces.cgroups.monitors, bundle.conmon_pid_file)
+        monitors = namespaces.cgroups.monitors if container.value.front is None else group
+        monitor = self._runtime.host_pid(namespaces, monitors, bundle.conmon_pid_file)
         container.monitor = Process(monitor)
 
     def watch(self, pod: PodEntry, container: ContainerEntry) -> None:
@@ -80,14 +84,16 @@ class ContainerExits:
         # conmon exits after the container and after writing the exit file; if the CT is killed, with it.
         if container.monitor is not None:
             await container.monitor.wait()
-        if container.value.state is ContainerState.RUNNING:
+        # A front may kill a container before it starts it.
+        unstarted = container.value.front is not None and container.value.state is ContainerState.CREATED
+        if unstarted or container.value.state is ContainerState.RUNNING:
             self._record_exit(container)
         action = f"container {container.id}: notifying NRI plugins of its exit"
         await attempt(partial(self._hooks.stop_container, pod, container), RELEASE, action)
         await self._release_and_signal(pod, container)
 
     def _record_exit(self, container: ContainerEntry) -> None:
-        exit_file = self._directory / container.id
+        exit_file = self.file(container)
         try:
             code = int(exit_file.read_text())
             finished_at = exit_file.stat().st_mtime_ns
@@ -122,6 +128,9 @@ class ContainerExits:
         A failure is reported and skips no other part; what is left is removed with the container.
         """
         _close_processes(container)
+        if container.value.front is not None:
+            await self._release_front(pod, container, container.value.front)
+            return
         parts: dict[str, Step] = {
             "deleting it with the OCI runtime": partial(self._delete, pod, container),
             "removing its exit file": partial(self._remove_exit_file, container),
@@ -131,6 +140,32 @@ class ContainerExits:
             parts[f"unmounting {name}"] = partial(self._images.unmount_rootfs, name)
         for action, part in parts.items():
             await attempt(part, RELEASE, f"container {container.id}: {action}")
+
+    async def _release_front(self, pod: PodEntry, container: ContainerEntry, front: FrontContainer) -> None:
+        """Its cgroup and the OCI runtime's state of it stay until the front deletes it."""
+        parts: dict[str, Step] = {
+            # If the monitor was killed alone, the container is left without a parent that the front knows.
+            "killing what is left": partial(
+                asyncio.to_thread, self._cgroups.kill, pod.cgroups.container(container.id)
+            ),
+            "removing its exit file": partial(self._remove_exit_file, container),
+            "unmounting its cgroup": partial(asyncio.to_thread, cgroup_mirror.remove, self._cgroups, front.cgroup),
+        }
+        for action, part in parts.items():
+            await attempt(part, RELEASE, f"container {container.id}: {action}")
+
+    async def delete_of_front(self, pod: PodEntry, container: ContainerEntry) -> None:
+        """Delete all that a front's container has on the node, but for its bundle and its record. Idempotent."""
+        await self.release(pod, container)
+        if _needs_the_runtime(container):
+            delete = partial(self._runtime.delete, None, container.id)
+            await attempt(delete, RELEASE, f"container {container.id}: deleting it with the OCI runtime")
+        await asyncio.to_thread(self._remove_of_front, pod, container)
+
+    def _remove_of_front(self, pod: PodEntry, container: ContainerEntry) -> None:
+        self._runtime.remove_state(container.id)
+        with suppress(OSError):  # a process that does not die of SIGKILL; it ends with the CT
+            self._cgroups.remove(pod.cgroups.container(container.id))
 
     async def _delete(self, pod: PodEntry, container: ContainerEntry) -> None:
         try:
@@ -148,7 +183,11 @@ class ContainerExits:
 
     def forget(self, container: ContainerEntry) -> None:
         """Remove the exit file of a container that is being removed. Idempotent."""
-        (self._directory / container.id).unlink(missing_ok=True)
+        self.file(container).unlink(missing_ok=True)
+
+    def file(self, container: ContainerEntry) -> Path:
+        """The file with the container's exit code, which its monitor writes before it ends."""
+        return self._directory / container.id
 
     async def _release_and_signal(self, pod: PodEntry, container: ContainerEntry) -> None:
         try:
@@ -187,6 +226,19 @@ class ContainerExits:
         message = "the daemon ended while the container was being started"
         self.record(container, START_ERROR_CODE, "StartError", message)
         self.release_again(pod, container)
+
+
+def _needs_the_runtime(container: ContainerEntry) -> bool:
+    """Whether the deletion of a front's container is more than that of its cgroup and of the OCI runtime's state.
+
+    The program runs the poststop hooks, and removes groups of resctrl.
+    """
+    try:
+        spec = msgspec.json.decode(container.bundle.spec.read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return False
+    hooks, linux = spec.get("hooks") or {}, spec.get("linux") or {}
+    return bool(hooks.get("poststop") or linux.get("intelRdt"))
 
 
 def _close_processes(container: ContainerEntry) -> None:

@@ -46,9 +46,12 @@ class ContainerRemover:
         """As `remove`, by the registry's entry."""
         async with container.lock:  # no start between kill and removal
             await self._stopper.kill(container)
+            pod = self._registry.pod_of(container)
+            if container.value.front is not None:
+                await self._exits.delete_of_front(pod, container)
             for name in bundle.rootfs_names(container.value):
                 await self._images.remove_rootfs(name)
-            await self._hooks.remove_container(self._registry.pod_of(container), container)
+            await self._hooks.remove_container(pod, container)
             await asyncio.to_thread(bundle.remove_bundle, container.bundle)
             self._exits.forget(container)
             # Last: while the row is there, a repeated call or recovery removes what is left.

@@ -23,7 +23,7 @@ from pvecri.oci.runtime import OciRuntime, Stdio
 from pvecri.pods.container import bundle, exposure, volumes
 from pvecri.pods.container.exit import START_ERROR_CODE, ContainerExits
 from pvecri.pods.hooks import Hooks
-from pvecri.pods.registry import ContainerEntry, PodEntry, Registry
+from pvecri.pods.registry import ContainerEntry, PodEntry, Registry, refuse_front
 
 PIDS_OF_A_START = 32
 """Room for conmon and the OCI runtime while they start a container: 14 processes and threads on 2 cores with runc,
@@ -59,6 +59,7 @@ class ContainerStarter:
         container = self._registry.container(container_id)
         async with container.lock:
             pod = self._registry.pod_of(container)
+            refuse_front(pod.value.front, f"container {container.id}")
             if container.value.state is not ContainerState.CREATED:
                 raise FailedPrecondition(f"container {container.id} is {container.value.state.value}, not created")
             if pod.value.phase is not SandboxPhase.READY:

@@ -55,7 +55,7 @@ class ContainerStopper:
         DeadlineExceeded after `KILL_TIMEOUT`: a process in uninterruptible sleep does not die of SIGKILL.
         A container that is frozen, by itself or with its CT, is thawed, the CT with it.
         """
-        if container.value.state is ContainerState.RUNNING and container.process is not None:
+        if container.value.state is not ContainerState.EXITED and container.process is not None:
             # If it is the first process of a PID namespace, the kernel kills all others with it.
             container.process.send(signal.SIGKILL)
             await self._thaw(container)

@@ -12,7 +12,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from pvecri.backoff import Backoff
-from pvecri.config import Config
+from pvecri.config import Config, VmidRange
 from pvecri.errors import DeadlineExceeded, InternalError, PvecriError, ResourceExhausted
 from pvecri.linux import accounting, processes
 from pvecri.linux.cgroups import EVERY_DEVICE, Cgroups
@@ -81,6 +81,11 @@ class SandboxCts:
         await self._refresh_vmids()
         self._template, template = await self._proxmox.ensure_sandbox_template()
         self._arch = template.arch
+
+    @property
+    def vmid_range(self) -> VmidRange:
+        """The VMIDs of pods."""
+        return self._config.proxmox.vmid_range
 
     @property
     def prepared(self) -> bool:
@@ -262,7 +267,8 @@ class SandboxCts:
             log.debug("restoring the notes of CT %d of pod %s: %s", pod.value.vmid, pod.value.name, error)
 
     def _notes(self, pod: PodEntry) -> str:
-        return ct_notes.describe(pod.value.config, pod.id, self._installation, pod.value.user_namespace)
+        value = pod.value
+        return ct_notes.describe(value.config, pod.id, self._installation, value.user_namespace, value.front)
 
     async def _owns(self, pod: PodEntry) -> bool:
         """Whether the CT with the pod's VMID exists and belongs to the pod, by its description.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pvecri.model import SandboxConfig, UserNamespaceDecision, UserNamespaceKind
+from pvecri.model import FrontSandbox, SandboxConfig, UserNamespaceDecision, UserNamespaceKind
 
 _SANDBOX_LINE = re.compile(r"^sandbox: ([0-9a-f]{64})\s*$", re.MULTILINE)
 _INSTALLATION_LINE = re.compile(r"^installation: (\w+)\s*$", re.MULTILINE)
@@ -28,13 +28,19 @@ _USER_NAMESPACES = {
 
 
 def describe(
-    sandbox: SandboxConfig, sandbox_id: str, installation: str, user_namespace: UserNamespaceDecision
+    sandbox: SandboxConfig,
+    sandbox_id: str,
+    installation: str,
+    user_namespace: UserNamespaceDecision,
+    front: FrontSandbox | None = None,
 ) -> str:
     """The notes: the pod for a person in Proxmox's web interface, and the owner for `owner`."""
     metadata = sandbox.metadata
+    podless = front is not None and front.kind.is_podless
+    what = f"Container {metadata.name}" if podless else f"Kubernetes pod {metadata.namespace}/{metadata.name}"
     return (
         # Proxmox renders notes as Markdown: only a blank line ends a line.
-        f"Kubernetes pod {metadata.namespace}/{metadata.name}\n\n"
+        f"{what}{'' if front is None else f' of {front.kind.value}'}\n\n"
         f"uid: {metadata.uid}\n\n"
         f"attempt: {metadata.attempt}\n\n"
         f"user namespace: {_USER_NAMESPACES[user_namespace.kind]}; {_one_line(user_namespace.detail)}\n\n"

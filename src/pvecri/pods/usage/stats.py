@@ -133,11 +133,15 @@ class Statistics:
             if is_running(each)
         }
         usages = await self._usages(groups)
-        layers = await asyncio.gather(*(self._layers.usage(each.id) for each in containers))
+        layers = await asyncio.gather(*(self._layer(each) for each in containers))
         return [
             ContainerUsage(each.value, usages.get(each.id), layer)
             for each, layer in zip(containers, layers, strict=True)
         ]
+
+    async def _layer(self, container: ContainerEntry) -> FilesystemUsage | None:
+        # The root filesystem of a front's container is the front's.
+        return await self._layers.usage(container.id) if container.value.front is None else None
 
     async def _of_pods(self, pods: Sequence[PodEntry]) -> list[PodUsage]:
         inside = [each for each in self._running() if each.value.sandbox_id in {pod.id for pod in pods}]
@@ -214,8 +218,8 @@ class Statistics:
 
 
 def is_running(container: ContainerEntry) -> bool:
-    """Whether a container has a cgroup to read."""
-    return container.value.state is ContainerState.RUNNING
+    """Whether a container has a cgroup to read, and is one that lists show."""
+    return container.value.state is ContainerState.RUNNING and not container.hidden
 
 
 def is_ready(pod: PodEntry) -> bool:
@@ -233,6 +237,8 @@ def swap_available(memory: Memory, total: int) -> int | None:
 
 def read_networks(pods: Sequence[PodEntry]) -> dict[SandboxId, Network]:
     """The interfaces of the pods that have a network namespace of their own. Blocks."""
+    # A front's pods have its network namespace, not one that is pinned here.
+    pods = [pod for pod in pods if pod.value.front is None]
     own = [pod for pod in pods if pod.value.config.security.namespaces.network is not NamespaceMode.NODE]
     if not own:
         return {}
