@@ -43,9 +43,10 @@ class Timed(Generic[T]):
 class Client:
     """One connection to a runtime. All calls raise grpc.RpcError; several threads may use it."""
 
-    def __init__(self, endpoint: str) -> None:
-        """`endpoint` is `unix:///PATH`."""
+    def __init__(self, endpoint: str, handler: str = "") -> None:
+        """`endpoint` is `unix:///PATH`, `handler` the runtime handler of its pods."""
         self.endpoint = endpoint
+        self._handler = handler
         self._channel = grpc.insecure_channel(endpoint, [("grpc.max_receive_message_length", MAX_ANSWER)])
         self._runtime = _untyped(cri_pb2_grpc.RuntimeServiceStub)(self._channel)
         self._images = _untyped(cri_pb2_grpc.ImageServiceStub)(self._channel)
@@ -77,7 +78,8 @@ class Client:
 
     def run_pod(self, config: pb.PodSandboxConfig) -> Timed[str]:
         """RunPodSandbox: the sandbox's id."""
-        answer = _timed(self._runtime.RunPodSandbox, pb.RunPodSandboxRequest(config=config))
+        request = pb.RunPodSandboxRequest(config=config, runtime_handler=self._handler)
+        answer = _timed(self._runtime.RunPodSandbox, request)
         return answer.instead(answer.value.pod_sandbox_id)
 
     def pod_status(self, pod: str) -> Timed[None]:

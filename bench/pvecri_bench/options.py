@@ -28,6 +28,7 @@ class Options:
     json: Path | None = None
     peer: bool = True
     endpoints: tuple[str, ...] = ()
+    front: bool = False
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
@@ -36,6 +37,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     given = parser.parse_args(arguments)
     for name in {*given.only, *given.skip} - {*SECTIONS}:
         parser.error(f"no section {name!r}: there are {', '.join(SECTIONS)}")
+    if given.front and given.peer == "none":
+        parser.error("--front needs --peer containerd")
     return Options(
         rounds=given.rounds,
         pods=given.pods,
@@ -46,6 +49,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         json=given.json,
         peer=given.peer == "containerd",
         endpoints=tuple(given.endpoint),
+        front=given.front,
     )
 
 
@@ -88,6 +92,10 @@ def _parser() -> argparse.ArgumentParser:
         "--endpoint", action="append", default=[], metavar="unix://…",
         help="a runtime that runs already, as one more column (repeatable); it must pull from a registry on "
         "127.0.0.1 without TLS",
+    )  # fmt: skip
+    parser.add_argument(
+        "--front", action="store_true",
+        help="the same containerd with pvecri-runtime as the handler of its pods, as one more column",
     )  # fmt: skip
     return parser
 

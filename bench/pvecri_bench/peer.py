@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from trial.programs import START_TIMEOUT, StartError, log_end, running
 from pvecri_bench.session import CommandLines
 
 NAME = "containerd"
+HANDLER = "pvecri"
+"""The runtime handler of pods that are CTs."""
 
 
 def helpers(plan: Plan) -> CommandLines:
@@ -24,26 +27,52 @@ def helpers(plan: Plan) -> CommandLines:
 
 
 @contextmanager
-def running_containerd(plan: Plan, registry: str, pause: str) -> Iterator[None]:
+def running_containerd(plan: Plan, registry: str, pause: str, pvecri: Path | None) -> Iterator[None]:
     """containerd, answering on the plan's socket; pods and their shims run on when the context ends.
 
-    `pause` is the image of pods, `registry` the address that is spoken to without TLS. Raises StartError when it
-    does not come up, OSError when it is not installed.
+    `pause` is the image of pods, `registry` the address that is spoken to without TLS; `pvecri` is the socket of
+    pvecri-runtime for the handler HANDLER. Raises StartError when it does not come up, OSError when it is not
+    installed.
     """
     prepare(plan)
     log = plan.state / "containerd.log"
-    with running(["containerd", "--config", str(_write_config(plan, registry, pause))], log) as process:
+    runtime = None if pvecri is None else _write_runtime(plan, pvecri)
+    config = _write_config(plan, registry, pause, runtime)
+    with running(["containerd", "--config", str(config)], log) as process:
         _wait(process, plan.socket, log)
         yield
 
 
-def _write_config(plan: Plan, registry: str, pause: str) -> Path:
+def _write_runtime(plan: Plan, socket: Path) -> Path:
+    """A program that is pvecri-runtime with another socket than the usual one: containerd passes no options."""
+    path = plan.state / "pvecri-runtime"
+    path.write_text(
+        f'#!/bin/sh\nexec "{Path(sys.executable).with_name("pvecri-runtime")}" --socket "{socket}" "$@"\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
+def _write_config(plan: Plan, registry: str, pause: str, runtime: Path | None) -> Path:
     hosts = plan.state / "certs.d" / registry
     hosts.mkdir(parents=True)
     (hosts / "hosts.toml").write_text(f'server = "http://{registry}"\n')
     path = plan.state / "containerd.toml"
-    path.write_text(_config(plan, pause, apparmor=Path("/sys/kernel/security/apparmor").exists()))
+    text = _config(plan, pause, apparmor=Path("/sys/kernel/security/apparmor").exists())
+    path.write_text(text + ("" if runtime is None else _handler(plan, runtime)))
     return path
+
+
+def _handler(plan: Plan, runtime: Path) -> str:
+    section = f'plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{HANDLER}'
+    return f"""\
+[{section}]
+  runtime_type = "io.containerd.runc.v2"
+[{section}.options]
+  BinaryName = "{runtime}"
+  Root = "{plan.run / HANDLER}"
+  SystemdCgroup = false
+"""
 
 
 def _config(plan: Plan, pause: str, *, apparmor: bool) -> str:

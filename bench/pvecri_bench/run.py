@@ -32,6 +32,9 @@ FAILURES = (
     PvecriError, StartError, WrongAnswerError, OSError, RuntimeError, grpc.RpcError, subprocess.SubprocessError,
 )  # fmt: skip
 
+FRONT = "containerd, pvecri"
+"""The column of containerd with pvecri-runtime."""
+
 CHEAP = 10
 """How many more samples there are of calls that take less than a millisecond."""
 
@@ -84,7 +87,8 @@ def _run(chosen: Options, outcome: Outcome) -> None:
             ledger = stack.enter_context(ours.running_pvecri(plan))
             columns = [_column(ours.NAME, f"unix://{plan.socket}", label, images, stack, ours.helpers(plan))]
             if chosen.peer:
-                columns.append(_bring_up_peer(plans, home, cgroup, images, registry, label, stack))
+                socket = plan.runtime_socket if chosen.front else None
+                columns += _bring_up_peer(plans, home, cgroup, images, registry, label, stack, socket)
             for number, endpoint in enumerate(chosen.endpoints, 1):
                 columns.append(_column(f"other {number}", endpoint, label, images, stack))
             outcome.session = Session(tuple(columns), images, label, home, cgroup)
@@ -103,19 +107,37 @@ def _planned(plans: list[Plan], state: Path, registry: str) -> Plan:
 
 
 def _bring_up_peer(
-    plans: list[Plan], home: Path, cgroup: str, images: Images, registry: str, label: str, stack: ExitStack
-) -> Column:
+    plans: list[Plan],
+    home: Path,
+    cgroup: str,
+    images: Images,
+    registry: str,
+    label: str,
+    stack: ExitStack,
+    pvecri: Path | None,
+) -> list[Column]:
+    """containerd; and, with the socket `pvecri`, the same one with pods of pvecri-runtime."""
     plan = _planned(plans, home / "peer", registry)
     stack.callback(removal.remove_installation, plan, cgroup, peer.helpers(plan))
-    stack.enter_context(peer.running_containerd(plan, registry, images.pause))
-    return _column(peer.NAME, f"unix://{plan.socket}", label, images, stack, peer.helpers(plan))
+    stack.enter_context(peer.running_containerd(plan, registry, images.pause, pvecri))
+    endpoint, helpers = f"unix://{plan.socket}", peer.helpers(plan)
+    columns = [_column(peer.NAME, endpoint, label, images, stack, helpers)]
+    if pvecri is not None:
+        columns.append(_column(FRONT, endpoint, label, images, stack, helpers, peer.HANDLER))
+    return columns
 
 
 def _column(
-    name: str, endpoint: str, label: str, images: Images, stack: ExitStack, helpers: CommandLines | None = None
+    name: str,
+    endpoint: str,
+    label: str,
+    images: Images,
+    stack: ExitStack,
+    helpers: CommandLines | None = None,
+    handler: str = "",
 ) -> Column:
     """Connect to a runtime."""
-    client = stack.enter_context(Client(endpoint))
+    client = stack.enter_context(Client(endpoint, handler))
     # While the daemon still answers, pods are removed by it: that frees what CNI and Proxmox hold, too.
     stack.callback(removal.remove_traces, client, label, images)
     version = client.version().value
