@@ -13,6 +13,7 @@ from support.netns import own_network_namespace
 
 from pvecri.config import NetworkConfig
 from pvecri.model import SandboxConfig, SandboxId, SandboxMetadata
+from pvecri.network import manager as network_manager
 from pvecri.network import probe
 from pvecri.network.errors import PluginError
 from pvecri.network.manager import NetworkManager
@@ -202,3 +203,18 @@ async def test_load_only_inlined_plugins_is_respected(
 
     assert (await manager.status()).ready
     assert not program.with_name("missing.ADD.json").exists()
+
+
+async def test_gc_spares_a_network_in_which_another_runtime_has_pods(
+    manager: NetworkManager, config: NetworkConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(config)
+    monkeypatch.setattr(network_manager, "RESULTS_OF_OTHERS", tmp_path)
+
+    (tmp_path / f"pods-{OTHER_ID}-eth0").touch()
+    await manager.collect_garbage([])
+    spared = calls(config)
+    (tmp_path / f"pods-{OTHER_ID}-eth0").rename(tmp_path / f"others-{OTHER_ID}-eth0")
+    await manager.collect_garbage([])
+
+    assert (spared, calls(config)) == ([], ["GC"])
