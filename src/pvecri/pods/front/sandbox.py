@@ -165,6 +165,8 @@ class FrontSandboxes:
         if was_sandbox and pod.containers:
             # The CT of the others ends; they are the front's to delete.
             await self._teardown.stop(pod.id)
+            if not pod.containers:  # deleted while the CT was being stopped
+                await self._remove(pod)
         elif not pod.containers and (was_sandbox or self._has_ended(pod)):
             await self._remove(pod)
 
@@ -182,12 +184,16 @@ class FrontSandboxes:
             [
                 (f"ending pod {pod.value.name}", partial(self._end, pod))
                 for pod in self._registry.pods()
-                if pod.value.phase in (SandboxPhase.READY, SandboxPhase.STOPPED)
-                and pod.value.front is not None
-                and pod.value.front.namespace
-                and self._has_ended(pod)
+                if pod.value.phase in (SandboxPhase.READY, SandboxPhase.STOPPED) and self._is_left(pod)
             ],
         )
+
+    def _is_left(self, pod: PodEntry) -> bool:
+        """Whether the front has ended the pod, and no call will say so."""
+        front = pod.value.front
+        if front is None:
+            return False
+        return self._has_ended(pod) if front.namespace else front.has_container and not pod.containers
 
     async def _end(self, pod: PodEntry) -> None:
         # The containers' records stay until the front deletes them; it asks for their state until then.
