@@ -11,6 +11,7 @@ from typing import Any
 from aiohttp import web
 
 from pvecri_embedded.api.accounts import AccountsApi
+from pvecri_embedded.api.backup import BackupApi
 from pvecri_embedded.api.clone import CloneApi
 from pvecri_embedded.api.config import ConfigApi
 from pvecri_embedded.api.machine import MachineApi
@@ -29,7 +30,16 @@ UPLOAD_MAX_BYTES = 1024**3
 
 
 class EmbeddedNode(
-    TaskApi, AccountsApi, StorageFilesApi, RegistryPullApi, ConfigApi, CloneApi, ViewsApi, MachineApi, WordingApi
+    TaskApi,
+    AccountsApi,
+    StorageFilesApi,
+    RegistryPullApi,
+    ConfigApi,
+    CloneApi,
+    BackupApi,
+    ViewsApi,
+    MachineApi,
+    WordingApi,
 ):
     """One node. ``start`` to serve, ``stop`` to end the API; the CTs run on."""
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -26,30 +27,67 @@ class CloneApi(PowerApi):
     async def _lxc_clone(self, user: str, v: dict[str, Any]) -> str:
         vmid, newid = int(v["vmid"]), int(v["newid"])
         pool = v.get("pool")
-        if pool and pool not in self.pools:
-            raise PveError(403, f"Permission check failed (pool '{pool}' does not exist)")
+        self._check_clone_target(v)
         source = self._find_ct(v["node"], vmid)
-        self._ct_check_lock(source)
-        self._check_vmid_unused(newid)
-        config = self._clone_config(user, source, v)
-        new = Ct(newid, node=self.node, defaults=False, config={**config, "lock": "create"})
-        self.cts.append(new)
-        self.save(new)
-        # Until the clone is made, so that nothing changes under it.
-        source.lock = "disk"
-        self.save(source)
+        # From here to the clone's end nothing changes under it.
+        await self._lock_source(source)
+        new: Ct | None = None
+        try:
+            self._check_vmid_unused(newid)
+            config = self._clone_config(user, source, v)
+            new = Ct(newid, node=self.node, defaults=False, config={**config, "lock": "create"})
+            self.cts.append(new)
+            self.save(new)
+        except PveError:
+            self._unlock_source(source)
+            raise
+        self._clone_firewall(vmid, newid)
+        running = source.status
 
         async def body() -> None:
             try:
+                if source.status != running:
+                    self._remove_files(new, {})
+                    self._drop(new)
+                    raise TaskError("unexpected state change")
                 await self._copy_volumes(user, source, new, v)
                 if pool:
                     self._pool_join(pool, newid)
             finally:
-                source.lock = None
-                self.save(source)
+                self._unlock_source(source)
 
-        log = [f"create {'full' if self._is_full(source, v) else 'linked'} clone of container {vmid}"]
+        log = [f"creating a clone of container {vmid} with ID {newid}"]
         return str(await self.task(self.node, "vzclone", vmid, user, body, vm=new, lock=False, log=log))
+
+    def _check_clone_target(self, v: Mapping[str, Any]) -> None:
+        """What Proxmox checks before it reads the source: pool, node, storage, quorum."""
+        pool, target, storage = v.get("pool"), v.get("target"), v.get("storage")
+        if pool and pool not in self.pools:
+            raise PveError(403, f"Permission check failed (pool '{pool}' does not exist)")
+        if target and target not in (self.node, "localhost"):  # the only node there is
+            raise PveError(500, f"no such cluster node '{target}'")
+        if storage:
+            self._check_enabled(storage, self.node)
+        self.need_quorum()
+
+    async def _lock_source(self, source: Ct) -> None:
+        await self._config_lock(source)
+        try:
+            self._ct_check_lock(source)
+            source.lock = "disk"
+            self.save(source)
+        finally:
+            self.release(source, "config")
+
+    def _unlock_source(self, source: Ct) -> None:
+        if source.lock == "disk":
+            source.lock = None
+            self.save(source)
+
+    def _clone_firewall(self, vmid: int, newid: int) -> None:
+        guests = self._fw()["guests"]
+        if vmid in guests:
+            guests[newid] = copy.deepcopy(guests[vmid])
 
     def _clone_config(self, user: str, source: Ct, v: Mapping[str, Any]) -> dict[str, Any]:
         """The new CT's config but for its volumes. Raises what Proxmox finds wrong before the task."""
@@ -63,6 +101,7 @@ class CloneApi(PowerApi):
                     self._check_clonable(user, source, key, value, v)
             elif re.fullmatch(r"net\d+", key):
                 config[key] = model.normalise(key, re.sub(r"hwaddr=[^,]*,?", "", value))
+                self._check_bridge(user, config[key])
             elif key not in _NOT_CLONED:
                 config[key] = value
         return config | {key: v[key] for key in ("hostname", "description") if v.get(key)}
@@ -105,9 +144,13 @@ class CloneApi(PowerApi):
     async def _copy_volumes(self, user: str, source: Ct, new: Ct, v: Mapping[str, Any]) -> None:
         """What the vzclone worker does. On an error nothing of the clone is left."""
         made: dict[str, Any] = {}
+        full = self._is_full(source, v)
         try:
             for key, value in sorted(self._clone_source(source, v).items()):
                 if re.fullmatch(r"rootfs|mp\d+", key):
+                    volume = model.parse_mount(value)["volume"]
+                    kind = "create full clone of mountpoint" if full else "create linked clone of mount point"
+                    tasks.log(f"{kind} {key} ({volume})")
                     made[key] = await asyncio.to_thread(self._copy_volume, new.vmid, key, value, v.get("storage"))
         except (VolumeError, OSError) as error:
             await asyncio.to_thread(self._remove_files, new, made)
@@ -123,7 +166,6 @@ class CloneApi(PowerApi):
         target = storage or old_storage
         name = self._free_name(vmid, target, directory=source.is_dir())
         self.disks[target].copy_from(source, name)
-        tasks.log(f"copied {options['volume']} to {target}:{name}")
         return str(model.print_mount({**options, "volume": f"{target}:{name}"}, key == "rootfs"))
 
     async def _lxc_template(self, user: str, v: dict[str, Any]) -> None:

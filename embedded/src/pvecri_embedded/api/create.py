@@ -53,8 +53,6 @@ class CreateApi(Base):
         vmid, pool = int(v["vmid"]), v.get("pool")
         self.need_quorum()
         check_patterns(v)
-        if v.get("restore"):
-            raise PveError(501, "restore is not implemented by the embedded node")
         unprivileged = int(v.get("unprivileged", 1))
         self._check_create_permissions(user, vmid, v, unprivileged)
         options, mount_points = self._split_options(v)

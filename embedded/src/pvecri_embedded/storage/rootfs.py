@@ -33,6 +33,7 @@ def write_entry(member: tarfile.TarInfo, data: bytes | IO[bytes] | None, root: P
     if name.split("/", 1)[0] == "dev" and name != "dev":
         return 0
     target = root / name
+    _make_parents(target, root, id_shift)
     if member.isdir():
         target.mkdir(exist_ok=True)
     elif member.isreg():
@@ -49,6 +50,14 @@ def write_entry(member: tarfile.TarInfo, data: bytes | IO[bytes] | None, root: P
     if not member.issym():
         target.chmod(member.mode & 0o7777)
     return member.size if member.isreg() else 0
+
+
+def _make_parents(target: Path, root: Path, id_shift: int) -> None:
+    """As tar does for an entry whose directories are not in the archive, or come later."""
+    missing = [path for path in target.parents if path.is_relative_to(root) and not path.exists()]
+    for path in reversed(missing):
+        path.mkdir()
+        os.chown(path, id_shift, id_shift)
 
 
 def _write_file(target: Path, data: bytes | IO[bytes] | None) -> None:
