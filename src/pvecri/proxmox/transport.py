@@ -87,6 +87,8 @@ class Transport:
             # pveproxy compresses if it may: CPU time of the node, for a connection that is mostly local.
             headers={"User-Agent": "pvecri", "Accept-Encoding": "identity"},
         )
+        # aiohttp repeats a GET, PUT or DELETE that gets no response, but which calls to repeat is up to `_send`.
+        self._session._retry_connection = False
 
     async def close(self) -> None:
         """Close the connections. Idempotent."""

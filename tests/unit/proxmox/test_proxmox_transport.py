@@ -310,3 +310,15 @@ async def test_request_without_a_response_is_counted_by_its_error(pve: ScriptedP
         with pytest.raises(ConnectionLost):
             await client.call(WRITE, str)
     assert figures.value("proxmox_requests_total", **where) == before + 1
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+async def test_call_that_is_not_repeatable_is_sent_once(pve: ScriptedPve, tmp_path: Path, method: str) -> None:
+    """aiohttp by itself would repeat a PUT and a DELETE."""
+    pve.script(method, "/a", dropped, data(None))
+
+    async with transport(pve.config(tmp_path)) as client:
+        with pytest.raises(ConnectionLost):
+            await client.call(Call(method=method, path="/a", action="change it"), object)
+
+    assert pve.count(method, "/a") == 1
