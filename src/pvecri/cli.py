@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pvecri
-from pvecri import config, daemon, image_cli
+from pvecri import config, daemon, image_cli, repair_cli
 from pvecri.errors import PvecriError
 
 
@@ -21,6 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
         settings = config.load(options.config)
         if options.command == "check-config":
             return _check(options.config, settings, offline=options.offline)
+        if options.command == "repair":
+            return repair_cli.run(settings, options)
         if options.command == "image":
             return image_cli.run(settings, options)
         daemon.run(settings)
@@ -36,6 +38,9 @@ def _check(path: Path, settings: config.Config, *, offline: bool) -> int:
     problems = [] if offline else asyncio.run(daemon.check(settings))
     for problem in problems:
         print(f"{path}: {problem}", file=sys.stderr)
+    if not problems and not offline:
+        for foreign in asyncio.run(repair_cli.find(settings)):  # keeps no pod from running
+            print(f"note: {foreign} (pvecri repair)")
     if not problems:
         print(f"{path}: OK{'; Proxmox and this machine were not checked' if offline else ''}")
     return 1 if problems else 0
@@ -55,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     checking.add_argument("--offline", action="store_true", help="only read the configuration")
     image_cli.add_commands(commands)
+    repair_cli.add_command(commands)
     return parser
 
 

@@ -73,6 +73,9 @@ PODS = _gauge("pods", "Pod sandboxes by lifecycle phase.", "phase")
 PODS_BY_USER_NAMESPACE = _gauge(
     "pods_by_user_namespace", "Pod sandboxes by kind of user namespace and reason.", "kind", "reason"
 )
+FOREIGN_CTS = _gauge(
+    "foreign_cts", "CTs of this node with the notes of a pod that are no pod's of this daemon.", "reason"
+)
 CONTAINERS = _gauge("containers", "Containers by state.", "state")
 OOM_KILLS = _counter("container_oom_kills", "Containers that exited after an OOM kill.")
 SUBSCRIBERS_DROPPED = _counter("event_listeners_dropped", "Slow subscribers to events that were dropped.")

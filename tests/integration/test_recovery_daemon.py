@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import json
 import signal
-import sqlite3
 import subprocess
 from pathlib import Path
 
 import pytest
 from support.cri_client import CriClient, eventually, pod_security, security
-from support.daemon import Machine
+from support.daemon import Machine, forget_pods
 from support.machine_node import EmbeddedNode
 
 from pvecri.cri.proto import cri_pb2 as pb
@@ -162,18 +161,6 @@ def test_daemon_starts_without_proxmox_and_cleans_up_later(
     machine.assert_nothing_left()
 
 
-def test_own_cts_without_a_record_are_destroyed(machine: Machine, cri: CriClient) -> None:
-    pod = cri.run_pod()
-    container = cri.run(pod, "sleep", "1000")
-    machine.kill()
-    _forget_all_pods(machine.state_dir / "pods.db")
-    machine.start()
-    assert machine.client.pods() == []
-    eventually(lambda: not machine.node.cts() & set(machine.vmids), "the CT is destroyed")
-    eventually(lambda: set(machine.leftovers()) <= machine.usual, "all else is removed")
-    assert machine.processes_of(container) == []
-
-
 def test_firewall_rules_of_pods_whose_rows_were_lost_are_removed(machine: Machine) -> None:
     def rules() -> list[str]:
         run = subprocess.run(["iptables", "-t", "nat", "-S"], capture_output=True, text=True, check=True)
@@ -186,30 +173,14 @@ def test_firewall_rules_of_pods_whose_rows_were_lost_are_removed(machine: Machin
     pod = machine.client.run_pod(
         machine.client.pod_config(port_mappings=[pb.PortMapping(container_port=80, host_port=28080)])
     )
+    vmid = machine.client.vmid(pod)
     assert rules()
     machine.kill()
-    _forget_all_pods(machine.state_dir / "pods.db")
+    forget_pods(machine.state_dir / "pods.db")
     machine.start()
+    machine.node.remove_ct(vmid)  # a CT without a record is left to a person
     eventually(lambda: set(machine.leftovers()) <= machine.usual, "all else is removed")
     assert rules() == []
-
-
-def test_another_installations_ct_is_not_destroyed(machine: Machine, cri: CriClient) -> None:
-    vmid = cri.vmid(cri.run_pod())
-    machine.kill()
-    database = machine.state_dir / "pods.db"
-    _forget_all_pods(database)
-    with sqlite3.connect(database) as connection:
-        before = connection.execute("SELECT id FROM installation").fetchone()
-        connection.execute("UPDATE installation SET id = 'another'")
-    machine.start()
-    machine.client.remove_pod(machine.client.run_pod())
-    assert machine.node.ct(vmid, "status/current")["status"] == "running"
-    machine.kill()
-    with sqlite3.connect(database) as connection:
-        connection.execute("UPDATE installation SET id = ?", before)
-    machine.start()
-    eventually(lambda: vmid not in machine.node.cts(), "now it is destroyed")
 
 
 def test_only_one_daemon_uses_a_state_directory(machine: Machine, cri: CriClient) -> None:
@@ -217,9 +188,3 @@ def test_only_one_daemon_uses_a_state_directory(machine: Machine, cri: CriClient
     assert run.returncode == 1
     assert f"runtime.state_dir: another pvecri uses {machine.state_dir}" in run.stderr
     assert cri.pods() == []
-
-
-def _forget_all_pods(database: Path) -> None:
-    with sqlite3.connect(database) as connection:
-        connection.execute("DELETE FROM containers")
-        connection.execute("DELETE FROM sandboxes")

@@ -241,6 +241,13 @@ class Machine:
         assert not (cts := self.node.cts() & set(VMIDS)), cts
 
 
+def forget_pods(database: Path) -> None:
+    """Delete all rows of pods and containers, as a restored or damaged `pods.db` may lack them."""
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("DELETE FROM containers")
+        connection.execute("DELETE FROM sandboxes")
+
+
 def _section(name: str, values: dict[str, object], extra: str) -> str:
     lines = [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in values.items() if f"{key} =" not in extra)]
     return "\n".join([*lines, extra, ""])

@@ -93,6 +93,14 @@ class Node(ABC):
         answer: dict[str, object] = json.loads(body)
         return answer["data"]
 
+    def task(self, method: str, path: str, **parameters: object) -> None:
+        """Make a call that starts a task of the node, and wait until it has succeeded."""
+        upid = self.request(method, f"/nodes/{self.name}{path}", **parameters)
+        self._finished(upid)
+        status = self.request("GET", f"/nodes/{self.name}/tasks/{upid}/status")
+        assert isinstance(status, dict)
+        assert status["exitstatus"] == "OK", (method, path, status)
+
     def tasks(self, vmid: int, kind: str = "", source: str = "all") -> dict[str, str]:
         """The statuses of a VMID's tasks by UPID; the list may show one that has ended as RUNNING for a while."""
         parameters = {"vmid": vmid, "source": source} | ({"typefilter": kind} if kind else {})

@@ -45,7 +45,8 @@ MAY_IMPORT = {
     "metrics_server": GROUND,
     "daemon": PARTS | {"pods", "nri", "cri", "front", "metrics_server"},
     "image_cli": GROUND | {"daemon", "cri", "images"},
-    "cli": GROUND | {"daemon", "image_cli"},
+    "repair_cli": THIN | {"proxmox", "pods"},
+    "cli": GROUND | {"daemon", "image_cli", "repair_cli"},
     "__main__": {"cli"},
     "__init__": set(),
     # A distribution of its own, under another licence: it shares no line with pvecri.

@@ -73,6 +73,8 @@ class RuntimeService(ListCalls, MonitoringCalls, StreamingCalls):
         if request.verbose:
             response.info["config"] = json.dumps(self._described())
             response.info["failing"] = json.dumps([asdict(each) for each in self._pods.failing])
+            foreign = [{**asdict(each), "reason": each.reason.value} for each in self._pods.foreign_cts.found]
+            response.info["foreignCts"] = json.dumps(foreign)
         return response
 
     def _handler_features(self, name: str) -> pb.RuntimeHandlerFeatures:

@@ -8,6 +8,7 @@ milliseconds the dead process seems to have its lock and to listen.
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import socket
 import time
@@ -31,6 +32,34 @@ async def remove_stale_socket(path: Path) -> bool:
         return False
     if path.is_socket():
         path.unlink(missing_ok=True)
+    return True
+
+
+async def claim(name: str) -> socket.socket | None:
+    """Claim a name until the socket is closed; None if another process has it for longer than LINGER.
+
+    An abstract Unix socket: nothing is left of it when its process ends.
+    """
+    claimant = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    if await _soon(lambda: _binds(claimant, name)):
+        return claimant
+    claimant.close()
+    return None
+
+
+def claimed(name: str) -> bool:
+    """Whether a process has claimed a name."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        return not _binds(probe, name)
+
+
+def _binds(claimant: socket.socket, name: str) -> bool:
+    try:
+        claimant.bind(f"\0{name}")
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
     return True
 
 

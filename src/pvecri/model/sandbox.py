@@ -127,9 +127,10 @@ class Sandbox(Value, frozen=True):
     """A pod sandbox in the store.
 
     `vmid` is 0 without a CT. `ct_made` is set once the CT's init runs, `tagged` once its tags are set, `networked`
-    before CNI ADD until after DEL. `mappings` are those of the pod's user namespace, empty for the node's.
-    `missing_ids` are IDs that a container needed and the user namespace lacks: that of the pod's next sandbox has
-    them. `front` is set for the pod of a front.
+    before CNI ADD until after DEL. `ct_volume` is the volume id of the CT's root filesystem, empty if unknown.
+    `mappings` are those of the pod's user namespace, empty for the node's. `missing_ids` are IDs that a container
+    needed and the user namespace lacks: that of the pod's next sandbox has them. `front` is set for the pod of a
+    front.
     """
 
     id: SandboxId
@@ -145,6 +146,7 @@ class Sandbox(Value, frozen=True):
     ips: tuple[str, ...] = ()
     networked: bool = False
     ct_made: bool = False
+    ct_volume: str = ""
     tagged: bool = False
     front: FrontSandbox | None = None
 

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
 from pvecri import metrics
-from pvecri.config import Config, RuntimeConfig
+from pvecri.config import Config, ConfigError, RuntimeConfig
 from pvecri.errors import PvecriError
 from pvecri.images.manager import ImageManager
-from pvecri.linux import mounts
+from pvecri.linux import mounts, single_instance
 from pvecri.model import Container, ContainerState, Sandbox, SandboxPhase
 from pvecri.network.manager import NetworkManager
 from pvecri.oci.features import HostFeatures
@@ -27,6 +28,7 @@ from pvecri.pods.container.start import ContainerStarter
 from pvecri.pods.container.stop import ContainerStopper
 from pvecri.pods.container.update import ContainerUpdater
 from pvecri.pods.container.volume_owners import VolumeProbe
+from pvecri.pods.foreign_cts import ForeignCts
 from pvecri.pods.front.container import FrontContainers
 from pvecri.pods.front.sandbox import SWEEP_INTERVAL, FrontSandboxes
 from pvecri.pods.health import Condition, ProxmoxHealth, background_condition, conditions, image_store_condition
@@ -40,7 +42,7 @@ from pvecri.pods.sandbox.ct_tags import CtTags
 from pvecri.pods.sandbox.run import SandboxRunner
 from pvecri.pods.sandbox.stop import SandboxTeardown
 from pvecri.pods.sandbox.update import SandboxUpdater
-from pvecri.pods.store import Store
+from pvecri.pods.store import Store, claim_name
 from pvecri.pods.streams import Streams
 from pvecri.pods.usage.cadvisor import Metrics
 from pvecri.pods.usage.stats import INTERVAL as SAMPLE_INTERVAL
@@ -66,13 +68,15 @@ class PodManager:
         runtime, cgroups = config.runtime, features.cgroups
         exit_dir, oci_dir = _make_directories(runtime)
         self._supervisor = supervisor = Supervisor()
-        self._features = features
-        self._config = config
+        self._config, self._features = config, features
         self._images = images
         self._network = network
         self._store = Store(runtime.state_dir / "pods.db")
         self.registry = registry = Registry(self._store, runtime.run_dir)
-        self._cts = cts = SandboxCts(config, proxmox, registry, cgroups, self._store.installation_id())
+        self._installation = installation = self._store.installation_id()
+        self._claim: socket.socket | None = None
+        self._cts = cts = SandboxCts(config, proxmox, registry, cgroups, installation)
+        self.foreign_cts = ForeignCts(proxmox, registry, config.proxmox.node_name, installation)
         oci_runtime = OciRuntime(features, oci_dir, exit_dir, runtime.state_dir, runtime.create_timeout)
         self._volumes = VolumeProbe()
         self._tags = CtTags(registry, proxmox, config.proxmox.tags)
@@ -114,13 +118,21 @@ class PodManager:
         self._recovery = Recovery(registry, teardown, exits, cts, network, images, self.front_containers.adopt)
 
     async def start(self) -> None:
-        """Adopt running pods and start the background tasks. Proxmox need not be reachable."""
+        """Adopt running pods and start the background tasks. Proxmox need not be reachable.
+
+        ConfigError if another daemon with this installation's id runs on this machine.
+        """
+        self._claim = await single_instance.claim(claim_name(self._installation))
+        if self._claim is None:  # each would take the other's pods for its own
+            directory = self._config.runtime.state_dir
+            raise ConfigError(f"runtime.state_dir: {directory} is a copy of that of another pvecri, which runs")
         # Before the CRI is served: no client may see states of the last daemon process as current.
         await self._recovery.adopt()
         repeat = self._supervisor.repeat
         repeat("Proxmox health", self.health.poll, self.health.pause)
         repeat("pod store", self.registry.write_unsaved, self.registry.unsaved.wait)
         repeat("recovery", self._recovery.clean_up, self.sandbox_teardown.removal_pending.wait)
+        repeat("foreign CTs", self.foreign_cts.search, self.foreign_cts.pause)
         repeat("statistics", self.statistics.sample, partial(asyncio.sleep, SAMPLE_INTERVAL))
         repeat("time of the last run", self._downtime.refresh, partial(asyncio.sleep, DOWNTIME_INTERVAL))
         repeat("CT tags", self._tags.tag_all, self._tags.wanted.wait)
@@ -134,6 +146,8 @@ class PodManager:
         self.registry.close()
         self._volumes.close()
         self._store.close()
+        if self._claim is not None:
+            self._claim.close()
 
     async def conditions(self) -> list[Condition]:
         """The conditions of CRI Status: RuntimeReady, NetworkReady and those of the runtime's parts."""

@@ -3,7 +3,8 @@
 
 The kernel knows which processes run, Proxmox which CTs exist, the store what was intended. What runs is adopted
 (conmon and the CT outlive the daemon), what exited meanwhile is recorded, what was half created or half removed is
-removed. What needs Proxmox runs in the background and is retried until Proxmox answers.
+removed. What needs Proxmox runs in the background and is retried until Proxmox answers. CTs without a row are only
+reported (foreign_cts.py).
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ class Recovery:
         return removals
 
     async def clean_up(self) -> None:
-        """Retry what `adopt` could not do, finish removals, and remove CTs and CNI attachments without a pod.
+        """Retry what `adopt` could not do, finish removals, and release CNI attachments without a pod.
 
         A step that fails does not stop the others. Incomplete if one failed: call again.
         """
@@ -154,7 +155,6 @@ class Recovery:
             # Ahead of the first pod, which would wait for the upload.
             ("preparing the sandbox template", self._cts.prepare),
             *removals,
-            ("destroying CTs that belong to no pod", self._destroy_orphans),
             ("releasing CNI attachments that belong to no pod", self._release_attachments),
             *((f"removing {each}", partial(self._remove_lost_pod, each)) for each in sorted(self._lost_pods)),
         ]
@@ -167,11 +167,6 @@ class Recovery:
         finally:
             metrics.CLEANUP_FAILURES.inc(failures)
             metrics.CLEANUP_PENDING.set(failures)
-
-    async def _destroy_orphans(self) -> None:
-        async for vmid in self._cts.orphans():
-            log.warning("CT %d was created by this installation and belongs to no pod: destroying it", vmid)
-            await self._cts.destroy_orphan(vmid)
 
     async def _remove_lost_pod(self, directory: Path) -> None:
         await self._network.release(SandboxId(directory.name))  # no pod without a row is detached otherwise

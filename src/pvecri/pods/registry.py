@@ -299,6 +299,10 @@ class Registry:
         """The pod that a container is in."""
         return self._pods[container.value.sandbox_id]
 
+    async def sync(self) -> None:
+        """Wait until the changes survive a crash of the node; StoreUnavailable."""
+        await self._store.sync()
+
     async def write_unsaved(self) -> None:
         """Write the changes that could not be written before; StoreUnavailable if they still cannot."""
         self.unsaved.flush()

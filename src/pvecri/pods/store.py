@@ -4,7 +4,7 @@
 One row an object: its value as JSON, and the columns that must be unique. A row is written before what it
 describes is created (a sandbox is stored as CREATING before its CT is), so after a crash the rows name all that
 may exist. The database is in WAL mode and syncs at checkpoints: a crash of the daemon loses nothing; a crash of
-the node can lose the last rows, whose CTs are then found by their description (recovery.py).
+the node can lose the last rows, but none that `sync` was called for, as it is before a CT is created.
 
 Calls are synchronous: each writes one small row into a local file, some tens of microseconds. Writes raise
 StoreUnavailable if the file cannot be written: the disk is full, fails or is read-only, or another program has
@@ -13,14 +13,17 @@ locked the database.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from pvecri import database
-from pvecri.errors import AlreadyExists, Unavailable
+from pvecri.errors import AlreadyExists, InternalError, Unavailable
 from pvecri.model import Container, ContainerId, Sandbox, SandboxId
 
 SCHEMA_VERSION = 1
@@ -45,6 +48,32 @@ class StoreUnavailable(Unavailable):
     """The database cannot be written now."""
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """The id of an installation, empty if there is none, and the names of its pods by VMID."""
+
+    installation: str
+    pods: dict[int, str]
+
+
+def recorded(path: Path) -> Recorded:
+    """Read a database that a daemon may have open, without changing it; empty if there is none. InternalError."""
+    if not path.exists():
+        return Recorded("", {})
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            row = db.execute("SELECT id FROM installation").fetchone()
+            pods = db.execute("SELECT vmid, name FROM sandboxes WHERE vmid IS NOT NULL").fetchall()
+    except sqlite3.DatabaseError as error:
+        raise InternalError(f"{path}: {error}") from error
+    return Recorded(str(row[0]) if row else "", dict(pods))
+
+
+def claim_name(installation: str) -> str:
+    """The name that the daemon of an installation claims while it runs (linux/single_instance.py)."""
+    return f"pvecri-{installation}"
+
+
 class Store:
     """One open database. The names of sandboxes are unique, and so are their VMIDs."""
 
@@ -56,12 +85,18 @@ class Store:
         self._db.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_MS}")
 
     def installation_id(self) -> str:
-        """Random id of this installation, in the notes of its CTs: CTs without it are never touched."""
+        """Random id of this installation, in the notes of its CTs."""
         row = self._db.execute("SELECT id FROM installation").fetchone()
         if row is None:
             row = (os.urandom(8).hex(),)
             self._db.execute("INSERT INTO installation VALUES (?)", row)
         return str(row[0])
+
+    async def sync(self) -> None:
+        """Wait until all that was written survives a crash of the node, too. Some milliseconds, in a thread."""
+        # SQLite syncs the file at checkpoints only. No descriptor of the database itself may be closed: that would
+        # drop SQLite's locks on it (fcntl(2)); it has none on this file.
+        await asyncio.to_thread(_sync, self._path.with_name(f"{self._path.name}-wal"))
 
     def save_sandbox(self, sandbox: Sandbox) -> None:
         """Insert or replace; AlreadyExists if another sandbox has the name or the VMID."""
@@ -123,3 +158,16 @@ class Store:
         """Close the database. Writes of calls that are still being undone raise StoreUnavailable."""
         self._closed = True
         self._db.close()
+
+
+def _sync(path: Path) -> None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # closed, and checkpointed with a sync by that
+        return
+    try:
+        os.fdatasync(fd)
+    except OSError as error:
+        raise StoreUnavailable(f"{path} cannot be written: {error.strerror} (runtime.state_dir)") from error
+    finally:
+        os.close(fd)

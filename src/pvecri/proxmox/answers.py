@@ -99,14 +99,21 @@ class CtConfig(Answer, frozen=True):
     """GET /nodes/{node}/lxc/{vmid}/config; `raw` has every option as text, as `pct config` shows it."""
 
     description: str = ""
+    hostname: str = ""
     lock: str = ""
     rootfs: str = ""
+    template: bool = False
     raw: dict[str, str] = {}
 
     @property
+    def root_volume(self) -> str:
+        """The volume id of the root filesystem, such as `local:900001/subvol-900001-disk-0.subvol`."""
+        return self.rootfs.partition(",")[0].removeprefix("volume=")
+
+    @property
     def rootfs_storage(self) -> str:
-        """The storage of the root filesystem, whose value begins with the volume ID `STORAGE:VOLUME`."""
-        return self.rootfs.partition(":")[0]
+        """The storage of the root filesystem."""
+        return self.root_volume.partition(":")[0]
 
 
 class TaskState(Enum):

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from pvecri.backoff import Backoff
 from pvecri.config import ProxmoxConfig
-from pvecri.errors import NotFound, Unavailable
+from pvecri.errors import NotFound
 from pvecri.model import Firewall, Vmid
 from pvecri.proxmox import privileges
 from pvecri.proxmox.answers import (
@@ -26,6 +26,7 @@ from pvecri.proxmox.answers import (
     StorageConfig,
     StorageItem,
     StorageStatus,
+    TaskEntry,
     TaskState,
     Version,
     ct_config,
@@ -51,6 +52,9 @@ from pvecri.proxmox.upid import Upid
 from pvecri.proxmox.upload import multipart
 
 T = TypeVar("T")
+
+Confirmation = Callable[[], Awaitable[None]]
+"""Raises unless a request may still be sent."""
 
 CREATE_LOCK = "create"
 """The lock of a CT that is being created; until the end of the create its config has nothing else."""
@@ -210,41 +214,34 @@ class ProxmoxApi:
         except CtAlreadyRunning:
             return
 
-    async def stop_ct(self, vmid: Vmid) -> None:
-        """Stop a CT at once, by killing its processes. Idempotent: a stopped or missing CT is no error."""
+    async def stop_ct(self, vmid: Vmid, confirm: Confirmation | None = None) -> None:
+        """Stop a CT at once, by killing its processes. Idempotent: a stopped or missing CT is no error.
+
+        `confirm` is awaited before every request; what it raises ends the call.
+        """
         try:
-            await self._task("POST", vmid, "/status/stop", f"stop CT {vmid}")
+            await self._task("POST", vmid, "/status/stop", f"stop CT {vmid}", confirm)
         except (CtNotRunning, CtNotFound):
             return
 
-    async def destroy_ct(self, vmid: Vmid, *, force: bool = True, purge: bool = True) -> None:
-        """Destroy a CT with its disks. Idempotent.
+    async def destroy_ct(self, vmid: Vmid, confirm: Confirmation | None = None, *, force: bool = True) -> None:
+        """Destroy a CT with its disks, and remove it from backup jobs, replication and HA. Idempotent.
 
-        `force` stops a running one (slower than `stop_ct` first); `purge` removes it from backup jobs, replication
-        and HA. Proxmox removes its firewall rules and ACLs in any case.
+        `confirm` as in `stop_ct`; `force` stops a running CT (slower than `stop_ct` first). Proxmox removes its
+        firewall rules and ACLs, too.
         """
         try:
             # Without purge Proxmox refuses a CT that is an HA resource or has replication jobs.
-            await self._task("DELETE", vmid, "", f"destroy CT {vmid}", force=force, purge=purge)
+            await self._task("DELETE", vmid, "", f"destroy CT {vmid}", confirm, force=force, purge=True)
         except CtNotFound:
             return
 
-    async def check_rootfs_storage(self, vmid: Vmid) -> None:
-        """Unavailable if the storage of a CT's root filesystem is not active: a destroy would fail. CtNotFound.
+    async def replaced_by(self, vmid: Vmid) -> TaskEntry | None:
+        """The last task that has destroyed a CT of this VMID, or restored a backup over it, since the last create.
 
-        A storage on which our account lacks the privileges is not checked.
+        None if there is none in the node's task log. Waits for one that runs; DeadlineExceeded.
         """
-        action = f"destroy CT {vmid}"
-        storage = (await self._config_of(vmid, action)).rootfs_storage
-        try:
-            status = await self.storage_status(storage)
-            problem = "" if status.active else status.problem(storage)
-        except Forbidden:
-            return
-        except NotFound as error:  # NOT_FOUND would tell the kubelet that the pod is removed
-            problem = str(error)
-        if problem:
-            raise Unavailable(f"Proxmox: {action}: its root filesystem cannot be removed: {problem}")
+        return await self._tasks.replacement(vmid, self._node)
 
     async def configure_ct(self, vmid: Vmid, **changes: ParameterValue | None) -> None:
         """Change options (PUT …/config); None removes one.
@@ -374,17 +371,43 @@ class ProxmoxApi:
             Call(method="GET", path=path, action=action, parameters=parameters), into
         )
 
-    async def _task(self, method: str, vmid: Vmid, path: str, action: str, **parameters: ParameterValue) -> None:
-        """Make a call on a CT, at `path` below it, and wait for its task. All of these are idempotent."""
+    async def _task(
+        self,
+        method: str,
+        vmid: Vmid,
+        path: str,
+        action: str,
+        confirm: Confirmation | None = None,
+        **parameters: ParameterValue,
+    ) -> None:
+        """Make a call on a CT, at `path` below it, and wait for its task. All of these are idempotent.
+
+        `confirm` as in `stop_ct`.
+        """
         path = f"{self._ct(vmid)}{path}"
-        call = Call(method=method, path=path, action=action, parameters=parameters, repeatable=True)
+        # The transport would repeat it without asking.
+        call = Call(method=method, path=path, action=action, parameters=parameters, repeatable=confirm is None)
 
         async def attempt() -> None:
             async with self._forbidden_explained(vmid, action):
-                await self._tasks.wait(parse_upid(await self._transport.call(call, str), action), action)
+                try:
+                    upid = await self._transport.call(call, str)
+                except ConnectionLost:
+                    if confirm is None:
+                        raise
+                    await confirm()
+                    upid = await self._transport.call(call, str)
+                await self._tasks.wait(parse_upid(upid, action), action)
 
+        async def before_repeat() -> None:
+            await self._check_lock(vmid, action)
+            if confirm is not None:  # who held the lock may have put another CT into its place
+                await confirm()
+
+        if confirm is not None:
+            await confirm()
         # Each attempt is a task in Proxmox's log: after the first, the config is read until the lock is gone.
-        await self._retry_locked(attempt, before_repeat=lambda: self._check_lock(vmid, action))
+        await self._retry_locked(attempt, before_repeat=before_repeat)
 
     async def _check_lock(self, vmid: Vmid, action: str) -> None:
         """CtLocked while there is a lock in the CT's config; CtNotFound if there is no such CT."""

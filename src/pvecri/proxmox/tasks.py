@@ -10,6 +10,7 @@ from pvecri.backoff import Backoff
 from pvecri.errors import DeadlineExceeded, Unavailable
 from pvecri.proxmox import errors, upid
 from pvecri.proxmox.answers import LogLine, TaskEntry, TaskState, TaskStatus
+from pvecri.proxmox.ctspec import ParameterValue
 from pvecri.proxmox.transport import Call, Transport
 from pvecri.proxmox.upid import Upid
 
@@ -38,16 +39,19 @@ class Tasks:
             await self._wait(task, action)
 
     async def _wait(self, task: Upid, action: str) -> None:
+        ended = await self._end(task, action)
+        if not ended.succeeded:
+            raise errors.from_task(action, ended.exitstatus, await self.log_end(task), str(task))
+
+    async def _end(self, task: Upid, action: str) -> TaskStatus:
         try:
             async with asyncio.timeout(self._timeout):
-                ended = await self._poll(task, action)
+                return await self._poll(task, action)
         except TimeoutError as error:
             # Not stopped: a create or destroy that is cut off leaves a lock, which the API cannot remove.
             raise DeadlineExceeded(
                 f"Proxmox: {action}: task {task} has not ended within {self._timeout:g} s (proxmox.task_timeout)"
             ) from error
-        if not ended.succeeded:
-            raise errors.from_task(action, ended.exitstatus, await self.log_end(task), str(task))
 
     async def status(self, task: Upid, action: str) -> TaskStatus:
         """GET /nodes/{node}/tasks/{upid}/status: current, unlike the list of tasks."""
@@ -56,16 +60,31 @@ class Tasks:
 
     async def last(self, vmid: int, kind: str, node: str, since: int) -> TaskEntry | None:
         """The latest task of a guest of this kind (`vzstart`) that started at `since` (epoch seconds) or later."""
+        entries = await self._list(vmid, node, {"typefilter": kind, "limit": 10, "since": since})
+        return next((entry for entry in entries if entry.type == kind and entry.starttime >= since), None)
+
+    async def replacement(self, vmid: int, node: str) -> TaskEntry | None:
+        """See ProxmoxApi.replaced_by. The task log has a node's last one or two thousand tasks (100 kB)."""
+        action = f"check the tasks of CT {vmid}"
+        for entry in await self._list(vmid, node, {"limit": 500}):
+            if entry.type == "vzcreate":
+                return None
+            if entry.type not in ("vzdestroy", "vzrestore"):
+                continue
+            # Not the status in the list, which shows some tasks as RUNNING that have ended.
+            if (await self._end(parse_upid(entry.upid, action), action)).succeeded:
+                return entry
+        return None
+
+    async def _list(self, vmid: int, node: str, filters: dict[str, ParameterValue]) -> list[TaskEntry]:
         call = Call(
             method="GET",
             path=f"/nodes/{node}/tasks",
-            action=f"list the {kind} tasks of CT {vmid}",
-            # By default the list has ended tasks only; a start may still be running.
-            parameters={"vmid": vmid, "typefilter": kind, "source": "all", "limit": 10, "since": since},
+            action=f"list the tasks of CT {vmid}",
+            # By default the list has ended tasks only.
+            parameters={"vmid": vmid, "source": "all", **filters},
         )
-        entries = await self._transport.call(call, list[TaskEntry])
-        wanted = (entry for entry in entries if entry.type == kind and entry.starttime >= since)
-        return max(wanted, key=_start, default=None)
+        return sorted(await self._transport.call(call, list[TaskEntry]), key=_start, reverse=True)
 
     async def log_end(self, task: Upid) -> str:
         """The last lines of a failed task's log, joined, without its exit status; empty if it cannot be read."""

@@ -79,3 +79,15 @@ async def test_other_files_are_left_alone(path: Path) -> None:
     path.write_text("kept")
     assert await single_instance.remove_stale_socket(path)
     assert path.read_text() == "kept"
+
+
+async def test_name_is_claimed_until_its_socket_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(single_instance, "LINGER", 0.05)
+    name = f"pvecri-test-{os.getpid()}"
+    assert not single_instance.claimed(name)
+    held = await single_instance.claim(name)
+    assert held is not None
+    assert single_instance.claimed(name)
+    assert await single_instance.claim(name) is None
+    held.close()
+    assert not single_instance.claimed(name)

@@ -10,22 +10,24 @@ import pytest
 from msgspec.structs import replace
 
 from pvecri.errors import InvalidArgument
-from pvecri.model import IdMapping, SandboxConfig, SandboxMetadata, UserNamespaceDecision
+from pvecri.model import IdMapping, SandboxConfig, SandboxMetadata, UserNamespaceDecision, Vmid
 from pvecri.pods.sandbox import ct, ct_notes
 from pvecri.pods.validation import check_sandbox
 
 ID = "0123456789abcdef" * 4
 OTHER = "f" * 64
+VMID = Vmid(900_001)
 CONFIG = SandboxConfig(metadata=SandboxMetadata(name="web-0", namespace="shop", uid="a1b2", attempt=2))
 IN_CT = UserNamespaceDecision(detail="an unprivileged CT's")
 
 
 def test_notes_name_the_pod_for_people() -> None:
-    assert ct_notes.describe(CONFIG, ID, "c0ffee", IN_CT).splitlines()[::2] == [
+    assert ct_notes.describe(CONFIG, ID, "c0ffee", IN_CT, VMID).splitlines()[::2] == [
         "Kubernetes pod shop/web-0",
         "uid: a1b2",
         "attempt: 2",
         "user namespace: the CT's (unprivileged); an unprivileged CT's",
+        "CT: 900001",
         f"sandbox: {ID}",
         "installation: c0ffee",
     ]
@@ -33,13 +35,13 @@ def test_notes_name_the_pod_for_people() -> None:
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "  \n"])
 def test_owner_is_parsed_from_notes_as_proxmox_returns_them(line_end: str) -> None:
-    text = ct_notes.describe(CONFIG, ID, "c0ffee", IN_CT).replace("\n", line_end)
-    assert ct_notes.owner(text) == ct_notes.Owner(sandbox=ID, installation="c0ffee")
+    text = ct_notes.describe(CONFIG, ID, "c0ffee", IN_CT, VMID).replace("\n", line_end)
+    assert ct_notes.owner(text) == ct_notes.Owner(sandbox=ID, installation="c0ffee", pod="shop/web-0", vmid=VMID)
 
 
 def test_user_namespace_detail_cannot_forge_an_owner() -> None:
     decision = UserNamespaceDecision(detail=f"asked\n\nsandbox: {OTHER}\n")
-    assert ct_notes.owner(ct_notes.describe(CONFIG, ID, "c0ffee", decision)).sandbox == ID
+    assert ct_notes.owner(ct_notes.describe(CONFIG, ID, "c0ffee", decision, VMID)).sandbox == ID
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from support.filled import filled
 
 from pvecri.errors import AlreadyExists, InternalError
 from pvecri.model import Container, ContainerId, ContainerMetadata, Sandbox, SandboxId, SandboxPhase, Vmid
-from pvecri.pods.store import SCHEMA_VERSION, Store
+from pvecri.pods.store import SCHEMA_VERSION, Recorded, Store, recorded
 
 FILLED = filled(Sandbox)
 WEB = SandboxId("a" * 64)
@@ -175,3 +175,29 @@ def test_database_is_readable_by_root_only(store: Store, path: Path) -> None:
     store.save_container(container())
     for file in path.parent.glob("pods.db*"):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+
+
+def test_another_process_reads_what_a_daemon_records(store: Store, path: Path) -> None:
+    assert recorded(path.with_name("none.db")) == Recorded("", {})
+    assert not path.with_name("none.db").exists()
+    assert recorded(path) == Recorded("", {})
+    installation = store.installation_id()
+    store.save_sandbox(sandbox(vmid=Vmid(900_001)))
+    store.save_sandbox(sandbox(DB, "db", vmid=Vmid(0)))
+    assert recorded(path) == Recorded(installation, {900_001: sandbox().name})
+
+
+def test_database_that_is_none_is_an_error_for_a_reader(tmp_path: Path) -> None:
+    path = tmp_path / "pods.db"
+    path.write_text("not a database" * 100)
+    with pytest.raises(InternalError, match=r"pods\.db"):
+        recorded(path)
+
+
+async def test_rows_are_synced_before_and_after_a_checkpoint(store: Store, path: Path) -> None:
+    await store.sync()
+    store.save_sandbox(sandbox())
+    await store.sync()
+    store.close()
+    await store.sync()
+    assert [each.id for each in Store(path).sandboxes()] == [WEB]

@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from support.scripted_pve import ScriptedPve, Step, data, dropped, refusal, scripted_pve
 
 from pvecri.errors import DeadlineExceeded, NotFound, PermissionDenied, Unavailable
 from pvecri.model import Vmid
+from pvecri.proxmox import rootfs_storage
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import CtSpec
 from pvecri.proxmox.errors import CtExists, CtLocked, CtNotFound, ProxmoxError, ProxmoxTaskError
@@ -184,6 +186,65 @@ async def test_stop_of_a_stopped_ct_is_no_error(pve: ScriptedPve, api: ProxmoxAp
     await api.stop_ct(VMID)
 
 
+async def test_request_is_confirmed_again_after_a_lock_and_after_a_lost_response(
+    pve: ScriptedPve, api: ProxmoxApi
+) -> None:
+    pve.script("DELETE", CT, LOCKED, dropped, data(TASK))
+    pve.script("GET", f"{CT}/config", data({}))
+    asked: list[int] = []
+
+    async def confirm() -> None:
+        asked.append(pve.count("DELETE", CT))
+
+    await api.destroy_ct(VMID, confirm)
+
+    assert asked == [0, 1, 2]
+
+
+@pytest.mark.parametrize("first", [LOCKED, dropped])
+async def test_request_that_is_not_confirmed_again_is_not_repeated(
+    pve: ScriptedPve, api: ProxmoxApi, first: Step
+) -> None:
+    pve.script("DELETE", CT, first, data(TASK))
+    pve.script("GET", f"{CT}/config", data({}))
+
+    async def confirm() -> None:
+        if pve.count("DELETE", CT):
+            raise PermissionDenied("it is another's now")
+
+    with pytest.raises(PermissionDenied, match="another's"):
+        await api.destroy_ct(VMID, confirm)
+    assert pve.count("DELETE", CT) == 1
+
+
+@pytest.mark.parametrize(
+    ("kinds", "replaced"),
+    [
+        ([], False),
+        (["vzcreate", "vzstart", "vzstop"], False),
+        (["vzdestroy", "vzcreate"], False),
+        (["vzcreate", "vzdestroy"], True),
+        (["vzcreate", "vzrestore", "vzstart"], True),
+        (["vzcreate", "failed vzrestore"], False),
+    ],
+)
+async def test_ct_is_replaced_by_a_destroy_or_restore_after_its_create(
+    pve: ScriptedPve, api: ProxmoxApi, kinds: list[str], replaced: bool
+) -> None:
+    entries = []
+    for number, kind in enumerate(kinds):
+        upid = TASK.replace("00009CE0", f"0000{number:04X}").replace("vzcreate", kind.split()[-1])
+        # The list may show an ended task as RUNNING.
+        entries.append(
+            {"upid": upid, "type": kind.split()[-1], "starttime": 7, "pstart": number, "status": "RUNNING"}
+        )
+        exitstatus = "no space" if "failed" in kind else "OK"
+        pve.script("GET", f"/nodes/pve/tasks/{quote(upid, safe='')}/status", ended(exitstatus))
+    pve.script("GET", "/nodes/pve/tasks", data(entries))
+
+    assert (await api.replaced_by(VMID) is not None) == replaced
+
+
 def test_polling_starts_soon_and_slows_down_to_a_second() -> None:
     delays = [delay for delay, _ in zip(POLL.delays(), range(20), strict=False)]
 
@@ -223,7 +284,7 @@ async def test_root_filesystem_on_a_storage_that_cannot_be_used_is_unavailable(
     pve.script("GET", "/nodes/pve/storage/nas/status", answer)
 
     with pytest.raises(Unavailable, match=f"destroy CT {VMID}: .* storage nas {problem}"):
-        await api.check_rootfs_storage(VMID)
+        await rootfs_storage.check(api, VMID)
 
 
 async def test_root_filesystem_on_a_storage_that_cannot_be_read_is_not_checked(
@@ -232,7 +293,7 @@ async def test_root_filesystem_on_a_storage_that_cannot_be_read_is_not_checked(
     pve.script("GET", f"{CT}/config", data({"rootfs": "nas:900001/subvol-900001-disk-0.subvol,size=0T"}))
     pve.script("GET", "/nodes/pve/storage/nas/status", refusal(403, "Permission check failed (/storage/nas, …)"))
 
-    await api.check_rootfs_storage(VMID)
+    await rootfs_storage.check(api, VMID)
 
 
 # -- an account with rights on a pool only ---------------------------------------------------------------------

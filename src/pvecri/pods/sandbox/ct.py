@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Set
+from collections.abc import Set
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -20,11 +21,13 @@ from pvecri.linux.processes import Process
 from pvecri.model import IdMapping, ProxmoxInterface, Resources, Vmid
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox import ct_notes, kubelet_cgroups
+from pvecri.pods.sandbox.ct_ownership import CtOwnership, NotOwnCt, is_pods_init
 from pvecri.pods.sandbox.kubelet_cgroups import KubeletCgroups
 from pvecri.pods.sandbox.vmids import VmidAllocator
+from pvecri.proxmox import rootfs_storage
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import CtSpec, size_parameters
-from pvecri.proxmox.errors import CtExists, CtHidden, CtNotFound, ProxmoxError
+from pvecri.proxmox.errors import CtExists, CtNotFound, ProxmoxError
 from pvecri.proxmox.sizing import CtSize, ct_size
 
 log = logging.getLogger(__name__)
@@ -42,12 +45,9 @@ START_CHECK_DELAY = 3.0
 START_CHECK_INTERVAL = 2.0
 """Seconds until the first and between further checks of whether Proxmox's start task has failed."""
 
-DESTROY_END_TIMEOUT = 5.0
-"""Seconds from a CT's leaving its pool to the end of its destroy: Proxmox removes firewall, jobs and config."""
-
 
 class SandboxCts:
-    """Creates and destroys the CTs of this installation's pods; touches no other CT."""
+    """Creates and destroys the CTs of this installation's pods; touches no other CT (ct_ownership.py)."""
 
     def __init__(
         self, config: Config, proxmox: ProxmoxApi, registry: Registry, cgroups: Cgroups, installation: str
@@ -62,6 +62,7 @@ class SandboxCts:
             enforce_node_allocatable=config.runtime.enforce_node_allocatable,
         )
         self._installation = installation
+        self._ownership = CtOwnership(proxmox)
         self._vmids = VmidAllocator(config.proxmox.vmid_range)
         self._template = ""
         self._arch = ""
@@ -104,6 +105,7 @@ class SandboxCts:
             vmid = await self._allocate_vmid(refused)
             # Stored first: after a crash during the create, recovery.py finds the CT by this number.
             self._registry.save_pod(pod, replace(pod.value, vmid=vmid))
+            await self._registry.sync()
             try:
                 upid = await self._proxmox.create_ct(self._spec(pod, interface))
                 break
@@ -118,6 +120,8 @@ class SandboxCts:
             # Rules can be set only on an existing CT, and no packet may pass before they are.
             await self._proxmox.protect_ct(pod.value.vmid, interface.firewall)
             await self._proxmox.start_ct(pod.value.vmid)
+        # Costs no time: the CT is starting.
+        self._registry.save_pod(pod, replace(pod.value, ct_volume=await self._root_volume(pod)))
         init = await self._wait_for_init(pod, upid.start_time)
         pod.init = Process(init)
         self._registry.save_pod(pod, replace(pod.value, mappings=id_mappings(init), ct_made=True))
@@ -168,10 +172,14 @@ class SandboxCts:
         """Stop the pod's CT. Idempotent: a CT that is stopped, destroyed or was never created is no error."""
         if pod.alive:
             await self._restore_notes(pod)
-        if pod.value.vmid and (pod.alive or await self._owns(pod)):
-            await self._proxmox.stop_ct(pod.value.vmid)
-            # Containers in the node's PID namespace do not die with the CT's init.
-            self._cgroups.kill(pod.cgroups.ct)
+        if pod.value.vmid:
+            try:
+                await self._proxmox.stop_ct(pod.value.vmid, partial(self._ownership.confirm, pod))
+            except NotOwnCt as other:
+                log.warning("%s: it is not stopped", other)
+            else:
+                # Containers in the node's PID namespace do not die with the CT's init.
+                self._cgroups.kill(pod.cgroups.ct)
         if pod.init is not None:
             pod.init.close()
             pod.init = None
@@ -179,59 +187,39 @@ class SandboxCts:
     async def destroy(self, pod: PodEntry) -> None:
         """Destroy the pod's CT and release its VMID. Idempotent.
 
-        A CT with that VMID whose description does not name this pod is left alone.
+        A CT with that VMID that is not the pod's any more is left as it is (ct_ownership.py).
         """
         vmid = pod.value.vmid
         if not vmid:
             return
-        if await self._owns(pod):
-            await self._destroy(vmid)
-        with suppress(OSError):  # LXC does not always remove cgroups that it did not create
-            self._cgroups.remove(pod.cgroups.ct)
-        self._registry.save_pod(pod, replace(pod.value, vmid=0, ct_made=False), ending=True)
+        try:
+            await self._destroy(pod)
+        except NotOwnCt as other:
+            log.warning("%s: it is not destroyed", other)
+            left = True
+        else:
+            left = False
+            with suppress(OSError):  # LXC does not always remove cgroups that it did not create
+                self._cgroups.remove(pod.cgroups.ct)
+        self._undestroyed.discard(vmid)
+        self._registry.save_pod(pod, replace(pod.value, vmid=0, ct_made=False, ct_volume=""), ending=True)
         # Last: while a row has the VMID, another pod with it cannot be stored (UNIQUE).
-        self._vmids.release(vmid)
+        if not left:
+            self._vmids.release(vmid)
 
-    async def destroy_orphan(self, vmid: Vmid) -> None:
-        """Stop and destroy one of `orphans`. Idempotent."""
-        await self._proxmox.stop_ct(vmid)
-        await self._destroy(vmid)
-
-    async def _destroy(self, vmid: Vmid) -> None:
+    async def _destroy(self, pod: PodEntry) -> None:
+        vmid = pod.value.vmid
         # Each try is a task in Proxmox's log, and a storage may be offline for days.
         if vmid in self._undestroyed:
             with suppress(CtNotFound):
-                await self._proxmox.check_rootfs_storage(vmid)
+                await rootfs_storage.check(self._proxmox, vmid)
         self._undestroyed.add(vmid)
-        await self._proxmox.destroy_ct(vmid)
-        self._undestroyed.discard(vmid)
-
-    async def orphans(self) -> AsyncIterator[Vmid]:
-        """The VMIDs of CTs that this installation created and has no record of."""
-        vmids = self._config.proxmox.vmid_range
-        known = {pod.value.vmid for pod in self._registry.pods()}
-        for guest in await self._proxmox.guests():
-            if guest.type != "lxc" or guest.node != self._config.proxmox.node_name:
-                continue  # the list has the guests of the whole cluster
-            # Not by tags: a CT gets them only after its pod is READY (ct_tags.py).
-            if not vmids.first <= guest.vmid <= vmids.last or guest.vmid in known:
-                continue
-            try:
-                config = await self._proxmox.ct_config(guest.vmid)
-            # Hidden: it has left our pool since it was listed, such as at the end of a destroy.
-            except (CtNotFound, CtHidden):
-                continue
-            owner = ct_notes.owner(config.description)
-            if not owner.sandbox or owner.installation != self._installation:
-                continue
-            # Checked after the last await: a pod created meanwhile is not an orphan.
-            if not any(pod.id == owner.sandbox for pod in self._registry.pods()):
-                yield guest.vmid
+        await self._proxmox.destroy_ct(vmid, partial(self._ownership.confirm, pod))
 
     def find_init(self, pod: PodEntry) -> Process | None:
-        """The first process of the pod's CT, if it runs on this machine."""
+        """The first process of the pod's CT, if it runs on this machine and has run since the pod was created."""
         pid = self._init_pid(pod)
-        return None if pid is None else Process(pid)
+        return None if pid is None or not is_pods_init(pod, pid) else Process(pid)
 
     def _init_pid(self, pod: PodEntry) -> int | None:
         for pid in self._cgroups.processes(pod.cgroups.init):
@@ -254,12 +242,14 @@ class SandboxCts:
         self._vmids.set_used(guests | refused | {pod.value.vmid for pod in self._registry.pods()})
 
     async def _restore_notes(self, pod: PodEntry) -> None:
-        """Write the notes of a running CT again if somebody changed the owner in them.
+        """Record the root volume of a running CT, and write its notes again if somebody changed the owner in them.
 
-        While the pod's init runs, the CT is the pod's; once it is stopped, only its notes identify it.
+        While the pod's init runs, the CT is the pod's; once it is stopped, they identify it (ct_ownership.py).
         """
         try:
             config = await self._proxmox.ct_config(pod.value.vmid)
+            if pod.value.ct_volume != config.root_volume:  # moved, or created by an earlier version
+                self._registry.save_pod(pod, replace(pod.value, ct_volume=config.root_volume), ending=True)
             if ct_notes.owner(config.description).sandbox != pod.id:
                 log.warning("the notes of CT %d of pod %s were changed: restored", pod.value.vmid, pod.value.name)
                 await self._proxmox.configure_ct(pod.value.vmid, description=self._notes(pod))
@@ -268,29 +258,16 @@ class SandboxCts:
 
     def _notes(self, pod: PodEntry) -> str:
         value = pod.value
-        return ct_notes.describe(value.config, pod.id, self._installation, value.user_namespace, value.front)
+        return ct_notes.describe(
+            value.config, pod.id, self._installation, value.user_namespace, value.vmid, value.front
+        )
 
-    async def _owns(self, pod: PodEntry) -> bool:
-        """Whether the CT with the pod's VMID exists and belongs to the pod, by its description.
-
-        While a CT is being created its description may be missing: waits for the end of the create, and raises
-        CtLocked or CtHidden after proxmox.task_timeout. For a pod whose CT has run, only a destroy can be under
-        way: CtLocked after `DESTROY_END_TIMEOUT`, and a CT that stays hidden from our account is another's.
-        """
-        created = pod.value.ct_made
+    async def _root_volume(self, pod: PodEntry) -> str:
         try:
-            config = await self._proxmox.idle_ct_config(pod.value.vmid, DESTROY_END_TIMEOUT if created else None)
-        except CtNotFound:
-            return False
-        except CtHidden:
-            if not created:
-                raise
-            log.warning("CT %d is not in our pool: it does not belong to pod %s", pod.value.vmid, pod.id)
-            return False
-        if ct_notes.owner(config.description).sandbox != pod.id:
-            log.warning("CT %d does not belong to pod %s; it is left alone", pod.value.vmid, pod.id)
-            return False
-        return True
+            return (await self._proxmox.ct_config(pod.value.vmid)).root_volume
+        except PvecriError as error:  # read again before the CT is stopped
+            log.debug("reading the root volume of CT %d: %s", pod.value.vmid, error)
+            return ""
 
     async def _wait_for_init(self, pod: PodEntry, since: int) -> int:
         """The PID on the node of the CT's init, once it runs; `since` is the create's start in epoch seconds.

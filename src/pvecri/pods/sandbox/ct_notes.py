@@ -6,18 +6,25 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pvecri.model import FrontSandbox, SandboxConfig, UserNamespaceDecision, UserNamespaceKind
+from pvecri.model import FrontSandbox, SandboxConfig, UserNamespaceDecision, UserNamespaceKind, Vmid
 
 _SANDBOX_LINE = re.compile(r"^sandbox: ([0-9a-f]{64})\s*$", re.MULTILINE)
 _INSTALLATION_LINE = re.compile(r"^installation: (\w+)\s*$", re.MULTILINE)
+_CT_LINE = re.compile(r"^CT: (\d+)\s*$", re.MULTILINE)
+_POD_LINE = re.compile(r"^Kubernetes pod (\S+)(?: of [\w-]+)?\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The owner in a CT's notes: the sandbox's and the installation's id, empty if missing."""
+    """The owner in a CT's notes: the sandbox's and the installation's id, the pod as NAMESPACE/NAME, the VMID.
+
+    Empty, or 0, if missing. A clone and a restored backup have the notes of the original: they prove nothing.
+    """
 
     sandbox: str = ""
     installation: str = ""
+    pod: str = ""
+    vmid: int = 0
 
 
 _USER_NAMESPACES = {
@@ -32,6 +39,7 @@ def describe(
     sandbox_id: str,
     installation: str,
     user_namespace: UserNamespaceDecision,
+    vmid: Vmid,
     front: FrontSandbox | None = None,
 ) -> str:
     """The notes: the pod for a person in Proxmox's web interface, and the owner for `owner`."""
@@ -44,6 +52,8 @@ def describe(
         f"uid: {metadata.uid}\n\n"
         f"attempt: {metadata.attempt}\n\n"
         f"user namespace: {_USER_NAMESPACES[user_namespace.kind]}; {_one_line(user_namespace.detail)}\n\n"
+        # A copy of the CT has another VMID than its notes.
+        f"CT: {vmid}\n\n"
         f"sandbox: {sandbox_id}\n\n"
         f"installation: {installation}\n"
     )
@@ -56,5 +66,14 @@ def _one_line(text: str) -> str:
 
 def owner(notes: str) -> Owner:
     """The owner that the notes name."""
-    sandbox, installation = _SANDBOX_LINE.search(notes), _INSTALLATION_LINE.search(notes)
-    return Owner(sandbox[1] if sandbox else "", installation[1] if installation else "")
+
+    def value(line: re.Pattern[str]) -> str:
+        found = line.search(notes)
+        return found[1] if found else ""
+
+    return Owner(
+        sandbox=value(_SANDBOX_LINE),
+        installation=value(_INSTALLATION_LINE),
+        pod=value(_POD_LINE),
+        vmid=int(value(_CT_LINE) or 0),
+    )

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tells a pod's CT from a copy of it, and how a CT without a pod is described."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from msgspec.structs import replace
+from support.filled import filled
+
+from pvecri.linux.processes import Process
+from pvecri.model import (
+    Sandbox,
+    SandboxConfig,
+    SandboxId,
+    SandboxMetadata,
+    SandboxPhase,
+    UserNamespaceDecision,
+    Vmid,
+)
+from pvecri.pods.foreign_cts import ForeignCt, ForeignCts, Reason, foreign_ct
+from pvecri.pods.registry import PodEntry, Registry
+from pvecri.pods.sandbox import ct_notes
+from pvecri.pods.sandbox.ct_ownership import CtOwnership, NotOwnCt, difference, is_pods_init
+from pvecri.proxmox.answers import CtConfig, Guest, TaskEntry
+from pvecri.proxmox.api import ProxmoxApi
+from pvecri.proxmox.errors import CtHidden, CtNotFound
+
+VMID = Vmid(900_001)
+POD = SandboxId("0123456789abcdef" * 4)
+VOLUME = "local:900001/subvol-900001-disk-0.subvol"
+CONFIG = SandboxConfig(metadata=SandboxMetadata(name="web-0", namespace="shop", uid="a1b2"))
+DESTROYED = TaskEntry(upid="UPID:pve:1:", type="vzdestroy", starttime=1)
+
+
+def notes(sandbox: str = POD, vmid: int = VMID, installation: str = "c0ffee") -> str:
+    return ct_notes.describe(CONFIG, sandbox, installation, UserNamespaceDecision(), Vmid(vmid))
+
+
+def config(description: str = "", volume: str = VOLUME, **options: Any) -> CtConfig:
+    rootfs = f"{volume},size=0T"
+    return CtConfig(description=description or notes(), hostname="web-0", rootfs=rootfs, **options)
+
+
+def pod(tmp_path: Path, **values: Any) -> PodEntry:
+    stopped = replace(filled(Sandbox), id=POD, vmid=VMID, ct_volume=VOLUME, phase=SandboxPhase.STOPPED)
+    return PodEntry(replace(stopped, **values), tmp_path)
+
+
+@dataclass
+class Answers:
+    """Proxmox's answers about one CT."""
+
+    config: CtConfig | Exception = field(default_factory=config)
+    replacement: TaskEntry | None = None
+    after: CtConfig | Exception | None = None
+
+    async def idle_ct_config(self, vmid: Vmid, timeout: float | None = None) -> CtConfig:
+        return self._of(self.config)
+
+    async def ct_config(self, vmid: Vmid) -> CtConfig:
+        return self._of(self.after or self.config)
+
+    async def replaced_by(self, vmid: Vmid) -> TaskEntry | None:
+        return self.replacement
+
+    @staticmethod
+    def _of(answer: CtConfig | Exception) -> CtConfig:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+async def confirm(entry: PodEntry, answers: Answers) -> None:
+    await CtOwnership(cast(ProxmoxApi, answers)).confirm(entry)
+
+
+async def test_ct_with_the_pods_notes_volume_and_history_is_the_pods(tmp_path: Path) -> None:
+    await confirm(pod(tmp_path), Answers())
+    await confirm(pod(tmp_path, ct_volume=""), Answers())  # of an earlier version
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        (Answers(config(notes(sandbox="f" * 64))), "notes do not name the pod"),
+        (Answers(config("the shop's database")), "notes do not name the pod"),
+        (Answers(config(volume="local:900001/subvol-900001-disk-1.subvol")), "disk-1.subvol, the pod's was"),
+        (Answers(config(volume="moved:vm-900001-disk-0")), "moved:vm-900001-disk-0, the pod's was"),
+        (Answers(config(volume="")), "root volume is missing"),
+        (Answers(config(template=True)), "template"),
+        (Answers(replacement=DESTROYED), "task UPID:pve:1: has replaced it"),
+        (Answers(CtHidden("not in the pool")), "not in our pool"),
+    ],
+)
+async def test_ct_that_is_another_is_not_the_pods(tmp_path: Path, answers: Answers, reason: str) -> None:
+    with pytest.raises(NotOwnCt, match=reason):
+        await confirm(pod(tmp_path), answers)
+
+
+async def test_ct_of_an_interrupted_create_that_stays_hidden_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CtHidden):
+        await confirm(pod(tmp_path, ct_made=False), Answers(CtHidden("being created")))
+
+
+async def test_ct_whose_own_destroy_has_just_ended_is_missing(tmp_path: Path) -> None:
+    answers = Answers(replacement=DESTROYED, after=CtNotFound("read", "does not exist"))
+    with pytest.raises(CtNotFound):
+        await confirm(pod(tmp_path), answers)
+
+
+async def test_running_ct_needs_no_evidence_of_proxmox(tmp_path: Path) -> None:
+    entry = pod(tmp_path)
+    entry.init = Process(os.getpid())
+    await confirm(entry, Answers(config("edited by hand")))
+    entry.init.close()
+
+
+def test_storage_that_is_named_with_a_key_is_the_same_volume(tmp_path: Path) -> None:
+    assert difference(pod(tmp_path), config(volume=f"volume={VOLUME}")) == ""
+
+
+def test_init_with_another_pid_namespace_is_not_the_pods(tmp_path: Path) -> None:
+    ready = pod(tmp_path, phase=SandboxPhase.READY)
+    pin = ready.namespace("pid")
+    assert is_pods_init(ready, os.getpid())  # without pin: of an earlier version
+    assert not is_pods_init(pod(tmp_path), os.getpid())  # without pin: stopped
+    pin.parent.mkdir()
+    pin.symlink_to("/proc/self/ns/pid")
+    assert is_pods_init(pod(tmp_path), os.getpid())
+    pin.unlink()
+    pin.symlink_to("/proc/self/ns/net")
+    assert not is_pods_init(ready, os.getpid())
+
+
+# -- CTs without a pod ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("vmid", "installation", "reason"),
+    [
+        (900_002, "c0ffee", Reason.COPY),
+        (900_002, "another", Reason.COPY),
+        (VMID, "c0ffee", Reason.UNKNOWN_POD),
+        (VMID, "another", Reason.OTHER_INSTALLATION),
+        (VMID, "", Reason.OTHER_INSTALLATION),
+    ],
+)
+def test_foreign_ct_has_a_reason(vmid: int, installation: str, reason: Reason) -> None:
+    found = foreign_ct(vmid, config(), installation)
+    assert found is not None
+    assert (found.vmid, found.name, found.pod, found.sandbox, found.reason) == (
+        vmid,
+        "web-0",
+        "shop/web-0",
+        POD,
+        reason,
+    )
+
+
+def test_ct_whose_notes_name_no_pod_is_none_of_pvecris() -> None:
+    assert foreign_ct(VMID, CtConfig(description="the shop's database"), "c0ffee") is None
+
+
+class Listing(Answers):
+    """Answers with a list of guests."""
+
+    guests_of: tuple[Guest, ...] = ()
+
+    async def guests(self) -> tuple[Guest, ...]:
+        return self.guests_of
+
+
+class Pods:
+    """A registry with one pod."""
+
+    def __init__(self, entry: PodEntry) -> None:
+        self._entry = entry
+
+    def pods(self) -> list[PodEntry]:
+        return [self._entry]
+
+
+async def test_search_takes_only_unknown_cts_of_this_node_and_logs_each_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    listing = Listing()
+    listing.guests_of = (
+        Guest(vmid=Vmid(3), node="pve", type="lxc"),
+        Guest(vmid=Vmid(1), node="other", type="lxc"),
+        Guest(vmid=Vmid(2), node="pve", type="qemu"),
+        Guest(vmid=VMID, node="pve", type="lxc"),
+    )
+    registry = cast(Registry, Pods(pod(tmp_path)))
+    search = ForeignCts(cast(ProxmoxApi, listing), registry, "pve", "c0ffee")
+    for _ in range(2):
+        await search.search()
+        assert [each.vmid for each in search.found] == [3]
+    assert [record.message.partition(",")[0] for record in caplog.records] == [
+        "CT 3 (web-0) has the notes of pod shop/web-0"
+    ]
+    listing.config = CtNotFound("read", "destroyed meanwhile")
+    await search.search()
+    assert search.found == list[ForeignCt]()
