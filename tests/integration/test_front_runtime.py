@@ -388,7 +388,7 @@ def test_only_root_may_call(front: Front) -> None:
     finally:
         socket.chmod(0o600)
         program.unlink()
-    assert (run.returncode, run.stderr) == (1, "pvecri-runtime: only root may use it\n")
+    assert (run.returncode, run.stderr) == (1, "pvecri-runtime: only root may use pvecri-runtime\n")
 
 
 def test_socket_is_roots_alone(front: Front) -> None:

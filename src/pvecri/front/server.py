@@ -14,7 +14,7 @@ from pathlib import Path
 from pvecri import metrics
 from pvecri.concurrency import beside
 from pvecri.config import ConfigError
-from pvecri.errors import PvecriError, printable
+from pvecri.errors import PermissionDenied, PvecriError, printable
 from pvecri.front import options
 from pvecri.front.commands import Commands
 from pvecri.front.protocol import Call, Connection, Disconnected
@@ -78,6 +78,8 @@ class RuntimeServer:
         with client:
             connection = Connection(client)
             try:
+                if _peer_uid(client) != 0:
+                    raise PermissionDenied("only root may use pvecri-runtime")
                 call = await connection.call()
             except Disconnected:  # as who looks whether somebody listens
                 return
@@ -85,19 +87,16 @@ class RuntimeServer:
                 await connection.fail(str(error))
                 return
             try:
-                await self._answer(connection, call, _peer_uid(client))
+                await self._answer(connection, call)
             finally:
                 if call.stdin >= 0:
                     os.close(call.stdin)
 
-    async def _answer(self, connection: Connection, call: Call, uid: int) -> None:
+    async def _answer(self, connection: Connection, call: Call) -> None:
         name = "pvecri-runtime"
         try:
             line = options.parse(call.arguments)
             name = line.command
-            if uid != 0:
-                await connection.fail("only root may use it")
-                return
             with metrics.measured(metrics.FRONT_CALLS, metrics.FRONT_SECONDS, name):
                 # A front that gives up kills its client: what the call has begun is undone then.
                 async with (
