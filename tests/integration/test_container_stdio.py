@@ -110,10 +110,17 @@ def keys_of(uid: int) -> int:
 
 
 def test_session_keyring_is_not_charged_to_the_shared_uid(cri: CriClient) -> None:
-    pod, before = cri.run_pod(), keys_of(100_000)
-    containers = [cri.run(pod, "sleep", "1000", name=f"c{number}") for number in range(3)]
-    cri.exec(containers[0], "true")
-    assert keys_of(100_000) == before
+    pod = cri.run_pod()
+    grown = []
+    # More than once: pods of tests that run at the same time have keys of that user, and lose them.
+    for attempt in range(5):
+        before = keys_of(100_000)
+        containers = [cri.run(pod, "sleep", "1000", name=f"c{attempt}-{number}") for number in range(3)]
+        cri.exec(containers[0], "true")
+        grown.append(keys_of(100_000) - before)
+        if grown[-1] == 0:
+            break
+    assert grown[-1] == 0, grown
 
 
 OWN_KEYRING = "import ctypes; print(ctypes.CDLL(None).syscall({number}, 0, -3, 0))"

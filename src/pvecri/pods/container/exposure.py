@@ -14,6 +14,7 @@ import asyncio
 import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 
 from pvecri.concurrency import finish
 from pvecri.errors import DeadlineExceeded
@@ -24,6 +25,9 @@ from pvecri.supervision import report
 
 FREEZE_TIMEOUT = 10.0
 """Seconds within which all processes of a container must be frozen."""
+FREEZE_POLL = 0.001
+POLLS_TO_REFREEZE = 50
+POLLS_TO_THAW = 500
 
 
 def exposes(pod: PodEntry) -> bool:
@@ -102,15 +106,27 @@ def thaw_after_crash(pod: PodEntry, container: ContainerEntry, cgroups: Cgroups)
 
 
 async def _freeze(cgroups: Cgroups, groups: list[str], what: str) -> None:
-    for group in groups:
-        with suppress(FileNotFoundError):  # the container has exited
-            cgroups.freeze(group, frozen=True)
     try:
         async with asyncio.timeout(FREEZE_TIMEOUT):
-            while not all(cgroups.is_frozen(group) for group in groups):
-                await asyncio.sleep(0.001)
+            # In version 1 a group whose processes fork meanwhile can stay at FREEZING for ever: one more write
+            # counts them again, and some need to be thawed first. runc does the same.
+            for tries in count():
+                waiting = [group for group in groups if not cgroups.is_frozen(group)]
+                if tries and not waiting:
+                    break
+                if tries % POLLS_TO_REFREEZE == 0:
+                    for group in waiting:
+                        _write_frozen(cgroups, group, thaw_first=tries % POLLS_TO_THAW == POLLS_TO_REFREEZE)
+                await asyncio.sleep(FREEZE_POLL)
     except TimeoutError:
         raise DeadlineExceeded(f"{what} could not be frozen within {FREEZE_TIMEOUT:g} s") from None
+
+
+def _write_frozen(cgroups: Cgroups, group: str, *, thaw_first: bool) -> None:
+    with suppress(FileNotFoundError):  # the container has exited
+        if thaw_first:
+            cgroups.freeze(group, frozen=False)
+        cgroups.freeze(group, frozen=True)
 
 
 def _runs(container: ContainerEntry) -> bool:
