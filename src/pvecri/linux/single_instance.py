@@ -8,15 +8,19 @@ milliseconds the dead process seems to have its lock and to listen.
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
+import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 LINGER = 2.0
 """Seconds for which a lock or a listener may be that of such a child; after them it is a living process's."""
+
+CLAIMS = Path("/run/pvecri.claims")
+"""A file for each name that is claimed; for the node's root alone."""
 
 _POLL_INTERVAL = 0.02
 
@@ -35,32 +39,46 @@ async def remove_stale_socket(path: Path) -> bool:
     return True
 
 
-async def claim(name: str) -> socket.socket | None:
-    """Claim a name until the socket is closed; None if another process has it for longer than LINGER.
+@dataclass(frozen=True)
+class Claim:
+    """A name that this process has, until `close` or its end."""
 
-    An abstract Unix socket: nothing is left of it when its process ends.
+    path: Path
+    fd: int
+
+    def close(self) -> None:
+        """Give the name back."""
+        self.path.unlink(missing_ok=True)  # before the lock is gone: afterwards it may be another one's
+        os.close(self.fd)
+
+
+async def claim(name: str) -> Claim | None:
+    """Claim a name on this machine; None if another process has it for longer than LINGER.
+
+    By a lock, not by an abstract Unix socket: a pod in the node's network could take the name of that.
     """
-    claimant = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    if await _soon(lambda: _binds(claimant, name)):
-        return claimant
-    claimant.close()
-    return None
+    CLAIMS.mkdir(mode=0o700, exist_ok=True)
+    path = CLAIMS / name
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if not await lock(fd):
+            os.close(fd)
+            return None
+        if os.fstat(fd).st_nlink:
+            return Claim(path, fd)
+        os.close(fd)  # the one before has given the name back meanwhile, and its file is gone
 
 
 def claimed(name: str) -> bool:
     """Whether a process has claimed a name."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        return not _binds(probe, name)
-
-
-def _binds(claimant: socket.socket, name: str) -> bool:
     try:
-        claimant.bind(f"\0{name}")
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
+        fd = os.open(CLAIMS / name, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
         return False
-    return True
+    try:
+        return not _locks(fd)
+    finally:
+        os.close(fd)
 
 
 async def _soon(condition: Callable[[], bool]) -> bool:

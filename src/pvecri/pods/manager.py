@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -74,7 +73,7 @@ class PodManager:
         self._store = Store(runtime.state_dir / "pods.db")
         self.registry = registry = Registry(self._store, runtime.run_dir)
         self._installation = installation = self._store.installation_id()
-        self._claim: socket.socket | None = None
+        self._claim: single_instance.Claim | None = None
         self._cts = cts = SandboxCts(config, proxmox, registry, cgroups, installation)
         self.foreign_cts = ForeignCts(proxmox, registry, config.proxmox.node_name, installation)
         oci_runtime = OciRuntime(features, oci_dir, exit_dir, runtime.state_dir, runtime.create_timeout)
