@@ -12,8 +12,8 @@ from pvecri.errors import InternalError
 def connect(path: Path, schema: str, version: int) -> sqlite3.Connection:
     """Open the database at `path`, mode 0600, or make it with `schema`, statements that may be repeated.
 
-    In autocommit mode, for any thread. InternalError, the file unchanged, if a newer pvecri wrote it or if it is
-    no database.
+    In autocommit mode, for any thread. A database of this version is opened without a write. InternalError, the
+    file unchanged, if a newer pvecri wrote it or if it is no database.
     """
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
@@ -26,8 +26,9 @@ def connect(path: Path, schema: str, version: int) -> sqlite3.Connection:
         database.execute("PRAGMA synchronous = NORMAL")
         database.execute("PRAGMA foreign_keys = ON")
         database.executescript(schema)
-        # Last: if this is cut off, the next start runs the schema again.
-        database.execute(f"PRAGMA user_version = {version}")
+        # Last: if this is cut off, the next start runs the schema again. Not written again: a disk may be full.
+        if found != version:
+            database.execute(f"PRAGMA user_version = {version}")
     except BaseException as error:
         database.close()
         if isinstance(error, sqlite3.DatabaseError):

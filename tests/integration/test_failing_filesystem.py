@@ -77,6 +77,33 @@ def test_pods_can_be_ended_if_the_state_directory_fails(
     machine.assert_nothing_left()
 
 
+def test_daemon_that_crashed_starts_on_a_full_disk_and_ends_pods(
+    machine: Machine, failing: FailingFilesystem
+) -> None:
+    state = {"runtime": f'state_dir = "{failing.place}/state"', "network": f'cache_dir = "{failing.place}/cni"'}
+    try:
+        machine.restart(**state)
+        machine.client.pull(machine.image)
+        pod = machine.client.run_pod()
+        container = machine.client.run(pod, *WAITS)
+        failing.fill()
+        machine.kill()
+        end(machine, container)
+        machine.start(**state)
+        assert machine.client.wait_for_exit(container).exit_code == 5
+        machine.client.stop_pod(pod)
+        machine.client.remove_pod(pod)
+        assert machine.client.pods() == []
+    finally:
+        machine.stop()
+        failing.empty()
+        machine.start(**state)
+        for each in machine.client.pods():
+            machine.client.remove_pod(each.id)
+        machine.restart()
+    machine.assert_nothing_left()
+
+
 def test_what_begins_is_refused_and_exits_are_stored_later(machine: Machine, failing: FailingFilesystem) -> None:
     # Not for a read-only filesystem: there SQLite may still overwrite blocks that its log has.
     images = machine.state_dir / "images"

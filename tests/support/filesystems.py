@@ -8,7 +8,7 @@ import os
 import struct
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from support.processes import need
@@ -66,6 +66,17 @@ class FailingFilesystem:
             fcntl.ioctl(fd, EXT4_IOC_SHUTDOWN, struct.pack("=I", EXT4_GOING_FLAGS_NOLOGFLUSH))
         finally:
             os.close(fd)
+
+    def fill(self) -> None:
+        """Leave no space, not for root either (ENOSPC). Idempotent."""
+        with suppress(OSError), (self.place / "filler").open("ab", buffering=0) as filler:
+            while True:
+                filler.write(bytes(1 << 20))
+        self._sync()
+
+    def empty(self) -> None:
+        """Undo `fill`. Idempotent."""
+        (self.place / "filler").unlink(missing_ok=True)
 
     def _sync(self) -> None:
         subprocess.run(["sync", "--file-system", str(self.place)], check=True)

@@ -13,6 +13,9 @@ The pause container creates a nested one. It is started with the first container
 from __future__ import annotations
 
 import asyncio
+import errno
+import filecmp
+import logging
 import shutil
 from pathlib import Path
 
@@ -24,6 +27,8 @@ from pvecri.oci.features import HostFeatures
 from pvecri.oci.runtime import Bundle, OciRuntime
 from pvecri.oci.spec_linux import SHARED_PID
 from pvecri.pods.registry import PodEntry
+
+log = logging.getLogger(__name__)
 
 
 def pause_id(sandbox: SandboxId) -> ContainerId:
@@ -41,16 +46,26 @@ class Pauses:
         self._rootfs = directory
 
     def prepare(self) -> None:
-        """Create the root filesystem. Idempotent. If the program is not installed, only `start` fails."""
+        """Create the root filesystem. Idempotent. If the program is not installed, only `start` fails.
+
+        Neither does a full disk fail it: the program that is there stays, and pods can be ended.
+        """
         # The mountpoints: the root filesystem is read-only.
         for name in ("", "proc", "dev"):
             (self._rootfs / name).mkdir(mode=0o755, exist_ok=True)
-        program = shutil.which(pause.PROGRAM)
-        if program is not None:
-            fresh = self._rootfs.with_suffix(".new")
+        program, copy = shutil.which(pause.PROGRAM), self._rootfs / pause.PROGRAM
+        if program is None or (copy.exists() and filecmp.cmp(program, copy, shallow=False)):
+            return
+        fresh = self._rootfs.with_suffix(".new")
+        try:
             shutil.copyfile(program, fresh)
             fresh.chmod(0o755)
-            fresh.replace(self._rootfs / pause.PROGRAM)  # a running executable cannot be written to (ETXTBSY)
+            fresh.replace(copy)  # a running executable cannot be written to (ETXTBSY)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            fresh.unlink(missing_ok=True)
+            log.warning("cannot copy %s to %s: %s", program, copy, error.strerror)
 
     async def start(self, pod: PodEntry) -> int:
         """Start the pod's pause container and pin its PID namespace; returns its PID on the node.
