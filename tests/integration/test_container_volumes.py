@@ -323,6 +323,26 @@ def test_unprivileged_pod_can_mount_the_nodes_root(machine: Machine, cri: CriCli
     assert mounts.is_mountpoint(machine.run_dir)
 
 
+def test_volume_is_unmounted_whose_submount_is_in_a_directory_that_was_closed_to_the_pod(
+    cri: CriClient, volume: Path
+) -> None:
+    """As the directories of other pods are, which come and go below the node's root in a pod of monitoring."""
+    closed = volume / "closed"
+    below = closed / "below"
+    below.mkdir(parents=True)
+    mounts.mount("below", below, "tmpfs")
+    pod = cri.run_pod()
+    container = cri.run(pod, "sleep", "1000", **mounted(volume))
+    os.chown(closed, 0, 3_000_000)  # an ID that the pod's user namespace lacks
+    closed.chmod(0o710)
+
+    cri.stop(container)
+    cri.remove_pod(pod)
+
+    assert str(container) not in Path("/proc/self/mountinfo").read_text()
+    assert mounts.is_mountpoint(below)
+
+
 @pytest.mark.parametrize("path", ["/proc", "/"])
 @pytest.mark.parametrize("host_network", [False, True])
 def test_mounted_proc_of_the_node_shows_the_nodes_processes(

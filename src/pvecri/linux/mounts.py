@@ -251,8 +251,9 @@ def _mountpoints_below(path: Path) -> list[Path]:
 def umount_below(path: Path) -> None:
     """Detach all mounts at or below `path`, the deepest first. Idempotent."""
     for mountpoint in sorted(_mountpoints_below(path), key=lambda each: len(each.parts), reverse=True):
-        # EINVAL: propagation has unmounted it together with an earlier one.
-        with contextlib.suppress(FileNotFoundError), _ignore(errno.EINVAL):
+        # EINVAL: propagation has unmounted it together with an earlier one. EACCES: in an idmapped mount a
+        # directory of IDs that it lacks is closed to root, too; what is below goes with the mount above.
+        with contextlib.suppress(FileNotFoundError), _ignore(errno.EINVAL, errno.EACCES):
             # Detached: a process of a container that is being removed may still have files open in it (EBUSY).
             umount(mountpoint, detach=True)
 
@@ -282,11 +283,11 @@ def ensure_shared(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _ignore(number: int) -> Iterator[None]:
+def _ignore(*numbers: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno != number:
+        if error.errno not in numbers:
             raise
 
 
