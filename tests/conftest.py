@@ -42,6 +42,10 @@ def pytest_report_header() -> str:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Only tests of pods on a node that is there already, and on one whose tasks take their time."""
+    if hasattr(config, "workerinput"):  # one of several at once (xdist)
+        alone = [item for item in items if item.get_closest_marker("whole_node")]
+        config.hook.pytest_deselected(items=alone)
+        items[:] = [item for item in items if item not in alone]
     if EXISTING is None and not TASK_TIMES:
         return
     without_pods = [item for item in items if "_machines" not in _fixtures(item)]

@@ -313,6 +313,7 @@ def test_mounts_of_the_node_below_a_volume_survive_the_container(
     assert (below / "file").read_text() == "of the node"
 
 
+@pytest.mark.whole_node
 def test_unprivileged_pod_can_mount_the_nodes_root(machine: Machine, cri: CriClient, volume: Path) -> None:
     """The daemon's own directories are below it, some of them closed to all but a pod's root."""
     (volume / "file").write_text("x")
@@ -343,7 +344,7 @@ def test_volume_is_unmounted_whose_submount_is_in_a_directory_that_was_closed_to
     assert mounts.is_mountpoint(below)
 
 
-@pytest.mark.parametrize("path", ["/proc", "/"])
+@pytest.mark.parametrize("path", ["/proc", pytest.param("/", marks=pytest.mark.whole_node)])
 @pytest.mark.parametrize("host_network", [False, True])
 def test_mounted_proc_of_the_node_shows_the_nodes_processes(
     machine: Machine, cri: CriClient, path: str, host_network: bool
