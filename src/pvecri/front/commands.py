@@ -118,7 +118,7 @@ class Commands:
 
     async def _update(self, line: CommandLine, call: Call, client: Connection) -> None:
         container = self._containers.find(line.id, line.root)
-        text = b""
+        resources = None
         passed = line.passed()
         if line.has("resources"):
             source = line.value("resources")
@@ -130,9 +130,9 @@ class Commands:
                     text = await asyncio.to_thread(path.read_bytes)
                 except OSError as error:
                     raise InvalidArgument("--resources", f"{path}: {error.strerror}") from error
-            decode_resources(text)
+            resources = decode_resources(text)
             passed = [*line.passed("resources"), "--resources=-"]
-        await self._containers.update(container, passed, text)
+        await self._containers.update(container, passed, resources)
         await client.exit(0)
 
     async def _switch(self, line: CommandLine, _: Call, client: Connection) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from pvecri.config import Config, ConfigError, ImagesConfig
+from pvecri.linux.files import write_atomically
 from pvecri.model import Value
 
 DIRECTORY: Final = "pvecri-images"
@@ -78,9 +79,7 @@ class Memory:
 
     def remember(self, storage: str, place: StoragePlace) -> None:
         """Replace the cached storage."""
-        new = self._path.with_suffix(".new")
-        new.write_bytes(msgspec.json.encode({storage: place}))
-        new.rename(self._path)  # atomically: the daemon may be killed
+        write_atomically(self._path, msgspec.json.encode({storage: place}))
 
 
 def _with(config: Config, **changes: object) -> Config:

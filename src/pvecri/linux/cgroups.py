@@ -121,9 +121,9 @@ class Cgroups:
 
         Not in the others of version 1: each move there costs a millisecond. ProcessLookupError if it has ended.
         """
-        trees = {self.v1[each] for each in _ACCOUNTING if each in self.v1}
-        for tree in trees if trees or self.v2 is None else {self.v2}:
-            procs = tree / group.lstrip("/") / "cgroup.procs"
+        available = self.controllers
+        for directory in {self.directory(group, each) for each in _ACCOUNTING if each in available}:
+            procs = directory / "cgroup.procs"
             if procs.exists():
                 procs.write_text(str(pid))
 

@@ -31,6 +31,8 @@ from pvecri.oci.spool import Spool
 
 LARGE_RESULTS = 4
 """How many large outputs of ExecSync are in memory at once."""
+NO_LOG = f"--log={os.devnull}"
+"""With a log, the OCI runtimes' stderr has the error alone, without warnings, times and quotes."""
 COMMAND_TIMEOUT = 60.0
 """Seconds for `start`, `update` and `delete` of the OCI runtime."""
 CHECKPOINT_TIMEOUT = 3600.0
@@ -396,8 +398,7 @@ class OciRuntime:
         return [self._program, *self._global_options(), *arguments]
 
     def _global_options(self) -> list[str]:
-        # With a log, stderr has the error alone, without warnings, times and quotes.
-        return [f"--root={self._root}", f"--log={os.devnull}"]
+        return [f"--root={self._root}", NO_LOG]
 
     def _conmon(self, container: ContainerId, bundle: Bundle, stdio: Stdio) -> list[str]:
         log = f"k8s-file:{stdio.log}" if stdio.log else "none"

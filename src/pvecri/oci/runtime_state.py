@@ -7,13 +7,13 @@ its CT's PID namespace and used from the node's, where that process has another 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from pvecri.errors import InternalError
+from pvecri.linux import files
 
 _FILES = ("state.json", "status")
 """runc's and crun's."""
@@ -29,11 +29,7 @@ def translate_pid(directory: Path, old: int, new: int) -> None:
     except msgspec.DecodeError as error:
         raise InternalError(f"{path} is not a record of the OCI runtime: {error}") from error
     _translate(state, old, new)
-    fresh = path.with_name(f".{path.name}.new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(msgspec.json.encode(state))
-    fresh.replace(path)
+    files.write_atomically(path, msgspec.json.encode(state))
 
 
 def _translate(state: dict[str, Any], old: int, new: int) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -83,5 +82,5 @@ def test_pod_of_one_container_has_its_limits_after_an_update(
         resources=Resources(cpu_period=100_000, cpu_quota=50_000, cpu_shares=512, memory_limit=64),
     )
     sandbox = Sandbox(id=SandboxId("5a" * 32), config=config, created_at=1, phase=SandboxPhase.READY)
-    found = _limits(PodEntry(sandbox, Path("/")), json.dumps(update).encode())
+    found = _limits(PodEntry(sandbox, Path("/")), update)
     assert (found.cpu_period, found.cpu_quota, found.cpu_shares, found.memory_limit) == limits

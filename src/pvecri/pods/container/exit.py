@@ -128,9 +128,12 @@ class ContainerExits:
         A failure is reported and skips no other part; what is left is removed with the container.
         """
         _close_processes(container)
-        if container.value.front is not None:
-            await self._release_front(pod, container, container.value.front)
-            return
+        front = container.value.front
+        parts = self._parts(pod, container) if front is None else self._parts_of_front(pod, container, front)
+        for action, part in parts.items():
+            await attempt(part, RELEASE, f"container {container.id}: {action}")
+
+    def _parts(self, pod: PodEntry, container: ContainerEntry) -> dict[str, Step]:
         parts: dict[str, Step] = {
             "deleting it with the OCI runtime": partial(self._delete, pod, container),
             "removing its exit file": partial(self._remove_exit_file, container),
@@ -138,21 +141,17 @@ class ContainerExits:
         }
         for name in bundle.rootfs_names(container.value):
             parts[f"unmounting {name}"] = partial(self._images.unmount_rootfs, name)
-        for action, part in parts.items():
-            await attempt(part, RELEASE, f"container {container.id}: {action}")
+        return parts
 
-    async def _release_front(self, pod: PodEntry, container: ContainerEntry, front: FrontContainer) -> None:
-        """Its cgroup and the OCI runtime's state of it stay until the front deletes it."""
-        parts: dict[str, Step] = {
+    def _parts_of_front(self, pod: PodEntry, container: ContainerEntry, front: FrontContainer) -> dict[str, Step]:
+        """Not its cgroup and the OCI runtime's state of it: they stay until the front deletes it."""
+        group = pod.cgroups.container(container.id)
+        return {
             # If the monitor was killed alone, the container is left without a parent that the front knows.
-            "killing what is left": partial(
-                asyncio.to_thread, self._cgroups.kill, pod.cgroups.container(container.id)
-            ),
+            "killing what is left": partial(asyncio.to_thread, self._cgroups.kill, group),
             "removing its exit file": partial(self._remove_exit_file, container),
             "unmounting its cgroup": partial(asyncio.to_thread, cgroup_mirror.remove, self._cgroups, front.cgroup),
         }
-        for action, part in parts.items():
-            await attempt(part, RELEASE, f"container {container.id}: {action}")
 
     async def delete_of_front(self, pod: PodEntry, container: ContainerEntry) -> None:
         """Delete all that a front's container has on the node, but for its bundle and its record. Idempotent."""

@@ -20,13 +20,13 @@ from pvecri.errors import FailedPrecondition, NotFound
 from pvecri.linux.cgroups import Cgroups
 from pvecri.model import ContainerState, Resources
 from pvecri.oci import runtime_state
-from pvecri.oci.runtime import OciRuntime
+from pvecri.oci.runtime import NO_LOG, OciRuntime
 from pvecri.pods.container.exit import ContainerExits
 from pvecri.pods.container.stop import ContainerStopper
 from pvecri.pods.front import spec
 from pvecri.pods.front.create import FrontCreator
 from pvecri.pods.front.sandbox import FrontSandboxes
-from pvecri.pods.front.wanted import NO_LOG, Client, LaunchFailed
+from pvecri.pods.front.wanted import Client, LaunchFailed
 from pvecri.pods.registry import ContainerEntry, PodEntry, Registry
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class FrontContainers:
             status = self._status(container)
             if status != "created":
                 raise FailedPrecondition(f"cannot start a container that is {status}")
-            command = self._runtime.command(*(log_options or NO_LOG), "start", container.id)
+            command = self._runtime.command(*(log_options or (NO_LOG,)), "start", container.id)
             try:
                 # By the client: a program is started from it in a fraction of the time that it takes from here.
                 code = await client.run(command)
@@ -180,18 +180,20 @@ class FrontContainers:
             raise FailedPrecondition(f"cannot {command} a container that is {status}")
         await self._runtime.run(command, container.id)
 
-    async def update(self, container: ContainerEntry, options: Sequence[str], resources: bytes) -> None:
-        """Update the container's limits, by `resources` in JSON on standard input if the options say so.
+    async def update(
+        self, container: ContainerEntry, options: Sequence[str], resources: dict[str, Any] | None
+    ) -> None:
+        """Update the container's limits, by `resources` (LinuxResources) if the options say `--resources=-`.
 
         The CT's follow, if they are others now.
         """
         if self._status(container) == "stopped":
             raise FailedPrecondition("container not running")
         async with container.limits_lock:
-            fitting = msgspec.json.encode(spec.below_ct(_table(resources))) if resources else b""
+            fitting = b"" if resources is None else msgspec.json.encode(spec.below_ct(resources))
             await self._runtime.run("update", *options, container.id, stdin=fitting)
         pod = self._registry.pod_of(container)
-        await self._sandboxes.follow_limits(pod, _limits(pod, resources) if _alone(pod) else None)
+        await self._sandboxes.follow_limits(pod, _limits(pod, resources or {}) if _alone(pod) else None)
 
     def command(self, container: ContainerEntry, *arguments: str) -> list[str]:
         """The OCI runtime's command line for a container that runs; FailedPrecondition if it does not."""
@@ -233,10 +235,9 @@ def _decoded(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _limits(pod: PodEntry, resources: bytes) -> Resources:
+def _limits(pod: PodEntry, resources: dict[str, Any]) -> Resources:
     """The pod's limits after an update of its only container."""
-    found = _table(resources)
-    memory, cpu = found.get("memory") or {}, found.get("cpu") or {}
+    memory, cpu = resources.get("memory") or {}, resources.get("cpu") or {}
     changes = Resources(
         memory_limit=int(memory.get("limit") or 0),
         cpu_quota=int(cpu.get("quota") or 0),
@@ -244,11 +245,3 @@ def _limits(pod: PodEntry, resources: bytes) -> Resources:
         cpu_shares=int(cpu.get("shares") or 0),
     )
     return pod.value.config.resources.updated(changes)
-
-
-def _table(text: bytes) -> dict[str, Any]:
-    try:
-        found = msgspec.json.decode(text)
-    except msgspec.DecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}

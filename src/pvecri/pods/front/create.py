@@ -22,15 +22,21 @@ from pvecri.errors import AlreadyExists
 from pvecri.linux import cgroup_mirror, processes
 from pvecri.linux.cgroups import Cgroups
 from pvecri.linux.processes import Process
-from pvecri.model import Container, ContainerConfig, FrontContainer, ImageId
+from pvecri.model import Container, FrontContainer, ImageId
 from pvecri.oci import runtime_state
-from pvecri.oci.runtime import OciRuntime, PodNamespaces
+from pvecri.oci.runtime import NO_LOG, OciRuntime, PodNamespaces
 from pvecri.pods import files
 from pvecri.pods.container import bundle
 from pvecri.pods.container.exit import ContainerExits
 from pvecri.pods.front import spec
 from pvecri.pods.front.sandbox import FrontSandboxes
-from pvecri.pods.front.wanted import NO_LOG, Client, LaunchFailed, WantedContainer, WantedSandbox
+from pvecri.pods.front.wanted import (
+    Client,
+    LaunchFailed,
+    WantedContainer,
+    WantedSandbox,
+    with_free_attempt,
+)
 from pvecri.pods.registry import ContainerEntry, PodEntry, Registry
 from pvecri.supervision import Step, attempt
 
@@ -85,10 +91,11 @@ class FrontCreator:
         return monitor
 
     def _new(self, pod: PodEntry, wanted: WantedContainer) -> Container:
+        taken = {each.value.config.metadata for each in pod.containers.values()}
         return Container(
             id=wanted.id,
             sandbox_id=pod.id,
-            config=self._named(pod, wanted.config),
+            config=replace(wanted.config, metadata=with_free_attempt(wanted.config.metadata, taken)),
             image_id=ImageId(wanted.image_id),
             image_reference=wanted.config.image,
             image_name=wanted.config.image,
@@ -101,14 +108,6 @@ class FrontCreator:
                 sandbox=wanted.is_sandbox,
             ),
         )
-
-    def _named(self, pod: PodEntry, config: ContainerConfig) -> ContainerConfig:
-        """The container with an attempt that is free: containerd does not pass on the kubelet's."""
-        taken = {each.value.config.metadata for each in pod.containers.values()}
-        metadata = config.metadata
-        while metadata in taken:
-            metadata = replace(metadata, attempt=metadata.attempt + 1)
-        return replace(config, metadata=metadata)
 
     async def _launch(
         self,
@@ -124,7 +123,7 @@ class FrontCreator:
         container.bundle.spec.touch(mode=0o600)  # its environment may contain secrets
         container.bundle.spec.write_bytes(msgspec.json.encode(document))
         own, log_options = options
-        arguments = [*(log_options or NO_LOG), command, "--bundle", str(container.bundle.directory)]
+        arguments = [*(log_options or (NO_LOG,)), command, "--bundle", str(container.bundle.directory)]
         arguments += ["--pid-file", str(container.bundle.pid_file), *own, container.id]
         status = await client.launch(
             self._runtime.command(*arguments),

@@ -25,14 +25,13 @@ from pvecri.model import (
     Sandbox,
     SandboxConfig,
     SandboxId,
-    SandboxMetadata,
     SandboxPhase,
     UserNamespaceDecision,
     UserNamespaceKind,
     UserNamespaceReason,
 )
 from pvecri.pods import files
-from pvecri.pods.front.wanted import WantedSandbox
+from pvecri.pods.front.wanted import WantedSandbox, with_free_attempt
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox.ct import SandboxCts
 from pvecri.pods.sandbox.ct_tags import CtTags
@@ -87,10 +86,11 @@ class FrontSandboxes:
 
     async def _make(self, wanted: WantedSandbox) -> PodEntry:
         config = self._with_limits(wanted.config)
+        taken = {pod.value.config.metadata for pod in self._registry.pods()}
         pod = self._registry.add_pod(
             Sandbox(
                 id=wanted.id,
-                config=replace(config, metadata=self._named(config)),
+                config=replace(config, metadata=with_free_attempt(config.metadata, taken)),
                 created_at=time.time_ns(),
                 phase=SandboxPhase.CREATING,
                 # A user namespace that is not the CT's, here the front's, cannot nest in an unprivileged CT.
@@ -118,14 +118,6 @@ class FrontSandboxes:
         self._tags.wanted.set()
         log.info("pod %s of %s has CT %d", pod.value.name, wanted.front.kind.value, pod.value.vmid)
         return pod
-
-    def _named(self, config: SandboxConfig) -> SandboxMetadata:
-        """The pod's metadata with an attempt that is free: containerd does not pass on the kubelet's."""
-        taken = {pod.value.config.metadata for pod in self._registry.pods()}
-        metadata = config.metadata
-        while metadata in taken:
-            metadata = replace(metadata, attempt=metadata.attempt + 1)
-        return metadata
 
     # -- limits -----------------------------------------------------------------------------------------------
 

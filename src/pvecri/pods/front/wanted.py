@@ -3,17 +3,32 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol, TypeVar
+
+from msgspec.structs import replace
 
 from pvecri.errors import InternalError
-from pvecri.model import ContainerConfig, ContainerId, FrontSandbox, SandboxConfig, SandboxId
+from pvecri.model import (
+    ContainerConfig,
+    ContainerId,
+    ContainerMetadata,
+    FrontSandbox,
+    SandboxConfig,
+    SandboxId,
+    SandboxMetadata,
+)
 
-NO_LOG: Final = (f"--log={os.devnull}",)
-"""With a log, the OCI runtimes' stderr has the error alone, without warnings, times and quotes."""
+Metadata = TypeVar("Metadata", SandboxMetadata, ContainerMetadata)
+
+
+def with_free_attempt(metadata: Metadata, taken: Collection[Metadata]) -> Metadata:
+    """The metadata with the first free attempt from its own on: containerd does not pass on the kubelet's."""
+    while metadata in taken:
+        metadata = replace(metadata, attempt=metadata.attempt + 1)
+    return metadata
 
 
 @dataclass(frozen=True)

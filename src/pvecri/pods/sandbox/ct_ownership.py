@@ -59,9 +59,8 @@ class CtOwnership:
         if problem := difference(pod, config):
             raise _not_own(pod, problem)
         if task := await self._proxmox.replaced_by(vmid):
-            await self._proxmox.ct_config(
-                vmid
-            )  # CtNotFound if that was a destroy of ours, which was still running
+            # CtNotFound if that was a destroy of ours, which was still running.
+            await self._proxmox.ct_config(vmid)
             raise _not_own(pod, f"task {task.upid} has replaced it")
 
 
