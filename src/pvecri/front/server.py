@@ -78,8 +78,6 @@ class RuntimeServer:
         with client:
             connection = Connection(client)
             try:
-                if _peer_uid(client) != 0:
-                    raise PermissionDenied("only root may use pvecri-runtime")
                 call = await connection.call()
             except Disconnected:  # as who looks whether somebody listens
                 return
@@ -95,6 +93,9 @@ class RuntimeServer:
     async def _answer(self, connection: Connection, call: Call) -> None:
         name = "pvecri-runtime"
         try:
+            # Not before the call is read: a client that is still sending would not see the answer.
+            if _peer_uid(connection.sock) != 0:
+                raise PermissionDenied("only root may use pvecri-runtime")
             line = options.parse(call.arguments)
             name = line.command
             with metrics.measured(metrics.FRONT_CALLS, metrics.FRONT_SECONDS, name):
