@@ -37,7 +37,7 @@ from pvecri.pods.node_downtime import NodeDowntime
 from pvecri.pods.recovery import Recovery
 from pvecri.pods.registry import Registry
 from pvecri.pods.sandbox.ct import SandboxCts
-from pvecri.pods.sandbox.ct_tags import CtTags
+from pvecri.pods.sandbox.ct_upkeep import CtUpkeep
 from pvecri.pods.sandbox.run import SandboxRunner
 from pvecri.pods.sandbox.stop import SandboxTeardown
 from pvecri.pods.sandbox.update import SandboxUpdater
@@ -78,7 +78,7 @@ class PodManager:
         self.foreign_cts = ForeignCts(proxmox, registry, config.proxmox.node_name, installation)
         oci_runtime = OciRuntime(features, oci_dir, exit_dir, runtime.state_dir, runtime.create_timeout)
         self._volumes = VolumeProbe()
-        self._tags = CtTags(registry, proxmox, config.proxmox.tags)
+        self._upkeep = upkeep = CtUpkeep(config, registry, proxmox, cts)
         # Not in the run directory: systemd mounts /run with noexec.
         pauses = Pauses(features, oci_runtime, runtime.state_dir / "pause")
         pauses.prepare()
@@ -99,7 +99,7 @@ class PodManager:
             pauses,
             Policy(config.user_namespaces, config.proxmox.unprivileged),
             self._volumes,
-            self._tags,
+            upkeep.tags,
             hooks,
             teardown,
             runtime.default_sysctls,
@@ -112,7 +112,7 @@ class PodManager:
         self.statistics = Statistics(registry, cgroups, self._layers)
         self.metrics = Metrics(registry, cgroups, self._layers)
         self.health = ProxmoxHealth(config.proxmox, proxmox)
-        self._front_sandboxes = fronts = FrontSandboxes(registry, cts, self._tags, teardown, cgroups)
+        self._front_sandboxes = fronts = FrontSandboxes(registry, cts, upkeep.tags, teardown, cgroups)
         self.front_containers = FrontContainers(registry, fronts, oci_runtime, exits, stopper, cgroups)
         self._recovery = Recovery(registry, teardown, exits, cts, network, images, self.front_containers.adopt)
 
@@ -134,7 +134,7 @@ class PodManager:
         repeat("foreign CTs", self.foreign_cts.search, self.foreign_cts.pause)
         repeat("statistics", self.statistics.sample, partial(asyncio.sleep, SAMPLE_INTERVAL))
         repeat("time of the last run", self._downtime.refresh, partial(asyncio.sleep, DOWNTIME_INTERVAL))
-        repeat("CT tags", self._tags.tag_all, self._tags.wanted.wait)
+        self._upkeep.start(self._supervisor)
         repeat("end of fronts' pods", self._front_sandboxes.sweep, partial(asyncio.sleep, SWEEP_INTERVAL))
 
     async def close(self) -> None:

@@ -174,15 +174,22 @@ class SandboxCts:
             await self._restore_notes(pod)
         if pod.value.vmid:
             try:
-                await self._proxmox.stop_ct(pod.value.vmid, partial(self._ownership.confirm, pod))
+                await self.stop_again(pod)
             except NotOwnCt as other:
                 log.warning("%s: it is not stopped", other)
-            else:
-                # Containers in the node's PID namespace do not die with the CT's init.
-                self._cgroups.kill(pod.cgroups.ct)
         if pod.init is not None:
             pod.init.close()
             pod.init = None
+
+    def runs(self, pod: PodEntry) -> bool:
+        """Whether a CT with the pod's VMID and the init of a pod's CT runs on this machine, whoever started it."""
+        return bool(pod.value.vmid) and self._init_pid(pod) is not None
+
+    async def stop_again(self, pod: PodEntry) -> None:
+        """Stop the CT, and nothing else of the pod. Idempotent. NotOwnCt if it is not the pod's any more."""
+        await self._proxmox.stop_ct(pod.value.vmid, partial(self._ownership.confirm, pod))
+        # Containers in the node's PID namespace do not die with the CT's init.
+        self._cgroups.kill(pod.cgroups.ct)
 
     async def destroy(self, pod: PodEntry) -> None:
         """Destroy the pod's CT and release its VMID. Idempotent.

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Background work on the CTs of pods, so that no CRI call waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from pvecri.config import Config
+from pvecri.pods.registry import Registry
+from pvecri.pods.sandbox import ct_restarts
+from pvecri.pods.sandbox.ct import SandboxCts
+from pvecri.pods.sandbox.ct_restarts import RestartedCts
+from pvecri.pods.sandbox.ct_tags import CtTags
+from pvecri.proxmox.api import ProxmoxApi
+from pvecri.supervision import Supervisor
+
+
+class CtUpkeep:
+    """Composes the parts; `start` runs them until the supervisor is closed."""
+
+    def __init__(self, config: Config, registry: Registry, proxmox: ProxmoxApi, cts: SandboxCts) -> None:
+        self.tags = CtTags(registry, proxmox, config.proxmox.tags)
+        self._restarted = RestartedCts(registry, cts)
+
+    def start(self, supervisor: Supervisor) -> None:
+        """Start the background tasks."""
+        supervisor.repeat("CT tags", self.tags.tag_all, self.tags.wanted.wait)
+        pause = partial(asyncio.sleep, ct_restarts.INTERVAL)
+        supervisor.repeat("restarted CTs", self._restarted.stop_all, pause)
