@@ -8,8 +8,14 @@ import re
 import pytest
 from support.cri_client import CriClient, eventually
 from support.daemon import Machine
+from support.machine_node import EmbeddedNode
 
 from pvecri.cri.proto import cri_pb2 as pb
+
+MIB = 1 << 20
+LIMITED = pb.LinuxContainerResources(
+    cpu_quota=150_000, cpu_period=100_000, cpu_shares=1024, memory_limit_in_bytes=64 * MIB
+)
 
 
 def ct_status(machine: Machine, vmid: int) -> object:
@@ -51,4 +57,94 @@ def test_pod_whose_ct_was_started_again_can_be_removed_at_once(machine: Machine,
     stop_by_hand(machine, cri, pod)
     machine.node.task("POST", f"/lxc/{cri.vmid(pod)}/status/start")
     cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+# -- options changed -------------------------------------------------------------------------------------------
+
+
+def configure(machine: Machine, vmid: int, **changes: object) -> None:
+    """As in the pages Resources, Network and Options of the UI, or with `pct set`."""
+    machine.node.request("PUT", f"/nodes/{machine.node.name}/lxc/{vmid}/config", **changes)
+
+
+def config_of(machine: Machine, vmid: int) -> dict[str, object]:
+    """Without what the daemon sets in the background, the notes and the tags, and without the digest."""
+    config = machine.node.ct(vmid, "config")
+    return {name: value for name, value in config.items() if name not in ("description", "digest", "tags")}
+
+
+@pytest.fixture
+def limited(cri: CriClient) -> str:
+    """A pod with limits."""
+    return cri.run_pod(cri.pod_config(linux=pb.LinuxPodSandboxConfig(resources=LIMITED)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"memory": 512},
+        {"swap": 128},
+        {"cores": 1},
+        {"cpulimit": 1},
+        {"cpuunits": 1000},
+        {"hostname": "database"},
+        {"delete": "cpulimit,cpuunits"},
+        {"memory": 128, "swap": 64, "cores": 1, "cpulimit": 0.5, "cpuunits": 7, "hostname": "database"},
+    ],
+    ids=" ".join,
+)
+def test_limits_and_name_that_were_changed_by_hand_are_put_back(
+    machine: Machine, limited: str, changes: dict[str, object]
+) -> None:
+    vmid = machine.client.vmid(limited)
+    before, usage = config_of(machine, vmid), machine.node.ct(vmid, "status/current")["maxmem"]
+    configure(machine, vmid, **changes)
+    assert config_of(machine, vmid) != before
+    machine.restart()  # it looks at once, and each minute
+    eventually(lambda: config_of(machine, vmid) == before, "they are as before")
+    assert machine.node.ct(vmid, "status/current")["maxmem"] == usage
+    names = sorted({*changes, *str(changes.get("delete", "")).split(",")} - {"delete", ""})
+    shown = ", ".join(rf"{name} \S+" for name in names)
+    line = rf"WARNING .*CT {vmid} .* was changed in Proxmox \({shown}\): put back"
+    found = eventually(lambda: re.findall(line, machine.daemon.log.read_text()), "the change is logged")
+    assert len(found) == 1
+
+
+def test_tags_that_were_added_by_hand_stay_and_the_pods_own_come_back(
+    machine: Machine, cri: CriClient, pod: str
+) -> None:
+    vmid = cri.vmid(pod)
+    eventually(lambda: machine.node.ct(vmid, "config").get("tags") == "pvecri", "the CT has its tags")
+    configure(machine, vmid, tags="gold;nightly")
+    machine.restart()
+    wanted = {"gold", "nightly", "pvecri"}  # Proxmox sorts them
+    eventually(lambda: set(str(machine.node.ct(vmid, "config")["tags"]).split(";")) == wanted, "the tags are back")
+
+
+@pytest.mark.parametrize("changes", [{"onboot": 1}, {"startup": "order=3"}, {"nameserver": "192.0.2.1"}])
+def test_other_options_stay_as_they_were_set(machine: Machine, limited: str, changes: dict[str, object]) -> None:
+    vmid = machine.client.vmid(limited)
+    configure(machine, vmid, **changes)
+    before = config_of(machine, vmid)
+    # With a change that is put back, so that the CT was looked at.
+    memory = before["memory"]
+    configure(machine, vmid, memory=512)
+    machine.restart()
+    eventually(lambda: config_of(machine, vmid)["memory"] == memory, "the memory is put back")
+    assert config_of(machine, vmid) == before
+    machine.client.remove_pod(limited)
+    machine.assert_nothing_left()
+
+
+def test_ct_that_is_taken_out_of_the_pool_is_reported(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient, pod: str
+) -> None:
+    vmid, pool = cri.vmid(pod), embedded.account.pool
+    machine.node.request("PUT", f"/pools/{pool}", vms=vmid, delete=1)
+    machine.restart()
+    report = rf"WARNING .*CT {vmid} of pod .* runs, but Proxmox does not list it: .*proxmox.pool"
+    eventually(lambda: re.search(report, machine.daemon.log.read_text()), "it is reported")
+    machine.node.request("PUT", f"/pools/{pool}", vms=vmid)
+    machine.client.remove_pod(pod)
     machine.assert_nothing_left()

@@ -95,6 +95,21 @@ class Guest(Answer, frozen=True):
     type: str
 
 
+class CtEntry(Answer, frozen=True):
+    """One of GET /nodes/{node}/lxc; sizes are bytes, `tags` are separated by semicolons.
+
+    `cpus` is the CT's option `cores`, else its `cpulimit`, else the number of the node's CPUs.
+    """
+
+    vmid: Vmid
+    name: str = ""
+    cpus: float = 0.0
+    maxmem: int = 0
+    maxswap: int = 0
+    tags: str = ""
+    lock: str = ""
+
+
 class CtConfig(Answer, frozen=True):
     """GET /nodes/{node}/lxc/{vmid}/config; `raw` has every option as text, as `pct config` shows it."""
 

@@ -8,7 +8,6 @@ task has locked are retried until proxmox.task_timeout.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from pvecri.model import Firewall, Vmid
 from pvecri.proxmox import privileges
 from pvecri.proxmox.answers import (
     CtConfig,
+    CtEntry,
     Guest,
     NodeStatus,
     StorageConfig,
@@ -49,7 +49,7 @@ from pvecri.proxmox.tasks import Tasks, parse_upid
 from pvecri.proxmox.template import SandboxTemplate, sandbox_template
 from pvecri.proxmox.transport import Call, ConnectionLost, Transport
 from pvecri.proxmox.upid import Upid
-from pvecri.proxmox.upload import multipart
+from pvecri.proxmox.upload import upload_template
 
 T = TypeVar("T")
 
@@ -146,6 +146,10 @@ class ProxmoxApi:
     async def guests(self) -> list[Guest]:
         """GET /cluster/resources?type=vm: the guests of the whole cluster that our account sees."""
         return await self._get("/cluster/resources", "list the guests", list[Guest], type="vm")
+
+    async def cts(self) -> list[CtEntry]:
+        """GET /nodes/{node}/lxc: the CTs of this node that our account sees, as they are now."""
+        return await self._get(f"/nodes/{self._node}/lxc", "list the CTs", list[CtEntry])
 
     async def vmid_taken(self, vmid: Vmid) -> bool:
         """Whether a guest of the cluster has the VMID, also one that our account does not see.
@@ -323,8 +327,9 @@ class ProxmoxApi:
         if found := await self.find_template(name):
             return found
         data = content if isinstance(content, bytes) else await asyncio.to_thread(content.read_bytes)
-        await self._upload(data, name)
-        return f"{self._config.template_storage}:vztmpl/{name}"
+        storage = self._config.template_storage
+        await upload_template(self._transport, self._tasks, self._node, storage, name, data)
+        return f"{storage}:vztmpl/{name}"
 
     def image_templates(self, timeout: float) -> ImageTemplates:
         """OCI images as templates on `image_storage`; `timeout` is for one pull, in seconds."""
@@ -340,26 +345,6 @@ class ProxmoxApi:
         if found is None:
             found = await self.ensure_template(await asyncio.to_thread(template.archive), template.name)
         return found, template
-
-    async def _upload(self, data: bytes, name: str) -> None:
-        storage = self._config.template_storage
-        fields = {
-            "content": "vztmpl",
-            "checksum-algorithm": "sha256",
-            "checksum": hashlib.sha256(data).hexdigest(),
-        }
-        body, content_type = multipart(name, data, fields)
-        call = Call(
-            method="POST",
-            path=f"/nodes/{self._node}/storage/{storage}/upload",
-            action=f"upload {name} to storage {storage}",
-            body=body,
-            content_type=content_type,
-            # Proxmox overwrites a file of that name, here with the same content.
-            repeatable=True,
-        )
-        upid = parse_upid(await self._transport.call(call, str), call.action)
-        await self._tasks.wait(upid, call.action)
 
     # -- calls -----------------------------------------------------------------------------------------------
 

@@ -1,13 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The multipart body of POST /nodes/{node}/storage/{storage}/upload.
+"""Upload of a CT template: POST /nodes/{node}/storage/{storage}/upload.
 
-Not aiohttp's, because pveproxy's parser is strict: the parameters come first, each with no header but
-Content-Disposition, and the file last.
+The multipart body is not aiohttp's, because pveproxy's parser is strict: the parameters come first, each with no
+header but Content-Disposition, and the file last.
 """
 
 from __future__ import annotations
 
 import hashlib
+
+from pvecri.proxmox.tasks import Tasks, parse_upid
+from pvecri.proxmox.transport import Call, Transport
+
+
+async def upload_template(
+    transport: Transport, tasks: Tasks, node: str, storage: str, name: str, content: bytes
+) -> None:
+    """Upload a template of this name and wait for the task. Idempotent."""
+    fields = {
+        "content": "vztmpl",
+        "checksum-algorithm": "sha256",
+        "checksum": hashlib.sha256(content).hexdigest(),
+    }
+    body, content_type = multipart(name, content, fields)
+    call = Call(
+        method="POST",
+        path=f"/nodes/{node}/storage/{storage}/upload",
+        action=f"upload {name} to storage {storage}",
+        body=body,
+        content_type=content_type,
+        # Proxmox overwrites a file of that name, here with the same content.
+        repeatable=True,
+    )
+    upid = parse_upid(await transport.call(call, str), call.action)
+    await tasks.wait(upid, call.action)
 
 
 def multipart(filename: str, content: bytes, fields: dict[str, str]) -> tuple[bytes, str]:

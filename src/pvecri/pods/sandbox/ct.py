@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from pvecri.backoff import Backoff
 from pvecri.config import Config, VmidRange
 from pvecri.errors import DeadlineExceeded, InternalError, PvecriError, ResourceExhausted
-from pvecri.linux import accounting, processes
+from pvecri.linux import accounting, limits, processes
 from pvecri.linux.cgroups import EVERY_DEVICE, Cgroups
 from pvecri.linux.processes import Process
 from pvecri.model import IdMapping, ProxmoxInterface, Resources, Vmid
@@ -24,7 +24,7 @@ from pvecri.pods.sandbox import ct_notes, kubelet_cgroups
 from pvecri.pods.sandbox.ct_ownership import CtOwnership, NotOwnCt, is_pods_init
 from pvecri.pods.sandbox.kubelet_cgroups import KubeletCgroups
 from pvecri.pods.sandbox.vmids import VmidAllocator
-from pvecri.proxmox import rootfs_storage
+from pvecri.proxmox import ct_options, rootfs_storage
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import CtSpec, size_parameters
 from pvecri.proxmox.errors import CtExists, CtNotFound, ProxmoxError
@@ -106,8 +106,9 @@ class SandboxCts:
             # Stored first: after a crash during the create, recovery.py finds the CT by this number.
             self._registry.save_pod(pod, replace(pod.value, vmid=vmid))
             await self._registry.sync()
+            spec = self._spec(pod, interface)
             try:
-                upid = await self._proxmox.create_ct(self._spec(pod, interface))
+                upid = await self._proxmox.create_ct(spec)
                 break
             except CtExists:
                 log.info("VMID %d belongs to another guest, trying the next", pod.value.vmid)
@@ -121,7 +122,9 @@ class SandboxCts:
             await self._proxmox.protect_ct(pod.value.vmid, interface.firewall)
             await self._proxmox.start_ct(pod.value.vmid)
         # Costs no time: the CT is starting.
-        self._registry.save_pod(pod, replace(pod.value, ct_volume=await self._root_volume(pod)))
+        volume = await self._root_volume(pod)
+        options = ct_options.of_spec(spec)
+        self._registry.save_pod(pod, replace(pod.value, ct_volume=volume, ct_options=options))
         init = await self._wait_for_init(pod, upid.start_time)
         pod.init = Process(init)
         self._registry.save_pod(pod, replace(pod.value, mappings=id_mappings(init), ct_made=True))
@@ -138,7 +141,15 @@ class SandboxCts:
         # For a pod without a limit the size is the node's memory, which `prepare` has read.
         size = self._size(pod, resources, overhead)
         await self._proxmox.configure_ct(pod.value.vmid, **size_parameters(size))
+        if pod.value.ct_options:
+            options = pod.value.ct_options | ct_options.of_size(size)
+            self._registry.save_pod(pod, replace(pod.value, ct_options=options))
         self._kubelet.mirror(pod)
+
+    def cpu_weight(self, pod: PodEntry) -> int | None:
+        """The CPU weight of the CT's cgroup, in the unit of the machine's cgroup version; None for the default."""
+        found = limits.read(self._cgroups, pod.cgroups.ct)
+        return found.cpu_weight if found is not None else None
 
     def pod_resources(self, pod: PodEntry) -> Resources:
         """What the pod as a whole may use, before any change that is under way."""
@@ -209,7 +220,9 @@ class SandboxCts:
             with suppress(OSError):  # LXC does not always remove cgroups that it did not create
                 self._cgroups.remove(pod.cgroups.ct)
         self._undestroyed.discard(vmid)
-        self._registry.save_pod(pod, replace(pod.value, vmid=0, ct_made=False, ct_volume=""), ending=True)
+        self._registry.save_pod(
+            pod, replace(pod.value, vmid=0, ct_made=False, ct_volume="", ct_options={}), ending=True
+        )
         # Last: while a row has the VMID, another pod with it cannot be stored (UNIQUE).
         if not left:
             self._vmids.release(vmid)

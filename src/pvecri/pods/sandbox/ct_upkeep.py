@@ -8,9 +8,10 @@ from functools import partial
 
 from pvecri.config import Config
 from pvecri.pods.registry import Registry
-from pvecri.pods.sandbox import ct_restarts
+from pvecri.pods.sandbox import ct_restarts, ct_settings
 from pvecri.pods.sandbox.ct import SandboxCts
 from pvecri.pods.sandbox.ct_restarts import RestartedCts
+from pvecri.pods.sandbox.ct_settings import CtSettings
 from pvecri.pods.sandbox.ct_tags import CtTags
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.supervision import Supervisor
@@ -22,9 +23,12 @@ class CtUpkeep:
     def __init__(self, config: Config, registry: Registry, proxmox: ProxmoxApi, cts: SandboxCts) -> None:
         self.tags = CtTags(registry, proxmox, config.proxmox.tags)
         self._restarted = RestartedCts(registry, cts)
+        self._settings = CtSettings(registry, proxmox, cts, config.proxmox.tags)
 
     def start(self, supervisor: Supervisor) -> None:
         """Start the background tasks."""
         supervisor.repeat("CT tags", self.tags.tag_all, self.tags.wanted.wait)
         pause = partial(asyncio.sleep, ct_restarts.INTERVAL)
         supervisor.repeat("restarted CTs", self._restarted.stop_all, pause)
+        pause = partial(asyncio.sleep, ct_settings.INTERVAL)
+        supervisor.repeat("settings of CTs", self._settings.look, pause)
