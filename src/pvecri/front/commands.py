@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import datetime
 import os
-import re
-import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from pvecri.front import bundle
 from pvecri.front.options import CommandLine
 from pvecri.front.protocol import Call, Connection
 from pvecri.front.spec import decode_resources
+from pvecri.linux import signals
 from pvecri.oci.runtime_spec import OCI_VERSION
 from pvecri.pods.front.container import FrontContainers
 
@@ -156,19 +155,11 @@ class Commands:
 
 
 def signal_number(name: str) -> int:
-    """A signal by number or name, with SIG or without; InvalidArgument."""
-    text = name.upper().removeprefix("SIG")
-    named = {each.name.removeprefix("SIG"): int(each) for each in signal.Signals}
-    real_time = re.fullmatch(r"(RTMIN|RTMAX)([+-][0-9]+)", text)
-    if re.fullmatch(r"[0-9]+", text):
-        number = int(text)
-    elif real_time is not None:
-        number = named[real_time[1]] + int(real_time[2])
-    else:
-        number = named.get(text, -1)
-    if not 0 <= number < signal.NSIG:
+    """The signal of `kill`, 0 included; InvalidArgument if there is none of the name."""
+    found = signals.number(name)
+    if found is None:
         raise InvalidArgument("kill", f"there is no signal {name!r}")
-    return number
+    return found
 
 
 def _read(stdin: int) -> bytes:

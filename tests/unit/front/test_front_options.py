@@ -219,6 +219,8 @@ def test_cut_off_command_lines_raise_nothing_else(lines: list[tuple[str, ...]], 
         ("SIGRTMIN+3", 37),
         ("RTMAX-2", 62),
         ("CHLD", 17),
+        ("CLD", 17),
+        ("poll", 29),
     ],
 )
 def test_signals_have_numbers_and_names(name: str, number: int) -> None:

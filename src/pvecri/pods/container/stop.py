@@ -5,20 +5,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import signal
 from functools import partial
-from typing import Final
 
 from pvecri.errors import DeadlineExceeded, NotFound
+from pvecri.linux import signals
 from pvecri.linux.cgroups import Cgroups
 from pvecri.model import ContainerState
 from pvecri.pods.registry import ContainerEntry, PodEntry, Registry
 from pvecri.supervision import attempt
 
 log = logging.getLogger(__name__)
-
-_SIGNAL: Final = re.compile(r"([0-9]{1,2})|([A-Z0-9]+)((?<=RTMIN)\+[0-9]{1,2}|(?<=RTMAX)-[0-9]{1,2})?")
 
 KILL_TIMEOUT = 10.0
 """Seconds after SIGKILL within which a container must have exited and released its resources."""
@@ -108,12 +105,8 @@ async def _released(container: ContainerEntry, timeout: float) -> bool:
 
 
 def signal_number(name: str) -> int:
-    """A signal by name (`SIGTERM`, `TERM`, `RTMIN+3`) or number, as images write it; SIGTERM if unknown."""
-    text = name.upper().removeprefix("SIG")
-    if matched := _SIGNAL.fullmatch(text):
-        number, base, offset = matched.groups()
-        value = int(number or getattr(signal, f"SIG{base}", 0)) + int(offset or 0)
-        if 0 < value < signal.NSIG:
-            return value
+    """The number of an image's or request's stop signal; SIGTERM if there is none of the name."""
+    if found := signals.number(name):  # not 0, which is none
+        return found
     log.warning("unknown stop signal %r, using SIGTERM", name)
     return int(signal.SIGTERM)
