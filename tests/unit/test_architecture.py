@@ -56,15 +56,14 @@ MAY_IMPORT = {
 
 THIRD_PARTY = {
     "msgspec": set(MAY_IMPORT) - {"pvecri_embedded"},
-    "aiohttp": {"proxmox", "pvecri_embedded", "metrics_server"},
+    "aiohttp": {"pvecri_embedded", "metrics_server"},
     "fakepve": {"pvecri_embedded"},
     "google": {"cri", "nri"},
     "grpc": {"cri"},
-    "h11": {"streaming"},
+    "h11": {"proxmox", "streaming"},
     "prometheus_client": {"metrics", "metrics_server"},
     "wsproto": {"streaming"},
     "yaml": {"oci"},
-    "yarl": {"proxmox"},  # the type of aiohttp's URLs
 }
 """Which components may use which library: nobody else sees an HTTP response, a protobuf message or a frame."""
 

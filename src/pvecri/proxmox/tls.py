@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import ssl
 from pathlib import Path
-
-import aiohttp
 
 from pvecri.config import ConfigError, ProxmoxConfig
 from pvecri.errors import Unavailable
 
 log = logging.getLogger(__name__)
+
+
+class WrongFingerprint(OSError):
+    """The server's certificate is not the pinned one; the message is its SHA-256 fingerprint."""
 
 
 class Trust:
@@ -25,12 +28,15 @@ class Trust:
         """ConfigError if the fingerprint or the CA file is invalid."""
         self._ca_file = None if config.fingerprint else config.ca_file
         self._ca = _read(self._ca_file)
-        self.setting: aiohttp.Fingerprint | ssl.SSLContext = (
-            aiohttp.Fingerprint(_fingerprint(config.fingerprint))
-            if config.fingerprint
-            else _context(self._ca_file)
-        )
-        """aiohttp's argument `ssl`."""
+        self._fingerprint = _fingerprint(config.fingerprint) if config.fingerprint else None
+        self.context = _context(self._ca_file) if self._fingerprint is None else _unverified()
+        """For the next connection; `verify` comes after its handshake."""
+
+    def verify(self, certificate: bytes) -> None:
+        """WrongFingerprint unless the server's certificate (DER) is the pinned one, if one is pinned."""
+        digest = hashlib.sha256(certificate).digest()
+        if self._fingerprint not in (None, digest):
+            raise WrongFingerprint(digest.hex(":").upper())
 
     def refused(self) -> bool:
         """Called after a certificate was not accepted; returns whether another try may succeed.
@@ -41,7 +47,7 @@ class Trust:
             ca = _read(self._ca_file)
             if ca == self._ca:
                 return False
-            self.setting = _context(self._ca_file)
+            self.context = _context(self._ca_file)
         except ConfigError as error:  # pmxcfs does not run, or the file is being written
             log.warning("%s", error)
             return False
@@ -69,27 +75,24 @@ def _context(ca_file: Path | None) -> ssl.SSLContext:
     return context
 
 
-def untrusted(
-    config: ProxmoxConfig, error: aiohttp.ClientSSLError | aiohttp.ServerFingerprintMismatch
-) -> Unavailable:
+def _unverified() -> ssl.SSLContext:
+    """A context that takes any certificate, which `Trust.verify` then compares with the pinned one."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # without the system's CAs, which take a megabyte
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def untrusted(config: ProxmoxConfig, error: ssl.SSLError | WrongFingerprint) -> Unavailable:
     """The error for a server whose certificate is not accepted, with the setting that changes it."""
-    if isinstance(error, aiohttp.ServerFingerprintMismatch):
-        problem = f"its certificate is {error.got.hex(':').upper()}, which is not proxmox.fingerprint"
+    if isinstance(error, WrongFingerprint):
+        problem = f"its certificate is {error}, which is not proxmox.fingerprint"
     else:
         problem = (
-            f"{cause(error)}: set proxmox.fingerprint (`pvenode cert info` shows it) or proxmox.ca_file "
+            f"{error}: set proxmox.fingerprint (`pvenode cert info` shows it) or proxmox.ca_file "
             f"(/etc/pve/pve-root-ca.pem of the cluster)"
         )
     return Unavailable(f"Proxmox: {config.url} (proxmox.url) is not trusted: {problem}")
-
-
-def cause(error: aiohttp.ClientError) -> str:
-    """Why a connection failed, without what aiohttp adds: the address, and the TLS context as an object's name."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return str(error.certificate_error)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return error.strerror or str(error.os_error)
-    return str(error)
 
 
 def _fingerprint(text: str) -> bytes:

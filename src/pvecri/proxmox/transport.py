@@ -8,14 +8,13 @@ the connection failed before the request was sent, the response is 595 (pveproxy
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
-import aiohttp
 import msgspec
-from yarl import URL
 
 from pvecri import metrics
 from pvecri.config import ProxmoxConfig
@@ -23,7 +22,8 @@ from pvecri.errors import PvecriError, Unavailable
 from pvecri.proxmox import errors
 from pvecri.proxmox.auth import Auth, Ticket, auth_from
 from pvecri.proxmox.ctspec import ParameterValue, wire
-from pvecri.proxmox.tls import Trust, cause, untrusted
+from pvecri.proxmox.http import HttpClient, NoResponse, NotConnected, Response
+from pvecri.proxmox.tls import Trust, WrongFingerprint, untrusted
 
 T = TypeVar("T")
 
@@ -32,6 +32,8 @@ RETRY_DELAYS = (0.05, 0.2, 0.5, 1.0)
 KEEPALIVE = 2.5
 """Seconds until an idle connection is closed: pveproxy closes it after five, and may do so while we send."""
 CONNECTIONS = 8
+# pveproxy compresses if it may: CPU time of the node, for a connection that is mostly local.
+HEADERS = {"User-Agent": "pvecri", "Accept-Encoding": "identity"}
 
 _VARIABLES = {"nodes": "{node}", "lxc": "{vmid}", "storage": "{storage}", "tasks": "{upid}", "content": "{volume}"}
 """Path components that follow a given one, as placeholders for metrics."""
@@ -57,44 +59,27 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     repeatable: bool = False
 
 
-class Reply(msgspec.Struct, frozen=True):
-    """An HTTP response."""
-
-    status: int
-    reason: str
-    body: bytes
-
-
 class Transport:
     """A session with one Proxmox API. Use between `start` and `close`."""
 
     def __init__(self, config: ProxmoxConfig) -> None:
         self._config = config
-        self._root = config.url.rstrip("/") + "/api2/json"
+        self._root = urlsplit(config.url).path.rstrip("/") + "/api2/json"
         self._auth: Auth | None = None
         self._trust: Trust | None = None
-        self._session: aiohttp.ClientSession | None = None
+        self._client: HttpClient | None = None
 
     async def start(self) -> None:
         """Open the session; nothing is sent yet. ConfigError if credentials or certificates cannot be read."""
         self._auth = auth_from(self._config, self._login)
         self._trust = Trust(self._config)
-        connector = aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=KEEPALIVE)
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),  # auth.py sets the ticket's cookie
-            timeout=aiohttp.ClientTimeout(total=self._config.request_timeout),
-            # pveproxy compresses if it may: CPU time of the node, for a connection that is mostly local.
-            headers={"User-Agent": "pvecri", "Accept-Encoding": "identity"},
-        )
-        # aiohttp repeats a GET, PUT or DELETE that gets no response, but which calls to repeat is up to `_send`.
-        self._session._retry_connection = False
+        self._client = HttpClient(self._config.url, self._trust, connections=CONNECTIONS, keepalive=KEEPALIVE)
 
     async def close(self) -> None:
         """Close the connections. Idempotent."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
 
     async def call(self, call: Call, into: type[T]) -> T:
         """Make the call and decode the response's `data` as type `into`.
@@ -124,7 +109,7 @@ class Transport:
             raise errors.from_answer(call.action, reply.status, reply.reason, reply.body, f"user {username}")
         return _decode(call, reply.body, Ticket)
 
-    async def _send(self, call: Call, headers: dict[str, str]) -> Reply:
+    async def _send(self, call: Call, headers: dict[str, str]) -> Response:
         """Send the call, with as many retries as are safe and RETRY_DELAYS has."""
         repeatable = call.repeatable or call.method == "GET"
         for delay in RETRY_DELAYS:
@@ -149,60 +134,53 @@ class Transport:
         except _NotSent as failure:
             raise failure.error from failure
 
-    async def _exchange(self, call: Call, headers: dict[str, str]) -> Reply:
+    async def _exchange(self, call: Call, headers: dict[str, str]) -> Response:
         """Send once. _NotSent if nothing was sent, ConnectionLost without response, Unavailable for a redirect."""
-        # No session: the undo of a call that the daemon's end has cancelled.
-        if self._session is None or self._trust is None:
+        # No client: the undo of a call that the daemon's end has cancelled.
+        if self._client is None or self._trust is None:
             raise Unavailable(f"Proxmox: {call.action}: the connection is closed: the daemon is ending")
-        url, body, content = self._encode(call)
+        target, body, content = self._encode(call)
         measured = metrics.measured(
             metrics.PROXMOX_REQUESTS, metrics.PROXMOX_SECONDS, call.method, path_template(call.path)
         )
         with measured as measure, self._connection_errors(call, self._trust):
-            request = self._session.request(
-                call.method,
-                url,
-                data=body,
-                headers=headers | content,
-                allow_redirects=False,
-                ssl=self._trust.setting,
-            )
-            async with request as response:
-                measure.code = str(response.status)
-                if 300 <= response.status < 400:
-                    # Following it would send the credentials to another server, or without TLS.
-                    raise Unavailable(_redirected(self._config.url, call, response))
-                return Reply(response.status, response.reason or "", await response.read())
+            async with asyncio.timeout(self._config.request_timeout):
+                response = await self._client.request(call.method, target, HEADERS | headers | content, body)
+            measure.code = str(response.status)
+            if 300 <= response.status < 400:
+                # Following it would send the credentials to another server, or without TLS.
+                raise Unavailable(_redirected(self._config.url, call, response))
+            return response
 
     @contextmanager
     def _connection_errors(self, call: Call, trust: Trust) -> Iterator[None]:
-        """Raise aiohttp's errors as _NotSent and ConnectionLost."""
+        """Raise the HTTP client's errors as _NotSent and ConnectionLost."""
+        url = self._config.url
         try:
             yield
-        # First, for ClientSSLError is a ClientConnectorError.
-        except (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch) as error:
-            raise _NotSent(untrusted(self._config, error), worth_repeating=trust.refused()) from error
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            reason = f"cannot connect to {self._config.url}: {cause(error)}: check proxmox.url"
+        except NotConnected as error:
+            if isinstance(error.error, ssl.SSLError | WrongFingerprint):
+                refusal = untrusted(self._config, error.error)
+                raise _NotSent(refusal, worth_repeating=trust.refused()) from error
+            reason = f"cannot connect to {url}: {error.error.strerror or error}: check proxmox.url"
             raise _NotSent(Unavailable(f"Proxmox: {call.action}: {reason}"), worth_repeating=True) from error
-        # After ConnectionTimeoutError, which is one too: here the request may have been processed.
         except TimeoutError as error:
             raise ConnectionLost(
-                f"Proxmox: {call.action}: {self._config.url} did not answer within "
+                f"Proxmox: {call.action}: {url} did not answer within "
                 f"{self._config.request_timeout:g} s (proxmox.request_timeout)"
             ) from error
-        except aiohttp.ClientError as error:
+        except NoResponse as error:
             raise ConnectionLost(
-                f"Proxmox: {call.action}: {self._config.url} (proxmox.url) ended the connection: {error!r}"
+                f"Proxmox: {call.action}: {url} (proxmox.url) ended the connection: {error}"
             ) from error
 
-    def _encode(self, call: Call) -> tuple[URL, bytes | None, dict[str, str]]:
+    def _encode(self, call: Call) -> tuple[str, bytes | None, dict[str, str]]:
+        """Target, body and headers of a call; UPIDs and volume ids in its path are escaped already."""
         form = urlencode({name: wire(value) for name, value in call.parameters.items()})
-        address = self._root + call.path
+        target = self._root + call.path
         if call.method in ("GET", "DELETE"):
-            return URL(f"{address}?{form}" if form else address, encoded=True), None, {}
-        # encoded: UPIDs and volume ids in paths are escaped already.
-        return URL(address, encoded=True), call.body or form.encode(), {"Content-Type": call.content_type}
+            return f"{target}?{form}" if form else target, None, {}
+        return target, call.body or form.encode(), {"Content-Type": call.content_type}
 
 
 class _NotSent(Exception):
@@ -215,8 +193,8 @@ class _NotSent(Exception):
         self.worth_repeating = worth_repeating
 
 
-def _redirected(url: str, call: Call, response: aiohttp.ClientResponse) -> str:
-    target = response.headers.get("Location", "nowhere")
+def _redirected(url: str, call: Call, response: Response) -> str:
+    target = response.location or "nowhere"
     return (
         f"Proxmox: {call.action}: {url} (proxmox.url) redirects to {target!r}, which is not followed because the "
         "credentials would go along: set proxmox.url to the address of the API itself"

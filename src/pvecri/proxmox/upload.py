@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Upload of a CT template: POST /nodes/{node}/storage/{storage}/upload.
 
-The multipart body is not aiohttp's, because pveproxy's parser is strict: the parameters come first, each with no
-header but Content-Disposition, and the file last.
+pveproxy's parser is strict: the parameters of the multipart body come first, each with no header but
+Content-Disposition, and the file last.
 """
 
 from __future__ import annotations

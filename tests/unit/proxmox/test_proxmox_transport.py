@@ -314,7 +314,6 @@ async def test_request_without_a_response_is_counted_by_its_error(pve: ScriptedP
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
 async def test_call_that_is_not_repeatable_is_sent_once(pve: ScriptedPve, tmp_path: Path, method: str) -> None:
-    """aiohttp by itself would repeat a PUT and a DELETE."""
     pve.script(method, "/a", dropped, data(None))
 
     async with transport(pve.config(tmp_path)) as client:
