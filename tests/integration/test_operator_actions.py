@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 
+import grpc
 import pytest
-from support.cri_client import CriClient, eventually
+from support.cri_client import CriClient, eventually, refused
 from support.daemon import Machine
 from support.machine_node import EmbeddedNode
 
@@ -147,4 +149,36 @@ def test_ct_that_is_taken_out_of_the_pool_is_reported(
     eventually(lambda: re.search(report, machine.daemon.log.read_text()), "it is reported")
     machine.node.request("PUT", f"/pools/{pool}", vms=vmid)
     machine.client.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+# -- volumes added ---------------------------------------------------------------------------------------------
+
+
+def failing(machine: Machine) -> str:
+    """The background work that keeps failing, as `crictl info` shows it."""
+    return str(json.loads(machine.client.runtime.Status(pb.StatusRequest(verbose=True)).info["failing"]))
+
+
+def volumes(machine: Machine) -> set[str]:
+    """The CTs' volumes on the node's storage."""
+    listed = machine.node.request("GET", f"/nodes/{machine.node.name}/storage/local/content?content=rootdir")
+    assert isinstance(listed, list)
+    return {str(each["volid"]) for each in listed}
+
+
+def test_volume_that_was_added_to_a_pods_ct_is_not_destroyed_with_it(
+    machine: Machine, cri: CriClient, pod: str
+) -> None:
+    vmid = cri.vmid(pod)
+    configure(machine, vmid, mp0="local:1,mp=/data")
+    volume = str(machine.node.ct(vmid, "config")["mp0"]).partition(",")[0]
+    cri.stop_pod(pod)
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, rf"CT {vmid} .* volumes that were added .*mp0 {volume}"):
+        cri.remove_pod(pod)
+    assert volume in volumes(machine)
+    eventually(lambda: volume in failing(machine), "Status says why the pod is not removed")
+    configure(machine, vmid, delete="mp0")
+    configure(machine, vmid, delete="unused0")
+    eventually(lambda: vmid not in machine.node.cts(), "the CT is gone")
     machine.assert_nothing_left()

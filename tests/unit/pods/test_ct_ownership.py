@@ -25,7 +25,14 @@ from pvecri.model import (
 from pvecri.pods.foreign_cts import ForeignCt, ForeignCts, Reason, foreign_ct
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox import ct_notes
-from pvecri.pods.sandbox.ct_ownership import CtOwnership, NotOwnCt, difference, is_pods_init
+from pvecri.pods.sandbox.ct_ownership import (
+    AddedVolumes,
+    CtOwnership,
+    NotOwnCt,
+    added_volumes,
+    difference,
+    is_pods_init,
+)
 from pvecri.proxmox.answers import CtConfig, Guest, TaskEntry
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.errors import CtHidden, CtNotFound
@@ -206,3 +213,33 @@ async def test_search_takes_only_unknown_cts_of_this_node_and_logs_each_once(
     listing.config = CtNotFound("read", "destroyed meanwhile")
     await search.search()
     assert search.found == list[ForeignCt]()
+
+
+# -- volumes that were added --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "own"),
+    [
+        ("mp0", "local:900001/vm-900001-disk-1.raw,mp=/data,size=8G", "local:900001/vm-900001-disk-1.raw"),
+        ("mp12", "volume=tank:subvol-900001-disk-1,mp=/data", "tank:subvol-900001-disk-1"),
+        ("unused0", "local-lvm:vm-900001-disk-2", "local-lvm:vm-900001-disk-2"),
+        ("mp0", "/srv/vm-900001-data,mp=/data", ""),
+        ("mp0", "/dev/vg/vm-900001-disk-1,mp=/data", ""),
+        ("mp0", "tank:subvol-105-disk-0,mp=/data,shared=1", ""),
+        ("rootfs", VOLUME, ""),
+        ("description", "local-lvm:vm-900001-disk-2", ""),
+    ],
+)
+def test_added_volumes(option: str, value: str, own: str) -> None:
+    assert added_volumes(VMID, config(raw={option: value})) == ({option: own} if own else {})
+
+
+async def test_ct_with_an_added_volume_may_be_stopped_and_not_destroyed(tmp_path: Path) -> None:
+    volume = "local:900001/vm-900001-disk-1.raw"
+    ownership = CtOwnership(cast(ProxmoxApi, Answers(config(raw={"mp0": f"{volume},mp=/data"}))))
+    await ownership.confirm(pod(tmp_path))
+    with pytest.raises(AddedVolumes, match=rf"CT {VMID} .*mp0 {volume}.*pct move-volume {VMID} mp0"):
+        await ownership.confirm_destroy(pod(tmp_path))
+    ownership = CtOwnership(cast(ProxmoxApi, Answers(config(raw={"mp0": "/srv/data,mp=/data"}))))
+    await ownership.confirm_destroy(pod(tmp_path))

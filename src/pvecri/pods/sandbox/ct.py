@@ -234,7 +234,7 @@ class SandboxCts:
             with suppress(CtNotFound):
                 await rootfs_storage.check(self._proxmox, vmid)
         self._undestroyed.add(vmid)
-        await self._proxmox.destroy_ct(vmid, partial(self._ownership.confirm, pod))
+        await self._proxmox.destroy_ct(vmid, partial(self._ownership.confirm_destroy, pod))
 
     def find_init(self, pod: PodEntry) -> Process | None:
         """The first process of the pod's CT, if it runs on this machine and has run since the pod was created."""

@@ -15,10 +15,11 @@ Nothing here writes. A CT that is not the pod's is left as it is; foreign_cts.py
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from pvecri.errors import FailedPrecondition
-from pvecri.model import SandboxPhase
+from pvecri.model import SandboxPhase, Vmid
 from pvecri.pods.registry import PodEntry
 from pvecri.pods.sandbox import ct_notes
 from pvecri.proxmox.answers import CtConfig
@@ -31,6 +32,13 @@ DESTROY_END_TIMEOUT = 5.0
 
 class NotOwnCt(FailedPrecondition):
     """The CT with a pod's VMID is not the pod's; the message says why."""
+
+
+class AddedVolumes(FailedPrecondition):
+    """The pod's CT has volumes that pvecri has not created, and its destroy would take them with it."""
+
+
+_VOLUME_OPTION = re.compile(r"(?:mp|unused)\d+")
 
 
 class CtOwnership:
@@ -47,8 +55,24 @@ class CtOwnership:
         For a pod whose CT has run, only a destroy can be under way: CtLocked after `DESTROY_END_TIMEOUT`, and a CT
         that stays hidden from our account is another's.
         """
+        await self._confirmed(pod)
+
+    async def confirm_destroy(self, pod: PodEntry) -> None:
+        """As `confirm`; and AddedVolumes while the CT has volumes that somebody has added to it."""
+        config = await self._confirmed(pod)
+        if added := added_volumes(pod.value.vmid, config) if config is not None else {}:
+            vmid, name = pod.value.vmid, pod.value.name
+            shown = ", ".join(f"{option} {volume}" for option, volume in added.items())
+            raise AddedVolumes(
+                f"CT {vmid} of pod {name} is not destroyed: it has volumes that were added to it ({shown}), which "
+                f"would be destroyed, too: `pct move-volume {vmid} {min(added)} --target-vmid VMID` keeps one, "
+                f"`pct set {vmid} --delete {min(added)}` and then the same for its unusedN destroys it"
+            )
+
+    async def _confirmed(self, pod: PodEntry) -> CtConfig | None:
+        """The config of the stopped CT, which is the pod's; None if it runs."""
         if pod.alive:
-            return
+            return None
         vmid, created = pod.value.vmid, pod.value.ct_made
         try:
             config = await self._proxmox.idle_ct_config(vmid, DESTROY_END_TIMEOUT if created else None)
@@ -62,6 +86,21 @@ class CtOwnership:
             # CtNotFound if that was a destroy of ours, which was still running.
             await self._proxmox.ct_config(vmid)
             raise _not_own(pod, f"task {task.upid} has replaced it")
+        return config
+
+
+def added_volumes(vmid: Vmid, config: CtConfig) -> dict[str, str]:
+    """The CT's own volumes other than its root filesystem, by option. Pure.
+
+    Proxmox leaves bind mounts, devices and volumes of other guests, which a volume's name names (`vm-VMID-…`).
+    """
+    volumes = {
+        option: value.partition(",")[0].removeprefix("volume=")
+        for option, value in sorted(config.raw.items())
+        if _VOLUME_OPTION.fullmatch(option)
+    }
+    own = re.compile(rf"[^/].*\b\w+-{vmid}-")
+    return {option: volume for option, volume in volumes.items() if own.match(volume)}
 
 
 def difference(pod: PodEntry, config: CtConfig) -> str:
