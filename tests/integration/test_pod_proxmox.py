@@ -8,6 +8,7 @@ from support.cri_client import CriClient, eventually, pod_security
 from support.daemon import Machine
 
 from pvecri.cri.proto import cri_pb2 as pb
+from pvecri.pods.sandbox import ct_notes
 
 MIB = 1 << 20
 
@@ -18,9 +19,27 @@ def test_ct_has_the_pods_name_tags_and_description(machine: Machine, cri: CriCli
     ct = machine.node.ct(cri.vmid(pod), "config")
     assert ct["hostname"] == "web-0"
     eventually(lambda: machine.node.ct(cri.vmid(pod), "config").get("tags") == "pvecri", "the CT has its tags")
-    assert str(ct["description"]).startswith("Kubernetes pod tests/web-0\n")
-    assert f"uid: {config.metadata.uid}\n" in str(ct["description"])
-    assert f"sandbox: {pod}\n" in str(ct["description"])
+    notes = str(ct["description"]).splitlines()
+    assert notes[0] == "**managed by pvecri: use kubectl**"
+    assert {"Kubernetes pod `tests/web-0`", f"uid: `{config.metadata.uid}`", f"sandbox: {pod}"} <= set(notes)
+
+
+def notes_of(machine: Machine, vmid: int) -> list[str]:
+    """The lines of a CT's notes."""
+    return str(machine.node.ct(vmid, "config")["description"]).splitlines()
+
+
+def test_notes_show_the_containers_and_their_states(machine: Machine, cri: CriClient, pod: str) -> None:
+    vmid = cri.vmid(pod)
+    cri.run(pod, "sleep", "1000", name="web")
+    cri.wait_for_exit(cri.run(pod, "sh", "-c", "exit 3", name="init"))
+    cri.create(pod, cri.container_config("true", name="next"))
+    image = f"`{cri.image}`"
+    shown = [f"- `web` running: {image}", f"- `init` exited with 3: {image}", f"- `next` created: {image}"]
+    eventually(lambda: notes_of(machine, vmid)[-3:] == shown, "the notes show the containers")
+    assert ct_notes.owner("\n".join(notes_of(machine, vmid))).sandbox == pod
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
 
 
 def test_ct_has_the_pods_name_if_there_is_no_hostname(machine: Machine, cri: CriClient) -> None:

@@ -128,7 +128,8 @@ class Sandbox(Value, frozen=True):
 
     `vmid` is 0 without a CT. `ct_made` is set once the CT's init runs, `tagged` once its tags are set, `networked`
     before CNI ADD until after DEL. `ct_volume` is the volume id of the CT's root filesystem, empty if unknown.
-    `ct_options` are the options of the CT in Proxmox that are the pod's (proxmox/ct_options.py), as set last.
+    `ct_options` are the options of the CT in Proxmox that are the pod's (proxmox/ct_options.py), as set last;
+    `ct_notes` identifies the notes that were written last (pods/sandbox/ct_notes.py).
     `mappings` are those of the pod's user namespace, empty for the node's. `missing_ids` are IDs that a container
     needed and the user namespace lacks: that of the pod's next sandbox has them. `front` is set for the pod of a
     front.
@@ -149,6 +150,7 @@ class Sandbox(Value, frozen=True):
     ct_made: bool = False
     ct_volume: str = ""
     ct_options: dict[str, str] = {}
+    ct_notes: str = ""
     tagged: bool = False
     front: FrontSandbox | None = None
 

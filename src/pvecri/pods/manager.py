@@ -78,7 +78,8 @@ class PodManager:
         self.foreign_cts = ForeignCts(proxmox, registry, config.proxmox.node_name, installation)
         oci_runtime = OciRuntime(features, oci_dir, exit_dir, runtime.state_dir, runtime.create_timeout)
         self._volumes = VolumeProbe()
-        self._upkeep = upkeep = CtUpkeep(config, registry, proxmox, cts)
+        self.health = health = ProxmoxHealth(config.proxmox, proxmox)
+        self._upkeep = upkeep = CtUpkeep(config, registry, proxmox, cts, lambda: health.condition.met)
         # Not in the run directory: systemd mounts /run with noexec.
         pauses = Pauses(features, oci_runtime, runtime.state_dir / "pause")
         pauses.prepare()
@@ -111,7 +112,6 @@ class PodManager:
         self._layers = WritableLayers(images.rootfs_usage, supervisor)
         self.statistics = Statistics(registry, cgroups, self._layers)
         self.metrics = Metrics(registry, cgroups, self._layers)
-        self.health = ProxmoxHealth(config.proxmox, proxmox)
         self._front_sandboxes = fronts = FrontSandboxes(registry, cts, upkeep.tags, teardown, cgroups)
         self.front_containers = FrontContainers(registry, fronts, oci_runtime, exits, stopper, cgroups)
         self._recovery = Recovery(registry, teardown, exits, cts, network, images, self.front_containers.adopt)

@@ -247,8 +247,10 @@ class ProxmoxApi:
         """
         return await self._tasks.replacement(vmid, self._node)
 
-    async def configure_ct(self, vmid: Vmid, **changes: ParameterValue | None) -> None:
-        """Change options (PUT …/config); None removes one.
+    async def configure_ct(
+        self, vmid: Vmid, lock_timeout: float | None = None, /, **changes: ParameterValue | None
+    ) -> None:
+        """Change options (PUT …/config); None removes one. CtLocked after `lock_timeout` seconds.
 
         On a running CT memory, swap, cpulimit, cpuunits, tags and description take effect at once; a new hostname
         is shown in Proxmox at once and set inside the CT at its next start.
@@ -271,6 +273,7 @@ class ProxmoxApi:
         async with self._forbidden_explained(vmid, call.action):
             await self._retry_locked(
                 lambda: self._transport.call(call, object),
+                lock_timeout,
                 before_repeat=lambda: self._check_lock(vmid, call.action),
             )
 

@@ -19,7 +19,6 @@ from pvecri.model import (
     SandboxId,
     SandboxMetadata,
     SandboxPhase,
-    UserNamespaceDecision,
     Vmid,
 )
 from pvecri.pods.foreign_cts import ForeignCt, ForeignCts, Reason, foreign_ct
@@ -45,7 +44,8 @@ DESTROYED = TaskEntry(upid="UPID:pve:1:", type="vzdestroy", starttime=1)
 
 
 def notes(sandbox: str = POD, vmid: int = VMID, installation: str = "c0ffee") -> str:
-    return ct_notes.describe(CONFIG, sandbox, installation, UserNamespaceDecision(), Vmid(vmid))
+    owner = Sandbox(id=SandboxId(sandbox), config=CONFIG, created_at=0, phase=SandboxPhase.READY, vmid=Vmid(vmid))
+    return ct_notes.describe(owner, installation, "pve")
 
 
 def config(description: str = "", volume: str = VOLUME, **options: Any) -> CtConfig:

@@ -34,7 +34,7 @@ LIST = "/nodes/pve/lxc"
 
 
 @dataclass
-class Weights:
+class Cts:
     """The CPU weight of every CT's cgroup."""
 
     weight: int | None = 39
@@ -42,18 +42,21 @@ class Weights:
     def cpu_weight(self, pod: PodEntry) -> int | None:
         return self.weight
 
+    def notes(self, pod: PodEntry) -> str:
+        return f"those of {pod.value.name}"
+
 
 class Node:
     """A node with pods, and its answers."""
 
     def __init__(self, server: ScriptedPve, api: ProxmoxApi, directory: Path) -> None:
-        self.server, self.weights = server, Weights()
+        self.server, self.cts = server, Cts()
         self.registry = Registry(Store(directory / "pods.db"), directory)
         self.settings = self.begin(api)
         self.api = api
 
     def begin(self, api: ProxmoxApi) -> CtSettings:
-        return CtSettings(self.registry, api, cast(SandboxCts, self.weights), ("pvecri",))
+        return CtSettings(self.registry, api, cast(SandboxCts, self.cts), ("pvecri",))
 
     def run_pod(self, number: int, **values: Any) -> PodEntry:
         """A READY pod, CT 900000 and `number`; this process is its init."""
@@ -79,7 +82,8 @@ class Node:
     def configured(self, number: int, **changes: object) -> None:
         """A CT's config from now on, and that it can be changed."""
         path = f"{LIST}/{900_000 + number}/config"
-        self.server.script("GET", path, data(CONFIG | changes))
+        notes = f"sandbox: {number:064x}\n"
+        self.server.script("GET", path, data(CONFIG | {"description": notes} | changes))
         self.server.script("PUT", path, data(None))
 
     def put(self) -> list[dict[str, list[str]]]:
@@ -144,13 +148,21 @@ async def test_changed_cpu_weight_is_put_back_and_the_next_look_is_one_request(n
     node.run_pod(0)
     node.show({})
     await node.settings.look()
-    node.weights.weight = 1000
+    node.cts.weight = 1000
     node.configured(0, cpuunits=1000)
     await node.settings.look()
     assert node.put() == [{"cpuunits": ["39"]}]
     before = len(node.requests())
     await node.settings.look()
     assert node.requests()[before:] == [f"GET {LIST}"]
+
+
+async def test_notes_without_the_pod_are_put_back_if_the_config_is_read(node: Node) -> None:
+    pod = node.run_pod(0)
+    node.show({"maxmem": MIB})
+    node.configured(0, memory=1, description="the shop's database")
+    await node.settings.look()
+    assert node.put() == [{"memory": ["97"], "description": [f"those of {pod.value.name}"]}]
 
 
 async def test_tag_of_somebody_else_costs_no_request(node: Node) -> None:

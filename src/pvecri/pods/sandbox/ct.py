@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Set
 from contextlib import suppress
 from functools import partial
@@ -18,7 +19,7 @@ from pvecri.errors import DeadlineExceeded, InternalError, PvecriError, Resource
 from pvecri.linux import accounting, limits, processes
 from pvecri.linux.cgroups import EVERY_DEVICE, Cgroups
 from pvecri.linux.processes import Process
-from pvecri.model import IdMapping, ProxmoxInterface, Resources, Vmid
+from pvecri.model import Container, IdMapping, ProxmoxInterface, Resources, Vmid
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox import ct_notes, kubelet_cgroups
 from pvecri.pods.sandbox.ct_ownership import CtOwnership, NotOwnCt, is_pods_init
@@ -124,7 +125,8 @@ class SandboxCts:
         # Costs no time: the CT is starting.
         volume = await self._root_volume(pod)
         options = ct_options.of_spec(spec)
-        self._registry.save_pod(pod, replace(pod.value, ct_volume=volume, ct_options=options))
+        notes = self._notes_fingerprint(pod)
+        self._registry.save_pod(pod, replace(pod.value, ct_volume=volume, ct_options=options, ct_notes=notes))
         init = await self._wait_for_init(pod, upid.start_time)
         pod.init = Process(init)
         self._registry.save_pod(pod, replace(pod.value, mappings=id_mappings(init), ct_made=True))
@@ -221,7 +223,7 @@ class SandboxCts:
                 self._cgroups.remove(pod.cgroups.ct)
         self._undestroyed.discard(vmid)
         self._registry.save_pod(
-            pod, replace(pod.value, vmid=0, ct_made=False, ct_volume="", ct_options={}), ending=True
+            pod, replace(pod.value, vmid=0, ct_made=False, ct_volume="", ct_options={}, ct_notes=""), ending=True
         )
         # Last: while a row has the VMID, another pod with it cannot be stored (UNIQUE).
         if not left:
@@ -272,15 +274,29 @@ class SandboxCts:
                 self._registry.save_pod(pod, replace(pod.value, ct_volume=config.root_volume), ending=True)
             if ct_notes.owner(config.description).sandbox != pod.id:
                 log.warning("the notes of CT %d of pod %s were changed: restored", pod.value.vmid, pod.value.name)
-                await self._proxmox.configure_ct(pod.value.vmid, description=self._notes(pod))
+                await self._proxmox.configure_ct(pod.value.vmid, description=self.notes(pod))
         except PvecriError as error:  # what is done with the CT next fails for the same reason, and says so
             log.debug("restoring the notes of CT %d of pod %s: %s", pod.value.vmid, pod.value.name, error)
 
-    def _notes(self, pod: PodEntry) -> str:
-        value = pod.value
+    def notes(self, pod: PodEntry) -> str:
+        """The notes of the CT as they should be now."""
         return ct_notes.describe(
-            value.config, pod.id, self._installation, value.user_namespace, value.vmid, value.front
+            pod.value, self._installation, self._config.proxmox.node_name, _shown(pod), time.time_ns()
         )
+
+    def notes_differ(self, pod: PodEntry) -> bool:
+        """Whether the notes that were written last show another state of the pod's containers."""
+        return self._notes_fingerprint(pod) != pod.value.ct_notes
+
+    async def write_notes(self, pod: PodEntry) -> None:
+        """Write the notes of the running CT. Idempotent; CtLocked at once if somebody has locked it."""
+        fingerprint = self._notes_fingerprint(pod)
+        await self._proxmox.configure_ct(pod.value.vmid, 0, description=self.notes(pod))
+        self._registry.save_pod(pod, replace(pod.value, ct_notes=fingerprint), ending=True)
+
+    def _notes_fingerprint(self, pod: PodEntry) -> str:
+        node = self._config.proxmox.node_name
+        return ct_notes.fingerprint(pod.value, self._installation, node, _shown(pod))
 
     async def _root_volume(self, pod: PodEntry) -> str:
         try:
@@ -329,11 +345,17 @@ class SandboxCts:
             arch=self._arch,
             rootfs_size_gib=settings.rootfs_size_gib,
             unprivileged=not pod.value.privileged,
-            description=self._notes(pod),
+            description=self.notes(pod),
             pool=settings.pool,
             interfaces=(interface,) if interface is not None else (),
             start=interface is None or interface.firewall is None,
         )
+
+
+def _shown(pod: PodEntry) -> list[Container]:
+    """The pod's containers, oldest first, without those that no list shows."""
+    shown = [each.value for each in pod.containers.values() if each.created and not each.hidden]
+    return sorted(shown, key=lambda container: container.created_at)
 
 
 def id_mappings(pid: int) -> tuple[IdMapping, ...]:

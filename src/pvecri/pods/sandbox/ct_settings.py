@@ -17,9 +17,10 @@ from functools import partial
 from pvecri.errors import FailedPrecondition
 from pvecri.model import SandboxId, SandboxPhase
 from pvecri.pods.registry import PodEntry, Registry
+from pvecri.pods.sandbox import ct_notes
 from pvecri.pods.sandbox.ct import SandboxCts
 from pvecri.proxmox import ct_options
-from pvecri.proxmox.answers import CtEntry
+from pvecri.proxmox.answers import CtConfig, CtEntry
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import ct_tag
 from pvecri.supervision import Step, attempt_each
@@ -102,12 +103,14 @@ class CtSettings:
             found = config.raw.get("tags", "")
             if pod.value.tagged and (tags := ct_options.missing_tags(found, self._tags)):
                 changes["tags"] = tags
+            if ct_notes.owner(config.description).sandbox != pod.id:  # they identify the CT once it is stopped
+                changes["description"] = self._cts.notes(pod)
             if not changes:
                 self._in_order[pod.id] = seen
                 return
             await self._proxmox.configure_ct(pod.value.vmid, **changes)
         self._in_order[pod.id] = _Seen(seen.entry, self._cts.cpu_weight(pod))
-        values = ", ".join(f"{name} {config.raw.get(name, 'unset')}" for name in sorted(changes))
+        values = ", ".join(f"{name} {_shown(config, name)}" for name in sorted(changes))
         again = self._logged.get(pod.id) == values
         self._logged[pod.id] = values
         log.log(
@@ -125,6 +128,11 @@ class CtSettings:
             f"CT {pod.value.vmid} of pod {pod.value.name} runs, but Proxmox does not list it: it was taken out of "
             "the pool (proxmox.pool), or its config was moved"
         )
+
+
+def _shown(config: CtConfig, option: str) -> str:
+    """An option's value for the log; notes may be long."""
+    return config.raw.get(option, "unset").split("\n", 1)[0]
 
 
 def _settled(pod: PodEntry) -> bool:
