@@ -53,7 +53,8 @@ class ProxmoxConfig(Section, frozen=True):
 
     Either an API token (`token_id`, `token_secret_file`) or a user's password (`username`, `password_file`).
     `url` is an https URL: the credentials are in every request, and pveproxy serves nothing else.
-    `storage` defaults to images.storage if that is set. The server's certificate is verified by `fingerprint`
+    `storage` defaults to images.storage if that is set. With `namespace_tags` each CT has the tag
+    `ns-NAMESPACE`, too. The server's certificate is verified by `fingerprint`
     (SHA-256 of the certificate, hex with or without colons) if set, else by `ca_file`, else by the system's CAs.
     """
 
@@ -71,6 +72,7 @@ class ProxmoxConfig(Section, frozen=True):
     vmid_range: VmidRange = VmidRange()
     pool: str = ""
     tags: tuple[str, ...] = ("pvecri",)
+    namespace_tags: bool = False
     unprivileged: bool = True
     memory_overhead_mib: Annotated[int, msgspec.Meta(ge=0)] = 32
     # pveproxy waits as long for pvedaemon (PVE::APIServer::AnyEvent, proxy_request).

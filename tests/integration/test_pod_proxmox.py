@@ -24,6 +24,16 @@ def test_ct_has_the_pods_name_tags_and_description(machine: Machine, cri: CriCli
     assert {"Kubernetes pod `tests/web-0`", f"uid: `{config.metadata.uid}`", f"sandbox: {pod}"} <= set(notes)
 
 
+def test_ct_has_a_tag_for_its_namespace_if_configured(machine: Machine) -> None:
+    with machine.restarted(proxmox="namespace_tags = true") as cri:
+        pod = cri.run_pod(cri.pod_config(metadata=pb.PodSandboxMetadata(name="web", namespace="Shop.eu", uid="1")))
+        tags = {"pvecri", "ns-shop.eu"}
+        eventually(
+            lambda: set(str(machine.node.ct(cri.vmid(pod), "config").get("tags")).split(";")) == tags,
+            "the CT has its tags",
+        )
+
+
 def notes_of(machine: Machine, vmid: int) -> list[str]:
     """The lines of a CT's notes."""
     return str(machine.node.ct(vmid, "config")["description"]).splitlines()

@@ -15,6 +15,7 @@ import pytest
 from msgspec.structs import replace
 from support.scripted_pve import ScriptedPve, data, refusal, scripted_pve
 
+from pvecri.config import ProxmoxConfig
 from pvecri.linux.processes import Process
 from pvecri.model import Sandbox, SandboxConfig, SandboxId, SandboxMetadata, SandboxPhase, Vmid
 from pvecri.pods.registry import PodEntry, Registry
@@ -56,7 +57,7 @@ class Node:
         self.api = api
 
     def begin(self, api: ProxmoxApi) -> CtSettings:
-        return CtSettings(self.registry, api, cast(SandboxCts, self.cts), ("pvecri",))
+        return CtSettings(self.registry, api, cast(SandboxCts, self.cts), ProxmoxConfig())
 
     def run_pod(self, number: int, **values: Any) -> PodEntry:
         """A READY pod, CT 900000 and `number`; this process is its init."""

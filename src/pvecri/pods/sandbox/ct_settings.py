@@ -14,15 +14,16 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
+from pvecri.config import ProxmoxConfig
 from pvecri.errors import FailedPrecondition
 from pvecri.model import SandboxId, SandboxPhase
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox import ct_notes
 from pvecri.pods.sandbox.ct import SandboxCts
+from pvecri.pods.sandbox.ct_tags import own_tags
 from pvecri.proxmox import ct_options
 from pvecri.proxmox.answers import CtConfig, CtEntry
 from pvecri.proxmox.api import ProxmoxApi
-from pvecri.proxmox.ctspec import ct_tag
 from pvecri.supervision import Step, attempt_each
 
 log = logging.getLogger(__name__)
@@ -42,11 +43,11 @@ class _Seen:
 class CtSettings:
     """`look` puts back what was changed since the last one."""
 
-    def __init__(self, registry: Registry, proxmox: ProxmoxApi, cts: SandboxCts, tags: tuple[str, ...]) -> None:
+    def __init__(self, registry: Registry, proxmox: ProxmoxApi, cts: SandboxCts, settings: ProxmoxConfig) -> None:
         self._registry = registry
         self._proxmox = proxmox
         self._cts = cts
-        self._tags = tuple(map(ct_tag, tags))
+        self._settings = settings
         self._begin = time.time_ns()
         self._in_order: dict[SandboxId, _Seen] = {}
         """What the last look showed of CTs whose config was as it should be."""
@@ -90,7 +91,7 @@ class CtSettings:
             return False
         if before is not None and seen.cpu_weight != before.cpu_weight:
             return True
-        if pod.value.tagged and ct_options.missing_tags(seen.entry.tags, self._tags):
+        if self._tags_to_set(pod, seen.entry.tags):
             return True
         return ct_options.entry_differs(seen.entry, pod.value.ct_options, os.cpu_count() or 1)
 
@@ -100,8 +101,7 @@ class CtSettings:
                 return
             config = await self._proxmox.ct_config(pod.value.vmid)
             changes = ct_options.changes(config, pod.value.ct_options)
-            found = config.raw.get("tags", "")
-            if pod.value.tagged and (tags := ct_options.missing_tags(found, self._tags)):
+            if tags := self._tags_to_set(pod, config.raw.get("tags", "")):
                 changes["tags"] = tags
             if ct_notes.owner(config.description).sandbox != pod.id:  # they identify the CT once it is stopped
                 changes["description"] = self._cts.notes(pod)
@@ -120,6 +120,11 @@ class CtSettings:
             pod.value.name,
             values,
         )
+
+    def _tags_to_set(self, pod: PodEntry, found: str) -> str:
+        """The value of `tags` if some of the pod's own are missing in `found`; empty if none is."""
+        own = own_tags(self._settings, pod.value)
+        return ct_options.missing_tags(found, own) if pod.value.tagged else ""
 
     async def _unlisted(self, pod: PodEntry) -> None:
         if not _settled(pod):

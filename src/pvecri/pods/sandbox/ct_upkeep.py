@@ -30,9 +30,9 @@ class CtUpkeep:
         cts: SandboxCts,
         proxmox_ready: Callable[[], bool],
     ) -> None:
-        self.tags = CtTags(registry, proxmox, config.proxmox.tags)
+        self.tags = CtTags(registry, proxmox, config.proxmox)
         self._restarted = RestartedCts(registry, cts)
-        self._settings = CtSettings(registry, proxmox, cts, config.proxmox.tags)
+        self._settings = CtSettings(registry, proxmox, cts, config.proxmox)
         self._notes = NotesUpdater(registry, cts, proxmox_ready)
 
     def start(self, supervisor: Supervisor) -> None:
