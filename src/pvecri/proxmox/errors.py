@@ -11,6 +11,7 @@
         ├── CtLocked            the CT is locked by a backup, a migration, another task
         ├── CtProtected         the CT has the option `protection`
         ├── StorageLocked       a storage's lock is held for longer than Proxmox waits for it
+        ├── NoQuorum            /etc/pve is read-only; UNAVAILABLE for clients
         └── ProxmoxTaskError    the task was accepted and failed; carries its UPID
 
     PermissionDenied
@@ -122,6 +123,16 @@ class StorageLocked(ProxmoxError):
         super().__init__(action, f"{message}{holder}", http_status)
 
 
+class NoQuorum(ProxmoxError):
+    """Configs cannot be written: /etc/pve is read-only, most likely because the cluster has no quorum."""
+
+    status = Unavailable.status
+
+    def __init__(self, action: str, message: str, http_status: int = 0) -> None:
+        hint = "/etc/pve is read-only while the cluster has no quorum: `pvecm status`"
+        super().__init__(action, f"{message}: {hint}", http_status)
+
+
 class ProxmoxTaskError(ProxmoxError):
     """A task failed; `upid` finds it in Proxmox's task log."""
 
@@ -148,6 +159,10 @@ _KINDS: tuple[tuple[re.Pattern[str], type[ProxmoxError]], ...] = (
     # cluster_lock_storage; PVE::Cluster, cfs_lock_storage).
     (re.compile(r"can't lock file '[^']*/pve-storage-[^']*' - got timeout"), StorageLocked),
     (re.compile(r"cfs-lock 'storage-[^']*' error: got lock request timeout"), StorageLocked),
+    # PVE::Cluster: check_cfs_quorum and cfs_lock, cfs_write_file by PVE::File, PVE::AbstractConfig.
+    (re.compile(r"\bno quorum\b"), NoQuorum),
+    (re.compile(r"unable to open file '/etc/pve/[^']*' - (?:Permission denied|Read-only file system)"), NoQuorum),
+    (re.compile(r"failed to remove config file: Permission denied"), NoQuorum),
     # The flock of the CT's config: a task waits ten seconds for another one (PVE::AbstractConfig, lock_config).
     (re.compile(r"can't lock file '[^']*' - got timeout"), CtLocked),
 )
@@ -195,8 +210,7 @@ def _not_running(status: int, message: str) -> str:
         return f"{status} {message}: pveproxy does not reach pvedaemon: does it run?"
     if message.startswith(NO_CLUSTER_FILES):
         return f"{message}: pmxcfs does not answer: does pve-cluster run?"
-    # Without quorum /etc/pve is read-only ("cluster not ready - no quorum?", PVE::Cluster): it may come back.
-    return f"{status} {message}" if status in GATEWAY_STATUSES or "no quorum" in message else ""
+    return f"{status} {message}" if status in GATEWAY_STATUSES else ""
 
 
 def from_task(action: str, exitstatus: str, log: str, upid: str) -> ProxmoxError:

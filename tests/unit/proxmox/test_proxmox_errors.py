@@ -113,10 +113,35 @@ def test_an_error_without_a_body_has_the_reason_phrase() -> None:
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(595, "Connection refused"), (503, "Service Unavailable"), (500, "cluster not ready - no quorum?")],
+    [(595, "Connection refused"), (503, "Service Unavailable")],
 )
 def test_temporary_failure_is_unavailable(status: int, words: str) -> None:
     assert isinstance(answered(status, words), Unavailable)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "cluster not ready - no quorum?",
+        "cfs-lock 'file-user_cfg' error: no quorum!",
+        "unable to create CT 204 - unable to open file '/etc/pve/nodes/p/lxc/204.conf.tmp.4' - Permission denied",
+        "unable to open file '/etc/pve/nodes/pve/lxc/204.conf.tmp.471' - Read-only file system",
+        "failed to remove config file: Permission denied",
+    ],
+)
+def test_cluster_without_quorum_is_unavailable_and_named(words: str) -> None:
+    """Each was INTERNAL in a task, and the last three in a response, too."""
+    task = errors.from_task("destroy CT 204", words, "", "UPID:pve:1")
+    for error in (answered(500, words), task):
+        assert isinstance(error, errors.NoQuorum)
+        assert error.status == "UNAVAILABLE"
+        assert "`pvecm status`" in str(error)
+
+
+def test_file_that_cannot_be_opened_elsewhere_is_no_matter_of_quorum() -> None:
+    assert not isinstance(
+        answered(500, "unable to open file '/var/lib/lxc/204/config.tmp.471' - Permission denied"), errors.NoQuorum
+    )
 
 
 UNTAR = (
