@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from pvecri.backoff import Backoff
 from pvecri.config import Config, VmidRange
-from pvecri.errors import DeadlineExceeded, InternalError, PvecriError, ResourceExhausted
+from pvecri.errors import DeadlineExceeded, InternalError, PvecriError
 from pvecri.linux import accounting, limits, processes
 from pvecri.linux.cgroups import EVERY_DEVICE, Cgroups
 from pvecri.linux.processes import Process
@@ -24,7 +24,7 @@ from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox import ct_notes, kubelet_cgroups
 from pvecri.pods.sandbox.ct_ownership import CtOwnership, NotOwnCt, is_pods_init
 from pvecri.pods.sandbox.kubelet_cgroups import KubeletCgroups
-from pvecri.pods.sandbox.vmids import VmidAllocator
+from pvecri.pods.sandbox.vmids import Vmids
 from pvecri.proxmox import ct_options, rootfs_storage
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import CtSpec, size_parameters
@@ -64,7 +64,7 @@ class SandboxCts:
         )
         self._installation = installation
         self._ownership = CtOwnership(proxmox)
-        self._vmids = VmidAllocator(config.proxmox.vmid_range)
+        self._vmids = Vmids(config.proxmox.vmid_range, config.proxmox.node_name, self._guests, self._pods_vmids)
         self._template = ""
         self._arch = ""
         self._node_memory = 0
@@ -80,7 +80,7 @@ class SandboxCts:
 
     async def _prepare(self) -> None:
         self._node_memory = (await self._proxmox.node_status()).memory.total
-        await self._refresh_vmids()
+        await self._vmids.refresh()
         self._template, template = await self._proxmox.ensure_sandbox_template()
         self._arch = template.arch
 
@@ -103,7 +103,7 @@ class SandboxCts:
         await self.prepare()
         refused: set[int] = set()
         while True:
-            vmid = await self._allocate_vmid(refused)
+            vmid = await self._vmids.allocate(refused)
             # Stored first: after a crash during the create, recovery.py finds the CT by this number.
             self._registry.save_pod(pod, replace(pod.value, vmid=vmid))
             await self._registry.sync()
@@ -250,18 +250,11 @@ class SandboxCts:
                 return pid
         return None
 
-    async def _allocate_vmid(self, refused: Set[int]) -> Vmid:
-        """A VMID that is not known to be in use; `refused` are those that Proxmox has refused for this pod."""
-        try:
-            return self._vmids.allocate()
-        except ResourceExhausted:
-            await self._refresh_vmids(refused)  # guests may have been destroyed without us
-            return self._vmids.allocate()
+    async def _guests(self) -> Set[int]:
+        return {guest.vmid for guest in await self._proxmox.guests()}
 
-    async def _refresh_vmids(self, refused: Set[int] = frozenset()) -> None:
-        # The list lacks guests outside our pool if the account has rights on the pool only: hence `refused`.
-        guests = {guest.vmid for guest in await self._proxmox.guests()}
-        self._vmids.set_used(guests | refused | {pod.value.vmid for pod in self._registry.pods()})
+    def _pods_vmids(self) -> Set[int]:
+        return {pod.value.vmid for pod in self._registry.pods()}
 
     async def _restore_notes(self, pod: PodEntry) -> None:
         """Record the root volume of a running CT, and write its notes again if somebody changed the owner in them.
