@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 
 import grpc
 import pytest
@@ -182,3 +183,135 @@ def test_volume_that_was_added_to_a_pods_ct_is_not_destroyed_with_it(
     configure(machine, vmid, delete="unused0")
     eventually(lambda: vmid not in machine.node.cts(), "the CT is gone")
     machine.assert_nothing_left()
+
+
+# -- what ends the pod -----------------------------------------------------------------------------------------
+
+
+def test_reboot_ends_the_pod_and_the_ct_that_it_starts_is_stopped(
+    machine: Machine, cri: CriClient, pod: str, container: str
+) -> None:
+    vmid = cri.vmid(pod)
+    machine.node.task("POST", f"/lxc/{vmid}/status/reboot", timeout=1)
+    eventually(lambda: cri.pod_status(pod).state == pb.SANDBOX_NOTREADY, "the pod is not ready")
+    assert cri.status(container).state == pb.CONTAINER_EXITED
+    eventually(lambda: ct_status(machine, vmid) == "stopped", "the CT is stopped")
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+# -- what the pod survives -------------------------------------------------------------------------------------
+
+
+def runs_on(cri: CriClient, pod: str, container: str) -> None:
+    """The pod is ready and its container answers."""
+    assert cri.pod_status(pod).state == pb.SANDBOX_READY
+    assert cri.output(container, "echo", "still here") == "still here\n"
+
+
+def refusal(machine: Machine, method: str, path: str, **parameters: object) -> str:
+    """Why Proxmox refuses a call for a CT at once."""
+    status, reason, body = machine.node._send(method, f"/nodes/{machine.node.name}/lxc/{path}", parameters)
+    assert status >= 400, body
+    return f"{reason} {body.decode()}"
+
+
+def task_error(machine: Machine, method: str, path: str, **parameters: object) -> str:
+    """How the task of a call for a CT fails."""
+    upid = machine.node.request(method, f"/nodes/{machine.node.name}/lxc/{path}", **parameters)
+    machine.node._finished(upid)
+    status = machine.node.request("GET", f"/nodes/{machine.node.name}/tasks/{upid}/status")
+    assert isinstance(status, dict)
+    assert status["exitstatus"] != "OK"
+    return str(status["exitstatus"])
+
+
+def test_suspend_snapshot_template_and_migration_of_a_running_pods_ct_are_refused(
+    machine: Machine, cri: CriClient, pod: str, container: str
+) -> None:
+    vmid = cri.vmid(pod)
+    assert "lxc-checkpoint" in task_error(machine, "POST", f"{vmid}/status/suspend")
+    # As its root filesystem is a directory; on LVM-thin, ZFS, Btrfs and RBD it is taken.
+    assert task_error(machine, "POST", f"{vmid}/snapshot", snapname="s1") == "snapshot feature is not available"
+    assert "if the CT is running" in refusal(machine, "POST", f"{vmid}/template")
+    assert "target is local node" in refusal(machine, "POST", f"{vmid}/migrate", target=machine.node.name)
+    assert "password" in refusal(machine, "PUT", f"{vmid}/config", password="secret")
+    runs_on(cri, pod, container)
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"features": "nesting=1"},
+        {"net0": "name=eth7,bridge=pvt0,ip=manual"},
+        {"searchdomain": "example.com"},
+        {"console": 1, "tty": 2},
+        {"description": "the shop's database"},
+    ],
+    ids=" ".join,
+)
+def test_pod_runs_on_after_a_change_of_an_option_and_goes_as_a_whole(
+    machine: Machine, cri: CriClient, pod: str, container: str, changes: dict[str, object]
+) -> None:
+    """Some of them are pending until the CT's next start, which a pod's never sees."""
+    configure(machine, cri.vmid(pod), **changes)
+    runs_on(cri, pod, container)
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+def test_firewall_that_was_enabled_goes_with_the_pod(
+    machine: Machine, cri: CriClient, pod: str, container: str
+) -> None:
+    vmid = cri.vmid(pod)
+    path = f"/nodes/{machine.node.name}/lxc/{vmid}/firewall"
+    machine.node.request("PUT", f"{path}/options", enable=1)
+    machine.node.request("POST", f"{path}/rules", type="in", action="DROP", enable=1)
+    runs_on(cri, pod, container)
+    cri.remove_pod(pod)
+    machine.node.make_ct(vmid)
+    assert machine.node.request("GET", f"{path}/rules") == []
+    machine.node.remove_ct(vmid)
+
+
+def test_what_was_started_in_a_ct_by_hand_ends_with_the_pod(
+    machine: Machine, cri: CriClient, pod: str, container: str
+) -> None:
+    """As with `pct enter`, `pct exec` and `pct push`: in the sandbox, beside the pod's containers."""
+    vmid = cri.vmid(pod)
+    attach = ["lxc-attach", "-P", str(machine.lxc_path), "-n", str(vmid), "--"]
+    script = "touch /pushed; sleep 3210 >/dev/null 2>&1 & ls /; id -u"
+    done = subprocess.run([*attach, "sh", "-c", script], capture_output=True, text=True, check=True)
+    assert {"pushed", "0"} <= set(done.stdout.split())
+    assert cri.output(container, "sh", "-c", "ls / | grep -c pushed || true") == "0\n"
+    runs_on(cri, pod, container)
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+# -- what the pod's removal waits for --------------------------------------------------------------------------
+
+
+def test_protected_ct_is_stopped_with_its_pod_and_removed_once_protection_is_off(
+    machine: Machine, cri: CriClient, pod: str
+) -> None:
+    vmid = cri.vmid(pod)
+    configure(machine, vmid, protection=1)
+    cri.stop_pod(pod)
+    assert ct_status(machine, vmid) == "stopped"
+    with refused(grpc.StatusCode.INTERNAL, r"protection mode enabled: `pct set VMID --protection 0`"):
+        cri.remove_pod(pod)
+    configure(machine, vmid, protection=0)
+    eventually(lambda: vmid not in machine.node.cts(), "the CT is gone")
+    machine.assert_nothing_left()
+
+
+def test_root_filesystem_that_was_grown_goes_with_the_pod(machine: Machine) -> None:
+    with machine.restarted(proxmox="rootfs_size_gib = 1") as cri:
+        pod = cri.run_pod()
+        stop_by_hand(machine, cri, pod)
+        machine.node.task("PUT", f"/lxc/{cri.vmid(pod)}/resize", disk="rootfs", size="+1G")
+        cri.remove_pod(pod)
+        machine.assert_nothing_left()
