@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 
 import grpc
@@ -14,6 +16,7 @@ from support.daemon import Machine
 from support.machine_node import EmbeddedNode
 
 from pvecri.cri.proto import cri_pb2 as pb
+from pvecri.linux import cgroups
 
 MIB = 1 << 20
 LIMITED = pb.LinuxContainerResources(
@@ -195,6 +198,43 @@ def test_reboot_ends_the_pod_and_the_ct_that_it_starts_is_stopped(
     machine.node.task("POST", f"/lxc/{vmid}/status/reboot", timeout=1)
     eventually(lambda: cri.pod_status(pod).state == pb.SANDBOX_NOTREADY, "the pod is not ready")
     assert cri.status(container).state == pb.CONTAINER_EXITED
+    eventually(lambda: ct_status(machine, vmid) == "stopped", "the CT is stopped")
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+# -- HA ----------------------------------------------------------------------------------------------------------
+
+
+def managed_by_ha(machine: Machine) -> set[str]:
+    """The resources that HA manages."""
+    listed = machine.node.request("GET", "/cluster/ha/resources")
+    assert isinstance(listed, list)
+    return {str(each["sid"]) for each in listed}
+
+
+def test_pod_whose_ct_is_managed_by_ha_is_stopped_and_removed(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient, pod: str, container: str
+) -> None:
+    vmid = cri.vmid(pod)
+    machine.node.request("POST", "/cluster/ha/resources", sid=f"ct:{vmid}", state="started")
+    runs_on(cri, pod, container)
+    cri.stop_pod(pod)
+    assert ct_status(machine, vmid) == "stopped"
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+    assert managed_by_ha(machine) == set()
+
+
+def test_ct_of_an_ended_pod_that_ha_starts_again_is_stopped_for_good(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient, pod: str
+) -> None:
+    vmid = cri.vmid(pod)
+    machine.node.request("POST", "/cluster/ha/resources", sid=f"ct:{vmid}", state="started")
+    init = cgroups.detect().processes(f"/lxc/{vmid}/ns")[0]
+    os.kill(init, signal.SIGKILL)  # a crash: HA starts the CT again
+    eventually(lambda: cri.pod_status(pod).state == pb.SANDBOX_NOTREADY, "the pod is not ready")
+    eventually(lambda: "hastop" in str(machine.node.tasks(vmid)), "HA is asked to stop the CT")
     eventually(lambda: ct_status(machine, vmid) == "stopped", "the CT is stopped")
     cri.remove_pod(pod)
     machine.assert_nothing_left()

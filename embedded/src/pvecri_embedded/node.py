@@ -14,6 +14,7 @@ from pvecri_embedded.api.accounts import AccountsApi
 from pvecri_embedded.api.backup import BackupApi
 from pvecri_embedded.api.clone import CloneApi
 from pvecri_embedded.api.config import ConfigApi
+from pvecri_embedded.api.ha import HaApi
 from pvecri_embedded.api.machine import MachineApi
 from pvecri_embedded.api.registry_pull import RegistryPullApi
 from pvecri_embedded.api.storage import CONTENT, StorageFilesApi
@@ -36,6 +37,7 @@ class EmbeddedNode(
     RegistryPullApi,
     ConfigApi,
     CloneApi,
+    HaApi,
     BackupApi,
     ViewsApi,
     MachineApi,
@@ -68,7 +70,7 @@ class EmbeddedNode(
         self.load()
         self.adopt_running()
         await self._listen(certificate, key)
-        self._rounds = asyncio.create_task(self.run_status_rounds())
+        self._rounds = [asyncio.create_task(self.run_status_rounds()), asyncio.create_task(self.run_ha_rounds())]
 
     async def _listen(self, certificate: str, key: str) -> None:
         """What fakepve's ``start`` does, with pveproxy's patience for idle connections."""
@@ -86,7 +88,8 @@ class EmbeddedNode(
         self.faults.clear()
         await self.stop()
         await self.drain_tasks(DRAIN_TIMEOUT_S)
-        self._rounds.cancel()
+        for rounds in self._rounds:
+            rounds.cancel()
         self.archive_ended()
         self.forget_running()
 

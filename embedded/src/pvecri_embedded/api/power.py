@@ -220,6 +220,8 @@ class PowerApi(CreateApi):
             self._fw()["guests"].pop(ct.vmid, None)
             if v.get("purge"):
                 tasks.log(f"purging CT {ct.vmid} from related configurations..")
+                if ct.ha_managed:
+                    tasks.log(f"NOTE: removed CT {ct.vmid} from HA resource configuration.")
             await self.times.spend("destroy", 0.2)
             self._drop(ct)
             self.layout.conf(ct.vmid).unlink(missing_ok=True)
@@ -237,6 +239,9 @@ class PowerApi(CreateApi):
     def _check_destroy(self, ct: Ct, v: dict[str, Any]) -> None:
         self._check_protection(ct, f"can't remove CT {ct.vmid}")
         self._ct_check_lock(ct)
+        if ct.ha_managed and not v.get("purge"):
+            text = f"unable to remove CT {ct.vmid} - used in HA resources and purge parameter not set."
+            raise PveError(500, text)
         if ct.status == "running" and not v.get("force"):
             raise PveError(500, f"unable to destroy CT {ct.vmid} - container is running")
 
