@@ -266,10 +266,11 @@ def task_error(machine: Machine, method: str, path: str, **parameters: object) -
     return str(status["exitstatus"])
 
 
-def test_suspend_snapshot_template_and_migration_of_a_running_pods_ct_are_refused(
+def test_what_proxmox_itself_refuses_for_a_running_ct_does_nothing_to_its_pod(
     machine: Machine, cri: CriClient, pod: str, container: str
 ) -> None:
     vmid = cri.vmid(pod)
+    assert "container is running" in refusal(machine, "DELETE", str(vmid))
     assert "lxc-checkpoint" in task_error(machine, "POST", f"{vmid}/status/suspend")
     # As its root filesystem is a directory; on LVM-thin, ZFS, Btrfs and RBD it is taken.
     assert task_error(machine, "POST", f"{vmid}/snapshot", snapname="s1") == "snapshot feature is not available"
