@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pvecri
-from pvecri import config, daemon, image_cli, repair_cli
+from pvecri import config, config_cli, config_files, daemon, image_cli, repair_cli
 from pvecri.errors import PvecriError
 
 
@@ -18,14 +18,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command. Exit status: 0, 1 after a reported error, 2 for wrong usage."""
     options = _parser().parse_args(arguments)
     try:
-        settings = config.load(options.config)
+        if options.command == "config":
+            return config_cli.run(options)
+        settings = config_files.load(options.config).config
         if options.command == "check-config":
             return _check(options.config, settings, offline=options.offline)
         if options.command == "repair":
             return repair_cli.run(settings, options)
         if options.command == "image":
             return image_cli.run(settings, options)
-        daemon.run(settings)
+        daemon.run(settings, options.config)
     except PvecriError as error:
         print(f"pvecri: {error}", file=sys.stderr)
         return 1
@@ -35,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _check(path: Path, settings: config.Config, *, offline: bool) -> int:
     """Print the problems of a valid configuration, one a line; returns the exit status."""
     logging.getLogger("pvecri").addHandler(logging.NullHandler())  # the problems are printed below, once
+    config.require_account(settings)
     problems = [] if offline else asyncio.run(daemon.check(settings))
     for problem in problems:
         print(f"{path}: {problem}", file=sys.stderr)
@@ -59,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         help="check whether pods can run: read the configuration, and check Proxmox and this machine",
     )
     checking.add_argument("--offline", action="store_true", help="only read the configuration")
+    config_cli.add_command(commands)
     image_cli.add_commands(commands)
     repair_cli.add_command(commands)
     return parser

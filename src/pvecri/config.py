@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's configuration: one TOML file, each section the settings of one component.
+"""The daemon's configuration: TOML, each section the settings of one component. config_files.py reads the files.
 
 docs/configuration.md describes every setting. An unknown key, a value of a wrong type or contradictory settings
 are an error with the setting's path (`proxmox.vmid_range`), before anything is started.
@@ -12,7 +12,7 @@ import re
 import socket
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -278,12 +278,31 @@ class Config(Section, frozen=True):
 
 def parse(text: str, origin: str = "configuration") -> Config:
     """Parse TOML text; `origin` names it in errors. ConfigError names the setting."""
+    given = _decode(text, origin)
+    convert(given, origin)
     try:
-        given = tomllib.loads(text)
-        config = msgspec.convert(given, Config, strict=True, dec_hook=_path)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise ConfigError(f"{origin}: {str(error).replace('`$.', '`')}") from error
-    _check(config, origin)
+        return from_toml(given)
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file; ConfigError names it."""
+    return _decode(_text(path, str(path)), str(path))
+
+
+def convert(given: dict[str, Any], origin: str) -> Config:
+    """The settings of decoded TOML, each with its type and range, not compared with others; ConfigError."""
+    try:
+        return msgspec.convert(given, Config, strict=True, dec_hook=_path)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{origin}: {str(error).replace('`$.', '`').replace('`$`', 'the top')}") from error
+
+
+def from_toml(given: dict[str, Any]) -> Config:
+    """The configuration of decoded TOML that `convert` accepts; ConfigError for contradictory settings."""
+    config = convert(given, "configuration")
+    _check(config)
     # Only the file tells an unset proxmox.storage from one that is set to the default.
     if config.images.storage and "storage" not in given.get("proxmox", {}):
         proxmox = msgspec.structs.replace(config.proxmox, storage=config.images.storage)
@@ -291,9 +310,20 @@ def parse(text: str, origin: str = "configuration") -> Config:
     return config
 
 
-def load(path: Path) -> Config:
-    """Read the configuration file; ConfigError if it is missing, unreadable or invalid."""
-    return parse(_text(path, str(path)), str(path))
+def require_account(config: Config) -> None:
+    """ConfigError unless there are settings of an account in Proxmox."""
+    if not config.proxmox.token_id and not config.proxmox.username:
+        raise ConfigError(
+            "no account in Proxmox is configured: set proxmox.token_id and proxmox.token_secret_file "
+            "(docs/proxmox-setup.md)"
+        )
+
+
+def _decode(text: str, origin: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{origin}: {error}") from error
 
 
 def read_secret(path: Path, setting: str) -> str:
@@ -320,36 +350,36 @@ def _path(kind: type, value: object) -> object:
     return Path(value)
 
 
-def _check(config: Config, origin: str) -> None:
+def _check(config: Config) -> None:
     """Checks beyond the types of single settings."""
     proxmox = config.proxmox
-    _check_proxmox_url(proxmox.url, origin)
+    _check_proxmox_url(proxmox.url)
     if proxmox.vmid_range.first > proxmox.vmid_range.last:
-        raise ConfigError(f"{origin}: proxmox.vmid_range: first is larger than last")
+        raise ConfigError("proxmox.vmid_range: first is larger than last")
     if bool(proxmox.token_id) != bool(proxmox.token_secret_file):
-        raise ConfigError(f"{origin}: proxmox.token_id and proxmox.token_secret_file go together")
+        raise ConfigError("proxmox.token_id and proxmox.token_secret_file go together")
     if bool(proxmox.username) != bool(proxmox.password_file):
-        raise ConfigError(f"{origin}: proxmox.username and proxmox.password_file go together")
+        raise ConfigError("proxmox.username and proxmox.password_file go together")
     if proxmox.token_id and proxmox.username:
-        raise ConfigError(f"{origin}: set proxmox.token_id or proxmox.username, not both")
+        raise ConfigError("set proxmox.token_id or proxmox.username, not both")
     ids = config.user_namespaces.host_ids
     if ids.last - ids.first + 1 < ID_RANGE:
-        raise ConfigError(f"{origin}: user_namespaces.host_ids: fewer than {ID_RANGE} IDs, the range of one pod")
-    _check_default_sysctls(config.runtime.default_sysctls, origin)
-    _check_streaming(config.streaming, origin)
-    _check_metrics(config.metrics, origin)
+        raise ConfigError(f"user_namespaces.host_ids: fewer than {ID_RANGE} IDs, the range of one pod")
+    _check_default_sysctls(config.runtime.default_sysctls)
+    _check_streaming(config.streaming)
+    _check_metrics(config.metrics)
     if config.images.storage and config.images.root:
-        raise ConfigError(f"{origin}: set images.root or images.storage, not both")
+        raise ConfigError("set images.root or images.storage, not both")
     for name in ("socket", "state_dir", "run_dir"):
         if not getattr(config.runtime, name).is_absolute():
-            raise ConfigError(f"{origin}: runtime.{name}: must be an absolute path")
+            raise ConfigError(f"runtime.{name}: must be an absolute path")
     if not config.oci.socket.is_absolute():
-        raise ConfigError(f"{origin}: oci.socket: must be an absolute path")
+        raise ConfigError("oci.socket: must be an absolute path")
     if config.log.level.lower() not in LOG_LEVELS:
-        raise ConfigError(f"{origin}: log.level: {config.log.level!r} is none of {', '.join(LOG_LEVELS)}")
+        raise ConfigError(f"log.level: {config.log.level!r} is none of {', '.join(LOG_LEVELS)}")
 
 
-def _check_proxmox_url(url: str, origin: str) -> None:
+def _check_proxmox_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         valid = parts.scheme == "https" and parts.hostname and (parts.port is None or parts.port > 0)
@@ -357,32 +387,32 @@ def _check_proxmox_url(url: str, origin: str) -> None:
         valid = False
     if not valid:
         problem = f"{url!r} is not an https URL (https://HOST:8006): credentials are never sent without TLS"
-        raise ConfigError(f"{origin}: proxmox.url: {problem}")
+        raise ConfigError(f"proxmox.url: {problem}")
 
 
-def _check_default_sysctls(sysctls: dict[str, str], origin: str) -> None:
+def _check_default_sysctls(sysctls: dict[str, str]) -> None:
     for name, value in sysctls.items():
         if not name.startswith("net."):
             problem = f"{name!r} is not one of a network namespace (net.…)"
-            raise ConfigError(f"{origin}: runtime.default_sysctls: {problem}")
+            raise ConfigError(f"runtime.default_sysctls: {problem}")
         # It is translated into host IDs (pods/files.py); the kernel checks all others.
         if name == "net.ipv4.ping_group_range" and not re.fullmatch(r"\d+\s+\d+", value.strip()):
-            raise ConfigError(f"{origin}: runtime.default_sysctls: {name}: {value!r} is not two group IDs")
+            raise ConfigError(f"runtime.default_sysctls: {name}: {value!r} is not two group IDs")
 
 
-def _check_streaming(streaming: StreamingConfig, origin: str) -> None:
+def _check_streaming(streaming: StreamingConfig) -> None:
     if bool(streaming.tls_cert) != bool(streaming.tls_key):
-        raise ConfigError(f"{origin}: streaming.tls_cert and streaming.tls_key go together")
+        raise ConfigError("streaming.tls_cert and streaming.tls_key go together")
     try:
         ipaddress.ip_address(streaming.address)
     except ValueError as error:
-        raise ConfigError(f"{origin}: streaming.address: {error}") from None
+        raise ConfigError(f"streaming.address: {error}") from None
 
 
-def _check_metrics(metrics: MetricsConfig, origin: str) -> None:
+def _check_metrics(metrics: MetricsConfig) -> None:
     if bool(metrics.tls_cert) != bool(metrics.tls_key):
-        raise ConfigError(f"{origin}: metrics.tls_cert and metrics.tls_key go together")
+        raise ConfigError("metrics.tls_cert and metrics.tls_key go together")
     try:
         _ = metrics.address if metrics.listen else None
     except ValueError as error:
-        raise ConfigError(f"{origin}: metrics.listen: {error}") from None
+        raise ConfigError(f"metrics.listen: {error}") from None

@@ -8,12 +8,13 @@ import logging
 import os
 import signal
 import sys
-from contextlib import AsyncExitStack
-from typing import Any
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pvecri
 from pvecri import metrics
-from pvecri.config import Config, ConfigError
+from pvecri.config import DEFAULT_PATH, Config, ConfigError
 from pvecri.cri.image_service import ImageService
 from pvecri.cri.runtime_service import RuntimeService
 from pvecri.cri.server import CriServer
@@ -22,6 +23,7 @@ from pvecri.front.server import RuntimeServer
 from pvecri.images import placement
 from pvecri.images.manager import ImageManager
 from pvecri.linux import libc, single_instance
+from pvecri.linux.systemd import ServiceManager
 from pvecri.network.manager import NetworkManager
 from pvecri.nri.plugins import Plugins
 from pvecri.oci import features
@@ -29,7 +31,11 @@ from pvecri.pods.health import ProxmoxHealth, image_store_condition
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.manager import PodManager
 from pvecri.proxmox.api import ProxmoxApi
+from pvecri.reload import Live, Reloader
 from pvecri.streaming.server import StreamingServer
+
+if TYPE_CHECKING:
+    from pvecri.metrics_server import MetricsServer
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +53,11 @@ class LineFormatter(logging.Formatter):
         return "\n".join(escaped(line) for line in super().formatException(ei).split("\n"))
 
 
-def run(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT; pods and containers keep running afterwards."""
+def run(config: Config, path: Path) -> None:
+    """Serve until SIGTERM or SIGINT; pods and containers keep running afterwards.
+
+    SIGHUP reads the configuration's files again, of which `path` is the main one.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logging.basicConfig(level=config.log.level.upper(), handlers=[handler])
@@ -56,7 +65,7 @@ def run(config: Config) -> None:
     if sys.version_info < (3, 12):
         # The default of Python 3.12 and later; the older default starts a thread for every process.
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
-    asyncio.run(serve(config))
+    asyncio.run(serve(config, path=path))
 
 
 async def check(config: Config) -> list[str]:
@@ -80,9 +89,11 @@ async def check(config: Config) -> list[str]:
     ]
 
 
-async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
+async def serve(config: Config, ready: asyncio.Event | None = None, path: Path = DEFAULT_PATH) -> None:
     """As `run`, in the running event loop; `ready` is set once the CRI is served."""
-    stop = _stop_event()
+    signals = _Signals()
+    manager = ServiceManager()
+    as_read = config
     async with AsyncExitStack() as stack:
         # Before anything is read: a second daemon would recover, and remove, the pods of the first.
         await lock(config, stack)
@@ -113,7 +124,7 @@ async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
             fronts = RuntimeServer(config.oci.socket, pods.front_containers)
             await fronts.start()
             stack.push_async_callback(fronts.close)
-        await _serve_metrics(config, pods, stack)
+        metrics_server = await _serve_metrics(config, pods, stack)
         runtime = RuntimeService(config, pods, images, streaming)
         server = CriServer(config.runtime.socket, runtime, ImageService(images))
         await server.start()
@@ -123,14 +134,58 @@ async def serve(config: Config, ready: asyncio.Event | None = None) -> None:
         log.info("serving the CRI on unix://%s", config.runtime.socket)
         if ready is not None:
             ready.set()
-        await stop.wait()
+        live = _live(images, streaming, metrics_server)
+        await _attend(signals, manager, Reloader(path, as_read, live))
+        manager.stopping()
         log.info("stopping; pods and their containers keep running")
 
 
-async def _serve_metrics(config: Config, pods: PodManager, stack: AsyncExitStack) -> None:
+async def _attend(signals: _Signals, manager: ServiceManager, reloader: Reloader) -> None:
+    """Until the daemon is to end, tell the service manager that it serves and its event loop runs, and reload."""
+    manager.ready()
+    manager.status("serving the CRI")
+    while not signals.stop.is_set():
+        with suppress(TimeoutError):
+            async with asyncio.timeout(manager.watchdog_interval):
+                await signals.changed.wait()
+        manager.alive()
+        signals.changed.clear()
+        if signals.hangup:
+            signals.hangup = False
+            manager.reloading()
+            reloader.reload()
+            manager.ready()
+
+
+def _live(images: ImageManager, streaming: StreamingServer, metrics_server: MetricsServer | None) -> list[Live]:
+    """The settings that can change while the daemon runs."""
+
+    def change_level(config: Config) -> bool:
+        logging.getLogger().setLevel(config.log.level.upper())
+        return True
+
+    def change_images(config: Config) -> bool:
+        images.reconfigure(config.images)
+        return True
+
+    return [
+        Live(("log.level",), change_level),
+        Live(("images.pinned", "images.insecure_registries", "images.auth_file"), change_images),
+        Live(
+            ("streaming.tls_cert", "streaming.tls_key"),
+            lambda config: streaming.renew_certificate(config.streaming),
+        ),
+        Live(
+            ("metrics.tls_cert", "metrics.tls_key"),
+            lambda config: metrics_server is not None and metrics_server.renew_certificate(config.metrics),
+        ),
+    ]
+
+
+async def _serve_metrics(config: Config, pods: PodManager, stack: AsyncExitStack) -> MetricsServer | None:
     """Serve the daemon's metrics until `stack` closes, if metrics.listen is set."""
     if not config.metrics.listen:
-        return
+        return None
     # aiohttp's server takes more than a megabyte of memory.
     from pvecri.metrics_server import MetricsServer
 
@@ -138,6 +193,7 @@ async def _serve_metrics(config: Config, pods: PodManager, stack: AsyncExitStack
     server = MetricsServer(config.metrics, pods.observe)
     await server.start()
     stack.push_async_callback(server.close)
+    return server
 
 
 async def _place_images(config: Config, proxmox: ProxmoxApi) -> Config:
@@ -170,10 +226,22 @@ async def lock(config: Config, stack: AsyncExitStack) -> None:
         raise ConfigError(f"runtime.state_dir: another pvecri uses {directory}")
 
 
-def _stop_event() -> asyncio.Event:
-    """An event that SIGTERM or SIGINT sets, also during the start."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    return stop
+class _Signals:
+    """SIGTERM and SIGINT set `stop`, SIGHUP sets `hangup`, and all of them `changed`; also during the start."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.hangup = False
+        self.changed = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+
+    def _end(self) -> None:
+        self.stop.set()
+        self.changed.set()
+
+    def _hang_up(self) -> None:
+        self.hangup = True
+        self.changed.set()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -29,6 +30,7 @@ class MetricsServer:
         """`observe` is called before each scrape, to set gauges that are not kept up to date."""
         self._config = config
         self._observe = observe
+        self._tls: ssl.SSLContext | None = None
         app = web.Application()
         app.router.add_get("/metrics", self._show)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
@@ -36,7 +38,7 @@ class MetricsServer:
     async def start(self) -> None:
         """Listen; ConfigError for an invalid certificate or an address that cannot be bound."""
         config = self._config
-        context = tls.server_context(config.tls_cert, config.tls_key, "metrics")
+        self._tls = context = tls.server_context(config.tls_cert, config.tls_key, "metrics")
         host, port = config.address
         await self._runner.setup()
         try:
@@ -52,6 +54,10 @@ class MetricsServer:
         host, port = self._runner.addresses[0][:2]
         name = f"[{host}]" if ":" in host else host
         return f"{'https' if self._config.tls_cert else 'http'}://{name}:{port}/metrics"
+
+    def renew_certificate(self, config: MetricsConfig) -> bool:
+        """Use the certificate of `config` for connections from now on; see tls.renew."""
+        return tls.renew(self._tls, config.tls_cert, config.tls_key, "metrics")
 
     async def close(self) -> None:
         """Refuse new requests and stop."""

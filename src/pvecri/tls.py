@@ -23,3 +23,15 @@ def server_context(certificate: Path | None, key: Path | None, section: str) -> 
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"{section}.tls_cert, {section}.tls_key: {error}") from error
     return context
+
+
+def renew(context: ssl.SSLContext | None, certificate: Path | None, key: Path | None, section: str) -> bool:
+    """Let a server's context have another certificate for connections from now on.
+
+    False if the server is without TLS, or is to be. ConfigError as from `server_context`, the context unchanged.
+    """
+    if server_context(certificate, key, section) is None or context is None:
+        return False
+    assert certificate is not None
+    context.load_cert_chain(certificate, key)
+    return True

@@ -11,7 +11,7 @@ import os
 import tomllib
 from pathlib import Path
 
-from pvecri import config
+from pvecri import config, config_files
 from pvecri.config import Config
 
 VMIDS_OF_A_RUN = 20
@@ -27,7 +27,7 @@ class Existing:
     """What the file says. Raises config.ConfigError for one that the tests cannot use."""
 
     def __init__(self, path: Path) -> None:
-        self.settings: Config = config.load(path)
+        self.settings: Config = config_files.load(path).config
         self._tables = tomllib.loads(path.read_text())
         proxmox, vmids = self.settings.proxmox, self.settings.proxmox.vmid_range
         if not (proxmox.token_id and proxmox.pool):

@@ -55,6 +55,11 @@ class Program:
                 cwd=self.log.parent,
             )
 
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal that does not end it."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal and wait; the exit status as subprocess has it, 0 when it was not running."""
         if self._process is None:

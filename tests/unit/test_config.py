@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from msgspec import inspect
 
-from pvecri import config
+from pvecri import config, config_files
 from pvecri.config import Config, ConfigError
 
 
@@ -165,24 +165,24 @@ def test_node_name_defaults_to_the_short_hostname(monkeypatch: pytest.MonkeyPatc
 def test_errors_name_the_file(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text("log.level = 'debug'")
-    assert config.load(path).log.level == "debug"
+    assert config_files.load(path).config.log.level == "debug"
     path.write_text("log.level = 3")
     with pytest.raises(ConfigError, match=rf"^{path}: .*log\.level"):
-        config.load(path)
+        config_files.load(path)
 
 
 def test_error_for_an_unreadable_file_has_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.toml: No such file or directory$"):
-        config.load(tmp_path / "nothing.toml")
+        config_files.load(tmp_path / "nothing.toml")
     with pytest.raises(ConfigError, match=r"Is a directory$"):
-        config.load(tmp_path)
+        config_files.load(tmp_path)
 
 
 def test_error_for_a_non_utf8_file_says_so(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_bytes(b"log.level = '\xff'")
     with pytest.raises(ConfigError, match=rf"^{path}: "):
-        config.load(path)
+        config_files.load(path)
 
 
 def test_secret_is_stripped(tmp_path: Path) -> None:

@@ -25,9 +25,15 @@ class Catalog:
     """The images of the store. `pinned` are the references whose images the kubelet must not collect."""
 
     def __init__(self, records: Iterable[ImageRecord], pinned: Iterable[str]) -> None:
-        self._pinned = frozenset(str(references.parse(reference)) for reference in pinned)
+        self._pinned = _parsed(pinned)
         self._records: dict[ImageId, ImageRecord] = {}
         for record in records:
+            self.put(record)
+
+    def pin(self, pinned: Iterable[str]) -> None:
+        """Replace the pinned references."""
+        self._pinned = _parsed(pinned)
+        for record in list(self._records.values()):
             self.put(record)
 
     @property
@@ -90,3 +96,7 @@ class Catalog:
 
     def _first(self, matches: Callable[[Image], bool]) -> ImageRecord | None:
         return next((record for record in self._records.values() if matches(record.image)), None)
+
+
+def _parsed(pinned: Iterable[str]) -> frozenset[str]:
+    return frozenset(str(references.parse(reference)) for reference in pinned)

@@ -46,6 +46,11 @@ class Library:
         self._pinned = tuple(pinned)
         self.catalog = Catalog((), self._pinned)
 
+    def pin(self, pinned: Iterable[str]) -> None:
+        """Replace the references of images that the kubelet must not collect."""
+        self.catalog.pin(pinned)
+        self._pinned = tuple(pinned)
+
     # -- opening ----------------------------------------------------------------------------------------------
 
     def load(self) -> None:

@@ -21,8 +21,8 @@ from typing import Final
 
 from pvecri import metrics
 from pvecri.concurrency import SharedTasks, finish
-from pvecri.config import Config
-from pvecri.errors import AlreadyExists, NotFound
+from pvecri.config import Config, ConfigError, ImagesConfig
+from pvecri.errors import AlreadyExists, InvalidArgument, NotFound
 from pvecri.images import reference as references
 from pvecri.images.check import Finding, findings
 from pvecri.images.check import repair as repaired
@@ -90,6 +90,14 @@ class ImageManager:
         await self._puller.close()
         await self._supervisor.close()
         await asyncio.to_thread(self._library.store.close)
+
+    def reconfigure(self, config: ImagesConfig) -> None:
+        """Apply what of `config` can change meanwhile: insecure_registries and auth_file for new pulls, pinned."""
+        try:
+            self._library.pin(config.pinned)
+        except InvalidArgument as error:
+            raise ConfigError(f"images.pinned: {error}") from error
+        self._puller.reconfigure(config)
 
     async def idle(self) -> None:
         """Return when the background work is done: what was removed is deleted, what was added is synced."""

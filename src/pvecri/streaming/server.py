@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Sequence
 from contextlib import suppress
 from ipaddress import ip_address
@@ -46,12 +47,13 @@ class StreamingServer:
         self._sessions: set[asyncio.Task[None]] = set()
         self._unauthenticated: dict[asyncio.Task[None], TcpTransport] = {}  # the oldest first
         self._server: asyncio.Server | None = None
+        self._tls: ssl.SSLContext | None = None
         self._base = ""
 
     async def start(self) -> None:
         """Listen; ConfigError if the address or the certificate cannot be used."""
         config = self._config
-        context = tls.server_context(config.tls_cert, config.tls_key, "streaming")
+        self._tls = context = tls.server_context(config.tls_cert, config.tls_key, "streaming")
         try:
             # asyncio stops reading a connection when twice the limit is buffered.
             self._server = await asyncio.start_server(
@@ -62,6 +64,10 @@ class StreamingServer:
         host, port = self._server.sockets[0].getsockname()[:2]
         self._base = f"{'https' if context else 'http'}://{_reachable(host)}:{port}"
         log.info("streaming on %s", self._base)
+
+    def renew_certificate(self, config: StreamingConfig) -> bool:
+        """Use the certificate of `config` for connections from now on; see tls.renew."""
+        return tls.renew(self._tls, config.tls_cert, config.tls_key, "streaming")
 
     async def close(self) -> None:
         """Stop listening and close all connections: their commands are killed."""

@@ -40,6 +40,10 @@ class Puller:
         self._workers = Workers(self._skopeo)
         self.templates = Templates(storage, config, library) if storage else None
 
+    def reconfigure(self, config: ImagesConfig) -> None:
+        """Use `insecure_registries` and `auth_file` of `config` for later pulls."""
+        self._skopeo.reconfigure(config)
+
     async def close(self) -> None:
         """End the idle processes. Idempotent; no pull may be running."""
         await self._workers.close()

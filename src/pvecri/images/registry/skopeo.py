@@ -107,6 +107,11 @@ class Skopeo:
         self._config = config
         self._scratch = scratch
 
+    def reconfigure(self, config: ImagesConfig) -> None:
+        """Use `insecure_registries` and `auth_file` of `config`; a process that runs keeps its options."""
+        changes = {"insecure_registries": config.insecure_registries, "auth_file": config.auth_file}
+        self._config = msgspec.structs.replace(self._config, **changes)
+
     async def manifest_of(self, name: str) -> bytes:
         """The manifest or index of an image that is in no registry, by its name with the transport."""
         command = [self._config.skopeo, *self._policy(), "inspect", "--raw", name]
