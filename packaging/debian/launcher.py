@@ -1,0 +1,7 @@
+#!/usr/lib/pvecri/bin/python3 -I
+# SPDX-License-Identifier: Apache-2.0
+import sys
+
+from pvecri.cli import main
+
+sys.exit(main())
