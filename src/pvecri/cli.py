@@ -12,25 +12,32 @@ from pathlib import Path
 import pvecri
 from pvecri import config, config_cli, config_files, daemon, image_cli, repair_cli
 from pvecri.errors import PvecriError
+from pvecri.setup import command as setup
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Exit status: 0, 1 after a reported error, 2 for wrong usage."""
     options = _parser().parse_args(arguments)
     try:
-        if options.command == "config":
-            return config_cli.run(options)
-        settings = config_files.load(options.config).config
-        if options.command == "check-config":
-            return _check(options.config, settings, offline=options.offline)
-        if options.command == "repair":
-            return repair_cli.run(settings, options)
-        if options.command == "image":
-            return image_cli.run(settings, options)
-        daemon.run(settings, options.config)
+        return _run(options)
     except PvecriError as error:
         print(f"pvecri: {error}", file=sys.stderr)
         return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command == "config":
+        return config_cli.run(options)
+    if options.command == "setup":  # which writes the configuration
+        return setup.run(options)
+    settings = config_files.load(options.config).config
+    if options.command == "check-config":
+        return _check(options.config, settings, offline=options.offline)
+    if options.command == "repair":
+        return repair_cli.run(settings, options)
+    if options.command == "image":
+        return image_cli.run(settings, options)
+    daemon.run(settings, options.config)
     return 0
 
 
@@ -65,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     config_cli.add_command(commands)
     image_cli.add_commands(commands)
     repair_cli.add_command(commands)
+    setup.add_command(commands)
     return parser
 
 

@@ -94,7 +94,15 @@ class EmbeddedNode:
 
 @contextmanager
 def embedded_node(state_dir: Path) -> Iterator[EmbeddedNode]:
-    """A node with its state in `state_dir`; its CTs are gone when the context ends."""
+    """A node with its state in `state_dir` and the documented account; its CTs are gone when the context ends."""
+    with new_node(state_dir) as descriptor:
+        account = make_account(descriptor.administrator(state_dir), descriptor.names())
+        yield EmbeddedNode(state_dir, descriptor, account)
+
+
+@contextmanager
+def new_node(state_dir: Path) -> Iterator[Descriptor]:
+    """A node as it is after Proxmox's installation, without an account for pvecri."""
     with (state_dir / "node.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "pvecri_embedded", "--state-dir", str(state_dir), "--listen", "127.0.0.1:0"],
@@ -106,9 +114,7 @@ def embedded_node(state_dir: Path) -> Iterator[EmbeddedNode]:
     try:
         answers = process.stdout.readline()
         assert answers, f"the embedded node did not start: {(state_dir / 'node.log').read_text()}"
-        descriptor = msgspec.json.decode((state_dir / "node.json").read_bytes(), type=Descriptor)
-        account = make_account(descriptor.administrator(state_dir), descriptor.names())
-        yield EmbeddedNode(state_dir, descriptor, account)
+        yield msgspec.json.decode((state_dir / "node.json").read_bytes(), type=Descriptor)
     finally:
         remove_cts(state_dir)
         process.terminate()

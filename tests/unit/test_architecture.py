@@ -49,7 +49,8 @@ MAY_IMPORT = {
     "daemon": PARTS | {"pods", "nri", "cri", "front", "metrics_server", "reload"},
     "image_cli": GROUND | {"daemon", "cri", "images"},
     "repair_cli": THIN | {"proxmox", "pods"},
-    "cli": GROUND | {"config_cli", "config_files", "daemon", "image_cli", "repair_cli"},
+    "setup": THIN | {"proxmox", "pods", "config_files"},
+    "cli": GROUND | {"config_cli", "config_files", "daemon", "image_cli", "repair_cli", "setup"},
     "__main__": {"cli"},
     "__init__": set(),
     # A distribution of its own, under another licence: it shares no line with pvecri.

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import textwrap
 import tomllib
 import zipfile
 from pathlib import Path
@@ -17,6 +20,8 @@ import yaml
 
 from pvecri.config import Config
 from pvecri.front import options
+from pvecri.setup import files
+from pvecri.setup.choice import Choice
 
 ROOT = Path(__file__).parents[2]
 BUILD = "import sys; from hatchling import build; print(getattr(build, 'build_' + sys.argv[1])(sys.argv[2]))"
@@ -157,3 +162,56 @@ def test_systemd_unit_starts_before_all_programs_that_need_it() -> None:
 
 def test_program_connects_where_the_daemon_does_by_default() -> None:
     assert f'"{Config().oci.socket}"' in (ROOT / "runtime/pvecri-runtime.c").read_text()
+
+
+# -- the Debian package, and what `pvecri setup` writes ------------------------------------------------------
+
+
+def packages_of_step_1() -> set[str]:
+    """What docs/operations/by-hand.md installs."""
+    text = (ROOT / "docs/operations/by-hand.md").read_text()
+    return set(text.partition("--no-install-recommends")[2].partition("\n\n")[0].replace("\\", "").split())
+
+
+def field_of_package(name: str) -> set[str]:
+    """The packages in a field of the package's control file; of alternatives the first."""
+    text = (ROOT / "packaging/debian/control").read_text().partition("\nPackage: pvecri\n")[2]
+    value = re.search(rf"^{name}:((?:.*\n?)(?: .*\n)*)", text, re.MULTILINE)
+    assert value
+    names = (each.split("|")[0].split("(")[0].strip().removesuffix(":any") for each in value.group(1).split(","))
+    return {each for each in names if each and not each.startswith("${")}
+
+
+def test_package_needs_what_the_steps_by_hand_install() -> None:
+    wanted = packages_of_step_1() - {"python3-venv"}
+    assert wanted <= field_of_package("Depends") | field_of_package("Recommends")
+
+
+def test_unit_names_the_program_that_the_package_replaces() -> None:
+    rules = (ROOT / "packaging/debian/rules").read_text()
+    assert "s,/opt/pvecri/bin/pvecri,/usr/bin/pvecri," in rules
+
+
+def test_setup_writes_the_files_of_the_checkout() -> None:
+    assert json.loads(files.network("10.244.0.0/24")) == json.loads(
+        (ROOT / "examples/10-pvecri.conflist").read_text()
+    )
+    assert (ROOT / "examples/crictl.yaml").read_text() == files.CRICTL
+    assert (ROOT / "packaging/20-pvecri.conf").read_text() == files.KUBELET
+
+
+def test_setup_writes_the_documented_configuration() -> None:
+    text = (ROOT / "docs/proxmox-setup.md").read_text().partition("config.toml`:\n\n")[2].partition("\n## ")[0]
+    choice = Choice(node="NODE", token="NODE", storage="local-lvm", template_storage="local", rootfs_size_gib=1)
+    written = tomllib.loads(files.configuration(choice))
+    assert written.pop("proxmox") == tomllib.loads(textwrap.dedent(text))["proxmox"] | {"node": "NODE"}
+    assert written == {}
+
+
+def test_setup_beside_a_front_writes_the_documented_settings() -> None:
+    text = (ROOT / "docs/oci-runtime.md").read_text()
+    documented = textwrap.dedent(re.findall(r"\n\n((?:    .*\n|\n)*    \[nri\](?:\n    .*|\n)*)", text)[0])
+    choice = Choice(node="NODE", token="NODE", storage="local", template_storage="local", front=True)
+    written = tomllib.loads(files.configuration(choice))
+    del written["proxmox"]
+    assert written == tomllib.loads(documented)

@@ -43,6 +43,11 @@ class Layout:
         return self.state_dir / "pve" / "pools.json"
 
     @property
+    def datacenter(self) -> Path:
+        """The cluster's options."""
+        return self.state_dir / "pve" / "datacenter.json"
+
+    @property
     def user_cfg(self) -> Path:
         """Users, groups, roles and the access control list."""
         return self.state_dir / "pve" / "user.json"

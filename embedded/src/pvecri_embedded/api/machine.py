@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
@@ -14,6 +15,7 @@ from fakepve import shapes
 from fakepve.server import USER, params
 
 from pvecri_embedded.api.access import AccessApi
+from pvecri_embedded.layout import write_atomically
 
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -28,6 +30,7 @@ class MachineApi(AccessApi):
             ("GET", f"{node}/aplinfo", self._nothing),
             ("GET", f"{node}/dns", self._dns),
             ("GET", "/cluster/options", self._cluster_options),
+            ("PUT", "/cluster/options", self._cluster_options_update),
         ]
 
     async def _node_status(self, v: dict[str, Any], user: str) -> dict[str, Any]:
@@ -72,7 +75,22 @@ class MachineApi(AccessApi):
         return {f"dns{number}": server for number, server in enumerate(servers[:3], 1)}
 
     async def _cluster_options(self, v: dict[str, Any], user: str) -> dict[str, Any]:
-        return {"allowed-tags": [], "mac_prefix": "BC:24:11", "description": ""}
+        options = {"allowed-tags": [], "mac_prefix": "BC:24:11", "description": ""}
+        return {**options, **self._datacenter()}
+
+    async def _cluster_options_update(self, v: dict[str, Any], user: str) -> None:
+        """PUT /cluster/options. Of the options `next-id` is kept, of which nothing here depends."""
+        kept = self._datacenter()
+        for name in str(v.get("delete", "")).split(","):
+            kept.pop(name, None)
+        if bounds := v.get("next-id"):
+            kept["next-id"] = dict(part.split("=", 1) for part in bounds.split(","))
+        write_atomically(self.layout.datacenter, json.dumps(kept), 0o640)
+
+    def _datacenter(self) -> dict[str, Any]:
+        path = self.layout.datacenter
+        kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return kept
 
     def _node_stats(self, online: bool) -> dict[str, Any]:
         memory, root = memory_bytes(), os.statvfs("/")
