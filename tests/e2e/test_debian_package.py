@@ -197,6 +197,18 @@ def test_upgrade_keeps_configuration_and_state_and_removes_old_modules(
     assert leftovers(debian) == []
 
 
+def test_purge_unmounts_what_the_daemon_mounts_for_itself(clean: Debian, package: Path) -> None:
+    debian = clean
+    debian.install(package)
+    debian.path("/var/lib/pvecri/images/overlay").mkdir(parents=True)
+    script = (
+        "mkdir -p /run/pvecri && mount -t tmpfs run /run/pvecri && "
+        "mount --bind /var/lib/pvecri/images/overlay /var/lib/pvecri/images/overlay && dpkg --purge pvecri"
+    )
+    debian.succeed("sh", "-c", script)
+    assert leftovers(debian) == []
+
+
 def test_purge_keeps_the_files_of_running_pods_and_says_what_to_do(clean: Debian, package: Path) -> None:
     debian = clean
     debian.install(package)
