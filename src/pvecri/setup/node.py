@@ -15,8 +15,8 @@ from pvecri.errors import CommandError, FailedPrecondition, InternalError
 from pvecri.setup.record import under
 from pvecri.setup.steps import UNIT, Step, acl_name
 
-TIMEOUT = 300
-"""Seconds for one command; pveum waits for the cluster's lock, and starting the service for the daemon."""
+TIMEOUT = 900
+"""Seconds for one command: the unit gives the daemon ten minutes to start."""
 
 
 _T = TypeVar("_T")
