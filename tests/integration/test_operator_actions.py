@@ -13,7 +13,7 @@ import grpc
 import pytest
 from support.cri_client import CriClient, eventually, refused
 from support.daemon import Machine
-from support.machine_node import EmbeddedNode
+from support.machine_node import SECOND_STORAGE, EmbeddedNode
 
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.linux import cgroups
@@ -172,7 +172,7 @@ def volumes(machine: Machine) -> set[str]:
 
 
 def test_volume_that_was_added_to_a_pods_ct_is_not_destroyed_with_it(
-    machine: Machine, cri: CriClient, pod: str
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient, pod: str
 ) -> None:
     vmid = cri.vmid(pod)
     configure(machine, vmid, mp0="local:1,mp=/data")
@@ -201,6 +201,24 @@ def test_reboot_ends_the_pod_and_the_ct_that_it_starts_is_stopped(
     eventually(lambda: ct_status(machine, vmid) == "stopped", "the CT is stopped")
     cri.remove_pod(pod)
     machine.assert_nothing_left()
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_rollback_ends_the_pod_and_a_snapshot_goes_with_it(
+    machine: Machine, embedded: EmbeddedNode, start: int
+) -> None:
+    embedded.allow("KubeRootfs", **{"local-lvm": SECOND_STORAGE})
+    proxmox = f'storage = "{SECOND_STORAGE}"\nrootfs_size_gib = 1'
+    with machine.restarted(proxmox=proxmox) as cri:
+        pod = cri.run_pod()
+        vmid = cri.vmid(pod)
+        machine.node.task("POST", f"/lxc/{vmid}/snapshot", snapname="s1")
+        assert cri.finish(pod, "echo", "still here") == "still here\n"
+        machine.node.task("POST", f"/lxc/{vmid}/snapshot/s1/rollback", start=start)
+        eventually(lambda: cri.pod_status(pod).state == pb.SANDBOX_NOTREADY, "the pod is not ready")
+        eventually(lambda: ct_status(machine, vmid) == "stopped", "the CT is stopped")
+        cri.remove_pod(pod)
+        machine.assert_nothing_left()
 
 
 # -- HA ----------------------------------------------------------------------------------------------------------
@@ -267,7 +285,7 @@ def task_error(machine: Machine, method: str, path: str, **parameters: object) -
 
 
 def test_what_proxmox_itself_refuses_for_a_running_ct_does_nothing_to_its_pod(
-    machine: Machine, cri: CriClient, pod: str, container: str
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient, pod: str, container: str
 ) -> None:
     vmid = cri.vmid(pod)
     assert "container is running" in refusal(machine, "DELETE", str(vmid))
@@ -294,7 +312,7 @@ def test_what_proxmox_itself_refuses_for_a_running_ct_does_nothing_to_its_pod(
     ids=" ".join,
 )
 def test_pod_runs_on_after_a_change_of_an_option_and_goes_as_a_whole(
-    machine: Machine, cri: CriClient, pod: str, container: str, changes: dict[str, object]
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient, pod: str, container: str, changes: dict[str, object]
 ) -> None:
     """Some of them are pending until the CT's next start, which a pod's never sees."""
     configure(machine, cri.vmid(pod), **changes)
@@ -349,7 +367,7 @@ def test_protected_ct_is_stopped_with_its_pod_and_removed_once_protection_is_off
     machine.assert_nothing_left()
 
 
-def test_root_filesystem_that_was_grown_goes_with_the_pod(machine: Machine) -> None:
+def test_root_filesystem_that_was_grown_goes_with_the_pod(machine: Machine, embedded: EmbeddedNode) -> None:
     with machine.restarted(proxmox="rootfs_size_gib = 1") as cri:
         pod = cri.run_pod()
         stop_by_hand(machine, cri, pod)

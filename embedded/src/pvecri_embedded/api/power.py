@@ -195,6 +195,13 @@ class PowerApi(CreateApi):
 
         return str(await self._ct_task(ct, "vzsuspend", user, body))
 
+    async def _lxc_rollback(self, user: str, v: dict[str, Any]) -> str:
+        ct = self._find_ct(v["node"], v["vmid"])
+        if v["snapname"] in ct.snapshots and not ct.lock:
+            # In Proxmox the task does it; fakepve's, which knows no monitors, would leave the CT running.
+            await _kill(ct)
+        return str(await super()._lxc_rollback(user, v))
+
     async def _lxc_destroy(self, user: str, v: dict[str, Any]) -> str:
         ct = self._find_ct(v["node"], v["vmid"])
         self._check_destroy(ct, v)
