@@ -18,6 +18,7 @@ from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox.ct import SandboxCts
 from pvecri.pods.sandbox.notes_updater import PAUSE, SETTLE_TIME, NotesUpdater
 from pvecri.pods.store import Store
+from pvecri.proxmox.errors import CtHidden, CtLocked
 
 
 class Node:
@@ -26,7 +27,8 @@ class Node:
     def __init__(self, directory: Path) -> None:
         self.registry = Registry(Store(directory / "pods.db"), directory)
         self.now = 1000.0
-        self.ready = self.works = True
+        self.ready = True
+        self.error: Exception | None = None
         self.wanted: dict[SandboxId, int] = {}
         self.shown: dict[SandboxId, int] = {}
         self.written: list[float] = []
@@ -52,8 +54,8 @@ class Node:
 
     async def write_notes(self, pod: PodEntry) -> None:
         self.written.append(self.now)
-        if not self.works:
-            raise Unavailable("Proxmox is away")
+        if self.error is not None:
+            raise self.error
         self.shown[pod.id] = self.wanted[pod.id]
 
     async def run(self, seconds: float, change: SandboxId | None = None) -> None:
@@ -113,17 +115,35 @@ async def test_nothing_is_written_while_proxmox_is_away(node: Node) -> None:
     assert not node.notes_differ(pod)
 
 
-async def test_failure_is_tried_again_after_a_minute_and_keeps_no_other_pod_waiting(node: Node) -> None:
+@pytest.mark.parametrize(
+    "error", [CtLocked("configure", "CT is locked (backup)"), CtHidden("our account does not see it"), OSError()]
+)
+async def test_failure_is_tried_again_after_a_minute_and_keeps_no_other_pod_waiting(
+    node: Node, error: Exception
+) -> None:
     first, second = node.run_pod(0), node.run_pod(1)
-    node.works = False
+    node.error = error
     node.wanted[first.id] = node.wanted[second.id] = 1
     await node.run(SETTLE_TIME + 1)
     assert len(node.written) == 2
-    node.works = True
+    node.error = None
     await node.run(PAUSE)
     assert len(node.written) == 4
     assert not node.notes_differ(first)
     assert not node.notes_differ(second)
+
+
+async def test_one_request_in_a_minute_finds_proxmox_unavailable(node: Node) -> None:
+    """As without quorum, when Proxmox answers and nothing can be changed."""
+    pods = [node.run_pod(number) for number in range(20)]
+    node.error = Unavailable("/etc/pve is read-only")
+    for pod in pods:
+        node.wanted[pod.id] = 1
+    await node.run(SETTLE_TIME + 5 * PAUSE)
+    assert len(node.written) == 5
+    node.error = None
+    await node.run(2 * PAUSE)
+    assert not any(node.notes_differ(pod) for pod in pods)
 
 
 async def test_notes_of_a_pod_that_has_ended_stay(node: Node) -> None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
+from pvecri.errors import Unavailable
 from pvecri.model import SandboxId, SandboxPhase
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox.ct import SandboxCts
+from pvecri.proxmox.errors import CtHidden, CtNotFound
 from pvecri.supervision import attempt
 
 INTERVAL = 5.0
@@ -44,10 +47,12 @@ class NotesUpdater:
         """When the notes of pods that differ are to be written."""
         self._written: dict[SandboxId, float] = {}
         """When a pod's notes were last written, or tried to be."""
+        self._resume = 0.0
+        """No request before: the last one found Proxmox unavailable, for example without quorum."""
 
     async def update(self) -> None:
         """Write the notes that are due; failures are reported and tried again later."""
-        if not self._proxmox_ready():
+        if not self._proxmox_ready() or self._clock() < self._resume:
             return
         pods = [pod for pod in self._registry.pods() if _is_running(pod)]
         ids = {pod.id for pod in pods}
@@ -57,7 +62,11 @@ class NotesUpdater:
         for pod in pods:
             if self._is_due(pod):
                 action = f"updating the notes of CT {pod.value.vmid} (pod {pod.value.name})"
-                await attempt(partial(self._write, pod), "notes of CTs", action)
+                error = await attempt(partial(self._write, pod), "notes of CTs", action)
+                # CtHidden is one CT's affair.
+                if isinstance(error, Unavailable) and not isinstance(error, CtHidden):
+                    self._resume = self._clock() + PAUSE
+                    return
 
     def _is_due(self, pod: PodEntry) -> bool:
         if not self._cts.notes_differ(pod):
@@ -72,7 +81,8 @@ class NotesUpdater:
         del self._due[pod.id]
         # It may have ended while the notes of others were written.
         if _is_running(pod):
-            await self._cts.write_notes(pod)
+            with suppress(CtNotFound):
+                await self._cts.write_notes(pod)
 
 
 def _is_running(pod: PodEntry) -> bool:
