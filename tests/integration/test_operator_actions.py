@@ -361,12 +361,3 @@ def test_protected_ct_is_stopped_with_its_pod_and_removed_once_protection_is_off
     configure(machine, vmid, protection=0)
     eventually(lambda: vmid not in machine.node.cts(), "the CT is gone")
     machine.assert_nothing_left()
-
-
-def test_root_filesystem_that_was_grown_goes_with_the_pod(machine: Machine, embedded: EmbeddedNode) -> None:
-    with machine.restarted(proxmox="rootfs_size_gib = 1") as cri:
-        pod = cri.run_pod()
-        stop_by_hand(machine, cri, pod)
-        machine.node.task("PUT", f"/lxc/{cri.vmid(pod)}/resize", disk="rootfs", size="+1G")
-        cri.remove_pod(pod)
-        machine.assert_nothing_left()
