@@ -76,6 +76,9 @@ PODS_BY_USER_NAMESPACE = _gauge(
 FOREIGN_CTS = _gauge(
     "foreign_cts", "CTs of this node with the notes of a pod that are no pod's of this daemon.", "reason"
 )
+CT_CHANGES = _counter(
+    "ct_changes", "Changes of pods' CTs in Proxmox by others that were undone, by kind of change.", "kind"
+)
 CONTAINERS = _gauge("containers", "Containers by state.", "state")
 OOM_KILLS = _counter("container_oom_kills", "Containers that exited after an OOM kill.")
 SUBSCRIBERS_DROPPED = _counter("event_listeners_dropped", "Slow subscribers to events that were dropped.")

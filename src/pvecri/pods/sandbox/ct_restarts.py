@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 
+from pvecri import metrics
 from pvecri.model import SandboxId, SandboxPhase
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox.ct import SandboxCts
@@ -54,4 +55,5 @@ class RestartedCts:
                 log.warning("%s: it runs, and is left as it is", other)
                 self._not_own.add(pod.id)
             else:
+                metrics.CT_CHANGES.labels("started").inc()
                 log.warning("CT %d of pod %s was started after the pod had ended: stopped again", vmid, name)

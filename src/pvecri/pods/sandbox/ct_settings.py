@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
+from pvecri import metrics
 from pvecri.config import ProxmoxConfig
 from pvecri.errors import FailedPrecondition
 from pvecri.model import SandboxId, SandboxPhase
@@ -111,6 +112,7 @@ class CtSettings:
             await self._proxmox.configure_ct(pod.value.vmid, **changes)
         self._in_order[pod.id] = _Seen(seen.entry, self._cts.cpu_weight(pod))
         values = ", ".join(f"{name} {_shown(config, name)}" for name in sorted(changes))
+        metrics.CT_CHANGES.labels("options").inc()
         again = self._logged.get(pod.id) == values
         self._logged[pod.id] = values
         log.log(
