@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from support.cri_client import CriClient, eventually
+from support.cri_client import TIMEOUT, CriClient, eventually
 from support.daemon import Machine
-from support.front import Called, Front, crio_annotations, oci_spec, process
+from support.front import Called, Front, containerd_annotations, crio_annotations, oci_spec, process
 from support.machine_node import EmbeddedNode
 from support.processes import need
 
@@ -229,6 +229,33 @@ def test_runtime_killed_while_the_ct_is_created(front: Front, embedded: Embedded
     assert called.status == -signal.SIGKILL
     embedded.clear_faults()
     front.delete("web")
+    front.wait_until_nothing_left()
+
+
+def test_runtime_killed_while_a_pod_is_removed(front: Front, embedded: EmbeddedNode) -> None:
+    # As containerd's shim does to a `delete` of more than 10 seconds. It does not delete again.
+    front.run("web", oci_spec("sleep", "1000"))
+    embedded.fault(task="vzdestroy", hold=True)
+    program = subprocess.Popen(front.command("delete", "--force", "web"))
+    vmid = min(embedded.cts())
+    eventually(lambda: embedded.tasks(vmid, "vzdestroy", "active"), "the CT is being destroyed")
+    program.kill()
+    program.wait(TIMEOUT)
+    embedded.clear_faults()
+    front.wait_until_nothing_left()
+
+
+def test_runtime_killed_while_a_pod_with_containers_is_stopped(front: Front, embedded: EmbeddedNode) -> None:
+    front.run(SANDBOX, oci_spec("sleep", "1000", annotations=containerd_annotations(SANDBOX)))
+    front.run(WEB, oci_spec("sleep", "1000", annotations=containerd_annotations(SANDBOX, "web")))
+    embedded.fault(task="vzstop", hold=True)
+    program = subprocess.Popen(front.command("delete", "--force", SANDBOX))
+    vmid = min(embedded.cts())
+    eventually(lambda: embedded.tasks(vmid, "vzstop", "active"), "the CT is being stopped")
+    program.kill()
+    program.wait(TIMEOUT)
+    embedded.clear_faults()
+    front.delete(WEB)
     front.wait_until_nothing_left()
 
 

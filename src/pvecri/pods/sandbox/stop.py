@@ -76,7 +76,7 @@ class SandboxTeardown:
             return
         try:
             await self.finish_removal(pod)
-        except Exception:  # a fault leaves as much behind as an answer
+        except BaseException:  # a fault leaves as much behind as an answer, and so does a client that gives up
             self.removal_pending.set()
             raise
 
