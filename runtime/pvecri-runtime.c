@@ -407,6 +407,9 @@ static void launch(int sock, struct frame *frame)
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sync))
 		fail("socketpair: %s", strerror(errno));
 	pid_t child = fork();
+	/* ENOMEM: the first process of the PID namespace has ended (pid_namespaces(7)). */
+	if (child < 0 && errno == ENOMEM && wanted.own_proc)
+		fail("the CT has ended: no container can be created in it");
 	if (child < 0)
 		fail("cannot start a process in the CT: %s", strerror(errno));
 	if (child == 0) {
@@ -424,9 +427,13 @@ static void launch(int sock, struct frame *frame)
 		status = 1 << 8; /* the monitor has failed, and said why */
 	monitor_sock = sync[0];
 	/* The end of a PID namespace waits until all of its processes are reaped: the daemon may stop the CT next. */
-	if (status)
-		while (waitpid(child, NULL, 0) < 0 && errno == EINTR)
+	if (status) {
+		int ended = 0;
+		while (waitpid(child, &ended, 0) < 0 && errno == EINTR)
 			;
+		if (WIFSIGNALED(ended) && WTERMSIG(ended) == SIGKILL && wanted.own_proc)
+			fail("the CT has ended while the container was created: its processes were killed");
+	}
 	send_number(sock, 'E', code_of(status));
 	free(list);
 }

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +20,8 @@ from support.machine_node import EmbeddedNode
 from support.processes import need
 
 from pvecri.cri.proto import cri_pb2 as pb
-from pvecri.linux import processes
+from pvecri.front.protocol import Connection, Disconnected
+from pvecri.linux import namespaces, processes
 
 SANDBOX, WEB = ("5a" * 32, "c0" * 32)
 NO_MOUNT = [{"destination": "/x", "type": "nofs"}]
@@ -268,6 +271,55 @@ def test_runtime_killed_while_the_oci_runtime_creates(front: Front, tmp_path: Pa
         assert called.status == -signal.SIGKILL
     front.wait_until_nothing_left()
     front.refuse("does not exist", "state", "web")
+
+
+def test_ct_stopped_while_the_oci_runtime_creates(front: Front, tmp_path: Path) -> None:
+    with hook(tmp_path, front) as spec:
+        called = front.begin_create("web", spec)
+        wait_for_hook(tmp_path)
+        front.stop_ct()
+        assert called.status == 1
+        assert "the CT has ended" in called.stderr.read()
+    front.delete("web")
+    front.wait_until_nothing_left()
+
+
+async def test_create_in_a_ct_that_has_ended_says_so(front: Front, tmp_path: Path) -> None:
+    # Between the daemon's check of the CT and the start of the monitor: so the daemon's side is the test's here.
+    with (
+        pid_namespace_without_init(tmp_path) as namespace,
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener,
+    ):
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        command = [str(front.program), "--socket", str(tmp_path / "s"), "create", "web"]
+        program = await asyncio.create_subprocess_exec(*command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        with listener.accept()[0] as client:
+            daemon = Connection(client)
+            await daemon.call()
+            files = {"exit_file": tmp_path / "exit", "pid_file": tmp_path / "pid"}
+            with pytest.raises(Disconnected):
+                await daemon.launch(["/bin/true"], **files, pid_namespace=namespace, started=lambda _: None)
+        _, message = await program.communicate()
+        assert message.startswith(b"pvecri-runtime: the CT has ended")
+        assert program.returncode == 1
+
+
+@contextmanager
+def pid_namespace_without_init(directory: Path) -> Iterator[Path]:
+    """A PID namespace, pinned in a file, whose first process has ended."""
+    pinned = directory / "namespace"
+    with subprocess.Popen(["unshare", "--pid", "--fork", "sleep", "1000"]) as unshare:
+        try:
+            eventually(lambda: processes.children(unshare.pid), "its first process runs")
+            namespaces.pin(Path(f"/proc/{unshare.pid}/ns/pid_for_children"), pinned)
+        finally:
+            for first in processes.children(unshare.pid):
+                os.kill(first, signal.SIGKILL)
+    try:
+        yield pinned
+    finally:
+        namespaces.unpin(pinned)
 
 
 def test_container_outlives_its_caller(front: Front) -> None:
