@@ -158,6 +158,7 @@ def test_example_of_a_runtime_class_has_the_handler_of_the_drop_ins() -> None:
 def test_systemd_unit_starts_before_all_programs_that_need_it() -> None:
     unit = (ROOT / "packaging/pvecri.service").read_text()
     assert "Before=kubelet.service crio.service containerd.service" in unit
+    assert "Type=notify" in unit  # else they are started as soon as its program is executed
 
 
 def test_program_connects_where_the_daemon_does_by_default() -> None:
