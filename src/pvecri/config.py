@@ -48,6 +48,13 @@ class VmidRange(Section, frozen=True):
     last: Annotated[int, msgspec.Meta(le=999_999_999)] = 999_999
 
 
+class WarmPods(Section, frozen=True):
+    """At most how many running CTs wait for a pod, by what cannot be changed while they run; docs/warm-pods.md."""
+
+    unprivileged: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    privileged: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+
+
 class ProxmoxConfig(Section, frozen=True):
     """How to reach the Proxmox VE API, and options of the pods' CTs.
 
@@ -75,6 +82,7 @@ class ProxmoxConfig(Section, frozen=True):
     namespace_tags: bool = False
     unprivileged: bool = True
     memory_overhead_mib: Annotated[int, msgspec.Meta(ge=0)] = 32
+    warm_pods: WarmPods = WarmPods()
     # pveproxy waits as long for pvedaemon (PVE::APIServer::AnyEvent, proxy_request).
     request_timeout: Positive = 30.0
     task_timeout: Positive = 120.0

@@ -79,6 +79,10 @@ FOREIGN_CTS = _gauge(
 CT_CHANGES = _counter(
     "ct_changes", "Changes of pods' CTs in Proxmox by others that were undone, by kind of change.", "kind"
 )
+WARM_CTS = _gauge("warm_cts", "Running CTs that wait for a pod, by kind.", "kind")
+WARM_CLAIMS = _counter(
+    "warm_claims", "Pods created while warm CTs of their kind were enabled, by outcome.", "kind", "outcome"
+)
 CONTAINERS = _gauge("containers", "Containers by state.", "state")
 OOM_KILLS = _counter("container_oom_kills", "Containers that exited after an OOM kill.")
 SUBSCRIBERS_DROPPED = _counter("event_listeners_dropped", "Slow subscribers to events that were dropped.")

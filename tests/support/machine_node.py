@@ -264,10 +264,16 @@ class EmbeddedNode(Node):
         """No more faults; what was held goes on."""
         self._control("DELETE", b"")
 
-    def _control(self, method: str, body: bytes) -> None:
+    def holds(self) -> bool:
+        """Whether a task or request is held by a fault now."""
+        return any(fault["hold"] and fault["times"] == 0 for fault in self._control("GET", b""))
+
+    def _control(self, method: str, body: bytes) -> list[dict[str, object]]:
         headers = {"Content-Type": "application/json"} if body else {}
-        answer = _exchange(self._connection(), method, "/pvecri-embedded/fault", body, headers)
-        assert answer[0] == 200, answer
+        status, reason, answer = _exchange(self._connection(), method, "/pvecri-embedded/fault", body, headers)
+        assert status == 200, (reason, answer)
+        faults: list[dict[str, object]] = json.loads(answer)
+        return faults
 
     def _send(self, method: str, path: str, parameters: dict[str, object]) -> tuple[int, str, bytes]:
         token = f"{self.descriptor.token_id}={self.descriptor.token_secret}"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from aiohttp import web
@@ -49,9 +49,8 @@ class Fault:
         return cls(**values)
 
     def describe(self) -> dict[str, Any]:
-        values = asdict(self)
-        del values["cleared"]
-        return values
+        # Not asdict: it copies values, and an event that is waited for cannot be copied.
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "cleared"}
 
 
 def _refusal(status: int, text: str) -> web.Response:

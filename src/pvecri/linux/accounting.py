@@ -298,8 +298,18 @@ def _blkio_lines(text: bytes) -> Iterator[tuple[tuple[bytes, bytes], int]]:
 
 def swap_total() -> int:
     """The node's swap space in bytes (SwapTotal)."""
+    return _meminfo(b"SwapTotal")
+
+
+def available_memory() -> float:
+    """The share of the node's memory that programs can still get without swapping: MemAvailable of MemTotal."""
+    return _meminfo(b"MemAvailable") / (_meminfo(b"MemTotal") or 1)
+
+
+def _meminfo(name: bytes) -> int:
+    """Bytes of an entry of /proc/meminfo (proc(5)); 0 if there is none."""
     for line in _read("/proc/meminfo").splitlines():
-        if line.startswith(b"SwapTotal:"):
+        if line.startswith(name + b":"):
             return int(line.split()[1]) << 10
     return 0
 

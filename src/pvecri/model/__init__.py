@@ -41,6 +41,7 @@ from pvecri.model.sandbox import (
     SandboxMetadata,
     SandboxPhase,
     SandboxState,
+    WarmCt,
 )
 from pvecri.model.security import (
     Capabilities,
@@ -98,4 +99,5 @@ __all__ = [
     "UserNamespaceReason",
     "Value",
     "Vmid",
+    "WarmCt",
 ]

@@ -123,6 +123,17 @@ class SandboxPhase(Enum):
     REMOVING = "removing"
 
 
+class WarmCt(Value, frozen=True):
+    """A running CT that waits for a pod (pods/warm/).
+
+    `fingerprint` identifies the options of its create that cannot be changed while it runs. `digest` is Proxmox's
+    of its config once the CT is complete, empty before.
+    """
+
+    fingerprint: str
+    digest: str = ""
+
+
 class Sandbox(Value, frozen=True):
     """A pod sandbox in the store.
 
@@ -132,7 +143,7 @@ class Sandbox(Value, frozen=True):
     `ct_notes` identifies the notes that were written last (pods/sandbox/ct_notes.py).
     `mappings` are those of the pod's user namespace, empty for the node's. `missing_ids` are IDs that a container
     needed and the user namespace lacks: that of the pod's next sandbox has them. `front` is set for the pod of a
-    front.
+    front. `warm` is set until a pod claims the CT; `config` is then a placeholder.
     """
 
     id: SandboxId
@@ -153,6 +164,7 @@ class Sandbox(Value, frozen=True):
     ct_notes: str = ""
     tagged: bool = False
     front: FrontSandbox | None = None
+    warm: WarmCt | None = None
 
     @property
     def name(self) -> str:

@@ -113,4 +113,4 @@ class ForeignCts:
         return asyncio.sleep(INTERVAL)
 
     def _known(self) -> Set[int]:
-        return {pod.value.vmid for pod in self._registry.pods()}
+        return {entry.value.vmid for entry in self._registry.cts()}

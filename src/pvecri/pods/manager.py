@@ -48,6 +48,8 @@ from pvecri.pods.usage.stats import INTERVAL as SAMPLE_INTERVAL
 from pvecri.pods.usage.stats import Statistics
 from pvecri.pods.usage.writable_layers import WritableLayers
 from pvecri.pods.user_namespaces import Policy
+from pvecri.pods.warm.demand import CtKind
+from pvecri.pods.warm.pool import WarmPool
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.supervision import Failing, Supervisor
 
@@ -93,18 +95,10 @@ class PodManager:
         self.checkpoints = Checkpoints(registry, oci_runtime, images, cgroups)
         teardown = SandboxTeardown(registry, cts, network, stopper, remover, pauses, hooks, supervisor)
         self.sandbox_teardown = teardown
-        self.sandbox_runner = SandboxRunner(
-            registry,
-            cts,
-            network,
-            pauses,
-            Policy(config.user_namespaces, config.proxmox.unprivileged),
-            self._volumes,
-            upkeep.tags,
-            hooks,
-            teardown,
-            runtime.default_sysctls,
-        )
+        self._warm = warm = WarmPool(config.proxmox, registry, cts, proxmox, teardown, supervisor)
+        policy = Policy(config.user_namespaces, config.proxmox.unprivileged)
+        services = network, pauses, policy, self._volumes, upkeep.tags, hooks
+        self.sandbox_runner = SandboxRunner(registry, cts, *services, teardown, warm, runtime.default_sysctls)
         self.sandbox_updater = SandboxUpdater(registry, cts, hooks)
         self.container_creator = ContainerCreator(config, features, registry, images, pauses, teardown, hooks)
         self.streams = Streams(registry, oci_runtime)
@@ -114,7 +108,8 @@ class PodManager:
         self.metrics = Metrics(registry, cgroups, self._layers)
         self._front_sandboxes = fronts = FrontSandboxes(registry, cts, upkeep.tags, teardown, cgroups)
         self.front_containers = FrontContainers(registry, fronts, oci_runtime, exits, stopper, cgroups)
-        self._recovery = Recovery(registry, teardown, exits, cts, network, images, self.front_containers.adopt)
+        adopt_of_front = self.front_containers.adopt
+        self._recovery = Recovery(registry, teardown, exits, cts, network, images, adopt_of_front, warm.adopt)
 
     async def start(self) -> None:
         """Adopt running pods and start the background tasks. Proxmox need not be reachable.
@@ -135,6 +130,8 @@ class PodManager:
         repeat("statistics", self.statistics.sample, partial(asyncio.sleep, SAMPLE_INTERVAL))
         repeat("time of the last run", self._downtime.refresh, partial(asyncio.sleep, DOWNTIME_INTERVAL))
         self._upkeep.start(self._supervisor)
+        for kind in self._warm.kinds:
+            repeat(f"warm CTs ({kind.value})", partial(self._warm.keep, kind), partial(self._warm.wait, kind))
         repeat("end of fronts' pods", self._front_sandboxes.sweep, partial(asyncio.sleep, SWEEP_INTERVAL))
 
     async def close(self) -> None:
@@ -166,6 +163,8 @@ class PodManager:
         phases = Counter(pod.value.phase for pod in self.registry.pods())
         for phase in SandboxPhase:
             metrics.PODS.labels(phase.value).set(phases[phase])
+        for ct_kind in CtKind:
+            metrics.WARM_CTS.labels(ct_kind.value).set(self._warm.waiting(ct_kind))
         decisions = Counter(
             (pod.value.user_namespace.kind.value, pod.value.user_namespace.reason.value)
             for pod in self.registry.pods()

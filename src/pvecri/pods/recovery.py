@@ -46,6 +46,7 @@ class Recovery:
         network: NetworkManager,
         images: ImageManager,
         adopt_of_front: Callable[[PodEntry, ContainerEntry], Awaitable[None]],
+        adopt_warm: Callable[[PodEntry], None],
     ) -> None:
         self._registry = registry
         self._teardown = teardown
@@ -54,6 +55,7 @@ class Recovery:
         self._network = network
         self._images = images
         self._adopt_of_front = adopt_of_front
+        self._adopt_warm = adopt_warm
         self._of_start: dict[str, Step] = {}
         """Steps of `adopt` that have not succeeded yet, by what they do."""
         self._lost_pods: set[Path] = set()
@@ -69,6 +71,10 @@ class Recovery:
             f"adopting pod {pod.value.name} ({pod.id})": partial(self._adopt_pod, pod)
             for pod in self._registry.pods()
         }
+        self._of_start |= {
+            f"adopting warm CT {entry.value.vmid} ({entry.id})": partial(self._adopt_warm_ct, entry)
+            for entry in self._registry.warm()
+        }
         self._of_start |= self._unrecorded()
         for action, step in self._steps_of_start():
             await attempt(step, WORK, action)
@@ -79,6 +85,9 @@ class Recovery:
     async def _at_start(self, action: str) -> None:
         await self._of_start[action]()
         del self._of_start[action]
+
+    async def _adopt_warm_ct(self, entry: PodEntry) -> None:
+        self._adopt_warm(entry)
 
     async def _adopt_pod(self, pod: PodEntry) -> None:
         """Adopt a pod. Idempotent."""
@@ -117,7 +126,7 @@ class Recovery:
         Searched only at the start: what is created later may exist before its row.
         """
         removals: dict[str, Step] = {}
-        pods = {str(pod.id) for pod in self._registry.pods()}
+        pods = {str(entry.id) for entry in self._registry.cts()}
         containers = {str(container.id) for container in self._registry.containers()}
         runtime = containers | {pause_id(pod.id) for pod in self._registry.pods()}
         vmids = self._cts.vmid_range
@@ -147,7 +156,7 @@ class Recovery:
         self._teardown.removal_pending.clear()
         removals: list[tuple[str, Step]] = [
             (f"removing pod {pod.value.name} ({pod.id})", partial(self._teardown.finish_removal, pod))
-            for pod in self._registry.pods()
+            for pod in self._registry.cts()
             if pod.value.phase is SandboxPhase.REMOVING
         ]
         steps: list[tuple[str, Step]] = [

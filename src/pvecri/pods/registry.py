@@ -149,6 +149,7 @@ class Registry:
         """Below `directory` each pod and each container has a directory."""
         self._store = store
         self._pods: dict[SandboxId, PodEntry] = {}
+        self._warm: dict[SandboxId, PodEntry] = {}
         self._containers: dict[ContainerId, ContainerEntry] = {}
         self.directory = directory
         self.unsaved = Unsaved()
@@ -165,6 +166,9 @@ class Registry:
     def load(self) -> None:
         """Read the store; no process is opened yet."""
         for sandbox in self._store.sandboxes():
+            if sandbox.warm is not None:
+                self._warm[sandbox.id] = self._warm_entry(sandbox)
+                continue
             pod = PodEntry(sandbox, self.directory / "pods" / sandbox.id, notified=_notified(sandbox))
             self._pods[sandbox.id] = pod
         for container in self._store.containers():
@@ -188,11 +192,7 @@ class Registry:
 
     def add_pod(self, sandbox: Sandbox) -> PodEntry:
         """Store a new sandbox; AlreadyExists if another one has its name."""
-        taken = next((pod for pod in self._pods.values() if pod.value.name == sandbox.name), None)
-        if taken is not None:
-            raise AlreadyExists(
-                f"config.metadata: pod sandbox {sandbox.name} exists already, its id is {taken.id}"
-            )
+        self._check_name(sandbox)
         self.unsaved.save(sandbox.id, partial(self._store.save_sandbox, sandbox))
         pod = PodEntry(sandbox, self.directory / "pods" / sandbox.id)
         if sandbox.front is not None:
@@ -206,7 +206,7 @@ class Registry:
         StoreUnavailable, and nothing is changed, if the store cannot be written. A change that is `ending`
         something takes effect all the same and is written later. A sandbox that was dropped is not stored again.
         """
-        if pod.id in self._pods:
+        if pod.id in self._pods or pod.id in self._warm:
             save = self.unsaved.save_when_possible if ending else self.unsaved.save
             save(pod.id, partial(self._store.save_sandbox, value))
         kinds = OF_SANDBOX.get((pod.value.phase, value.phase), ())
@@ -220,14 +220,26 @@ class Registry:
         self.unsaved.forget(pod.containers)
         self.unsaved.save_when_possible(pod.id, partial(self._store.delete_sandbox, pod.id))
         known = self._pods.pop(pod.id, None)
+        self._warm.pop(pod.id, None)
         for container in pod.containers:
             self._containers.pop(container, None)
         if known is not None and pod.value.phase is not SandboxPhase.CREATING:
             self._publish(pod, pod.id, EventKind.DELETED)
 
+    def _check_name(self, sandbox: Sandbox) -> None:
+        taken = next((pod for pod in self._pods.values() if pod.value.name == sandbox.name), None)
+        if taken is not None:
+            raise AlreadyExists(
+                f"config.metadata: pod sandbox {sandbox.name} exists already, its id is {taken.id}"
+            )
+
     def pods(self) -> list[PodEntry]:
-        """Every sandbox, in whatever phase."""
+        """Every sandbox, in whatever phase, without the warm CTs."""
         return list(self._pods.values())
+
+    def cts(self) -> list[PodEntry]:
+        """Everything that has or may have a CT: `pods` and `warm`."""
+        return [*self._pods.values(), *self._warm.values()]
 
     def pod(self, sandbox_id: str) -> PodEntry:
         """The sandbox with an id or a unique prefix of one, unless it is being created; NotFound."""
@@ -241,6 +253,39 @@ class Registry:
         if pod.value.phase is not SandboxPhase.READY:
             raise FailedPrecondition(f"pod sandbox {pod.id} is not ready")
         return pod
+
+    # -- warm CTs (pods/warm/) --------------------------------------------------------------------------------
+
+    def warm(self) -> list[PodEntry]:
+        """The warm CTs: complete, being created or being removed. No client and no hook sees one."""
+        return list(self._warm.values())
+
+    def add_warm(self, sandbox: Sandbox) -> PodEntry:
+        """Store a new warm CT."""
+        self.unsaved.save(sandbox.id, partial(self._store.save_sandbox, sandbox))
+        self._warm[sandbox.id] = entry = self._warm_entry(sandbox)
+        return entry
+
+    def _warm_entry(self, sandbox: Sandbox) -> PodEntry:
+        return PodEntry(sandbox, self.directory / "pods" / sandbox.id, notified=LifecycleEvent.REMOVED)
+
+    def claim_warm(self, entry: PodEntry, sandbox: Sandbox) -> None:
+        """Make a warm CT the sandbox of a pod, in one write; `sandbox` has the CT's id and VMID.
+
+        AlreadyExists if another sandbox has its name; nothing is changed then.
+        """
+        self._check_name(sandbox)
+        self.unsaved.save(sandbox.id, partial(self._store.save_sandbox, sandbox))
+        del self._warm[entry.id]
+        entry.value, entry.notified = sandbox, LifecycleEvent.NONE
+        self._pods[entry.id] = entry
+
+    def release_warm(self, entry: PodEntry, warm: Sandbox) -> None:
+        """Undo `claim_warm`; `warm` is the value before it, or one in the phase REMOVING."""
+        del self._pods[entry.id]
+        self._warm[entry.id] = entry
+        entry.notified = LifecycleEvent.REMOVED
+        self.save_pod(entry, warm, ending=True)
 
     # -- containers -------------------------------------------------------------------------------------------
 

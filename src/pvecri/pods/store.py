@@ -106,7 +106,8 @@ class Store:
             # Not REPLACE: it deletes the old row, and by ON DELETE CASCADE the containers of the pod with it.
             self._write(
                 "INSERT INTO sandboxes VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (id) DO UPDATE SET vmid = excluded.vmid, value = excluded.value",
+                "ON CONFLICT (id) "
+                "DO UPDATE SET name = excluded.name, vmid = excluded.vmid, value = excluded.value",
                 row,
             )
         except sqlite3.IntegrityError as error:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 
@@ -60,7 +61,6 @@ def create_parameters(spec: CtSpec) -> dict[str, ParameterValue]:
     parameters: dict[str, ParameterValue] = {
         "vmid": spec.vmid,
         "ostemplate": spec.template,
-        "hostname": ct_name(spec.hostname),
         "rootfs": f"{spec.storage}:{spec.rootfs_size_gib}",
         "unprivileged": spec.unprivileged,
         "ostype": "unmanaged",  # any other value makes Proxmox edit /etc in the CT
@@ -70,16 +70,33 @@ def create_parameters(spec: CtSpec) -> dict[str, ParameterValue]:
         # At the node's shutdown pve-guests kills a CT after 180 seconds by default, a few CTs at a time, and a
         # pod's init has nothing to end.
         "startup": "down=1",
-        **size_parameters(spec.size),
+        **assignable_parameters(spec),
         "start": spec.start,
     }
     optional: dict[str, ParameterValue] = {
-        "description": spec.description[:DESCRIPTION_MAX],
         "pool": spec.pool,
         **{f"net{index}": interface_parameter(each) for index, each in enumerate(spec.interfaces)},
     }
     # An empty `pool` or `netN` does not pass Proxmox's schema.
     return parameters | {name: value for name, value in optional.items() if value}
+
+
+def assignable_parameters(spec: CtSpec) -> dict[str, ParameterValue]:
+    """Those of `create_parameters` that differ from pod to pod and that PUT …/config changes on a running CT.
+
+    Proxmox shows the new hostname at once; inside the CT it is to be set with sethostname(2).
+    """
+    parameters: dict[str, ParameterValue] = {"hostname": ct_name(spec.hostname), **size_parameters(spec.size)}
+    if spec.description:  # an empty one does not pass Proxmox's schema
+        parameters["description"] = spec.description[:DESCRIPTION_MAX]
+    return parameters
+
+
+def fingerprint(spec: CtSpec) -> str:
+    """Identifies the parameters of a create other than the VMID and `assignable_parameters`."""
+    assignable = {"vmid", "hostname", "description", *assignable_parameters(spec)}
+    fixed = {name: wire(value) for name, value in create_parameters(spec).items() if name not in assignable}
+    return hashlib.sha256(msgspec.json.encode(fixed, order="sorted")).hexdigest()[:16]
 
 
 def tags_parameter(tags: Iterable[str]) -> str:

@@ -96,6 +96,6 @@ def test_monitoring_page_and_examples_name_no_metric_that_does_not_exist() -> No
 
 def test_no_metric_has_a_label_without_bounds() -> None:
     allowed = {"method", "code", "phase", "state", "type", "path", "plugin", "command", "source", "version"}
-    allowed |= {"kind", "reason", "work"}
+    allowed |= {"kind", "outcome", "reason", "work"}
     instruments = [each for each in vars(metrics).values() if hasattr(each, "_labelnames")]
     assert {label for each in instruments for label in each._labelnames} == allowed

@@ -188,7 +188,7 @@ class Pods:
     def __init__(self, entry: PodEntry) -> None:
         self._entry = entry
 
-    def pods(self) -> list[PodEntry]:
+    def cts(self) -> list[PodEntry]:
         return [self._entry]
 
 

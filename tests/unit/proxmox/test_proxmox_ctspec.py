@@ -7,7 +7,16 @@ import msgspec
 import pytest
 
 from pvecri.model import Firewall, ProxmoxInterface, Vmid
-from pvecri.proxmox.ctspec import CtSpec, ParameterValue, create_parameters, ct_name, ct_tag, tags_parameter, wire
+from pvecri.proxmox.ctspec import (
+    CtSpec,
+    ParameterValue,
+    create_parameters,
+    ct_name,
+    ct_tag,
+    fingerprint,
+    tags_parameter,
+    wire,
+)
 from pvecri.proxmox.sizing import CtSize
 
 SPEC = CtSpec(
@@ -123,3 +132,24 @@ def test_values_are_written_as_perl_reads_them(value: ParameterValue, text: str)
 def test_tags_are_not_part_of_a_create_which_proxmox_checks_without_the_pool() -> None:
     assert "tags" not in on_the_wire(SPEC)
     assert tags_parameter(("pvecri", "Name_Space/x")) == "pvecri;name_space-x"
+
+
+def test_fingerprint_is_of_what_a_running_ct_keeps() -> None:
+    pods: dict[str, object] = {
+        "vmid": Vmid(900_002),
+        "hostname": "db-0",
+        "description": "of a pod",
+        "size": CtSize(memory_mib=128, swap_mib=1, cpulimit=2, cpuunits=5),
+    }
+    of_pods = {fingerprint(msgspec.structs.replace(SPEC, **{name: value})) for name, value in pods.items()}
+    assert of_pods == {fingerprint(SPEC)}
+    fixed: dict[str, object] = {
+        "template": "local:vztmpl/other.tar.gz",
+        "storage": "local",
+        "rootfs_size_gib": 1,
+        "arch": "arm64",
+        "unprivileged": False,
+        "pool": "kubernetes",
+    }
+    others = {fingerprint(msgspec.structs.replace(SPEC, **{name: value})) for name, value in fixed.items()}
+    assert len({fingerprint(SPEC), *others}) == 1 + len(fixed)

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
-from collections.abc import Set
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Set
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from msgspec.structs import replace
 
 from pvecri.backoff import Backoff
 from pvecri.config import Config, VmidRange
-from pvecri.errors import DeadlineExceeded, InternalError, PvecriError
-from pvecri.linux import accounting, limits, processes
+from pvecri.errors import DeadlineExceeded, InternalError, PvecriError, ResourceExhausted
+from pvecri.linux import accounting, limits, namespaces, processes
 from pvecri.linux.cgroups import EVERY_DEVICE, Cgroups
 from pvecri.linux.processes import Process
-from pvecri.model import Container, IdMapping, ProxmoxInterface, Resources, Vmid
+from pvecri.model import Container, IdMapping, ProxmoxInterface, Resources, SandboxId, Vmid
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox import ct_notes, kubelet_cgroups
 from pvecri.pods.sandbox.ct_ownership import CtOwnership, NotOwnCt, is_pods_init
@@ -27,9 +28,9 @@ from pvecri.pods.sandbox.kubelet_cgroups import KubeletCgroups
 from pvecri.pods.sandbox.vmids import Vmids
 from pvecri.proxmox import ct_options, rootfs_storage
 from pvecri.proxmox.api import ProxmoxApi
-from pvecri.proxmox.ctspec import CtSpec, size_parameters
+from pvecri.proxmox.ctspec import CtSpec, ParameterValue, assignable_parameters, fingerprint, size_parameters
 from pvecri.proxmox.errors import CtExists, CtNotFound, ProxmoxError
-from pvecri.proxmox.sizing import CtSize, ct_size
+from pvecri.proxmox.sizing import MEMORY_MIN_MIB, CtSize, ct_size
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +65,19 @@ class SandboxCts:
         )
         self._installation = installation
         self._ownership = CtOwnership(proxmox)
-        self._vmids = Vmids(config.proxmox.vmid_range, config.proxmox.node_name, self._guests, self._pods_vmids)
+        self._vmids = Vmids(config.proxmox.vmid_range, config.proxmox.node_name, self._guests, self._used_vmids)
         self._template = ""
         self._arch = ""
         self._node_memory = 0
         self._preparing = asyncio.Lock()
         self._undestroyed: set[Vmid] = set()
         """CTs whose last destroy failed."""
+        self._creating: set[SandboxId] = set()
+        self.idle = asyncio.Event()
+        """Set while no CT is being created for a pod; warm CTs do not count."""
+        self.idle.set()
+        self.make_room: Callable[[], Awaitable[bool]] = _no_room
+        """Called if a pod finds no free VMID; returns whether one was released."""
 
     async def prepare(self) -> None:
         """Read the VMIDs in use and the node's memory, and upload the sandbox template. Idempotent."""
@@ -100,10 +107,28 @@ class SandboxCts:
         A VMID that another node has taken meanwhile is skipped. DeadlineExceeded after runtime.start_timeout,
         InternalError with the task's error if the start fails.
         """
+        with self._counted(pod):
+            await self._create(pod, interface)
+
+    @contextmanager
+    def _counted(self, pod: PodEntry) -> Iterator[None]:
+        if pod.value.warm is not None:
+            yield
+            return
+        self._creating.add(pod.id)
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self._creating.discard(pod.id)
+            if not self._creating:
+                self.idle.set()
+
+    async def _create(self, pod: PodEntry, interface: ProxmoxInterface | None) -> None:
         await self.prepare()
         refused: set[int] = set()
         while True:
-            vmid = await self._vmids.allocate(refused)
+            vmid = await self._allocate_vmid(pod, refused)
             # Stored first: after a crash during the create, recovery.py finds the CT by this number.
             self._registry.save_pod(pod, replace(pod.value, vmid=vmid))
             await self._registry.sync()
@@ -136,6 +161,26 @@ class SandboxCts:
         if pod.value.privileged:
             # A cgroup's device filter cannot allow what its parent's denies (decision 0050).
             self._cgroups.allow_devices(pod.cgroups.ct, EVERY_DEVICE)
+
+    def fingerprint(self, *, privileged: bool) -> str:
+        """Identifies what a CT of this kind is created with and keeps while it runs; empty before `prepare`."""
+        return fingerprint(self._base_spec(privileged=privileged)) if self.prepared else ""
+
+    async def assign(self, pod: PodEntry, digest: str, **more: ParameterValue | None) -> None:
+        """Give a CT that runs already what `create` gives a new one for this pod: name, notes, size and limits.
+
+        One PUT …/config, which has the options of `more` too. ProxmoxError, and nothing is changed, if the config
+        has another `digest`; CtLocked at once if it is locked. OSError if the CT has ended.
+        """
+        spec = self._spec(pod, None)
+        options = assignable_parameters(spec)
+        await self._proxmox.configure_ct(pod.value.vmid, 0, digest=digest, **options, **more)
+        recorded = replace(pod.value, ct_options=ct_options.of_spec(spec), ct_notes=self._notes_fingerprint(pod))
+        self._registry.save_pod(pod, recorded)
+        assert pod.init is not None
+        name, uts = str(options["hostname"]), Path(f"/proc/{pod.init.pid}/ns/uts")
+        await asyncio.to_thread(namespaces.run_inside, [uts], partial(socket.sethostname, name))
+        self._kubelet.mirror(pod)
 
     async def resize(self, pod: PodEntry, resources: Resources, overhead: Resources) -> None:
         """Set the size of the running CT (PUT …/config); it takes effect at once. Idempotent."""
@@ -250,11 +295,20 @@ class SandboxCts:
                 return pid
         return None
 
+    async def _allocate_vmid(self, pod: PodEntry, refused: Set[int]) -> Vmid:
+        """As `Vmids.allocate`; a warm CT gives way to a pod."""
+        while True:
+            try:
+                return await self._vmids.allocate(refused)
+            except ResourceExhausted:
+                if pod.value.warm is not None or not await self.make_room():
+                    raise
+
     async def _guests(self) -> Set[int]:
         return {guest.vmid for guest in await self._proxmox.guests()}
 
-    def _pods_vmids(self) -> Set[int]:
-        return {pod.value.vmid for pod in self._registry.pods()}
+    def _used_vmids(self) -> Set[int]:
+        return {entry.value.vmid for entry in self._registry.cts()}
 
     async def _restore_notes(self, pod: PodEntry) -> None:
         """Record the root volume of a running CT, and write its notes again if somebody changed the owner in them.
@@ -273,6 +327,8 @@ class SandboxCts:
 
     def notes(self, pod: PodEntry) -> str:
         """The notes of the CT as they should be now."""
+        if pod.value.warm is not None:
+            return ct_notes.describe_warm(pod.value, self._installation, self._config.proxmox.node_name)
         return ct_notes.describe(
             pod.value, self._installation, self._config.proxmox.node_name, _shown(pod), time.time_ns()
         )
@@ -326,23 +382,36 @@ class SandboxCts:
         raise AssertionError("delays never end")
 
     def _spec(self, pod: PodEntry, interface: ProxmoxInterface | None) -> CtSpec:
-        settings = self._config.proxmox
         sandbox = pod.value.config
-        return CtSpec(
+        return replace(
+            self._base_spec(privileged=pod.value.privileged),
             vmid=pod.value.vmid,
             # A kubelet sends no hostname for a pod in the node's network.
             hostname=sandbox.hostname or sandbox.metadata.name,
-            template=self._template,
-            storage=settings.storage,
             size=self._size(pod, self.pod_resources(pod), sandbox.overhead),
-            arch=self._arch,
-            rootfs_size_gib=settings.rootfs_size_gib,
-            unprivileged=not pod.value.privileged,
             description=self.notes(pod),
-            pool=settings.pool,
             interfaces=(interface,) if interface is not None else (),
             start=interface is None or interface.firewall is None,
         )
+
+    def _base_spec(self, *, privileged: bool) -> CtSpec:
+        """What all CTs of a kind have in common."""
+        settings = self._config.proxmox
+        return CtSpec(
+            vmid=Vmid(0),
+            hostname="",
+            template=self._template,
+            storage=settings.storage,
+            size=CtSize(memory_mib=MEMORY_MIN_MIB),
+            arch=self._arch,
+            rootfs_size_gib=settings.rootfs_size_gib,
+            unprivileged=not privileged,
+            pool=settings.pool,
+        )
+
+
+async def _no_room() -> bool:
+    return False
 
 
 def _shown(pod: PodEntry) -> list[Container]:

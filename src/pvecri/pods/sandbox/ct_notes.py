@@ -81,6 +81,18 @@ def describe(
     return notes
 
 
+def describe_warm(sandbox: Sandbox, installation: str, node: str) -> str:
+    """The notes of a CT that waits for a pod, whose id will be that of `sandbox`."""
+    paragraphs = [
+        "**Waiting for a pod: managed by pvecri** (proxmox.warm_pods)",
+        f"node: {_code(node)}",
+        f"CT: {sandbox.vmid}",
+        f"sandbox: {sandbox.id}",
+        f"installation: {installation}",
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
 def fingerprint(sandbox: Sandbox, installation: str, node: str, containers: Sequence[Container]) -> str:
     """Identifies the notes whenever they were made."""
     return hashlib.sha256(describe(sandbox, installation, node, containers).encode()).hexdigest()[:16]

@@ -40,6 +40,7 @@ from pvecri.pods.sandbox.ct import SandboxCts
 from pvecri.pods.sandbox.ct_tags import CtTags
 from pvecri.pods.sandbox.stop import SandboxTeardown, remove_files
 from pvecri.pods.user_namespaces import Policy
+from pvecri.pods.warm.pool import WarmCtLost, WarmPool
 from pvecri.supervision import attempt
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class SandboxRunner:
         tags: CtTags,
         hooks: Hooks,
         teardown: SandboxTeardown,
+        warm: WarmPool,
         default_sysctls: Mapping[str, str],
     ) -> None:
         self._registry = registry
@@ -72,6 +74,7 @@ class SandboxRunner:
         self._tags = tags
         self._hooks = hooks
         self._teardown = teardown
+        self._warm = warm
         self._default_sysctls = default_sysctls
 
     async def run(self, config: SandboxConfig, runtime_handler: str) -> SandboxId:
@@ -85,14 +88,15 @@ class SandboxRunner:
         interface = request.interface
         await self._check_network(config, interface)
         unmappable = await in_own_thread(partial(self._volumes.unmappable, config.metadata.uid))
-        pod = self._reserve(config, runtime_handler, interface, unmappable)
+        pod = await self._reserve_warm(partial(self._reserve, config, runtime_handler, interface, unmappable))
         async with pod.lock, AsyncExitStack() as undo:
             # Undone last: if another undo has failed, it keeps the sandbox as REMOVING.
             undo.callback(self._teardown.drop, pod)
             # Pushed before the call: a create that is cancelled may have created the CT all the same.
             undo.push_async_callback(_log_failure, self._cts.destroy, pod)
             undo.push_async_callback(_log_failure, self._cts.stop, pod)
-            await self._cts.create(pod, interface)
+            if pod.init is None:
+                await self._cts.create(pod, interface)
             await self._pin_namespaces(pod, interface, undo)
             # Before the network: an interface copies net.*.conf.default when it is created.
             await self._set_sysctls(pod, of_interfaces=False)
@@ -142,14 +146,28 @@ class SandboxRunner:
                     f"{other.metadata.namespace}/{other.metadata.name} ({pod.id})"
                 )
 
+    async def _reserve_warm(self, reserve: Callable[..., PodEntry]) -> PodEntry:
+        """`_reserve`, with a running CT if one waits; `pod.init` shows whether the pod has got it."""
+        pod = reserve(warm=True)
+        if pod.init is None:
+            return pod
+        try:
+            await self._warm.hand_over(pod)
+        except WarmCtLost as lost:
+            log.info("pod %s gets a new CT: %s", pod.value.name, lost)
+            return reserve(warm=False)
+        return pod
+
     def _reserve(
         self,
         config: SandboxConfig,
         runtime_handler: str,
         interface: ProxmoxInterface | None,
         unmappable: Sequence[str],
+        *,
+        warm: bool,
     ) -> PodEntry:
-        """Reserve the name, the host ports and the ID range, and store the sandbox as CREATING.
+        """Reserve the name, the host ports, the ID range and with `warm` a CT; store the sandbox as CREATING.
 
         Does not await: no other call runs between the checks and the reservation.
         """
@@ -166,7 +184,8 @@ class SandboxRunner:
             privileged=decision.kind is not UserNamespaceKind.CT,
             user_namespace=decision,
         )
-        pod = self._registry.add_pod(sandbox)
+        claimed = self._warm.claim(sandbox, interface) if warm else None
+        pod = claimed or self._registry.add_pod(sandbox)
         log.info(
             "pod %s: user namespace %s (%s): %s",
             sandbox.name,
