@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -27,25 +27,28 @@ def helpers(plan: Plan) -> CommandLines:
 
 
 @contextmanager
-def running_pvecri(plan: Plan) -> Iterator[Ledger]:
+def running_pvecri(plan: Plan, node_options: Sequence[str] = (), settings: str = "") -> Iterator[Ledger]:
     """The node and the daemon, which answers; gives the node's ledger. Pods run on when the context ends.
 
+    `node_options` are the embedded node's, `settings` lines of TOML after those of the daemon's configuration.
     Raises trial.stack.StartError when one does not come up.
     """
     prepare(plan)
     access_log = plan.state / "access.log"
     with ExitStack() as stack:
-        node = stack.enter_context(_running_node(plan, access_log))
+        node = stack.enter_context(_running_node(plan, access_log, node_options))
         write_config(plan, node)
+        with plan.config.open("a") as config:
+            config.write(settings)
         stack.enter_context(running_daemon(plan))
         yield Ledger(access_log, ProxmoxView(plan, node), node.node)
 
 
 @contextmanager
-def _running_node(plan: Plan, access_log: Path) -> Iterator[NodeDescriptor]:
+def _running_node(plan: Plan, access_log: Path, options: Sequence[str]) -> Iterator[NodeDescriptor]:
     log = plan.state / "node.log"
     command = [sys.executable, "-m", "pvecri_bench.node", str(access_log), "--listen", "127.0.0.1:0"]
-    command += ["--state-dir", str(plan.node_state), "--lxc-path", str(plan.lxc_path)]
+    command += ["--state-dir", str(plan.node_state), "--lxc-path", str(plan.lxc_path), *options]
     with running(command, log, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         if not process.stdout.readline():

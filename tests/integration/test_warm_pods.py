@@ -101,6 +101,8 @@ def shown(*command: str) -> str:
 def described(machine: Machine, cri: CriClient, pod: str) -> dict[str, list[str]]:
     """What Proxmox, the kernel and a container show of a pod, with its own names and numbers replaced."""
     status, vmid = cri.pod_status(pod), cri.vmid(pod)
+    # The tags of a new CT are set once the pod runs.
+    eventually(lambda: "tags" in machine.node.ct(vmid, "config"), "the CT has its tags")
     config = machine.node.ct(vmid, "config")
     config.pop("digest")
     group = pod_cgroups.of(f"/lxc/{vmid}")
