@@ -54,7 +54,9 @@ def test_ct_of_an_ended_pod_that_is_started_by_hand_is_stopped_again(
         cri = machine.client
     eventually(lambda: ct_status(machine, vmid) == "stopped", "the CT is stopped again")
     assert cri.pod_status(pod).state == pb.SANDBOX_NOTREADY
-    assert len(re.findall(rf"WARNING .*CT {vmid} .*was started", machine.daemon.log.read_text())) == 1
+    line = rf"WARNING .*CT {vmid} .*was started"
+    found = eventually(lambda: re.findall(line, machine.daemon.log.read_text()), "it is logged")
+    assert len(found) == 1
     cri.remove_pod(pod)
     machine.assert_nothing_left()
 
@@ -180,7 +182,7 @@ def test_volume_that_was_added_to_a_pods_ct_is_not_destroyed_with_it(
     eventually(lambda: volume in failing(machine), "Status says why the pod is not removed")
     configure(machine, vmid, delete="mp0")
     configure(machine, vmid, delete="unused0")
-    eventually(lambda: vmid not in machine.node.cts(), "the CT is gone")
+    eventually(lambda: not cri.pods(), "the pod is removed")
     machine.assert_nothing_left()
 
 
@@ -220,11 +222,11 @@ def test_rollback_ends_the_pod_and_a_snapshot_goes_with_it(
 # -- HA ----------------------------------------------------------------------------------------------------------
 
 
-def managed_by_ha(machine: Machine) -> set[str]:
-    """The resources that HA manages."""
+def managed_by_ha(machine: Machine) -> dict[str, str]:
+    """The requested states of the resources that HA manages."""
     listed = machine.node.request("GET", "/cluster/ha/resources")
     assert isinstance(listed, list)
-    return {str(each["sid"]) for each in listed}
+    return {str(each["sid"]): str(each["state"]) for each in listed}
 
 
 def test_pod_whose_ct_is_managed_by_ha_is_stopped_and_removed(
@@ -234,10 +236,9 @@ def test_pod_whose_ct_is_managed_by_ha_is_stopped_and_removed(
     machine.node.request("POST", "/cluster/ha/resources", sid=f"ct:{vmid}", state="started")
     runs_on(cri, pod, container)
     cri.stop_pod(pod)
-    assert ct_status(machine, vmid) == "stopped"
     cri.remove_pod(pod)
     machine.assert_nothing_left()
-    assert managed_by_ha(machine) == set()
+    assert managed_by_ha(machine) == {}
 
 
 def test_ct_of_an_ended_pod_that_ha_starts_again_is_stopped_for_good(
@@ -246,10 +247,15 @@ def test_ct_of_an_ended_pod_that_ha_starts_again_is_stopped_for_good(
     vmid = cri.vmid(pod)
     machine.node.request("POST", "/cluster/ha/resources", sid=f"ct:{vmid}", state="started")
     init = cgroups.detect().processes(f"/lxc/{vmid}/ns")[0]
-    os.kill(init, signal.SIGKILL)  # a crash: HA starts the CT again
-    eventually(lambda: cri.pod_status(pod).state == pb.SANDBOX_NOTREADY, "the pod is not ready")
-    eventually(lambda: "hastop" in str(machine.node.tasks(vmid)), "HA is asked to stop the CT")
-    eventually(lambda: ct_status(machine, vmid) == "stopped", "the CT is stopped")
+    machine.kill()  # else it may be faster than HA, and the CT is never started again
+    os.kill(init, signal.SIGKILL)  # a crash
+    eventually(lambda: cgroups.detect().processes(f"/lxc/{vmid}/ns") not in ([], [init]), "HA has started the CT")
+    machine.start()
+    cri = machine.client
+    line = rf"CT {vmid} of pod \S+ was started after the pod had ended: stopped again"
+    eventually(lambda: re.search(line, machine.daemon.log.read_text()), "the CT is stopped again")
+    eventually(lambda: managed_by_ha(machine) == {f"ct:{vmid}": "stopped"}, "HA knows that it is to be stopped")
+    assert ct_status(machine, vmid) == "stopped"
     cri.remove_pod(pod)
     machine.assert_nothing_left()
 
@@ -359,5 +365,5 @@ def test_protected_ct_is_stopped_with_its_pod_and_removed_once_protection_is_off
     with refused(grpc.StatusCode.INTERNAL, r"protection mode enabled: `pct set VMID --protection 0`"):
         cri.remove_pod(pod)
     configure(machine, vmid, protection=0)
-    eventually(lambda: vmid not in machine.node.cts(), "the CT is gone")
+    eventually(lambda: not cri.pods(), "the pod is removed")
     machine.assert_nothing_left()

@@ -109,9 +109,15 @@ class HaApi(Base):
     async def _ha_settle(self, ct: Ct) -> None:
         if ct.lock or (ct.ha_state == "started") == (ct.status == "running"):
             return
-        where = {"node": ct.node, "vmid": ct.vmid}
+
+        async def start() -> None:
+            await self._start_steps(ct, ROOT)
+
         try:
             # The manager is not the API: its own requests are not requested of HA again.
-            await (super()._lxc_start(ROOT, where) if ct.ha_state == "started" else super()._lxc_stop(ROOT, where))
+            if ct.ha_state == "started":
+                await self._ct_task(ct, "vzstart", ROOT, start)
+            else:
+                await super()._lxc_stop(ROOT, {"node": ct.node, "vmid": ct.vmid})
         except (PveError, TaskError):
             return  # in the next round
