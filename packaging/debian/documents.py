@@ -40,7 +40,9 @@ def main(folder: Path) -> None:
 
 def write_page(markdown: str, page: Path) -> None:
     """Write a page in roff."""
-    subprocess.run(["go-md2man", "-in", "/dev/stdin", "-out", str(page)], input=markdown, text=True, check=True)
+    command = ["go-md2man", "-in", "/dev/stdin", "-out", "/dev/stdout"]
+    roff = subprocess.run(command, input=markdown, text=True, check=True, stdout=subprocess.PIPE).stdout
+    page.write_text(roff.replace(r"\fC", r"\fB"))  # terminals have no font C, and groff warns
 
 
 def commands(parser: argparse.ArgumentParser) -> Iterator[str]:

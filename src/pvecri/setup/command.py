@@ -133,7 +133,7 @@ def _undo(node: Node, record: Record, options: argparse.Namespace) -> int:
     pods = recorded(under(options.root, Path("/var/lib/pvecri/pods.db"))).pods
     if pods:
         raise FailedPrecondition(
-            f"{len(pods)} pods are on this node: remove them first (crictl rmp --all --force)"
+            f"pods are on this node ({len(pods)}): remove them first (crictl rmp --all --force)"
         )
     plan, kept = undo.planned(node, record)
     for reason in kept:
