@@ -119,9 +119,10 @@ def running_side(home: Path, warm: int, task_seconds: float) -> Iterator[Side]:
 def _remove(plan: Plan) -> None:
     """All that is left: the CTs that wait as well. RuntimeError if something stays."""
     removal.remove_installation(plan, f"/{plan.network}-bench", ours.helpers(plan))
-    for path in vmid_cgroups():
-        if int(path.name) in plan.vmids:
-            cgroups.detect().remove(f"/lxc/{path.name}")
+    trees = cgroups.detect()
+    for vmid in {int(path.name) for path in vmid_cgroups()} & {*plan.vmids}:
+        for group in (f"/lxc/{vmid}", f"/lxc.monitor/{vmid}"):
+            trees.remove(group)
     if left := removal.left_behind(plan):
         raise RuntimeError("left behind: " + ", ".join(left))
 

@@ -133,7 +133,8 @@ def _undo(node: Node, record: Record, options: argparse.Namespace) -> int:
     pods = recorded(under(options.root, Path("/var/lib/pvecri/pods.db"))).pods
     if pods:
         raise FailedPrecondition(
-            f"pods are on this node ({len(pods)}): remove them first (crictl rmp --all --force)"
+            f"{len(pods)} pods, or CTs that wait for one, are on this node: remove them first (crictl rmp --all "
+            "--force; without proxmox.warm_pods a restart of pvecri removes those that wait)"
         )
     plan, kept = undo.planned(node, record)
     for reason in kept:
