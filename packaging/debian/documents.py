@@ -51,7 +51,9 @@ def commands(parser: argparse.ArgumentParser) -> Iterator[str]:
         if isinstance(action, argparse._SubParsersAction):
             helps = {choice.dest: choice.help for choice in action._choices_actions}
             for name, command in action.choices.items():
-                yield f"## {command.prog}\n{plain(helps.get(name) or command.description or '')}\n\n"
+                if name not in helps:  # an alias
+                    continue
+                yield f"## {command.prog}\n{plain(helps[name] or command.description or '')}\n\n"
                 yield from (argument(each) for each in command._actions if is_documented(each))
                 yield from commands(command)
 

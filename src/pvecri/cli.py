@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import logging
 import sys
 from pathlib import Path
 
 import pvecri
 from pvecri import config, config_cli, config_files, daemon, image_cli, repair_cli
+from pvecri.checks import command as check
 from pvecri.errors import PvecriError
 from pvecri.setup import command as setup
 
@@ -30,30 +29,15 @@ def _run(options: argparse.Namespace) -> int:
         return config_cli.run(options)
     if options.command == "setup":  # which writes the configuration
         return setup.run(options)
+    if options.command in ("check", "check-config"):
+        return check.run(options)
     settings = config_files.load(options.config).config
-    if options.command == "check-config":
-        return _check(options.config, settings, offline=options.offline)
     if options.command == "repair":
         return repair_cli.run(settings, options)
     if options.command == "image":
         return image_cli.run(settings, options)
     daemon.run(settings, options.config)
     return 0
-
-
-def _check(path: Path, settings: config.Config, *, offline: bool) -> int:
-    """Print the problems of a valid configuration, one a line; returns the exit status."""
-    logging.getLogger("pvecri").addHandler(logging.NullHandler())  # the problems are printed below, once
-    config.require_account(settings)
-    problems = [] if offline else asyncio.run(daemon.check(settings))
-    for problem in problems:
-        print(f"{path}: {problem}", file=sys.stderr)
-    if not problems and not offline:
-        for foreign in asyncio.run(repair_cli.find(settings)):  # keeps no pod from running
-            print(f"note: {foreign} (pvecri repair)")
-    if not problems:
-        print(f"{path}: OK{'; Proxmox and this machine were not checked' if offline else ''}")
-    return 1 if problems else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,11 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="run the daemon: serve the CRI until SIGTERM")
-    checking = commands.add_parser(
-        "check-config",
-        help="check whether pods can run: read the configuration, and check Proxmox and this machine",
-    )
-    checking.add_argument("--offline", action="store_true", help="only read the configuration")
+    check.add_commands(commands)
     config_cli.add_command(commands)
     image_cli.add_commands(commands)
     repair_cli.add_command(commands)

@@ -27,7 +27,6 @@ from pvecri.linux.systemd import ServiceManager
 from pvecri.network.manager import NetworkManager
 from pvecri.nri.plugins import Plugins
 from pvecri.oci import features
-from pvecri.pods.health import ProxmoxHealth, image_store_condition
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.manager import PodManager
 from pvecri.proxmox.api import ProxmoxApi
@@ -66,27 +65,6 @@ def run(config: Config, path: Path) -> None:
         # The default of Python 3.12 and later; the older default starts a thread for every process.
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
     asyncio.run(serve(config, path=path))
-
-
-async def check(config: Config) -> list[str]:
-    """Check the configuration against Proxmox and this machine; returns the problems. Changes nothing.
-
-    ConfigError if credentials cannot be read or a program is missing.
-    """
-    await features.discover(config)
-    proxmox = ProxmoxApi(config.proxmox, image_storage=config.images.template_storage)
-    await proxmox.start()
-    try:
-        health = ProxmoxHealth(config.proxmox, proxmox)
-        await health.poll()
-        placed = await _place_images(config, proxmox) if health.condition.met else config
-    finally:
-        await proxmox.close()
-    return [
-        f"{part.type}: {part.message}"
-        for part in (health.condition, image_store_condition(placed))
-        if not part.met
-    ]
 
 
 async def serve(config: Config, ready: asyncio.Event | None = None, path: Path = DEFAULT_PATH) -> None:

@@ -332,7 +332,7 @@ def test_repair_lists_foreign_cts_and_so_does_check_config(machine: Machine, cri
     listed, checked = repair(machine), repair(machine, command="check-config")
     assert re.fullmatch(rf"CT {copy} \(\S+\) has the notes of pod \S+/\S+, but .*\n", listed.stdout)
     assert (listed.returncode, checked.returncode) == (0, 0)
-    assert f"note: {listed.stdout.strip()}" in checked.stdout
+    assert f"warning: store: {listed.stdout.strip()}" in checked.stdout
 
 
 def test_repair_destroys_a_copy_and_nothing_else(

@@ -49,8 +49,9 @@ MAY_IMPORT = {
     "daemon": PARTS | {"pods", "nri", "cri", "front", "metrics_server", "reload"},
     "image_cli": GROUND | {"daemon", "cri", "images"},
     "repair_cli": THIN | {"proxmox", "pods"},
+    "checks": THIN | {"config_files", "images", "network", "oci", "pods", "proxmox"},
     "setup": THIN | {"proxmox", "pods", "config_files"},
-    "cli": GROUND | {"config_cli", "config_files", "daemon", "image_cli", "repair_cli", "setup"},
+    "cli": GROUND | {"checks", "config_cli", "config_files", "daemon", "image_cli", "repair_cli", "setup"},
     "__main__": {"cli"},
     "__init__": set(),
     # A distribution of its own, under another licence: it shares no line with pvecri.
@@ -67,7 +68,7 @@ THIRD_PARTY = {
     "h11": {"proxmox", "streaming"},
     "prometheus_client": {"metrics", "metrics_server"},
     "wsproto": {"streaming"},
-    "yaml": {"oci"},
+    "yaml": {"checks", "oci"},
 }
 """Which components may use which library: nobody else sees an HTTP response, a protobuf message or a frame."""
 

@@ -85,7 +85,7 @@ def test_wheel_of_the_embedded_node_has_its_own_licence_and_does_not_need_pvecri
 def test_systemd_unit_refers_only_to_installed_files() -> None:
     unit = (ROOT / "packaging/pvecri.service").read_text()
     assert "Documentation=" not in unit
-    assert "ExecStartPre=/opt/pvecri/bin/pvecri check-config --offline" in unit
+    assert "ExecStartPre=/opt/pvecri/bin/pvecri check --startup" in unit
 
 
 def test_example_configuration_has_the_documented_account() -> None:

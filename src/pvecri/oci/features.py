@@ -94,7 +94,7 @@ async def discover(config: Config) -> HostFeatures:
     current = int(Path("/proc/self/oom_score_adj").read_text())
     return HostFeatures(
         cgroups=trees,
-        oci_runtime=await _oci_runtime(config, trees),
+        oci_runtime=await find_oci_runtime(config, trees),
         conmon=_program(config.runtime.conmon, "runtime.conmon"),
         capabilities=own,
         lowest_oom_score_adj=-1000 if CAP_SYS_RESOURCE in own else current,
@@ -126,7 +126,8 @@ def _program(name: str, setting: str) -> str:
     return path
 
 
-async def _oci_runtime(config: Config, trees: Cgroups) -> RuntimeBinary:
+async def find_oci_runtime(config: Config, trees: Cgroups) -> RuntimeBinary:
+    """The program of runtime.oci_runtime; ConfigError if it is missing, or neither runc nor crun."""
     setting = config.runtime.oci_runtime
     if setting == "auto":
         # crun starts faster, and refuses hybrid hosts ("cgroups in hybrid mode not supported").

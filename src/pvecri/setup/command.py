@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
         node.perform(step)
         if step.undo or step.path:
             record.add(step)
-    print("done. `pvecri check-config` checks the result, `pvecri setup --undo` takes it back")
+    print("done. `pvecri check` checks the result, `pvecri setup --undo` takes it back")
     return 0
 
 

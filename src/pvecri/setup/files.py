@@ -32,7 +32,7 @@ MODULES = "# For pvecri: the root filesystems of containers.\noverlay\n"
 SYSCTLS = "# For pvecri: pods reach other networks through this node.\nnet.ipv4.ip_forward = 1\n"
 
 _CONFIGURATION = """\
-# Written by `pvecri setup`. man pvecri.toml has all settings; `pvecri check-config` checks this file, the
+# Written by `pvecri setup`. man pvecri.toml has all settings; `pvecri check` checks this file, the
 # account and the storages. After a change: systemctl restart pvecri (pods keep running).
 
 [proxmox]

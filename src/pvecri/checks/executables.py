@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs that the daemon runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Iterator
+
+from pvecri.checks.finding import Finding
+from pvecri.config import Config, ConfigError
+from pvecri.linux import cgroups
+from pvecri.oci import features
+
+SUBJECT = "programs"
+
+RECURSIVE_READONLY = "is too old for recursive read-only mounts, which the kubelet then refuses"
+
+
+async def required(config: Config) -> AsyncIterator[Finding]:
+    """Those without which the daemon does not start."""
+    try:
+        runtime = await features.find_oci_runtime(config, cgroups.detect())
+    except ConfigError as error:
+        yield Finding("problem", SUBJECT, str(error), "install runc or crun")
+    else:
+        if not runtime.recursive_readonly:
+            version = ".".join(map(str, runtime.version))
+            yield Finding("warning", SUBJECT, f"{runtime.path} {version} {RECURSIVE_READONLY}")
+    if shutil.which(config.runtime.conmon) is None:
+        missing = f"runtime.conmon: the program {config.runtime.conmon!r} is not installed"
+        yield Finding("problem", SUBJECT, missing, "install conmon")
+
+
+def used_later(config: Config) -> Iterator[Finding]:
+    """Those that pulls need."""
+    if shutil.which(config.images.skopeo) is None:
+        missing = f"images.skopeo: the program {config.images.skopeo!r} is not installed"
+        yield Finding("problem", SUBJECT, missing, "install skopeo")

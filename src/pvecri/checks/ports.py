@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Addresses and sockets that the daemon listens on."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+from pvecri.checks.finding import Finding
+from pvecri.config import Config
+
+SUBJECT = "ports"
+
+SOCKET_PATH_MAX = 107
+"""Bytes of a unix socket's path (unix(7), sun_path, with its terminating NUL)."""
+
+
+def check(config: Config) -> Iterator[Finding]:
+    """Whether the daemon can listen; a port that the daemon itself has is in order."""
+    for setting, path in (
+        ("runtime.socket", config.runtime.socket),
+        ("oci.socket", config.oci.socket),
+        ("nri.socket", config.nri.socket),
+    ):
+        if len(bytes(path)) > SOCKET_PATH_MAX:
+            message = f"{setting}: {path} is longer than {SOCKET_PATH_MAX} bytes"
+            yield Finding("problem", SUBJECT, message, "choose a shorter path")
+    if running(config):
+        return
+    addresses = {"streaming.port": (config.streaming.address, config.streaming.port)}
+    if config.metrics.listen:
+        addresses["metrics.listen"] = config.metrics.address
+    for setting, (host, port) in addresses.items():
+        try:
+            _bind(host, port)
+        except OSError as error:
+            message = f"{setting}: cannot listen on {host} port {port}: {error.strerror}"
+            yield Finding(
+                "problem", SUBJECT, message, f"choose another, or see who has it: ss -ltnp sport = {port}"
+            )
+
+
+def running(config: Config) -> bool:
+    """Whether a daemon serves the CRI on runtime.socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            return probe.connect_ex(str(config.runtime.socket)) == 0
+        except OSError:  # the path is too long
+            return False
+
+
+def _bind(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        # As asyncio's servers: a port in TIME_WAIT is free.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen()
