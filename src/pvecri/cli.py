@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pvecri
-from pvecri import config, config_cli, config_files, daemon, image_cli, repair_cli
+from pvecri import config, config_cli, config_files, daemon, image_cli, repair_cli, status_cli
 from pvecri.checks import command as check
 from pvecri.errors import PvecriError
 from pvecri.setup import command as setup
@@ -25,19 +26,27 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.command == "config":
-        return config_cli.run(options)
-    if options.command == "setup":  # which writes the configuration
-        return setup.run(options)
-    if options.command in ("check", "check-config"):
-        return check.run(options)
+    # These do without a valid configuration, or report an invalid one themselves.
+    if early := _EARLY.get(options.command):
+        return early(options)
     settings = config_files.load(options.config).config
-    if options.command == "repair":
-        return repair_cli.run(settings, options)
-    if options.command == "image":
-        return image_cli.run(settings, options)
+    if command := _COMMANDS.get(options.command):
+        return command(settings, options)
     daemon.run(settings, options.config)
     return 0
+
+
+_EARLY: dict[str, Callable[[argparse.Namespace], int]] = {
+    "config": config_cli.run,
+    "setup": setup.run,
+    "check": check.run,
+    "check-config": check.run,
+}
+_COMMANDS: dict[str, Callable[[config.Config, argparse.Namespace], int]] = {
+    "repair": repair_cli.run,
+    "image": image_cli.run,
+    **dict.fromkeys(status_cli.COMMANDS, status_cli.run),
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     config_cli.add_command(commands)
     image_cli.add_commands(commands)
     repair_cli.add_command(commands)
+    status_cli.add_commands(commands)
     setup.add_command(commands)
     return parser
 

@@ -44,6 +44,7 @@ class _Images(Protocol):
     """Images, by the daemon or in an open store."""
 
     async def list(self) -> tuple[Image, ...]: ...
+    async def exists(self, reference: str) -> bool: ...
     async def pull(self, reference: str) -> ImageId: ...
     async def remove(self, reference: str) -> None: ...
 
@@ -52,7 +53,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add `image` with its subcommands."""
     image = commands.add_parser("image", help="manage images", description=__doc__)
     actions = image.add_subparsers(dest="action", required=True)
-    actions.add_parser("list", help="show all images")
+    actions.add_parser("list", help="show all images, by each of their names")
     pull = actions.add_parser("pull", help="fetch an image from its registry")
     pull.add_argument("reference", help="such as docker.io/library/busybox:1.36")
     remove = actions.add_parser("remove", help="remove an image with all its names")
@@ -83,7 +84,11 @@ def run(config: Config, options: argparse.Namespace) -> int:
 async def _list(config: Config, _: argparse.Namespace) -> int:
     async with _images(config) as (images, _progress):
         found = await images.list()
-    rows = [(_name(image), image.id.removeprefix("sha256:")[:13], _size(image.size)) for image in found]
+    rows = [
+        (name, image.id.removeprefix("sha256:")[:13], _size(image.size))
+        for image in found
+        for name in image.tags or image.digests or ("<none>",)
+    ]
     for row in [("IMAGE", "ID", "SIZE"), *sorted(rows)]:
         print("{:<60} {:<14} {:>10}".format(*row))
     return 0
@@ -97,6 +102,8 @@ async def _pull(config: Config, options: argparse.Namespace) -> int:
 
 async def _remove(config: Config, options: argparse.Namespace) -> int:
     async with _images(config) as (images, _progress):
+        if not await images.exists(options.reference):  # the CRI's RemoveImage succeeds
+            raise NotFound(f"image {options.reference} is not in the store")
         await images.remove(options.reference)
     return 0
 
@@ -165,6 +172,9 @@ class _OpenStore:
 
     async def list(self) -> tuple[Image, ...]:
         return self._manager.list()
+
+    async def exists(self, reference: str) -> bool:
+        return self._manager.find(reference) is not None
 
     async def pull(self, reference: str) -> ImageId:
         return (await self._manager.pull(reference)).id
@@ -258,10 +268,6 @@ def summary(what: str, progress: Progress, seconds: float) -> str:
     if progress.present:
         parts.insert(-1, f"{progress.present} already present")
     return f"{what}: {', '.join(parts)}"
-
-
-def _name(image: Image) -> str:
-    return next(iter((*image.tags, *image.digests)), "<none>")
 
 
 def _size(size: float) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from pvecri.checks.finding import Finding
 from pvecri.config import Config
+from pvecri.linux import single_instance
 
 SUBJECT = "ports"
 
@@ -25,7 +26,8 @@ def check(config: Config) -> Iterator[Finding]:
         if len(bytes(path)) > SOCKET_PATH_MAX:
             message = f"{setting}: {path} is longer than {SOCKET_PATH_MAX} bytes"
             yield Finding("problem", SUBJECT, message, "choose a shorter path")
-    if running(config):
+    short = len(bytes(config.runtime.socket)) <= SOCKET_PATH_MAX
+    if short and single_instance.listens(config.runtime.socket):
         return
     addresses = {"streaming.port": (config.streaming.address, config.streaming.port)}
     if config.metrics.listen:
@@ -38,15 +40,6 @@ def check(config: Config) -> Iterator[Finding]:
             yield Finding(
                 "problem", SUBJECT, message, f"choose another, or see who has it: ss -ltnp sport = {port}"
             )
-
-
-def running(config: Config) -> bool:
-    """Whether a daemon serves the CRI on runtime.socket."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            return probe.connect_ex(str(config.runtime.socket)) == 0
-        except OSError:  # the path is too long
-            return False
 
 
 def _bind(host: str, port: int) -> None:

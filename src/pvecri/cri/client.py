@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client of the CRI's ImageService, for the `pvecri` command: plain values in and out."""
+"""Clients of the CRI, for the `pvecri` command: plain values in and out."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
+import msgspec
 
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.cri.proto import cri_pb2_grpc
 from pvecri.errors import PvecriError
 from pvecri.model import Image, ImageId
+
+TIMEOUT = 30.0
+"""Seconds that the daemon has for an answer."""
 
 
 class ImageClient:
@@ -36,6 +41,12 @@ class ImageClient:
             for image in response.images
         )
 
+    async def exists(self, reference: str) -> bool:
+        """Whether there is an image of this name, ID or prefix of an ID."""
+        with _errors():
+            response = await self._stub.ImageStatus(pb.ImageStatusRequest(image=pb.ImageSpec(image=reference)))
+        return bool(response.image.id)
+
     async def pull(self, reference: str) -> ImageId:
         """Pull an image; returns its id."""
         with _errors():
@@ -46,6 +57,69 @@ class ImageClient:
         """Remove an image. Idempotent."""
         with _errors():
             await self._stub.RemoveImage(pb.RemoveImageRequest(image=pb.ImageSpec(image=reference)))
+
+
+class Pod(msgspec.Struct, frozen=True):
+    """A pod of ListPodSandbox; `state` is `Ready` or `NotReady`, `created` nanoseconds since the epoch."""
+
+    id: str
+    namespace: str
+    name: str
+    state: str
+    created: int
+
+
+class Condition(msgspec.Struct, frozen=True):
+    """A condition of Status."""
+
+    type: str
+    met: bool
+    reason: str
+    message: str
+
+
+class RuntimeStatus(msgspec.Struct, frozen=True):
+    """What the daemon says of itself; `info` is Status's verbose part, decoded."""
+
+    version: str
+    conditions: list[Condition]
+    info: dict[str, Any]
+    pods: list[Pod]
+    containers: dict[str, int]
+    images: int
+    image_bytes: int
+
+
+async def runtime_status(path: Path) -> RuntimeStatus:
+    """Ask the daemon that serves on the unix socket `path`; PvecriError if it does not answer."""
+    async with grpc.aio.insecure_channel(f"unix://{path}") as channel:
+        runtime = cri_pb2_grpc.RuntimeServiceStub(channel)  # type: ignore[no-untyped-call]
+        with _errors():
+            version = await runtime.Version(pb.VersionRequest(), timeout=TIMEOUT)
+            status = await runtime.Status(pb.StatusRequest(verbose=True), timeout=TIMEOUT)
+            pods = await runtime.ListPodSandbox(pb.ListPodSandboxRequest(), timeout=TIMEOUT)
+            containers = await runtime.ListContainers(pb.ListContainersRequest(), timeout=TIMEOUT)
+        images = await ImageClient(channel).list()
+    states = [pb.ContainerState.Name(each.state) for each in containers.containers]
+    return RuntimeStatus(
+        version=version.runtime_version,
+        conditions=[
+            Condition(each.type, each.status, each.reason, each.message) for each in status.status.conditions
+        ],
+        info={key: msgspec.json.decode(value) for key, value in status.info.items()},
+        pods=[_pod(each) for each in pods.items],
+        containers={
+            state.removeprefix("CONTAINER_").lower(): states.count(state) for state in sorted(set(states))
+        },
+        images=len(images),
+        image_bytes=sum(image.size for image in images),
+    )
+
+
+def _pod(sandbox: pb.PodSandbox) -> Pod:
+    state = "Ready" if sandbox.state == pb.SANDBOX_READY else "NotReady"
+    metadata = sandbox.metadata
+    return Pod(sandbox.id, metadata.namespace, metadata.name, state, sandbox.created_at)
 
 
 @asynccontextmanager

@@ -134,6 +134,11 @@ class ImageManager:
         """What pulls have done since the start, those under way included."""
         return sum((transfer.progress for transfer in self._transfers), self._transferred)
 
+    @property
+    def pulls_running(self) -> int:
+        """How many pulls are under way."""
+        return len(self._transfers)
+
     async def check(self, *, repair: bool) -> AsyncIterator[tuple[Finding, bool]]:
         """Damaged images, each with whether it was repaired: by removing it. Reads all layers."""
         found = await asyncio.to_thread(lambda: list(findings(self._library)))

@@ -32,7 +32,7 @@ async def lock(fd: int) -> bool:
 
 async def remove_stale_socket(path: Path) -> bool:
     """Unlink a Unix socket without a listener. Idempotent; False if a process listens for longer than LINGER."""
-    if not await _soon(lambda: not _listens(path)):
+    if not await _soon(lambda: not listens(path)):
         return False
     if path.is_socket():
         path.unlink(missing_ok=True)
@@ -96,7 +96,8 @@ def _locks(fd: int) -> bool:
     return True
 
 
-def _listens(path: Path) -> bool:
+def listens(path: Path) -> bool:
+    """Whether a process listens on the unix socket `path`."""
     if not path.is_socket():
         return False
     with socket.socket(socket.AF_UNIX) as probe:

@@ -69,6 +69,17 @@ def recorded(path: Path) -> Recorded:
     return Recorded(str(row[0]) if row else "", dict(pods))
 
 
+def recorded_vmids(path: Path) -> dict[str, int]:
+    """The VMID of each sandbox with a CT, by id; as `recorded`."""
+    if not path.exists():
+        return {}
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            return dict(db.execute("SELECT id, vmid FROM sandboxes WHERE vmid IS NOT NULL").fetchall())
+    except sqlite3.DatabaseError as error:
+        raise InternalError(f"{path}: {error}") from error
+
+
 def claim_name(installation: str) -> str:
     """The name that the daemon of an installation claims while it runs (linux/single_instance.py)."""
     return f"pvecri-{installation}"
