@@ -63,7 +63,18 @@ def _parser() -> argparse.ArgumentParser:
     repair_cli.add_command(commands)
     status_cli.add_commands(commands)
     setup.add_command(commands)
+    _accept_config_after_command(parser)
     return parser
+
+
+def _accept_config_after_command(parser: argparse.ArgumentParser) -> None:
+    """Let --config stand after each command, too, and its subcommands."""
+    for action in parser._actions:  # argparse has no public way to its subparsers
+        if isinstance(action, argparse._SubParsersAction):
+            for command in set(action.choices.values()):  # an alias is the same parser
+                # SUPPRESS as default: without the option, the value before the command stays.
+                command.add_argument("--config", type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+                _accept_config_after_command(command)
 
 
 if __name__ == "__main__":
