@@ -22,7 +22,6 @@ from typing import Any, Protocol, TypeVar
 
 from pvecri import daemon
 from pvecri.config import Config, ConfigError
-from pvecri.cri import client
 from pvecri.errors import AlreadyExists, FailedPrecondition, InternalError, NotFound
 from pvecri.images import placement
 from pvecri.images.export import write_archive
@@ -188,6 +187,8 @@ async def _images(config: Config) -> AsyncIterator[tuple[_Images, Callable[[], P
     """The daemon's images, or those of the store, and a pull's progress, which the CRI does not report."""
     async with AsyncExitStack() as stack:
         if _listens(config.runtime.socket):
+            from pvecri.cri import client  # only here: the daemon has no use for the stubs
+
             yield await stack.enter_async_context(client.connected(config.runtime.socket)), Progress
         else:
             manager = await stack.enter_async_context(_store(config))

@@ -8,17 +8,19 @@ import argparse
 import asyncio
 import time
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import msgspec
 
 import pvecri
 from pvecri.config import Config
-from pvecri.cri import client
-from pvecri.cri.client import RuntimeStatus
 from pvecri.errors import Unavailable
 from pvecri.linux import single_instance
 from pvecri.pods.store import recorded_vmids
 from pvecri.supervision import Failing
+
+if TYPE_CHECKING:
+    from pvecri.cri.client import RuntimeStatus
 
 COMMANDS = ("status", "pods", "version")
 
@@ -41,6 +43,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
     """Run a command; returns the exit status. Unavailable if no daemon runs."""
     if options.command == "version":
         print(f"pvecri {pvecri.__version__}")
+    from pvecri.cri import client  # only here: the daemon, which is a command too, has no use for the stubs
+
     path = config.runtime.socket
     if not single_instance.listens(path):
         if options.command == "version":

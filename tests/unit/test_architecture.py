@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -209,6 +210,14 @@ def test_a_task_that_nobody_awaits_has_a_supervisor() -> None:
         if isinstance(node, ast.Attribute) and node.attr in ("create_task", "ensure_future", "add_done_callback")
     }
     assert makers == MAKES_TASKS.keys()
+
+
+def test_an_idle_daemon_has_no_library_that_only_commands_and_options_need() -> None:
+    """Each is a megabyte or more: aiohttp serves metrics, the stubs are a client's."""
+    code = "import sys, pvecri.cli; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert not {"aiohttp", "pvecri.cri.proto.cri_pb2_grpc"} & set(loaded)
 
 
 def test_functions_are_short() -> None:
