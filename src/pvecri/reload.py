@@ -37,7 +37,7 @@ class Reloader:
         self._live = live
 
     def reload(self) -> None:
-        """Read the files and apply them. A file that is invalid changes nothing, and is told in the log."""
+        """Read the files and apply them. A file that is invalid changes nothing, and is reported in the log."""
         try:
             wanted = config_files.load(self._path).config
         except ConfigError as error:

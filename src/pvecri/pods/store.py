@@ -16,7 +16,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,12 +61,9 @@ def recorded(path: Path) -> Recorded:
     """Read a database that a daemon may have open, without changing it; empty if there is none. InternalError."""
     if not path.exists():
         return Recorded("", {})
-    try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-            row = db.execute("SELECT id FROM installation").fetchone()
-            pods = db.execute("SELECT vmid, name FROM sandboxes WHERE vmid IS NOT NULL").fetchall()
-    except sqlite3.DatabaseError as error:
-        raise InternalError(f"{path}: {error}") from error
+    with _opened_to_read(path) as db:
+        row = db.execute("SELECT id FROM installation").fetchone()
+        pods = db.execute("SELECT vmid, name FROM sandboxes WHERE vmid IS NOT NULL").fetchall()
     return Recorded(str(row[0]) if row else "", dict(pods))
 
 
@@ -73,9 +71,16 @@ def recorded_vmids(path: Path) -> dict[str, int]:
     """The VMID of each sandbox with a CT, by id; as `recorded`."""
     if not path.exists():
         return {}
+    with _opened_to_read(path) as db:
+        return dict(db.execute("SELECT id, vmid FROM sandboxes WHERE vmid IS NOT NULL").fetchall())
+
+
+@contextmanager
+def _opened_to_read(path: Path) -> Iterator[sqlite3.Connection]:
+    """A database that a daemon may have open; InternalError, also for what fails in the context."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-            return dict(db.execute("SELECT id, vmid FROM sandboxes WHERE vmid IS NOT NULL").fetchall())
+            yield db
     except sqlite3.DatabaseError as error:
         raise InternalError(f"{path}: {error}") from error
 
