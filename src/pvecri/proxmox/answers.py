@@ -151,11 +151,15 @@ class TaskStatus(Answer, frozen=True):
 
 
 class TaskEntry(Answer, frozen=True):
-    """One of GET /nodes/{node}/tasks; `pstart` is clock ticks since boot."""
+    """One of GET /nodes/{node}/tasks; `pstart` is clock ticks since boot.
+
+    `endtime` is when Proxmox has noticed the end; None while the task is in the list of active ones.
+    """
 
     upid: str
     type: str
     starttime: int
+    endtime: int | None = None
     pstart: int = 0
     id: str = ""
 

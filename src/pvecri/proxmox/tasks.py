@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from pvecri import metrics
 from pvecri.backoff import Backoff
@@ -84,7 +85,7 @@ class Tasks:
             # By default the list has ended tasks only.
             parameters={"vmid": vmid, "source": "all", **filters},
         )
-        return sorted(await self._transport.call(call, list[TaskEntry]), key=_start, reverse=True)
+        return newest_first(await self._transport.call(call, list[TaskEntry]))
 
     async def log_end(self, task: Upid) -> str:
         """The last lines of a failed task's log, joined, without its exit status; empty if it cannot be read."""
@@ -124,6 +125,23 @@ def parse_upid(text: str, action: str) -> Upid:
         raise errors.ProxmoxError(action, str(error)) from error
 
 
-def _start(entry: TaskEntry) -> tuple[int, int]:
-    # Tasks that started in the same second are ordered by their workers' start ticks.
-    return entry.starttime, entry.pstart
+def newest_first(entries: Sequence[TaskEntry]) -> list[TaskEntry]:
+    """The tasks of one guest, as Proxmox lists them, in the order in which they happened, the latest first. Pure.
+
+    Not by `starttime`: the node's clock may have been set back in between. Proxmox lists active tasks, then the
+    archive from its end. It archives the tasks that have ended since it last looked at once, in the wrong order
+    and with nearly the same `endtime`: only among those (and the active ones) does the start count, in ticks.
+    """
+    batches: list[list[TaskEntry]] = []
+    for entry in entries:
+        if batches and _same_batch(batches[-1][-1], entry):
+            batches[-1].append(entry)
+        else:
+            batches.append([entry])
+    return [entry for batch in batches for entry in sorted(batch, key=lambda entry: entry.pstart, reverse=True)]
+
+
+def _same_batch(one: TaskEntry, other: TaskEntry) -> bool:
+    if one.endtime is None or other.endtime is None:
+        return one.endtime is other.endtime
+    return abs(one.endtime - other.endtime) <= 1

@@ -14,11 +14,12 @@ from support.scripted_pve import ScriptedPve, Step, data, dropped, refusal, scri
 from pvecri.errors import DeadlineExceeded, NotFound, PermissionDenied, Unavailable
 from pvecri.model import Vmid
 from pvecri.proxmox import rootfs_storage
+from pvecri.proxmox.answers import TaskEntry
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import CtSpec
 from pvecri.proxmox.errors import CtExists, CtLocked, CtNotFound, ProxmoxError, ProxmoxTaskError
 from pvecri.proxmox.sizing import CtSize
-from pvecri.proxmox.tasks import POLL
+from pvecri.proxmox.tasks import POLL, newest_first
 
 VMID = Vmid(900_001)
 CT = f"/nodes/pve/lxc/{VMID}"
@@ -243,6 +244,44 @@ async def test_ct_is_replaced_by_a_destroy_or_restore_after_its_create(
     pve.script("GET", "/nodes/pve/tasks", data(entries))
 
     assert (await api.replaced_by(VMID) is not None) == replaced
+
+
+@pytest.mark.parametrize(
+    ("happened", "replaced"),
+    [
+        # (kind, starttime, endtime, ticks), in the order in which it happened.
+        ([("vzcreate", 3600, 3605, 100), ("vzdestroy", 3700, 3702, 200), ("vzcreate", 200, 205, 300)], False),
+        ([("vzcreate", 3600, 3605, 100), ("vzrestore", 100, 109, 200)], True),
+        ([("vzcreate", 3600, 3605, 100), ("vzdestroy", 100, 103, 200)], True),
+        ([("vzdestroy", 3600, 3605, 90000), ("vzcreate", 100, 103, 10)], False),  # and a reboot
+    ],
+)
+async def test_tasks_are_in_order_when_the_nodes_clock_was_set_back(
+    pve: ScriptedPve, api: ProxmoxApi, happened: list[tuple[str, int, int, int]], replaced: bool
+) -> None:
+    entries = []
+    for kind, start, end, ticks in happened:
+        upid = TASK.replace("00009CE0", f"{ticks:08X}").replace("vzcreate", kind)
+        entries.append({"upid": upid, "type": kind, "starttime": start, "endtime": end, "pstart": ticks})
+        pve.script("GET", f"/nodes/pve/tasks/{quote(upid, safe='')}/status", ended("OK"))
+    pve.script("GET", "/nodes/pve/tasks", data(entries[::-1]))
+
+    assert (await api.replaced_by(VMID) is not None) == replaced
+
+
+def test_tasks_that_were_archived_at_once_are_listed_in_the_wrong_order() -> None:
+    def task(kind: str, ticks: int, end: int | None) -> TaskEntry:
+        return TaskEntry(upid=f"UPID:{ticks}", type=kind, starttime=7, endtime=end, pstart=ticks)
+
+    listed = [
+        task("vzstop", 50, None),
+        task("vzstart", 60, None),
+        task("vzdestroy", 30, 101),
+        task("vzcreate", 40, 100),
+        task("vzcreate", 10, 90),
+    ]
+
+    assert [entry.pstart for entry in newest_first(listed)] == [60, 50, 40, 30, 10]
 
 
 def test_polling_starts_soon_and_slows_down_to_a_second() -> None:

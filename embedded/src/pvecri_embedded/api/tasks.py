@@ -100,11 +100,17 @@ class TaskApi(Base):
         """Move the tasks that have ended from the list of active ones to the archive.
 
         PVE::RESTEnvironment::active_workers: it runs when a worker is forked, when the API daemon reaps one of its
-        own, and in pvestatd's rounds. Until then the lists show an ended task as RUNNING.
+        own, and in pvestatd's rounds. Until then the lists show an ended task as RUNNING, and the time at which it
+        is archived is its `endtime`.
         """
         ended = [record for record in self._active if record["status"] == "stopped"]
         self._active = [record for record in self._active if record["status"] != "stopped"]
-        for record in sorted(ended, key=lambda record: record["endtime"]):
+        noticed = int(time.time())
+        for record in sorted(ended, key=lambda record: record["starttime"], reverse=True):
+            record["endtime"] = noticed
+            # The list shows the archive from its end: among those archived at once, the latest start comes last.
+            self.tasklog.remove(record)
+            self.tasklog.append(record)
             self.keep_task(record)
 
     async def run_status_rounds(self) -> None:
