@@ -311,6 +311,14 @@ class ProxmoxApi:
             return None
         return task_failure(status.exitstatus, await self._tasks.log_end(upid))
 
+    async def create_runs(self, vmid: Vmid) -> bool:
+        """Whether the last create of this VMID that our account has begun on this node is still running."""
+        action = f"create CT {vmid}"
+        entry = await self._tasks.last(vmid, "vzcreate", self._node, since=0)
+        if entry is None:
+            return False
+        return (await self._tasks.status(parse_upid(entry.upid, action), action)).status is not TaskState.STOPPED
+
     # -- templates -------------------------------------------------------------------------------------------
 
     async def find_template(self, name: str) -> str | None:

@@ -65,6 +65,7 @@ class Answers:
     config: CtConfig | Exception = field(default_factory=config)
     replacement: TaskEntry | None = None
     after: CtConfig | Exception | None = None
+    creating: bool = False
 
     async def idle_ct_config(self, vmid: Vmid, timeout: float | None = None) -> CtConfig:
         return self._of(self.config)
@@ -74,6 +75,9 @@ class Answers:
 
     async def replaced_by(self, vmid: Vmid) -> TaskEntry | None:
         return self.replacement
+
+    async def create_runs(self, vmid: Vmid) -> bool:
+        return self.creating
 
     @staticmethod
     def _of(answer: CtConfig | Exception) -> CtConfig:
@@ -109,9 +113,14 @@ async def test_ct_that_is_another_is_not_the_pods(tmp_path: Path, answers: Answe
         await confirm(pod(tmp_path), answers)
 
 
-async def test_ct_of_an_interrupted_create_that_stays_hidden_is_an_error(tmp_path: Path) -> None:
+async def test_ct_that_stays_hidden_after_an_interrupted_create_is_anothers_once_no_create_runs(
+    tmp_path: Path,
+) -> None:
+    entry, hidden = pod(tmp_path, ct_made=False), CtHidden("being created")
     with pytest.raises(CtHidden):
-        await confirm(pod(tmp_path, ct_made=False), Answers(CtHidden("being created")))
+        await confirm(entry, Answers(hidden, creating=True))
+    with pytest.raises(NotOwnCt, match="not in our pool"):
+        await confirm(entry, Answers(hidden))
 
 
 async def test_ct_whose_own_destroy_has_just_ended_is_missing(tmp_path: Path) -> None:

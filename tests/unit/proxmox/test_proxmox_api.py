@@ -247,6 +247,20 @@ async def test_ct_is_replaced_by_a_destroy_or_restore_after_its_create(
 
 
 @pytest.mark.parametrize(
+    ("status", "runs"),
+    [(None, False), ({"status": "running"}, True), ({"status": "stopped", "exitstatus": "OK"}, False)],
+)
+async def test_create_of_a_vmid_runs_until_its_task_has_ended(
+    pve: ScriptedPve, api: ProxmoxApi, status: dict[str, str] | None, runs: bool
+) -> None:
+    entries = [] if status is None else [{"upid": TASK, "type": "vzcreate", "starttime": 7}]
+    pve.script("GET", "/nodes/pve/tasks", data(entries))
+    pve.script("GET", f"/nodes/pve/tasks/{quote(TASK, safe='')}/status", data({"upid": TASK, **(status or {})}))
+
+    assert await api.create_runs(VMID) is runs
+
+
+@pytest.mark.parametrize(
     ("happened", "replaced"),
     [
         # (kind, starttime, endtime, ticks), in the order in which it happened.

@@ -95,12 +95,21 @@ class Base(FakePve):  # type: ignore[misc]
         raise NotImplementedError
 
     def load(self) -> None:
-        """Read the config files of the CTs made before."""
-        for path in sorted(self.layout.conf_dir.glob("[0-9]*.conf")):
+        """Read the config files of the CTs made before, and of those in other nodes' directories.
+
+        Those are CTs of the cluster, whose state is unknown as long as their node does not run.
+        """
+        for path in sorted(self.layout.conf_dir.parent.parent.glob("*/lxc/[0-9]*.conf")):
+            node = path.parent.parent.name
+            self.nodes.setdefault(node, {"online": False})
             stored = ctconf.parse(path.read_text())
-            ct = Ct(int(path.stem), node=self.node, config=stored.config, pending=stored.pending, defaults=False)
+            ct = Ct(int(path.stem), node=node, config=stored.config, pending=stored.pending, defaults=False)
             ct.snapshots = stored.snapshots
             self.cts.append(ct)
+
+    def own_cts(self) -> list[Ct]:
+        """The CTs of this node, without those of other nodes."""
+        return [ct for ct in self.cts if ct.node == self.node]
 
     def storage_path(self, volid: str) -> Path:
         """The path of a volume (``STORAGE:NAME``)."""

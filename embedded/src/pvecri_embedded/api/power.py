@@ -109,7 +109,7 @@ class PowerApi(CreateApi):
 
     def adopt_running(self) -> None:
         """Find the CTs that have run on while no API process did."""
-        for ct in self.cts:
+        for ct in self.own_cts():
             monitor = Monitor.adopt(ct.vmid, self.layout.lxc_path, self.cgroups)
             if monitor is not None:
                 self.attach(ct, monitor)
@@ -119,7 +119,7 @@ class PowerApi(CreateApi):
 
     def forget_running(self) -> None:
         """Let go of the CTs; they run on."""
-        for ct in self.cts:
+        for ct in self.own_cts():
             if ct.monitor is not None:
                 ct.monitor.forget()
 

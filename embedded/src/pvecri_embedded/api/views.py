@@ -89,7 +89,7 @@ class ViewsApi(Base):
     def publish_figures(self) -> None:
         """Tell the cluster of the CTs' state and figures (pvestatd's update_lxc_status, every ten seconds)."""
         now = time.monotonic()
-        for ct in self.cts:
+        for ct in self.own_cts():
             figures = self._figures(ct)
             del figures["swap"]
             state = {"name": ct.name, "status": ct.status, "template": int(ct.template), "memhost": 0}
