@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from support.leaks import PREFIX
+
 from .process import NodeProcess, new_state_dir
 from .sandbox_template import write_template
 
@@ -61,7 +63,7 @@ async def look(vmid: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    aside = Path(tempfile.mkdtemp(prefix="pvecri-bridged-"))
+    aside = Path(tempfile.mkdtemp(prefix=f"{PREFIX}bridged-"))
     try:
         for command in _SETUP:
             _run(command.format(aside=aside))

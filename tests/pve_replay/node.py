@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 from multidict import CIMultiDict
 from support.image_builder import LayerBuilder, build_image
+from support.leaks import LXC_LOCKS, PREFIX
 from support.registry import running_registry
 from yarl import URL
 
@@ -242,8 +243,9 @@ def _special_bodies(record: Record, headers: Any, data: Any) -> Any:
 async def replay_node(file: str) -> AsyncIterator[ReplayNode]:
     """A node that stands as the recorded one did before ``file``; nothing of it is left afterwards."""
     async with AsyncExitStack() as undo:
-        base = Path(tempfile.mkdtemp(prefix="pvecri-replay-"))
+        base = Path(tempfile.mkdtemp(prefix=f"{PREFIX}replay-"))
         undo.callback(shutil.rmtree, base)
+        undo.callback(shutil.rmtree, LXC_LOCKS / base.name, ignore_errors=True)
         base.chmod(0o755)  # the roots of unprivileged CTs are reached through it
         layout = Layout(base / "state", "pve", base / "lxc")
         layout.make_directories()

@@ -20,13 +20,13 @@ from types import TracebackType
 from typing import Any
 
 import aiohttp
+from support.leaks import LXC_LOCKS, PREFIX
 from support.processes import SOURCES
 from support.vmids import claim
 
 VMIDS = claim(90_000, 90_999, 10)
 """The VMIDs of this test process."""
 
-_LXC_LOCKS = Path("/run/lxc/lock")
 _TIMEOUT_S = 30.0
 _POLL_S = 0.002
 
@@ -34,7 +34,7 @@ _POLL_S = 0.002
 @contextmanager
 def new_state_dir() -> Iterator[Path]:
     """An empty state directory; the CTs of a node that used it are gone afterwards."""
-    directory = Path(tempfile.mkdtemp(prefix="pvecri-embedded-"))
+    directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}embedded-"))
     directory.chmod(0o711)  # the roots of unprivileged CTs are reached through it
     try:
         yield directory
@@ -42,7 +42,7 @@ def new_state_dir() -> Iterator[Path]:
         for conf in directory.glob("pve/nodes/*/lxc/*.conf"):
             command = ["lxc-stop", "--kill", "--lxcpath", str(directory / "lxc"), "--name", conf.stem]
             subprocess.run(command, check=False, capture_output=True)
-        shutil.rmtree(_LXC_LOCKS / str(directory).lstrip("/"), ignore_errors=True)
+        shutil.rmtree(LXC_LOCKS / directory.name, ignore_errors=True)
         shutil.rmtree(directory)
 
 

@@ -12,6 +12,7 @@ from tempfile import mkdtemp
 import pytest
 from msgspec.structs import replace
 from support.filesystems import btrfs_filesystem
+from support.leaks import PREFIX
 from support.registry import Registry
 from support.simulated_zfs import SimulatedZfs
 
@@ -24,7 +25,7 @@ from pvecri.model import Image
 @contextmanager
 def image_root() -> Iterator[Path]:
     """A directory that mapped roots can pass, which pytest's own are not; mounts below it go with it."""
-    directory = Path(mkdtemp(prefix="pvecri-"))
+    directory = Path(mkdtemp(prefix=f"{PREFIX}images-"))
     directory.chmod(0o711)
     try:
         yield directory
