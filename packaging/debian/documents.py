@@ -79,7 +79,12 @@ def settings() -> str:
     text = Path("docs/configuration.md").read_text()
     _, _, body = text.partition("\n## ")
     lines = [shown for line in f"## {body}".splitlines() if (shown := setting(line)) is not None]
-    return plain("\n".join(lines), code=True) + "\n"
+    return plain(led_in("\n".join(lines)), code=True) + "\n"
+
+
+def led_in(text: str) -> str:
+    """A paragraph before each indented example, as go-md2man takes one after a definition for a part of it."""
+    return re.sub(r"^(\*\*.*\n: .*\n\n+)(?= {4})", r"\1For example:\n\n", text, flags=re.MULTILINE)
 
 
 def setting(line: str) -> str | None:
