@@ -11,6 +11,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 CRI = "src/pvecri/cri/proto/cri.proto"
+HEALTH = "src/pvecri/cri/proto/health.proto"
 NRI = ("src/pvecri/nri/proto/nri.proto", "src/pvecri/nri/proto/ttrpc.proto")
 
 
@@ -18,7 +19,7 @@ def generate(root: Path) -> None:
     """Write the modules and their stubs beside the .proto files below ROOT; gRPC's stubs for the CRI alone."""
     source = root / "src"
     _protoc(root, f"--grpc_python_out={source}", CRI)
-    _protoc(root, *NRI)
+    _protoc(root, HEALTH, *NRI)
 
 
 def _protoc(root: Path, *arguments: str) -> None:

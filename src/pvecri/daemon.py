@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pvecri
 from pvecri import metrics
 from pvecri.config import DEFAULT_PATH, Config, ConfigError
+from pvecri.cri.health import HealthService
 from pvecri.cri.image_service import ImageService
 from pvecri.cri.runtime_service import RuntimeService
 from pvecri.cri.server import CriServer
@@ -29,6 +30,7 @@ from pvecri.nri.plugins import Plugins
 from pvecri.oci import features
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.manager import PodManager
+from pvecri.probes import Check
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.reload import Live, Reloader
 from pvecri.streaming.server import StreamingServer
@@ -102,13 +104,15 @@ async def serve(config: Config, ready: asyncio.Event | None = None, path: Path =
             fronts = RuntimeServer(config.oci.socket, pods.front_containers)
             await fronts.start()
             stack.push_async_callback(fronts.close)
-        metrics_server = await _serve_metrics(config, pods, stack)
         runtime = RuntimeService(config, pods, images, streaming)
-        server = CriServer(config.runtime.socket, runtime, ImageService(images))
+        health = HealthService(pods.conditions)
+        server = CriServer(config.runtime.socket, runtime, ImageService(images), health)
+        metrics_server = await _serve_metrics(config, pods, server, stack)
         await server.start()
         stack.push_async_callback(server.close)
-        # Closed before the server, which else waits its whole grace for the streams of events.
+        # Closed before the server, which else waits its whole grace for the streams of events and of health.
         stack.callback(pods.events.close)
+        stack.callback(health.close)
         log.info("serving the CRI on unix://%s", config.runtime.socket)
         if ready is not None:
             ready.set()
@@ -160,18 +164,31 @@ def _live(images: ImageManager, streaming: StreamingServer, metrics_server: Metr
     ]
 
 
-async def _serve_metrics(config: Config, pods: PodManager, stack: AsyncExitStack) -> MetricsServer | None:
-    """Serve the daemon's metrics until `stack` closes, if metrics.listen is set."""
+async def _serve_metrics(
+    config: Config, pods: PodManager, server: CriServer, stack: AsyncExitStack
+) -> MetricsServer | None:
+    """Serve the daemon's metrics and health until `stack` closes, if metrics.listen is set."""
     if not config.metrics.listen:
         return None
     # aiohttp's server takes more than a megabyte of memory.
     from pvecri.metrics_server import MetricsServer
 
     metrics.BUILD_INFO.labels(pvecri.__version__).set(1)
-    server = MetricsServer(config.metrics, pods.observe)
-    await server.start()
-    stack.push_async_callback(server.close)
-    return server
+
+    async def alive() -> list[Check]:
+        # Nothing that a restart does not mend: Proxmox may be away for hours, and the pods go on.
+        return [Check("ping"), Check("cri", server.failure)]
+
+    async def ready() -> list[Check]:
+        conditions = await pods.conditions()
+        return await alive() + [
+            Check(each.type, "" if each.met else each.reason, required=each.required) for each in conditions
+        ]
+
+    metrics_server = MetricsServer(config.metrics, pods.observe, alive=alive, ready=ready)
+    await metrics_server.start()
+    stack.push_async_callback(metrics_server.close)
+    return metrics_server
 
 
 async def _place_images(config: Config, proxmox: ProxmoxApi) -> Config:

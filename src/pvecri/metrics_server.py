@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serves the daemon's metrics to Prometheus, at `GET /metrics`.
+"""Serves the daemon's metrics to Prometheus, at `GET /metrics`, and its health, at `GET /healthz` and `/readyz`.
 
 Imported only when metrics.listen is set: aiohttp's server takes more than a megabyte.
 """
@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
-from pvecri import metrics, tls
+from pvecri import metrics, probes, tls
 from pvecri.config import ConfigError, MetricsConfig
 
 log = logging.getLogger(__name__)
@@ -22,17 +23,26 @@ log = logging.getLogger(__name__)
 SHUTDOWN_TIMEOUT = 1.0
 """Seconds for running requests when the daemon stops."""
 
+Checks = Callable[[], Awaitable[Sequence[probes.Check]]]
+
 
 class MetricsServer:
     """Serves between `start` and `close`."""
 
-    def __init__(self, config: MetricsConfig, observe: Callable[[], Awaitable[None]]) -> None:
-        """`observe` is called before each scrape, to set gauges that are not kept up to date."""
+    def __init__(
+        self, config: MetricsConfig, observe: Callable[[], Awaitable[None]], *, alive: Checks, ready: Checks
+    ) -> None:
+        """`observe` is called before each scrape, to set gauges that are not kept up to date.
+
+        `alive` is asked for each /healthz, `ready` for each /readyz.
+        """
         self._config = config
         self._observe = observe
         self._tls: ssl.SSLContext | None = None
         app = web.Application()
         app.router.add_get("/metrics", self._show)
+        app.router.add_get("/healthz", partial(self._probe, "healthz", alive))
+        app.router.add_get("/readyz", partial(self._probe, "readyz", ready))
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
 
     async def start(self) -> None:
@@ -69,3 +79,13 @@ class MetricsServer:
         # About 5 ms (decision 0062): too long for the event loop.
         body = await asyncio.to_thread(encode, metrics.REGISTRY)
         return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def _probe(self, endpoint: str, checks: Checks, request: web.Request) -> web.Response:
+        passed, body = probes.answer(
+            endpoint,
+            await checks(),
+            verbose="verbose" in request.query,
+            excluded=request.query.getall("exclude", ()),
+        )
+        headers = {"Cache-Control": "no-cache, private", "X-Content-Type-Options": "nosniff"}
+        return web.Response(status=200 if passed else 503, text=body, headers=headers)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import re
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 
 import grpc
@@ -121,6 +123,30 @@ def test_unmet_condition_is_0(machine: Machine, cri: CriClient) -> None:
     for path in machine.conf_dir.iterdir():
         path.unlink()
     assert [scrape().value("condition", type=name) for name in names] == [1, 0, 1, 1]
+
+
+def probe(path: str) -> tuple[int, str]:
+    """Status and body of a health endpoint."""
+    try:
+        with urllib.request.urlopen(f"http://{ADDRESS}{path}") as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_health_endpoints_follow_the_conditions(machine: Machine, cri: CriClient) -> None:
+    assert [probe("/healthz"), probe("/readyz")] == [(200, "ok"), (200, "ok")]
+    for path in machine.conf_dir.iterdir():
+        path.unlink()
+    status, body = probe("/readyz")
+    assert status == 503
+    assert "[-]NetworkReady failed: NetworkPluginNotReady\n" in body
+    assert probe("/healthz?verbose") == (200, "[+]ping ok\n[+]cri ok\nhealthz check passed\n")
+    # What makes the gRPC server NOT_SERVING is RuntimeReady, which has no part of the network.
+    with grpc.insecure_channel(f"unix:{machine.socket}") as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)
+        assert check(b"") == b"\x08\x01"
 
 
 def test_failed_cleanup_is_pending_until_it_succeeds(embedded: EmbeddedNode, cri: CriClient) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gRPC server: the CRI's two services on a unix socket.
+"""The gRPC server: the CRI's two services, and the health checking service, on a unix socket.
 
-Handlers are generated from the descriptors of cri.proto (decision 0005): each call is dispatched to the service's
-method of that name, or answered with UNIMPLEMENTED.
+Handlers are generated from the descriptors of cri.proto and health.proto (decision 0005): each call is dispatched
+to the service's method of that name, or answered with UNIMPLEMENTED.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from google.protobuf.message_factory import GetMessageClass
 from pvecri import metrics
 from pvecri.concurrency import serving
 from pvecri.config import ConfigError
-from pvecri.cri.proto import cri_pb2
+from pvecri.cri.proto import cri_pb2, health_pb2
 from pvecri.errors import PvecriError, Unimplemented, printable
 from pvecri.linux import single_instance
 
@@ -46,15 +46,19 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class CriServer:
     """Serves between `start` and `close`."""
 
-    def __init__(self, path: Path, runtime_service: object, image_service: object) -> None:
+    def __init__(
+        self, path: Path, runtime_service: object, image_service: object, health_service: object = None
+    ) -> None:
         """`path` is the socket, which is created with mode 0600."""
         self._path = path
+        self._inode: tuple[int, int] | None = None
         self._server = grpc.aio.server(options=_OPTIONS)
         services = cri_pb2.DESCRIPTOR.services_by_name
         self._server.add_generic_rpc_handlers(
             (
                 _handlers(services["RuntimeService"], runtime_service),
                 _handlers(services["ImageService"], image_service),
+                _handlers(health_pb2.DESCRIPTOR.services_by_name["Health"], health_service),
             )
         )
 
@@ -66,15 +70,34 @@ class CriServer:
         self._server.add_insecure_port(f"unix:{self._path}")
         await self._server.start()
         self._path.chmod(0o600)  # gRPC creates it by the umask
+        self._inode = _inode(self._path)
+
+    @property
+    def failure(self) -> str:
+        """Why no client can connect, as a reason in CamelCase; empty while one can."""
+        if self._inode is None:
+            return "NotServing"
+        # A socket that another process has unlinked or replaced stays open, and nobody finds it.
+        return "" if _inode(self._path) == self._inode else "SocketReplaced"
 
     async def close(self, grace: float = 5.0) -> None:
         """Refuse new calls, wait `grace` seconds for running ones, and remove the socket."""
+        self._inode = None
         await self._server.stop(grace)
         self._path.unlink(missing_ok=True)
 
     async def wait(self) -> None:
         """Wait until closed."""
         await self._server.wait_for_termination()
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    """The device and inode of a file; None if it does not exist."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _handlers(service: ServiceDescriptor, implementation: object) -> grpc.GenericRpcHandler:

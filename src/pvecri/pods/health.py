@@ -26,6 +26,9 @@ INTERVAL_UNHEALTHY = 2.0
 MOST_SHOWN = 5
 """Failing background tasks that a message names."""
 
+BACKGROUND = "BackgroundWorkHealthy"
+"""The condition that does not affect RuntimeReady."""
+
 _WITHOUT_DIRECTORIES = frozenset({"lvm", "lvmthin", "rbd"})
 """Storage types without directories or subvolumes: a rootfs of size 0 cannot be created on them."""
 
@@ -41,6 +44,11 @@ class Condition:
     met: bool
     reason: str = ""
     message: str = ""
+
+    @property
+    def required(self) -> bool:
+        """Whether pods can be created only while it is met."""
+        return self.type != BACKGROUND
 
 
 def image_store_condition(config: Config) -> Condition:
@@ -58,13 +66,12 @@ def image_store_condition(config: Config) -> Condition:
 
 def background_condition(failing: Sequence[Failing]) -> Condition:
     """Not met while background work keeps failing; the message has the first MOST_SHOWN."""
-    name = "BackgroundWorkHealthy"
     if not failing:
-        return Condition(name, True)
+        return Condition(BACKGROUND, True)
     shown = [str(each) for each in failing[:MOST_SHOWN]]
     if len(failing) > MOST_SHOWN:
         shown.append(f"and {len(failing) - MOST_SHOWN} more")
-    return Condition(name, False, "BackgroundWorkFails", "; ".join(shown))
+    return Condition(BACKGROUND, False, "BackgroundWorkFails", "; ".join(shown))
 
 
 def conditions(*parts: Condition, network: NetworkStatus, background: Condition) -> list[Condition]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics' server on a real socket."""
+"""The server of metrics and health on a real socket."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,17 +19,32 @@ from support.figures import Scrape
 from pvecri import config, metrics
 from pvecri.config import ConfigError, MetricsConfig
 from pvecri.metrics_server import MetricsServer
+from pvecri.probes import Check
 
 
 async def nothing_to_observe() -> None:
     return
 
 
+async def alive() -> list[Check]:
+    return [Check("ping")]
+
+
+async def not_ready() -> list[Check]:
+    return [Check("ping"), Check("NetworkReady", "NetworkPluginNotReady")]
+
+
+def server_of(
+    settings: MetricsConfig, observe: Callable[[], Awaitable[None]] = nothing_to_observe
+) -> MetricsServer:
+    return MetricsServer(settings, observe, alive=alive, ready=not_ready)
+
+
 @asynccontextmanager
 async def serving(
     settings: MetricsConfig = MetricsConfig(listen="127.0.0.1:0"),  # noqa: B008  it is frozen
 ) -> AsyncIterator[MetricsServer]:
-    server = MetricsServer(settings, nothing_to_observe)
+    server = server_of(settings)
     await server.start()
     try:
         yield server
@@ -58,13 +73,37 @@ async def test_observe_is_called_for_each_scrape() -> None:
     async def observe() -> None:
         metrics.CLEANUP_PENDING.inc()
 
-    server = MetricsServer(MetricsConfig(listen="127.0.0.1:0"), observe)
+    server = server_of(MetricsConfig(listen="127.0.0.1:0"), observe)
     await server.start()
     scrapes = [await asyncio.to_thread(Scrape, server.url) for _ in range(2)]
     await server.close()
     first, second = [scrape.value("cleanup_pending") for scrape in scrapes]
     assert second == first + 1
     metrics.CLEANUP_PENDING.set(0)
+
+
+def get(url: str) -> tuple[int, str]:
+    """Status and body of a response."""
+    try:
+        with urllib.request.urlopen(url) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/healthz", (200, "ok")),
+        ("/healthz?verbose", (200, "[+]ping ok\nhealthz check passed\n")),
+        ("/readyz", (503, "[+]ping ok\n[-]NetworkReady failed: NetworkPluginNotReady\nreadyz check failed\n")),
+        ("/readyz?exclude=NetworkReady", (200, "ok")),
+    ],
+)
+async def test_health_is_served_beside_metrics(path: str, expected: tuple[int, str]) -> None:
+    async with serving() as server:
+        assert await asyncio.to_thread(get, server.url.removesuffix("/metrics") + path) == expected
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/", 404), ("POST", "/metrics", 405)])
@@ -81,7 +120,7 @@ async def test_error_for_an_address_in_use_names_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ConfigError, match=rf"^metrics\.listen: {address}: .*in use"):
-            await MetricsServer(MetricsConfig(listen=address), nothing_to_observe).start()
+            await server_of(MetricsConfig(listen=address)).start()
 
 
 @pytest.fixture
@@ -104,7 +143,7 @@ async def test_certificate_enables_https(certificate: tuple[Path, Path]) -> None
 async def test_error_for_an_invalid_certificate_names_the_setting(tmp_path: Path) -> None:
     missing = MetricsConfig(listen="127.0.0.1:0", tls_cert=tmp_path / "none", tls_key=tmp_path / "none")
     with pytest.raises(ConfigError, match=r"^metrics\.tls_cert, metrics\.tls_key: "):
-        await MetricsServer(missing, nothing_to_observe).start()
+        await server_of(missing).start()
 
 
 @pytest.mark.parametrize(
