@@ -19,6 +19,7 @@ import pytest
 from support import pod_cgroups
 from support.cri_client import CriClient, eventually, pod_security, refused
 from support.daemon import Machine
+from support.front import Front, containerd_annotations, crio_annotations, oci_spec
 from support.lan import bridge_to_another_host
 from support.machine_node import SECOND_STORAGE, EmbeddedNode
 
@@ -173,6 +174,27 @@ def test_pod_with_a_proxmox_interface_gets_a_new_ct(machine: Machine, embedded: 
         assert cri.vmid(pod) != vmid
         assert "net0" in machine.node.ct(cri.vmid(pod), "config")
         assert "gets a new CT: an interface of Proxmox's has to exist before" in machine.daemon.log.read_text()
+
+
+@pytest.mark.parametrize("annotate", [crio_annotations, containerd_annotations])
+def test_pod_of_a_front_gets_it(
+    machine: Machine, front: Front, warmed: CriClient, annotate: Callable[..., dict[str, str]]
+) -> None:
+    """The front names its pod by an id of its own in each call, also after a restart of the daemon."""
+    first, second, web = "5a" * 32, "5b" * 32, "c0" * 32
+    front.run(first, oci_spec("sleep", "1000", annotations=annotate(first)))
+    vmid = first_waiting(machine)
+    front.run(second, oci_spec("sleep", "1000", annotations=annotate(second)))
+    assert vmid not in waiting(machine)
+    config = machine.node.ct(vmid, "config")
+    assert f"`{second}`" in str(config["description"])
+    assert "pvecri-warm" not in str(config["tags"])
+    machine.kill()
+    machine.start(proxmox=WARM)
+    front.run(web, oci_spec("sleep", "1000", annotations=annotate(second, "web")))
+    assert cgroups.detect().processes(f"/lxc/{vmid}/{web}")
+    front.delete(web, first, second)
+    eventually(lambda: settled(machine), "one CT waits, and none is left")
 
 
 def test_used_ct_is_destroyed_with_its_pod(machine: Machine, warmed: CriClient) -> None:

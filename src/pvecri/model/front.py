@@ -27,6 +27,8 @@ class FrontKind(Enum):
 class FrontSandbox(Value, frozen=True):
     """What a front says of a pod.
 
+    `sandbox_id` is the id by which the front's calls name the pod. It is the pod's id, too, unless the pod has got
+    a CT that had waited for one; empty in rows of earlier versions.
     `namespace` is the path of a namespace that the front keeps as long as the pod exists, empty if it keeps none.
     `has_container`: the front makes a container for the sandbox itself and deletes it with the pod; else the pod
     ends with its namespace or its last container.
@@ -35,6 +37,7 @@ class FrontSandbox(Value, frozen=True):
     kind: FrontKind
     namespace: str = ""
     has_container: bool = False
+    sandbox_id: str = ""
 
 
 class FrontContainer(Value, frozen=True):

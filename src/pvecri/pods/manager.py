@@ -106,7 +106,7 @@ class PodManager:
         self._layers = WritableLayers(images.rootfs_usage, supervisor)
         self.statistics = Statistics(registry, cgroups, self._layers)
         self.metrics = Metrics(registry, cgroups, self._layers)
-        self._front_sandboxes = fronts = FrontSandboxes(registry, cts, upkeep.tags, teardown, cgroups)
+        self._front_sandboxes = fronts = FrontSandboxes(registry, cts, upkeep.tags, teardown, warm, cgroups)
         self.front_containers = FrontContainers(registry, fronts, oci_runtime, exits, stopper, cgroups)
         adopt_of_front = self.front_containers.adopt
         self._recovery = Recovery(registry, teardown, exits, cts, network, images, adopt_of_front, warm.adopt)

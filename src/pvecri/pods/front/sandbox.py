@@ -37,6 +37,7 @@ from pvecri.pods.sandbox.ct import SandboxCts
 from pvecri.pods.sandbox.ct_tags import CtTags
 from pvecri.pods.sandbox.kubelet_cgroups import pod_cgroup
 from pvecri.pods.sandbox.stop import SandboxTeardown, remove_files
+from pvecri.pods.warm.pool import WarmPool
 from pvecri.supervision import attempt, attempt_each
 
 log = logging.getLogger(__name__)
@@ -51,12 +52,19 @@ class FrontSandboxes:
     """Makes and ends the CTs of fronts' pods; calls for different pods do not wait for each other."""
 
     def __init__(
-        self, registry: Registry, cts: SandboxCts, tags: CtTags, teardown: SandboxTeardown, cgroups: Cgroups
+        self,
+        registry: Registry,
+        cts: SandboxCts,
+        tags: CtTags,
+        teardown: SandboxTeardown,
+        warm: WarmPool,
+        cgroups: Cgroups,
     ) -> None:
         self._registry = registry
         self._cts = cts
         self._tags = tags
         self._teardown = teardown
+        self._warm = warm
         self._cgroups = cgroups
         self._making: dict[SandboxId, asyncio.Lock] = {}
 
@@ -82,33 +90,25 @@ class FrontSandboxes:
         return pod
 
     def _find(self, sandbox_id: SandboxId) -> PodEntry | None:
-        return next((pod for pod in self._registry.pods() if pod.id == sandbox_id), None)
+        return next(
+            (
+                pod
+                for pod in self._registry.pods()
+                if pod.id == sandbox_id or (pod.value.front and pod.value.front.sandbox_id == sandbox_id)
+            ),
+            None,
+        )
 
     async def _make(self, wanted: WantedSandbox) -> PodEntry:
         config = self._with_limits(wanted.config)
-        taken = {pod.value.config.metadata for pod in self._registry.pods()}
-        pod = self._registry.add_pod(
-            Sandbox(
-                id=wanted.id,
-                config=replace(config, metadata=with_free_attempt(config.metadata, taken)),
-                created_at=time.time_ns(),
-                phase=SandboxPhase.CREATING,
-                # A user namespace that is not the CT's, here the front's, cannot nest in an unprivileged CT.
-                privileged=True,
-                user_namespace=UserNamespaceDecision(
-                    kind=UserNamespaceKind.NODE,
-                    reason=UserNamespaceReason.FRONT,
-                    detail=f"{wanted.front.kind.value} decides",
-                ),
-                front=wanted.front,
-            )
-        )
+        pod = await self._warm.obtain(partial(self._reserve, wanted, config))
         async with pod.lock, AsyncExitStack() as undo:
             undo.callback(self._teardown.drop, pod)
             # Pushed before the call: a create that is cancelled may have created the CT all the same.
             for step in (self._cts.destroy, remove_files, self._cts.stop):
                 undo.push_async_callback(attempt, partial(step, pod), "undo of a front's pod", pod.value.name)
-            await self._cts.create(pod)
+            if pod.init is None:
+                await self._cts.create(pod)
             assert pod.init is not None
             await asyncio.to_thread(files.make_directory, pod)
             await asyncio.to_thread(files.pin_namespaces, pod, pod.init.pid, ["pid"])
@@ -118,6 +118,26 @@ class FrontSandboxes:
         self._tags.wanted.set()
         log.info("pod %s of %s has CT %d", pod.value.name, wanted.front.kind.value, pod.value.vmid)
         return pod
+
+    def _reserve(self, wanted: WantedSandbox, config: SandboxConfig, *, warm: bool) -> PodEntry:
+        """Store the pod as CREATING, with `warm` with a CT that waits for one, if there is one. Does not await."""
+        taken = {pod.value.config.metadata for pod in self._registry.pods()}
+        sandbox = Sandbox(
+            id=wanted.id,
+            config=replace(config, metadata=with_free_attempt(config.metadata, taken)),
+            created_at=time.time_ns(),
+            phase=SandboxPhase.CREATING,
+            # A user namespace that is not the CT's, here the front's, cannot nest in an unprivileged CT.
+            privileged=True,
+            user_namespace=UserNamespaceDecision(
+                kind=UserNamespaceKind.NODE,
+                reason=UserNamespaceReason.FRONT,
+                detail=f"{wanted.front.kind.value} decides",
+            ),
+            front=replace(wanted.front, sandbox_id=wanted.id),
+        )
+        claimed = self._warm.claim(sandbox, None) if warm else None
+        return claimed or self._registry.add_pod(sandbox)
 
     # -- limits -----------------------------------------------------------------------------------------------
 

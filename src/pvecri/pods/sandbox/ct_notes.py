@@ -73,6 +73,8 @@ def describe(
         f"sandbox: {sandbox.id}",
         f"installation: {installation}",
     ]
+    if front is not None and front.sandbox_id not in ("", sandbox.id):
+        paragraphs.append(f"id of {front.kind.value}: {_code(front.sandbox_id)}")
     # Only a blank line ends a paragraph.
     notes = "\n\n".join(paragraphs) + "\n"
     if containers:

@@ -40,7 +40,7 @@ from pvecri.pods.sandbox.ct import SandboxCts
 from pvecri.pods.sandbox.ct_tags import CtTags
 from pvecri.pods.sandbox.stop import SandboxTeardown, remove_files
 from pvecri.pods.user_namespaces import Policy
-from pvecri.pods.warm.pool import WarmCtLost, WarmPool
+from pvecri.pods.warm.pool import WarmPool
 from pvecri.supervision import attempt
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class SandboxRunner:
         interface = request.interface
         await self._check_network(config, interface)
         unmappable = await in_own_thread(partial(self._volumes.unmappable, config.metadata.uid))
-        pod = await self._reserve_warm(partial(self._reserve, config, runtime_handler, interface, unmappable))
+        pod = await self._warm.obtain(partial(self._reserve, config, runtime_handler, interface, unmappable))
         async with pod.lock, AsyncExitStack() as undo:
             # Undone last: if another undo has failed, it keeps the sandbox as REMOVING.
             undo.callback(self._teardown.drop, pod)
@@ -145,18 +145,6 @@ class SandboxRunner:
                     f"host {hostports.describe(refused)} is taken by pod "
                     f"{other.metadata.namespace}/{other.metadata.name} ({pod.id})"
                 )
-
-    async def _reserve_warm(self, reserve: Callable[..., PodEntry]) -> PodEntry:
-        """`_reserve`, with a running CT if one waits; `pod.init` shows whether the pod has got it."""
-        pod = reserve(warm=True)
-        if pod.init is None:
-            return pod
-        try:
-            await self._warm.hand_over(pod)
-        except WarmCtLost as lost:
-            log.info("pod %s gets a new CT: %s", pod.value.name, lost)
-            return reserve(warm=False)
-        return pod
 
     def _reserve(
         self,

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from msgspec.structs import replace
@@ -93,7 +93,7 @@ class WarmPool:
         """The CTs that can be claimed, the oldest first."""
         self._checked: dict[SandboxId, float] = {}
         self._claimed: dict[SandboxId, Sandbox] = {}
-        """The values before the claims that `hand_over` has not completed."""
+        """The values before the claims that `_hand_over` has not completed."""
         self._create_lock = asyncio.Lock()
         cts.make_room = self._make_room
 
@@ -111,10 +111,26 @@ class WarmPool:
 
     # -- claims -----------------------------------------------------------------------------------------------
 
+    async def obtain(self, reserve: Callable[..., PodEntry]) -> PodEntry:
+        """A pod that `reserve` has stored, with a running CT if one waits and can be used: then `init` is set.
+
+        `reserve` stores the pod without an await; with `warm=True` it calls `claim`. It is called a second time,
+        with `warm=False`, if the claimed CT cannot be used.
+        """
+        pod = reserve(warm=True)
+        if pod.init is None:
+            return pod
+        try:
+            await self._hand_over(pod)
+        except WarmCtLost as lost:
+            log.info("pod %s gets a new CT: %s", pod.value.name, lost)
+            return reserve(warm=False)
+        return pod
+
     def claim(self, sandbox: Sandbox, interface: ProxmoxInterface | None) -> PodEntry | None:
         """The pod `sandbox` with a warm CT, whose id it gets; None if there is none for it.
 
-        `hand_over` must follow. AlreadyExists as from `Registry.add_pod`.
+        For the `reserve` of `obtain`. AlreadyExists as from `Registry.add_pod`.
         """
         kind = _kind(sandbox)
         demand = self._demand[kind]
@@ -147,7 +163,7 @@ class WarmPool:
         self._claimed[entry.id] = warm
         return entry
 
-    async def hand_over(self, pod: PodEntry) -> None:
+    async def _hand_over(self, pod: PodEntry) -> None:
         """Make the CT that `pod` has claimed the pod's in Proxmox, and remove what was pinned of it.
 
         WarmCtLost if it has ended, is locked or was changed by somebody; then, and if the call is cancelled, `pod`
@@ -207,7 +223,7 @@ class WarmPool:
 
     def _target(self, kind: CtKind) -> int:
         in_use = any(
-            _kind(pod.value) is kind and pod.value.phase is not SandboxPhase.REMOVING and pod.value.front is None
+            _kind(pod.value) is kind and pod.value.phase is not SandboxPhase.REMOVING
             for pod in self._registry.pods()
         )
         memory = accounting.available_memory()
