@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from msgspec.structs import replace
@@ -13,12 +13,33 @@ from pvecri.errors import InvalidArgument
 from pvecri.images import reference as references
 from pvecri.images.reference import Reference
 from pvecri.images.store import ImageRecord
-from pvecri.model import Image, ImageId
+from pvecri.model import ImageId
 
 MIN_PREFIX: Final = 10
 """Digits of an ID's prefix: crictl and docker show 12 or 13, and shorter ones may be a repository's name."""
 
 _HEX = re.compile(r"(?:sha256:)?([0-9a-f]+)")
+
+
+class _Index:
+    """Which images have a name: a call that names an image costs the same among any number of them."""
+
+    def __init__(self) -> None:
+        self._images: dict[str, dict[ImageId, None]] = {}
+
+    def add(self, names: Iterable[str], image: ImageId) -> None:
+        for name in names:
+            self._images.setdefault(name, {})[image] = None
+
+    def discard(self, names: Iterable[str], image: ImageId) -> None:
+        for name in names:
+            images = self._images.get(name, {})
+            images.pop(image, None)
+            if not images:
+                self._images.pop(name, None)
+
+    def first(self, name: str) -> ImageId | None:
+        return next(iter(self._images.get(name, ())), None)
 
 
 class Catalog:
@@ -27,6 +48,9 @@ class Catalog:
     def __init__(self, records: Iterable[ImageRecord], pinned: Iterable[str]) -> None:
         self._pinned = _parsed(pinned)
         self._records: dict[ImageId, ImageRecord] = {}
+        self._references = _Index()
+        self._manifests = _Index()
+        self._digests = _Index()
         for record in records:
             self.put(record)
 
@@ -43,22 +67,33 @@ class Catalog:
     def put(self, record: ImageRecord) -> None:
         image = record.image
         pinned = not self._pinned.isdisjoint((*image.tags, *image.digests))
+        self._unname(image.id)
         self._records[image.id] = replace(record, image=replace(image, pinned=pinned))
+        for index, names in self._names(record):
+            index.add(names, image.id)
 
     def drop(self, image: ImageId) -> None:
+        self._unname(image)
         self._records.pop(image, None)
+
+    def _unname(self, image: ImageId) -> None:
+        record = self._records.get(image)
+        for index, names in self._names(record) if record else ():
+            index.discard(names, image)
+
+    def _names(self, record: ImageRecord) -> Iterator[tuple[_Index, Iterable[str]]]:
+        digests = record.image.digests
+        yield self._references, (*record.image.tags, *digests)
+        yield self._manifests, record.manifests
+        yield self._digests, [each.rpartition("@")[2] for each in digests]
 
     def with_reference(self, reference: Reference) -> ImageRecord | None:
         """The image with exactly this tag or digest."""
-        name = str(reference)
-        return self._first(lambda image: name in image.tags or name in image.digests)
+        return self._record(self._references.first(str(reference)))
 
     def with_manifest(self, digest: str) -> ImageRecord | None:
         """The image with a manifest or index of this digest, in any repository."""
-        known = (record for record in self._records.values() if digest in record.manifests)
-        return next(known, None) or self._first(
-            lambda image: any(each.endswith(f"@{digest}") for each in image.digests)
-        )
+        return self._record(self._manifests.first(digest) or self._digests.first(digest))
 
     def find(self, text: str) -> ImageRecord | None:
         """By ID, reference or unique prefix of the ID, in this order; None also if `text` is none of them."""
@@ -94,8 +129,8 @@ class Catalog:
         changed.append(replace(record, image=replace(image, tags=tuple(tags), digests=tuple(digests))))
         return changed
 
-    def _first(self, matches: Callable[[Image], bool]) -> ImageRecord | None:
-        return next((record for record in self._records.values() if matches(record.image)), None)
+    def _record(self, image: ImageId | None) -> ImageRecord | None:
+        return None if image is None else self._records[image]
 
 
 def _parsed(pinned: Iterable[str]) -> frozenset[str]:

@@ -20,6 +20,11 @@ class SandboxMetadata(Value, frozen=True):
     uid: str
     attempt: int = 0
 
+    @property
+    def pod_name(self) -> str:
+        """NAME_NAMESPACE_UID, which the pod's sandboxes have in common: a kubelet counts `attempt` up."""
+        return f"{self.name}_{self.namespace}_{self.uid}"
+
 
 class Protocol(Enum):
     """CRI Protocol."""
@@ -169,8 +174,7 @@ class Sandbox(Value, frozen=True):
     @property
     def name(self) -> str:
         """NAME_NAMESPACE_UID_ATTEMPT, unique among the sandboxes."""
-        metadata = self.config.metadata
-        return f"{metadata.name}_{metadata.namespace}_{metadata.uid}_{metadata.attempt}"
+        return f"{self.config.metadata.pod_name}_{self.config.metadata.attempt}"
 
     @property
     def state(self) -> SandboxState:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from pvecri.errors import AlreadyExists, FailedPrecondition, NotFound
 from pvecri.linux.processes import Process
@@ -24,6 +24,7 @@ from pvecri.model import (
     NamespaceMode,
     Sandbox,
     SandboxId,
+    SandboxMetadata,
     SandboxPhase,
 )
 from pvecri.oci.pod_cgroups import PodCgroups
@@ -151,6 +152,9 @@ class Registry:
         self._pods: dict[SandboxId, PodEntry] = {}
         self._warm: dict[SandboxId, PodEntry] = {}
         self._containers: dict[ContainerId, ContainerEntry] = {}
+        self._attempts: dict[str, dict[SandboxId, PodEntry]] = {}
+        """The sandboxes of each pod, by `SandboxMetadata.pod_name`."""
+        self._with_host_ports: dict[SandboxId, PodEntry] = {}
         self.directory = directory
         self.unsaved = Unsaved()
         self.events = Events()
@@ -170,7 +174,7 @@ class Registry:
                 self._warm[sandbox.id] = self._warm_entry(sandbox)
                 continue
             pod = PodEntry(sandbox, self.directory / "pods" / sandbox.id, notified=_notified(sandbox))
-            self._pods[sandbox.id] = pod
+            self._enter(pod)
         for container in self._store.containers():
             entry = self._attach(container)
             # Also one whose creation was cut off, for its row was written first: clients see and remove it.
@@ -197,8 +201,25 @@ class Registry:
         pod = PodEntry(sandbox, self.directory / "pods" / sandbox.id)
         if sandbox.front is not None:
             pod.notified = LifecycleEvent.REMOVED
-        self._pods[sandbox.id] = pod
+        self._enter(pod)
         return pod
+
+    def _enter(self, pod: PodEntry) -> None:
+        """Make a sandbox findable. Its config does not change until `_leave`."""
+        self._pods[pod.id] = pod
+        self._attempts.setdefault(pod.value.config.metadata.pod_name, {})[pod.id] = pod
+        if any(mapping.host_port for mapping in pod.value.config.port_mappings):
+            self._with_host_ports[pod.id] = pod
+
+    def _leave(self, pod: PodEntry) -> PodEntry | None:
+        """Undo `_enter`. Idempotent; None if the sandbox was not among the pods."""
+        self._with_host_ports.pop(pod.id, None)
+        pod_name = pod.value.config.metadata.pod_name
+        attempts = self._attempts.get(pod_name, {})
+        attempts.pop(pod.id, None)
+        if not attempts:
+            self._attempts.pop(pod_name, None)
+        return self._pods.pop(pod.id, None)
 
     def save_pod(self, pod: PodEntry, value: Sandbox, *, ending: bool = False) -> None:
         """Store a new value of a sandbox and publish its event.
@@ -219,7 +240,7 @@ class Registry:
         # Their rows are deleted with the pod's (ON DELETE CASCADE).
         self.unsaved.forget(pod.containers)
         self.unsaved.save_when_possible(pod.id, partial(self._store.delete_sandbox, pod.id))
-        known = self._pods.pop(pod.id, None)
+        known = self._leave(pod)
         self._warm.pop(pod.id, None)
         for container in pod.containers:
             self._containers.pop(container, None)
@@ -227,7 +248,9 @@ class Registry:
             self._publish(pod, pod.id, EventKind.DELETED)
 
     def _check_name(self, sandbox: Sandbox) -> None:
-        taken = next((pod for pod in self._pods.values() if pod.value.name == sandbox.name), None)
+        taken = next(
+            (pod for pod in self.attempts(sandbox.config.metadata) if pod.value.name == sandbox.name), None
+        )
         if taken is not None:
             raise AlreadyExists(
                 f"config.metadata: pod sandbox {sandbox.name} exists already, its id is {taken.id}"
@@ -236,6 +259,14 @@ class Registry:
     def pods(self) -> list[PodEntry]:
         """Every sandbox, in whatever phase, without the warm CTs."""
         return list(self._pods.values())
+
+    def attempts(self, metadata: SandboxMetadata) -> list[PodEntry]:
+        """Every sandbox of the same pod, whatever its attempt and phase."""
+        return list(self._attempts.get(metadata.pod_name, {}).values())
+
+    def with_host_ports(self) -> list[PodEntry]:
+        """Every sandbox whose request has a host port, in whatever phase."""
+        return list(self._with_host_ports.values())
 
     def cts(self) -> list[PodEntry]:
         """Everything that has or may have a CT: `pods` and `warm`."""
@@ -278,11 +309,11 @@ class Registry:
         self.unsaved.save(sandbox.id, partial(self._store.save_sandbox, sandbox))
         del self._warm[entry.id]
         entry.value, entry.notified = sandbox, LifecycleEvent.NONE
-        self._pods[entry.id] = entry
+        self._enter(entry)
 
     def release_warm(self, entry: PodEntry, warm: Sandbox) -> None:
         """Undo `claim_warm`; `warm` is the value before it, or one in the phase REMOVING."""
-        del self._pods[entry.id]
+        self._leave(entry)
         self._warm[entry.id] = entry
         entry.notified = LifecycleEvent.REMOVED
         self.save_pod(entry, warm, ending=True)
@@ -369,11 +400,16 @@ V = TypeVar("V")
 
 def _lookup(table: Mapping[K, V], wanted: str, kind: str, visible: Callable[[V], bool]) -> V:
     """By full id, else by a unique prefix, as crictl abbreviates ids."""
-    candidates = [key for key in table if key == wanted] or [
-        key for key in table if wanted and len(wanted) < ID_LENGTH and key.startswith(wanted)
-    ]
-    found = [table[key] for key in candidates if visible(table[key])]
+    exact = table.get(cast("K", wanted))
+    candidates = [exact] if exact is not None else _with_prefix(table, wanted)
+    found = [each for each in candidates if visible(each)]
     if len(found) != 1:
         problem = "is ambiguous" if found else "does not exist"
         raise NotFound(f"{kind} {wanted!r} {problem}")
     return found[0]
+
+
+def _with_prefix(table: Mapping[K, V], prefix: str) -> list[V]:
+    if not prefix or len(prefix) >= ID_LENGTH:
+        return []
+    return [value for key, value in table.items() if key.startswith(prefix)]

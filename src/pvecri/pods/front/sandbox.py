@@ -121,7 +121,7 @@ class FrontSandboxes:
 
     def _reserve(self, wanted: WantedSandbox, config: SandboxConfig, *, warm: bool) -> PodEntry:
         """Store the pod as CREATING, with `warm` with a CT that waits for one, if there is one. Does not await."""
-        taken = {pod.value.config.metadata for pod in self._registry.pods()}
+        taken = {pod.value.config.metadata for pod in self._registry.attempts(config.metadata)}
         sandbox = Sandbox(
             id=wanted.id,
             config=replace(config, metadata=with_free_attempt(config.metadata, taken)),

@@ -132,9 +132,9 @@ class SandboxRunner:
         Checked here because the CNI plugin portmap adds a second DNAT rule for a port without an error. The ports
         of a pod in the node's network namespace are its processes' own sockets; the kernel refuses duplicates.
         """
-        if config.security.namespaces.network is NamespaceMode.NODE:
+        if config.security.namespaces.network is NamespaceMode.NODE or not config.port_mappings:
             return
-        for pod in self._registry.pods():
+        for pod in self._registry.with_host_ports():
             if not (pod.value.networked or pod.value.phase is SandboxPhase.CREATING):
                 continue  # DEL has freed its ports
             other = pod.value.config
@@ -204,9 +204,7 @@ class SandboxRunner:
         """The IDs that containers of the pod's earlier sandboxes needed and their user namespace lacked."""
         return {
             each
-            for pod in self._registry.pods()
-            # A kubelet counts `attempt` up with each sandbox of the same pod.
-            if replace(pod.value.config.metadata, attempt=metadata.attempt) == metadata
+            for pod in self._registry.attempts(metadata)
             for each in (*pod.value.missing_ids, *pod.value.user_namespace.extra_ids)
         }
 

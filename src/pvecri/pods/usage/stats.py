@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -144,8 +145,8 @@ class Statistics:
         return await self._layers.usage(container.id) if container.value.front is None else None
 
     async def _of_pods(self, pods: Sequence[PodEntry]) -> list[PodUsage]:
-        inside = [each for each in self._running() if each.value.sandbox_id in {pod.id for pod in pods}]
-        containers = await self._of_containers(inside)
+        inside = [each for pod in pods for each in pod.containers.values() if is_running(each)]
+        by_pod = _by_pod(await self._of_containers(sorted(inside, key=_age)))
         usages = await self._usages({pod.id: pod.cgroups.ct for pod in pods})
         networks, tasks = await asyncio.to_thread(self._read_pods, pods)
         return [
@@ -154,7 +155,7 @@ class Statistics:
                 usage=usages.get(pod.id),
                 network=networks.get(pod.id),
                 tasks=tasks[pod.id],
-                containers=tuple(each for each in containers if each.container.sandbox_id == pod.id),
+                containers=tuple(by_pod[pod.id]),
             )
             for pod in pods
         ]
@@ -192,13 +193,10 @@ class Statistics:
         return networks, {pod.id: self._accounting.tasks(pod.cgroups.ct) for pod in pods}
 
     def _running(self) -> list[ContainerEntry]:
-        found = [each for each in self._registry.containers() if is_running(each)]
-        return sorted(found, key=lambda each: each.value.created_at)
+        return sorted(filter(is_running, self._registry.containers()), key=_age)
 
     def _ready(self) -> list[PodEntry]:
-        return sorted(
-            (pod for pod in self._registry.pods() if is_ready(pod)), key=lambda pod: pod.value.created_at
-        )
+        return sorted(filter(is_ready, self._registry.pods()), key=_age)
 
     # -- sampling ---------------------------------------------------------------------------------------------
 
@@ -215,6 +213,17 @@ class Statistics:
     def _cpu_times(self, groups: Mapping[str, str]) -> dict[str, tuple[int, int]]:
         times = ((key, time.time_ns(), self._accounting.cpu_time(group)) for key, group in groups.items())
         return {key: (when, cpu_time) for key, when, cpu_time in times if cpu_time is not None}
+
+
+def _age(entry: ContainerEntry | PodEntry) -> int:
+    return entry.value.created_at
+
+
+def _by_pod(usages: Iterable[ContainerUsage]) -> defaultdict[SandboxId, list[ContainerUsage]]:
+    grouped: defaultdict[SandboxId, list[ContainerUsage]] = defaultdict(list)
+    for each in usages:
+        grouped[each.container.sandbox_id].append(each)
+    return grouped
 
 
 def is_running(container: ContainerEntry) -> bool:
