@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from pvecri.cri import requests, responses
+from pvecri.cri.answers import Answers
 from pvecri.cri.chunks import chunks
 from pvecri.cri.filters import given
 from pvecri.cri.proto import cri_pb2 as pb
+from pvecri.cri.translated import Translated
 from pvecri.images.manager import ImageManager
 from pvecri.images.manifest import chain_id
 from pvecri.model import Image
@@ -21,23 +23,31 @@ class ImageService:
 
     def __init__(self, images: ImageManager) -> None:
         self._images = images
+        self._answers = Answers(lambda: images.generation)
+        self._lists = Translated(_list_of)
+        self._statuses = Translated(_status)
 
-    async def list_images(self, request: pb.ListImagesRequest) -> pb.ListImagesResponse:
+    async def list_images(self, request: pb.ListImagesRequest) -> bytes:
         """ListImages; a filter with an image returns that image or none."""
-        return pb.ListImagesResponse(images=self._listed(request.filter))
+
+        def build() -> bytes:
+            known = self._found(request.filter)
+            return b"".join(self._lists.messages(known, alive=self._images.count))
+
+        return self._answers.answer(request, build)
 
     async def stream_images(self, request: pb.StreamImagesRequest) -> AsyncIterator[pb.StreamImagesResponse]:
         """StreamImages."""
-        for chunk in chunks(self._listed(request.filter)):
+        for chunk in chunks(map(responses.image, self._found(request.filter))):
             yield pb.StreamImagesResponse(images=chunk)
 
-    def _listed(self, wanted: pb.ImageFilter) -> list[pb.Image]:
+    def _found(self, wanted: pb.ImageFilter) -> Sequence[Image]:
         if wanted.image.image:
             found = self._images.find(wanted.image.image)
-            return [responses.image(found)] if found else []
-        return [responses.image(image) for image in self._images.list()]
+            return [found] if found else []
+        return self._images.list()
 
-    async def image_status(self, request: pb.ImageStatusRequest) -> pb.ImageStatusResponse:
+    async def image_status(self, request: pb.ImageStatusRequest) -> pb.ImageStatusResponse | bytes:
         """ImageStatus; for an image that is not in the store the response is empty, as the CRI requires.
 
         Verbose info has `chainID` and `imageSpec`, the image's config, as containerd's, and `labels` as CRI-O's;
@@ -46,10 +56,11 @@ class ImageService:
         image = self._images.find(_reference(request.image))
         if image is None:
             return pb.ImageStatusResponse()
+        if not request.verbose:
+            return self._statuses.message(image, alive=self._images.count)
         response = pb.ImageStatusResponse(image=responses.image(image))
-        if request.verbose:
-            document = json.loads(await asyncio.to_thread(self._images.raw_config, image.id))
-            response.info["info"] = json.dumps(_verbose(image, document))
+        document = json.loads(await asyncio.to_thread(self._images.raw_config, image.id))
+        response.info["info"] = json.dumps(_verbose(image, document))
         return response
 
     async def pull_image(self, request: pb.PullImageRequest) -> pb.PullImageResponse:
@@ -71,6 +82,14 @@ class ImageService:
             image_filesystems=[responses.filesystem(usage.images)],
             container_filesystems=[responses.filesystem(usage.containers)],
         )
+
+
+def _list_of(image: Image) -> bytes:
+    return pb.ListImagesResponse(images=[responses.image(image)]).SerializeToString()
+
+
+def _status(image: Image) -> bytes:
+    return pb.ImageStatusResponse(image=responses.image(image)).SerializeToString()
 
 
 def _verbose(image: Image, document: object) -> dict[str, object]:

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The list calls of pods and containers, unary and streamed. Answered from memory."""
+"""The list calls of pods and containers, unary and streamed. Answered from memory.
+
+A list is the concatenation of serialized lists of one entry each, which is how protobuf merges messages.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
 from pvecri.cri import filters, responses
+from pvecri.cri.answers import Answers
 from pvecri.cri.chunks import chunks
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.cri.translated import Translated
+from pvecri.model import Container, Sandbox
 from pvecri.pods.manager import PodManager
 
 
@@ -19,10 +24,20 @@ class ListCalls:
         self._pods = pods
         self._sandbox_messages = Translated(responses.sandbox)
         self._container_messages = Translated(responses.container)
+        self._sandbox_lists = Translated(_list_of_sandbox)
+        self._container_lists = Translated(_list_of_container)
+        self._sandbox_answers = Answers(lambda: pods.registry.generation)
+        self._container_answers = Answers(lambda: pods.registry.generation)
 
-    async def list_pod_sandbox(self, request: pb.ListPodSandboxRequest) -> pb.ListPodSandboxResponse:
+    async def list_pod_sandbox(self, request: pb.ListPodSandboxRequest) -> bytes:
         """ListPodSandbox."""
-        return pb.ListPodSandboxResponse(items=self._sandboxes(request.filter))
+
+        def build() -> bytes:
+            known = self._pods.list_sandboxes()
+            shown = filter(filters.sandboxes(request.filter), known)
+            return b"".join(self._sandbox_lists.messages(shown, alive=len(known)))
+
+        return self._sandbox_answers.answer(request, build)
 
     async def stream_pod_sandboxes(
         self, request: pb.StreamPodSandboxesRequest
@@ -35,9 +50,15 @@ class ListCalls:
         known = self._pods.list_sandboxes()
         return self._sandbox_messages.messages(filter(filters.sandboxes(wanted), known), alive=len(known))
 
-    async def list_containers(self, request: pb.ListContainersRequest) -> pb.ListContainersResponse:
+    async def list_containers(self, request: pb.ListContainersRequest) -> bytes:
         """ListContainers."""
-        return pb.ListContainersResponse(containers=self._containers(request.filter))
+
+        def build() -> bytes:
+            known = self._pods.list_containers()
+            shown = filter(filters.containers(request.filter), known)
+            return b"".join(self._container_lists.messages(shown, alive=len(known)))
+
+        return self._container_answers.answer(request, build)
 
     async def stream_containers(
         self, request: pb.StreamContainersRequest
@@ -49,3 +70,11 @@ class ListCalls:
     def _containers(self, wanted: pb.ContainerFilter) -> list[pb.Container]:
         known = self._pods.list_containers()
         return self._container_messages.messages(filter(filters.containers(wanted), known), alive=len(known))
+
+
+def _list_of_sandbox(value: Sandbox) -> bytes:
+    return pb.ListPodSandboxResponse(items=[responses.sandbox(value)]).SerializeToString()
+
+
+def _list_of_container(value: Container) -> bytes:
+    return pb.ListContainersResponse(containers=[responses.container(value)]).SerializeToString()

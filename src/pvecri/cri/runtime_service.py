@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from msgspec.structs import replace
@@ -17,9 +18,12 @@ from pvecri.cri.list_calls import ListCalls
 from pvecri.cri.monitoring_calls import MonitoringCalls
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.cri.streaming_calls import StreamingCalls
+from pvecri.cri.translated import Translated
 from pvecri.images.manager import ImageManager
+from pvecri.model import Container, Sandbox
 from pvecri.oci.pod_cgroups import PodCgroups
 from pvecri.pods import user_namespaces
+from pvecri.pods.health import Condition
 from pvecri.pods.manager import PodManager
 from pvecri.streaming.server import StreamingServer
 
@@ -46,23 +50,35 @@ class RuntimeService(ListCalls, MonitoringCalls, StreamingCalls):
         StreamingCalls.__init__(self, pods, streaming)
         self._config = config
         self._images = images
-
-    # -- the runtime ------------------------------------------------------------------------------------------
-
-    async def version(self, _: pb.VersionRequest) -> pb.VersionResponse:
-        """Version."""
-        return pb.VersionResponse(
+        self._version = pb.VersionResponse(
             version=KUBELET_VERSION,
             runtime_name=RUNTIME_NAME,
             runtime_version=pvecri.__version__,
             runtime_api_version=CRI_VERSION,
-        )
+        ).SerializeToString()
+        self._status: tuple[list[Condition], bytes] = ([], b"")
+        """The conditions of the last Status, and its response."""
+        self._sandbox_statuses = Translated(_sandbox_status)
+        self._container_statuses = Translated(_container_status)
 
-    async def status(self, request: pb.StatusRequest) -> pb.StatusResponse:
+    # -- the runtime ------------------------------------------------------------------------------------------
+
+    async def version(self, _: pb.VersionRequest) -> bytes:
+        """Version."""
+        return self._version
+
+    async def status(self, request: pb.StatusRequest) -> pb.StatusResponse | bytes:
         """Status: RuntimeReady depends on Proxmox and the image store, which have conditions of their own too."""
-        conditions = [responses.condition(each) for each in await self._pods.conditions()]
-        response = pb.StatusResponse(
-            status=pb.RuntimeStatus(conditions=conditions),
+        conditions = await self._pods.conditions()
+        if request.verbose:
+            return self._verbose_status(conditions)
+        if conditions != self._status[0]:
+            self._status = (conditions, self._status_of(conditions).SerializeToString())
+        return self._status[1]
+
+    def _status_of(self, conditions: Sequence[Condition]) -> pb.StatusResponse:
+        return pb.StatusResponse(
+            status=pb.RuntimeStatus(conditions=[responses.condition(each) for each in conditions]),
             runtime_handlers=[
                 pb.RuntimeHandler(name=name, features=self._handler_features(name))
                 for name in user_namespaces.handlers(self._config.user_namespaces)
@@ -70,12 +86,14 @@ class RuntimeService(ListCalls, MonitoringCalls, StreamingCalls):
             # Without it a kubelet refuses pods with supplementalGroupsPolicy: Strict.
             features=pb.RuntimeFeatures(supplemental_groups_policy=True),
         )
-        if request.verbose:
-            response.info["config"] = json.dumps(self._described())
-            response.info["failing"] = json.dumps([asdict(each) for each in self._pods.failing])
-            foreign = [{**asdict(each), "reason": each.reason.value} for each in self._pods.foreign_cts.found]
-            response.info["pulls"] = json.dumps({"running": self._images.pulls_running})
-            response.info["foreignCts"] = json.dumps(foreign)
+
+    def _verbose_status(self, conditions: Sequence[Condition]) -> pb.StatusResponse:
+        response = self._status_of(conditions)
+        response.info["config"] = json.dumps(self._described())
+        response.info["failing"] = json.dumps([asdict(each) for each in self._pods.failing])
+        foreign = [{**asdict(each), "reason": each.reason.value} for each in self._pods.foreign_cts.found]
+        response.info["pulls"] = json.dumps({"running": self._images.pulls_running})
+        response.info["foreignCts"] = json.dumps(foreign)
         return response
 
     def _handler_features(self, name: str) -> pb.RuntimeHandlerFeatures:
@@ -131,21 +149,23 @@ class RuntimeService(ListCalls, MonitoringCalls, StreamingCalls):
         await self._pods.sandbox_teardown.remove(given("pod_sandbox_id", request.pod_sandbox_id))
         return pb.RemovePodSandboxResponse()
 
-    async def pod_sandbox_status(self, request: pb.PodSandboxStatusRequest) -> pb.PodSandboxStatusResponse:
+    async def pod_sandbox_status(self, request: pb.PodSandboxStatusRequest) -> pb.PodSandboxStatusResponse | bytes:
         """PodSandboxStatus; verbose adds the CT's VMID and its config in Proxmox."""
-        sandbox = self._pods.registry.pod(given("pod_sandbox_id", request.pod_sandbox_id)).value
+        registry = self._pods.registry
+        sandbox = registry.pod(given("pod_sandbox_id", request.pod_sandbox_id)).value
+        if not request.verbose:
+            return self._sandbox_statuses.message(sandbox, alive=registry.number_of_pods)
         response = pb.PodSandboxStatusResponse(status=responses.sandbox_status(sandbox))
-        if request.verbose:
-            response.info["info"] = json.dumps(
-                {
-                    "vmid": sandbox.vmid,
-                    "node": self._config.proxmox.node_name,
-                    "privileged": sandbox.privileged,
-                    "userNamespace": responses.user_namespace(sandbox),
-                    "cgroup": PodCgroups(sandbox.vmid).ct,
-                    "config": await self._pods.ct_config(sandbox.id),
-                }
-            )
+        response.info["info"] = json.dumps(
+            {
+                "vmid": sandbox.vmid,
+                "node": self._config.proxmox.node_name,
+                "privileged": sandbox.privileged,
+                "userNamespace": responses.user_namespace(sandbox),
+                "cgroup": PodCgroups(sandbox.vmid).ct,
+                "config": await self._pods.ct_config(sandbox.id),
+            }
+        )
         return response
 
     async def update_pod_sandbox_resources(
@@ -191,20 +211,22 @@ class RuntimeService(ListCalls, MonitoringCalls, StreamingCalls):
         await self._pods.container_remover.remove(given("container_id", request.container_id))
         return pb.RemoveContainerResponse()
 
-    async def container_status(self, request: pb.ContainerStatusRequest) -> pb.ContainerStatusResponse:
+    async def container_status(self, request: pb.ContainerStatusRequest) -> pb.ContainerStatusResponse | bytes:
         """ContainerStatus; verbose adds the pod, its VMID and the OCI spec."""
-        container = self._pods.registry.container(given("container_id", request.container_id)).value
+        registry = self._pods.registry
+        container = registry.container(given("container_id", request.container_id)).value
+        if not request.verbose:
+            return self._container_statuses.message(container, alive=registry.number_of_containers)
         response = pb.ContainerStatusResponse(status=responses.container_status(container))
-        if request.verbose:
-            sandbox = self._pods.registry.pod(container.sandbox_id).value
-            response.info["info"] = json.dumps(
-                {
-                    "sandboxID": sandbox.id,
-                    "vmid": sandbox.vmid,
-                    "cgroup": PodCgroups(sandbox.vmid).container(container.id),
-                    "runtimeSpec": json.loads(self._pods.oci_spec(container.id)),
-                }
-            )
+        sandbox = registry.pod(container.sandbox_id).value
+        response.info["info"] = json.dumps(
+            {
+                "sandboxID": sandbox.id,
+                "vmid": sandbox.vmid,
+                "cgroup": PodCgroups(sandbox.vmid).container(container.id),
+                "runtimeSpec": json.loads(self._pods.oci_spec(container.id)),
+            }
+        )
         return response
 
     async def update_container_resources(
@@ -231,3 +253,11 @@ class RuntimeService(ListCalls, MonitoringCalls, StreamingCalls):
         """ReopenContainerLog."""
         await self._pods.container_exec.reopen_log(given("container_id", request.container_id))
         return pb.ReopenContainerLogResponse()
+
+
+def _sandbox_status(value: Sandbox) -> bytes:
+    return pb.PodSandboxStatusResponse(status=responses.sandbox_status(value)).SerializeToString()
+
+
+def _container_status(value: Container) -> bytes:
+    return pb.ContainerStatusResponse(status=responses.container_status(value)).SerializeToString()

@@ -2,7 +2,8 @@
 """The gRPC server: the CRI's two services, and the health checking service, on a unix socket.
 
 Handlers are generated from the descriptors of cri.proto and health.proto (decision 0005): each call is dispatched
-to the service's method of that name, or answered with UNIMPLEMENTED.
+to the service's method of that name, or answered with UNIMPLEMENTED. A method returns the response's message, as it
+is or serialized.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_MAX),
 )
 
-Call = Callable[[Any], Awaitable[Message]]
+Call = Callable[[Any], Awaitable[Message | bytes]]
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -118,8 +119,12 @@ def _handler(method: MethodDescriptor, implementation: object) -> grpc.RpcMethod
     return make(
         behaviour,
         request_deserializer=GetMessageClass(method.input_type).FromString,
-        response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        response_serializer=_serialized,
     )
+
+
+def _serialized(response: Message | bytes) -> bytes:
+    return response if isinstance(response, bytes) else response.SerializeToString()
 
 
 def snake_case(name: str) -> str:
@@ -127,8 +132,8 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-def _unary(name: str, call: Call | None) -> Callable[[Message, Context], Awaitable[Message]]:
-    async def behaviour(request: Message, context: Context) -> Message:
+def _unary(name: str, call: Call | None) -> Callable[[Message, Context], Awaitable[Message | bytes]]:
+    async def behaviour(request: Message, context: Context) -> Message | bytes:
         serving(lambda callback: context.add_done_callback(lambda _: callback()))  # type: ignore[arg-type]
         try:
             with _measured(name):

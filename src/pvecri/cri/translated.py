@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cache of protobuf messages: the kubelet lists all pods and containers every second, and few have changed."""
+"""A cache of messages, serialized or not: the kubelet asks for all objects every second, and few have changed."""
 
 from __future__ import annotations
 
@@ -32,9 +32,17 @@ class Translated(Generic[V, M]):
 
     def messages(self, values: Iterable[V], *, alive: int) -> list[M]:
         """The values' messages, which callers must not change; `alive` is the number of objects that exist."""
+        self._shrink(alive)
+        return [self._message(value) for value in values]
+
+    def message(self, value: V, *, alive: int) -> M:
+        """As `messages`, of one value."""
+        self._shrink(alive)
+        return self._message(value)
+
+    def _shrink(self, alive: int) -> None:
         if len(self._made) > alive + SLACK:
             self._made.clear()
-        return [self._message(value) for value in values]
 
     def _message(self, value: V) -> M:
         known = self._made.get(value.id)

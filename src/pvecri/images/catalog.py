@@ -51,6 +51,8 @@ class Catalog:
         self._references = _Index()
         self._manifests = _Index()
         self._digests = _Index()
+        self.generation = 0
+        """Counts the changes."""
         for record in records:
             self.put(record)
 
@@ -77,6 +79,7 @@ class Catalog:
         self._records.pop(image, None)
 
     def _unname(self, image: ImageId) -> None:
+        self.generation += 1
         record = self._records.get(image)
         for index, names in self._names(record) if record else ():
             index.discard(names, image)

@@ -147,6 +147,16 @@ class ImageManager:
         if repair:
             self._tidy_soon()
 
+    @property
+    def generation(self) -> int:
+        """Changes with every change of what `list` and `find` return."""
+        return self._library.catalog.generation
+
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return len(self._library.catalog.records)
+
     def list(self) -> tuple[Image, ...]:
         return tuple(record.image for record in self._library.catalog.records.values())
 

@@ -156,6 +156,8 @@ class Registry:
         """The sandboxes of each pod, by `SandboxMetadata.pod_name`."""
         self._with_host_ports: dict[SandboxId, PodEntry] = {}
         self.directory = directory
+        self.generation = 0
+        """Counts the changes of what clients can list: every method that changes an entry increases it."""
         self.unsaved = Unsaved()
         self.events = Events()
         """Published to by every method that stores a change, so that no change goes without its event."""
@@ -206,6 +208,7 @@ class Registry:
 
     def _enter(self, pod: PodEntry) -> None:
         """Make a sandbox findable. Its config does not change until `_leave`."""
+        self.generation += 1
         self._pods[pod.id] = pod
         self._attempts.setdefault(pod.value.config.metadata.pod_name, {})[pod.id] = pod
         if any(mapping.host_port for mapping in pod.value.config.port_mappings):
@@ -213,6 +216,7 @@ class Registry:
 
     def _leave(self, pod: PodEntry) -> PodEntry | None:
         """Undo `_enter`. Idempotent; None if the sandbox was not among the pods."""
+        self.generation += 1
         self._with_host_ports.pop(pod.id, None)
         pod_name = pod.value.config.metadata.pod_name
         attempts = self._attempts.get(pod_name, {})
@@ -232,6 +236,7 @@ class Registry:
             save(pod.id, partial(self._store.save_sandbox, value))
         kinds = OF_SANDBOX.get((pod.value.phase, value.phase), ())
         pod.value = value
+        self.generation += 1
         for kind in kinds if pod.id in self._pods else ():
             self._publish(pod, pod.id, kind)
 
@@ -259,6 +264,16 @@ class Registry:
     def pods(self) -> list[PodEntry]:
         """Every sandbox, in whatever phase, without the warm CTs."""
         return list(self._pods.values())
+
+    @property
+    def number_of_pods(self) -> int:
+        """The length of `pods()`."""
+        return len(self._pods)
+
+    @property
+    def number_of_containers(self) -> int:
+        """The length of `containers()`."""
+        return len(self._containers)
 
     def attempts(self, metadata: SandboxMetadata) -> list[PodEntry]:
         """Every sandbox of the same pod, whatever its attempt and phase."""
@@ -341,6 +356,7 @@ class Registry:
             save(container.id, partial(self._store.save_container, value))
         before: ContainerState | None = container.value.state if container.created else None
         container.value, container.created = value, True
+        self.generation += 1
         kind = OF_CONTAINER.get((before, value.state))
         if kind is not None and container.id in self._containers:
             self._publish(self.pod_of(container), container.id, kind)
@@ -349,6 +365,7 @@ class Registry:
         """Delete a container. Idempotent; the row is deleted once the store can be written."""
         self.unsaved.save_when_possible(container.id, partial(self._store.delete_container, container.id))
         known = self._containers.pop(container.id, None)
+        self.generation += 1
         pod = self._pods.get(container.value.sandbox_id)
         if pod is None:
             return
