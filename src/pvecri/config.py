@@ -47,6 +47,11 @@ class VmidRange(Section, frozen=True):
     first: Annotated[int, msgspec.Meta(ge=100)] = 900_000
     last: Annotated[int, msgspec.Meta(le=999_999_999)] = 999_999
 
+    @property
+    def size(self) -> int:
+        """The number of VMIDs."""
+        return self.last - self.first + 1
+
 
 class WarmPods(Section, frozen=True):
     """At most how many running CTs wait for a pod, by what cannot be changed while they run; docs/warm-pods.md."""

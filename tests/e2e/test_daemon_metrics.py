@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,8 +16,10 @@ from support.cri_client import CriClient, eventually, pod_security, refused, sec
 from support.daemon import Machine
 from support.figures import Scrape
 from support.machine_node import EmbeddedNode
+from support.nri_plugin import NriPlugin, Refused
 
 from pvecri.cri.proto import cri_pb2 as pb
+from pvecri.linux import cgroups, processes
 
 ADDRESS = "127.0.0.1:9537"  # the machine has a network namespace of its own
 MIB = 1 << 20
@@ -82,6 +86,55 @@ def test_calls_tasks_and_plugins_of_a_pod_are_counted(cri: CriClient) -> None:
     for command in ("ADD", "DEL"):
         assert found.value("cni_calls_total", plugin="bridge", command=command, code="OK") >= 1
         assert found.value("cni_call_duration_seconds_count", plugin="bridge", command=command) >= 1
+
+
+def test_pods_use_vmids_of_the_range(cri: CriClient) -> None:
+    def vmids() -> dict[str, float]:
+        found = scrape()
+        return {labels["state"]: found.value("vmids", **labels) for labels in found.labels("vmids")}
+
+    eventually(lambda: len(vmids()) == 2, "the guests of the cluster are listed")
+    before = vmids()
+    cri.run_pod()
+    assert vmids() == {"free": before["free"] - 1, "used": before["used"] + 1}
+
+
+def test_steps_of_a_pods_setup_are_timed(cri: CriClient) -> None:
+    cri.run_pod()
+    found = scrape()
+    steps = {
+        step: found.value("pod_setup_step_duration_seconds_count", step=step)
+        for step in ("ct", "namespaces", "network", "nri", "warm_ct")
+    }
+    assert steps == {"ct": 1, "namespaces": 1, "network": 1, "nri": 1, "warm_ct": 0}
+
+
+def test_calls_to_nri_plugins_are_counted(machine: Machine, cri: CriClient) -> None:
+    def refuse(_: object) -> None:
+        raise Refused("not this one", 99)
+
+    counted = {"plugin": "50-metered", "method": "RunPodSandbox"}
+    with NriPlugin(machine.nri_socket, "metered", RunPodSandbox=refuse):
+        with refused(grpc.StatusCode.INTERNAL, "not this one"):
+            cri.run_pod()
+        found = scrape()
+        assert found.value("nri_plugins") == 1
+        assert found.value("nri_calls_total", **counted, code="UNKNOWN") == 1
+        assert found.value("nri_call_duration_seconds_count", **counted) == 1
+    eventually(lambda: scrape().value("nri_plugins") == 0, "the plugin has disconnected")
+
+
+def test_killed_conmon_is_counted(cri: CriClient) -> None:
+    pod = cri.run_pod()
+    container = cri.run(pod, "sleep", "1000")
+    (monitor,) = [
+        pid
+        for pid in cgroups.detect().processes(f"/lxc/{cri.vmid(pod)}/conmon")
+        if container in processes.command_line(pid)
+    ]
+    os.kill(monitor, signal.SIGKILL)
+    cri.wait_for_exit(container)
+    assert scrape().value("container_monitors_lost_total") == 1
 
 
 def test_no_label_value_identifies_a_pod(machine: Machine, cri: CriClient) -> None:
@@ -166,8 +219,13 @@ def test_failed_cleanup_is_pending_until_it_succeeds(embedded: EmbeddedNode, cri
 def test_oom_killed_container_is_counted(cri: CriClient) -> None:
     linux = security()
     linux.resources.memory_limit_in_bytes = 24 * MIB
-    cri.wait_for_exit(cri.run(cri.run_pod(), "tail", "/dev/zero", linux=linux))
-    assert scrape().value("container_oom_kills_total") == 1
+    cri.wait_for_exit(cri.run(cri.run_pod(), "tail", "/dev/zero", linux=linux, name="burst"))
+    found = scrape()
+    assert found.value("container_oom_kills_total") == 1
+    (labels,) = found.labels("container_oom_kills_by_name_total")
+    assert found.value("container_oom_kills_by_name_total", **labels) == 1
+    pod = cri.pods()[0].metadata
+    assert labels == {"namespace": pod.namespace, "container": "burst"}
 
 
 def test_pull_of_a_present_image_is_counted(cri: CriClient) -> None:

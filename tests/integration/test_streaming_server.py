@@ -15,6 +15,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import pytest
+from support import figures
 from support.streaming_client import (
     SPDY_COMMANDS,
     TRANSPORTS,
@@ -132,6 +133,30 @@ async def test_session_above_the_limit_is_refused() -> None:
         with pytest.raises(Refused, match=r"503: streaming\.max_sessions \(1\) is reached"):
             await in_thread(lambda: SpdyCommand(server.url(command(echo)), STDIN, STDOUT))
         assert (await in_thread(lambda: converse(first))).exit_code == 3
+
+
+@pytest.mark.parametrize(("protocol", "client"), [("spdy", SpdyCommand), ("websocket", WebSocketCommand)])
+async def test_sessions_are_counted_while_they_are_open_and_refusals_by_status(
+    protocol: str, client: type[CommandClient]
+) -> None:
+    def counted() -> tuple[float, ...]:
+        return (
+            figures.value("streaming_sessions_total", kind="exec", protocol=protocol),
+            figures.value("streaming_refusals_total", code="503"),
+        )
+
+    def running() -> float:
+        return figures.value("streaming_sessions_in_flight", kind="exec")
+
+    before = counted()
+    async with serving(StreamingConfig(max_sessions=1)) as server:
+        session = await in_thread(lambda: client(server.url(command(echo)), STDIN, STDOUT))
+        with pytest.raises(Refused, match="503"):
+            await in_thread(lambda: client(server.url(command(echo)), STDIN, STDOUT))
+        assert running() == 1
+        await in_thread(lambda: converse(session))
+    assert running() == 0
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [1, 1]
 
 
 async def test_connections_without_a_request_do_not_block_clients() -> None:

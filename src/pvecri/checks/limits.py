@@ -36,7 +36,7 @@ def check(config: Config, pods: int = DEFAULT_PODS, proc: Path = Path("/proc")) 
     if _sysctl("net.ipv4.ip_forward", proc) == 0:
         message = "net.ipv4.ip_forward is 0: pods reach no other network"
         yield Finding("warning", SUBJECT, message, "set it to 1 in /etc/sysctl.d")
-    vmids = config.proxmox.vmid_range.last - config.proxmox.vmid_range.first + 1
+    vmids = config.proxmox.vmid_range.size
     if vmids < pods:
         message = f"proxmox.vmid_range has {vmids} VMIDs for up to {pods} pods"
         yield Finding("warning", SUBJECT, message, "enlarge it, or lower the kubelet's maxPods")

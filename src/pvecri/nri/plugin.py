@@ -15,6 +15,7 @@ from typing import Any
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from pvecri import metrics
 from pvecri.config import NriConfig
 from pvecri.errors import DeadlineExceeded
 from pvecri.nri.errors import CallFailed, PluginError, PluginGone, ProtocolError
@@ -239,7 +240,7 @@ class Plugin:
         timeout = self._config.request_timeout
         if not (self._legacy and call.notification):
             try:
-                return await self._connection.call(call.method, request, call.response, timeout)
+                return await self._exchange(call.method, request, call.response, timeout)
             except CallFailed as error:
                 if error.code != Code.UNIMPLEMENTED or not call.notification:
                     raise self._error(call.method, error) from error
@@ -253,9 +254,18 @@ class Plugin:
 
     async def _call(self, method: str, request: Message, response: Any, timeout: float) -> Any:
         try:
-            return await self._connection.call(method, request, response, timeout)
+            return await self._exchange(method, request, response, timeout)
         except CallFailed as error:
             raise self._error(method, error) from error
+
+    async def _exchange(self, method: str, request: Message, response: Any, timeout: float) -> Any:
+        metrics.NRI_PLUGIN_NAMES.use(self.name)
+        with metrics.measured(metrics.NRI_CALLS, metrics.NRI_SECONDS, self.name, method) as measure:
+            try:
+                return await self._connection.call(method, request, response, timeout)
+            except CallFailed as error:
+                measure.code = _name_of(error.code)
+                raise
 
     def _error(self, method: str, error: CallFailed) -> Exception:
         """A plugin that observes ttrpc's timeout field returns DEADLINE_EXCEEDED itself."""
@@ -283,6 +293,14 @@ class Plugin:
         self.close()
         if self._runner is not None:
             self._runner.cancel()
+
+
+def _name_of(code: int) -> str:
+    """The name of a status code; of one that gRPC does not define, or that no plugin should send, UNKNOWN."""
+    try:
+        return Code(code).name
+    except ValueError:
+        return Code.UNKNOWN.name
 
 
 def split(pods: Iterable[pb.PodSandbox], containers: Iterable[pb.Container]) -> Iterable[pb.SynchronizeRequest]:

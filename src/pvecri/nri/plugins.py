@@ -19,6 +19,7 @@ from typing import Any
 from google.protobuf.message import Message
 from msgspec.structs import replace
 
+from pvecri import metrics
 from pvecri.config import ConfigError, NriConfig
 from pvecri.errors import PvecriError
 from pvecri.linux import single_instance
@@ -135,6 +136,7 @@ class Plugins(Hooks):
                 log.warning("%s", error)
             await self._apply_updates(merged)
             self._plugins = sorted([*self._plugins, plugin], key=lambda each: each.index)
+            metrics.NRI_PLUGINS.set(len(self._plugins))
         log.info("NRI plugin %s is synchronized; the order is %s", plugin.name, self._order())
 
     def _known(self) -> tuple[list[pb.PodSandbox], list[pb.Container]]:
@@ -154,6 +156,7 @@ class Plugins(Hooks):
         plugin.dismiss()
         if plugin in self._plugins:
             self._plugins = [each for each in self._plugins if each is not plugin]
+            metrics.NRI_PLUGINS.set(len(self._plugins))
             log.info("NRI plugin %s has disconnected", plugin.name)
 
     def _order(self) -> str:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import dataclass
 from enum import Enum
 
 from pvecri import metrics
 from pvecri.pods.registry import Registry
 from pvecri.pods.sandbox import ct_notes
-from pvecri.proxmox.answers import CtConfig
+from pvecri.proxmox.answers import CtConfig, Guest
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.errors import CtHidden, CtNotFound
 
@@ -68,11 +68,20 @@ def foreign_ct(vmid: int, config: CtConfig, installation: str) -> ForeignCt | No
 
 
 async def find(
-    proxmox: ProxmoxApi, node: str, known: Callable[[], Set[int]], installation: str
+    proxmox: ProxmoxApi,
+    node: str,
+    known: Callable[[], Set[int]],
+    installation: str,
+    listed: Callable[[Sequence[Guest]], None] = lambda _: None,
 ) -> list[ForeignCt]:
-    """The foreign CTs of `node` that our account sees, by VMID; `known` returns the VMIDs of the store's pods."""
+    """The foreign CTs of `node` that our account sees, by VMID; `known` returns the VMIDs of the store's pods.
+
+    `listed` gets the cluster's guests right after they were read.
+    """
     found = []
-    for guest in sorted(await proxmox.guests(), key=lambda guest: guest.vmid):
+    guests = await proxmox.guests()
+    listed(guests)
+    for guest in sorted(guests, key=lambda guest: guest.vmid):
         # Also outside of proxmox.vmid_range: Proxmox's UI suggests the next free VMID for a clone.
         if guest.type != "lxc" or guest.node != node or guest.vmid in known():
             continue
@@ -90,7 +99,16 @@ async def find(
 class ForeignCts:
     """Searches again and again; `found` is the result of the last search, each logged once."""
 
-    def __init__(self, proxmox: ProxmoxApi, registry: Registry, node: str, installation: str) -> None:
+    def __init__(
+        self,
+        proxmox: ProxmoxApi,
+        registry: Registry,
+        node: str,
+        installation: str,
+        listed: Callable[[Sequence[Guest]], None] = lambda _: None,
+    ) -> None:
+        """`listed`: see `find`."""
+        self._listed = listed
         self._proxmox = proxmox
         self._registry = registry
         self._node = node
@@ -99,7 +117,7 @@ class ForeignCts:
 
     async def search(self) -> None:
         """Search once."""
-        found = await find(self._proxmox, self._node, self._known, self._installation)
+        found = await find(self._proxmox, self._node, self._known, self._installation, self._listed)
         for foreign in found:
             if foreign not in self.found:
                 log.warning("%s: it is left as it is; `pvecri repair` lists such CTs", foreign)

@@ -77,7 +77,7 @@ class PodManager:
         self._installation = installation = self._store.installation_id()
         self._claim: single_instance.Claim | None = None
         self._cts = cts = SandboxCts(config, proxmox, registry, cgroups, installation)
-        self.foreign_cts = ForeignCts(proxmox, registry, config.proxmox.node_name, installation)
+        self.foreign_cts = ForeignCts(proxmox, registry, config.proxmox.node_name, installation, cts.listed)
         oci_runtime = OciRuntime(features, oci_dir, exit_dir, runtime.state_dir, runtime.create_timeout)
         self._volumes = VolumeProbe()
         self.health = health = ProxmoxHealth(config.proxmox, proxmox)
@@ -165,6 +165,13 @@ class PodManager:
             metrics.PODS.labels(phase.value).set(phases[phase])
         for ct_kind in CtKind:
             metrics.WARM_CTS.labels(ct_kind.value).set(self._warm.waiting(ct_kind))
+            metrics.WARM_TARGET.labels(ct_kind.value).set(self._warm.target(ct_kind))
+        if (free := self._cts.vmids_free) is not None:
+            metrics.VMIDS.labels("free").set(free)
+            metrics.VMIDS.labels("used").set(self._cts.vmid_range.size - free)
+        metrics.BACKGROUND_FAILING.clear()
+        for work, count in Counter(each.work for each in self._supervisor.failing).items():
+            metrics.BACKGROUND_FAILING.labels(work).set(count)
         decisions = Counter(
             (pod.value.user_namespace.kind.value, pod.value.user_namespace.reason.value)
             for pod in self.registry.pods()

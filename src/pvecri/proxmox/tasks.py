@@ -36,7 +36,10 @@ class Tasks:
         proxmox.task_timeout, while the task continues. An API that is unavailable for a moment (pveproxy is
         reloaded) does not end the wait.
         """
-        with metrics.measured(metrics.TASKS, metrics.TASK_SECONDS, task.kind):
+        with (
+            metrics.TASKS_RUNNING.labels(task.kind).track_inprogress(),
+            metrics.measured(metrics.TASKS, metrics.TASK_SECONDS, task.kind),
+        ):
             await self._wait(task, action)
 
     async def _wait(self, task: Upid, action: str) -> None:

@@ -14,7 +14,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection
 from wsproto.utilities import RemoteProtocolError
 
-from pvecri import tls
+from pvecri import metrics, tls
 from pvecri.config import ConfigError, StreamingConfig
 from pvecri.streaming import exec_attach, portforward
 from pvecri.streaming.http import PROTOCOL_HEADER, HttpError, HttpExchange, HttpRequest, receive_within
@@ -110,13 +110,15 @@ class StreamingServer:
                 if http is None:
                     return
                 request = self._claim(http)
-                if http.upgrade == WEBSOCKET:
-                    await self._serve_websocket(request, http, transport)
-                elif http.upgrade == SPDY:
-                    await self._serve_spdy(request, http, exchange, transport)
-                else:
-                    raise HttpError(400, "an upgrade to SPDY/3.1 or WebSocket is required")
+                with metrics.STREAMING_RUNNING.labels(request.kind.value).track_inprogress():
+                    if http.upgrade == WEBSOCKET:
+                        await self._serve_websocket(request, http, transport)
+                    elif http.upgrade == SPDY:
+                        await self._serve_spdy(request, http, exchange, transport)
+                    else:
+                        raise HttpError(400, "an upgrade to SPDY/3.1 or WebSocket is required")
             except HttpError as error:
+                metrics.STREAMING_REFUSALS.labels(str(error.status)).inc()
                 log.info("streaming request refused: %d %s", error.status, error)
                 await exchange.refuse(error)
                 await transport.close()
@@ -151,10 +153,12 @@ class StreamingServer:
             if portforward.SPDY_PROTOCOL not in offered:
                 raise _no_common_protocol(offered, [portforward.SPDY_PROTOCOL])
             await exchange.switch(_spdy_headers(portforward.SPDY_PROTOCOL))
+            _count(request, "spdy")
             await portforward.serve_over_spdy(request, transport, idle)
             return
         version = _negotiate(offered, SPDY_VERSIONS)
         await exchange.switch(_spdy_headers(version.name))
+        _count(request, "spdy")
         await exec_attach.serve_over_spdy(request, version, transport, idle)
 
     # -- WebSocket --------------------------------------------------------------------------------------------
@@ -165,6 +169,7 @@ class StreamingServer:
         if isinstance(request, CommandRequest):
             version = _negotiate(offered, WEBSOCKET_VERSIONS)
             websocket = await _accept(http, transport, version.name)
+            _count(request, "websocket")
             await exec_attach.serve_over_websocket(request, version, websocket, idle)
             return
         known = (portforward.TUNNEL_PROTOCOL, *portforward.CHANNEL_PROTOCOLS)
@@ -172,6 +177,7 @@ class StreamingServer:
         if protocol is None:
             raise _no_common_protocol(offered, known)
         websocket = await _accept(http, transport, protocol)
+        _count(request, "websocket")
         if protocol == portforward.TUNNEL_PROTOCOL:
             await portforward.serve_over_spdy(request, WebSocketTransport(websocket), idle)
         else:
@@ -194,6 +200,10 @@ async def _accept(http: HttpRequest, transport: TcpTransport, protocol: str) -> 
     list(connection.events())  # wsproto's Request event, which must be consumed
     await transport.write(connection.send(AcceptConnection(subprotocol=protocol or None)))
     return WebSocket(transport, connection)
+
+
+def _count(request: Request, protocol: str) -> None:
+    metrics.STREAMING_SESSIONS.labels(request.kind.value, protocol).inc()
 
 
 def _spdy_headers(protocol: str) -> list[tuple[str, str]]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from support import figures
+
 from pvecri.image_cli import bar, summary
 from pvecri.images.manifest import Layer
 from pvecri.images.pull.progress import Progress, Transfer
@@ -40,7 +42,7 @@ def test_summary_shows_fetched_and_present_layers() -> None:
 def test_progress_of_a_layer_is_capped_at_its_size() -> None:
     moves: list[int] = []
     transfer = Transfer(lambda: moves.append(1))
-    first, second = transfer.plan((layer(10), layer(20)), present=3)
+    first, second = transfer.plan((layer(10), layer(20)), [layer(10), layer(20), layer(1), layer(1), layer(1)])
     first.reached(4, 40)
     first.reached(12, 100)
     second.reached(5, 5)
@@ -49,9 +51,21 @@ def test_progress_of_a_layer_is_capped_at_its_size() -> None:
     assert len(moves) == 4
 
 
+def test_fetched_and_skipped_layers_are_measured() -> None:
+    def measured() -> tuple[float, ...]:
+        names = ("image_skipped_bytes_total", "image_layer_size_bytes_sum", "image_layer_size_bytes_count")
+        return tuple(figures.value(name) for name in names)
+
+    before = measured()
+    # An image may have a layer twice; it is fetched once.
+    (fetched,) = Transfer().plan((layer(10),), (layer(10), layer(10), layer(7)))
+    fetched.done()
+    assert [now - then for now, then in zip(measured(), before, strict=True)] == [17, 10, 1]
+
+
 def test_two_layers_of_the_same_blob_count_twice() -> None:
     transfer = Transfer()
-    for each in transfer.plan((layer(10), layer(10)), present=0):
+    for each in transfer.plan((layer(10), layer(10)), (layer(10), layer(10))):
         each.done()
     assert (transfer.progress.fetched, transfer.progress.done) == (20, 2)
 

@@ -46,6 +46,20 @@ def test_code_can_be_set() -> None:
     assert (found.count("404"), found.count("OK"), found.timed) == (1, None, 1)
 
 
+def test_code_of_a_response_takes_precedence_over_the_error_for_it() -> None:
+    """A redirect of Proxmox's API was counted as UNAVAILABLE, as if there had been no response."""
+    found = Instruments()
+
+    def redirected() -> None:
+        with metrics.measured(found.ended, found.seconds, "work") as measure:
+            measure.code = "302"
+            raise NotFound("nothing")
+
+    with pytest.raises(NotFound):
+        redirected()
+    assert (found.count("302"), found.count("NOT_FOUND"), found.timed) == (1, None, 1)
+
+
 def test_an_error_is_counted_by_its_status_timed_and_passed_on() -> None:
     found = Instruments()
     with pytest.raises(NotFound), metrics.measured(found.ended, found.seconds, "work"):
@@ -76,6 +90,42 @@ def test_every_error_has_a_code(error: BaseException, code: str) -> None:
     assert metrics.code_of(error) == code
 
 
+class Bounded:
+    """A counter and a histogram with a bounded label `name` and a free one."""
+
+    def __init__(self, maximum: int) -> None:
+        self.registry = CollectorRegistry()
+        self.calls = Counter("calls", "", ("name", "method"), registry=self.registry)
+        self.seconds = Histogram("seconds", "", ("name", "method"), registry=self.registry)
+        self._recent = metrics.Recent(maximum, ("name",), self.calls, self.seconds)
+
+    def call(self, name: str, method: str = "a") -> None:
+        self._recent.use(name)
+        self.calls.labels(name, method).inc()
+        self.seconds.labels(name, method).observe(1)
+
+    def names(self) -> set[str]:
+        return {sample.labels["name"] for family in self.registry.collect() for sample in family.samples}
+
+
+def test_series_of_the_name_used_longest_ago_are_removed() -> None:
+    bounded = Bounded(2)
+    for name in ("one", "two"):
+        bounded.call(name, "a")
+        bounded.call(name, "b")
+    bounded.call("one")
+    bounded.call("three")
+    assert bounded.names() == {"one", "three"}
+    assert bounded.registry.get_sample_value("calls_total", {"name": "one", "method": "a"}) == 2
+
+
+def test_counter_of_a_dropped_name_begins_at_0() -> None:
+    bounded = Bounded(1)
+    for name in ("one", "one", "two", "one"):
+        bounded.call(name)
+    assert bounded.registry.get_sample_value("calls_total", {"name": "one", "method": "a"}) == 1
+
+
 def names() -> list[str]:
     """Every metric of the daemon's own, as Prometheus knows it."""
     families = [family for family in metrics.REGISTRY.collect() if family.name.startswith("pvecri_")]
@@ -95,7 +145,8 @@ def test_monitoring_page_and_examples_name_no_metric_that_does_not_exist() -> No
 
 
 def test_no_metric_has_a_label_without_bounds() -> None:
-    allowed = {"method", "code", "phase", "state", "type", "path", "plugin", "command", "source", "version"}
-    allowed |= {"kind", "outcome", "reason", "work"}
+    allowed = {"method", "code", "phase", "state", "type", "path", "command", "source", "version"}
+    allowed |= {"kind", "outcome", "reason", "work", "protocol", "step"}
+    allowed |= {"namespace", "container", "plugin"}  # each has a `Recent`, or (CNI) is a name of the configuration
     instruments = [each for each in vars(metrics).values() if hasattr(each, "_labelnames")]
     assert {label for each in instruments for label in each._labelnames} == allowed

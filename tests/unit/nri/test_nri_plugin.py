@@ -13,7 +13,7 @@ import pytest
 from pvecri.config import ConfigError, NriConfig
 from pvecri.nri import launcher
 from pvecri.nri.frames import MAX_DATA
-from pvecri.nri.plugin import CALLS, VALID_EVENTS, split
+from pvecri.nri.plugin import CALLS, VALID_EVENTS, _name_of, split
 from pvecri.nri.plugins import Plugins
 from pvecri.nri.proto import nri_pb2 as pb
 from pvecri.pods.manager import PodManager
@@ -32,6 +32,13 @@ def test_state_change_replaces_only_calls_with_empty_responses() -> None:
     assert {call.method for call in CALLS.values() if not call.notification} == {
         *("CreateContainer", "UpdateContainer", "StopContainer", "UpdatePodSandbox", "ValidateContainerAdjustment")
     }
+
+
+@pytest.mark.parametrize(
+    ("code", "name"), [(4, "DEADLINE_EXCEEDED"), (12, "UNIMPLEMENTED"), (99, "UNKNOWN"), (-1, "UNKNOWN")]
+)
+def test_every_status_of_a_plugin_is_counted_by_a_known_name(code: int, name: str) -> None:
+    assert _name_of(code) == name
 
 
 @pytest.mark.parametrize("size", [0, 100, 70_000, MAX_DATA - 10_000])

@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from support.scripted_pve import data, refusal, scripted_pve
 
 from pvecri.config import Config
 from pvecri.pods.foreign_cts import find
+from pvecri.proxmox.answers import Guest
 from pvecri.proxmox.api import ProxmoxApi
 
 GONE, HIDDEN, OURS, FOREIGN = range(900_000, 900_004)
 
 
 async def test_cts_that_vanish_or_leave_the_pool_while_they_are_read_are_left_out(tmp_path: Path) -> None:
+    listed: list[Sequence[Guest]] = []
     async with scripted_pve() as server:
         guests = [{"vmid": vmid, "node": "pve", "type": "lxc"} for vmid in (GONE, HIDDEN, OURS, FOREIGN)]
         # Listed once more to explain each 403, and without the CT that has left the pool.
@@ -33,7 +36,8 @@ async def test_cts_that_vanish_or_leave_the_pool_while_they_are_read_are_left_ou
         api = ProxmoxApi(config.proxmox)
         await api.start()
         try:
-            found = await find(api, "pve", set, "here")
+            found = await find(api, "pve", set, "here", listed.append)
         finally:
             await api.close()
     assert [each.vmid for each in found] == [OURS]
+    assert [[guest.vmid for guest in guests] for guests in listed] == [[GONE, HIDDEN, OURS, FOREIGN]]

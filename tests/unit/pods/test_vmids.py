@@ -61,6 +61,20 @@ def test_vmids_in_use_are_skipped() -> None:
     assert [vmids.allocate(), vmids.allocate()] == [201, 203]
 
 
+async def test_free_vmids_are_unknown_until_the_guests_are_listed() -> None:
+    cluster = Cluster(VmidRange(first=200, last=209))
+    cluster.guests = {100, 200, 205}
+    vmids = cluster.node("pve")
+    assert vmids.free is None
+    await vmids.refresh()
+    assert vmids.free == 8
+    vmid = await vmids.allocate(set())
+    assert vmids.free == 7
+    vmids.release(vmid)
+    vmids.update({201})
+    assert vmids.free == 9
+
+
 def test_released_vmid_is_reused_last() -> None:
     vmids = allocator()
     first = vmids.allocate()

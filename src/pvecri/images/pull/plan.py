@@ -71,7 +71,7 @@ async def plan(
                 with transfer.stall_suspended():  # Proxmox reports no progress
                     archive = await stack.enter_async_context(template)
         missing = _missing(library, content)
-        transfers = transfer.plan(tuple(missing.values()), len(content.layers) - len(missing))
+        transfers = transfer.plan(tuple(missing.values()), content.layers)
         keys = library.keys(content.layers)
         parents = dict(zip(keys, (None, *keys), strict=False))
         layers = tuple(

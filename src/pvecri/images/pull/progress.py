@@ -55,6 +55,7 @@ class LayerTransfer:
         """Record that the layer is complete. `source` is a label of the metric: `registry` or `template`."""
         self.reached(self.size, self.unpacked)
         self.is_done = True
+        metrics.LAYER_BYTES.observe(self.size)
         metrics.LAYERS.labels(source).inc()
 
 
@@ -72,10 +73,12 @@ class Transfer:
         self._layers: tuple[LayerTransfer, ...] = ()
         self._present = 0
 
-    def plan(self, missing: Sequence[Layer], present: int) -> tuple[LayerTransfer, ...]:
-        """Set the layers to fetch, and the number of those that need not be."""
-        metrics.LAYERS.labels("store").inc(present)
-        self._present = present
+    def plan(self, missing: Sequence[Layer], layers: Sequence[Layer]) -> tuple[LayerTransfer, ...]:
+        """Set the layers to fetch of all of the image's `layers`: the others are in the store."""
+        self._present = len(layers) - len(missing)
+        metrics.LAYERS.labels("store").inc(self._present)
+        skipped = sum(layer.size for layer in layers) - sum(layer.size for layer in missing)
+        metrics.SKIPPED_BYTES.inc(max(0, skipped))
         self._layers = tuple(LayerTransfer(layer, self._on_progress) for layer in missing)
         return self._layers
 

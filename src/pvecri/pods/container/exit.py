@@ -87,21 +87,25 @@ class ContainerExits:
         # A front may kill a container before it starts it.
         unstarted = container.value.front is not None and container.value.state is ContainerState.CREATED
         if unstarted or container.value.state is ContainerState.RUNNING:
-            self._record_exit(container)
+            self._record_exit(pod, container)
         action = f"container {container.id}: notifying NRI plugins of its exit"
         await attempt(partial(self._hooks.stop_container, pod, container), RELEASE, action)
         await self._release_and_signal(pod, container)
 
-    def _record_exit(self, container: ContainerEntry) -> None:
+    def _record_exit(self, pod: PodEntry, container: ContainerEntry) -> None:
         exit_file = self.file(container)
         try:
             code = int(exit_file.read_text())
             finished_at = exit_file.stat().st_mtime_ns
         except (FileNotFoundError, ValueError):  # conmon was killed before it wrote the file
             code, finished_at = KILLED_CODE, self._downtime.end_of(container.value.started_at)
+            metrics.MONITORS_LOST.inc()
         reason = "Completed" if code == 0 else "Error"
         if container.bundle.oom_file.exists():
             reason = OOM_KILLED
+            names = pod.value.config.metadata.namespace, container.value.config.metadata.name
+            metrics.OOM_KILLED_NAMES.use(*names)
+            metrics.OOM_KILLS_BY_NAME.labels(*names).inc()
             metrics.OOM_KILLS.inc()
         # File timestamps have the granularity of a clock tick: one may be before the start of a short container.
         self.record(container, code, reason, finished_at=max(finished_at, container.value.started_at))

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, Set
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from pvecri.pods.sandbox.ct_ownership import CtOwnership, NotOwnCt, is_pods_init
 from pvecri.pods.sandbox.kubelet_cgroups import KubeletCgroups
 from pvecri.pods.sandbox.vmids import Vmids
 from pvecri.proxmox import ct_options, rootfs_storage
+from pvecri.proxmox.answers import Guest
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import CtSpec, ParameterValue, assignable_parameters, fingerprint, size_parameters
 from pvecri.proxmox.errors import CtExists, CtNotFound, ProxmoxError
@@ -95,6 +96,15 @@ class SandboxCts:
     def vmid_range(self) -> VmidRange:
         """The VMIDs of pods."""
         return self._config.proxmox.vmid_range
+
+    @property
+    def vmids_free(self) -> int | None:
+        """How many of `vmid_range` no known guest of the cluster has; None before Proxmox has listed them."""
+        return self._vmids.free
+
+    def listed(self, guests: Iterable[Guest]) -> None:
+        """Take over a list of the cluster's guests that was read for another purpose."""
+        self._vmids.update({guest.vmid for guest in guests})
 
     @property
     def prepared(self) -> bool:

@@ -9,12 +9,13 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack
 from functools import partial
 from pathlib import Path
 
 from msgspec.structs import replace
 
+from pvecri import metrics
 from pvecri.concurrency import in_own_thread
 from pvecri.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from pvecri.linux import programs
@@ -96,17 +97,21 @@ class SandboxRunner:
             undo.push_async_callback(_log_failure, self._cts.destroy, pod)
             undo.push_async_callback(_log_failure, self._cts.stop, pod)
             if pod.init is None:
-                await self._cts.create(pod, interface)
-            await self._pin_namespaces(pod, interface, undo)
+                with _timed("ct"):
+                    await self._cts.create(pod, interface)
+            with _timed("namespaces"):
+                await self._pin_namespaces(pod, interface, undo)
             # Before the network: an interface copies net.*.conf.default when it is created.
             await self._set_sysctls(pod, of_interfaces=False)
-            await self._attach_network(pod, request, undo)
+            with _timed("network"):
+                await self._attach_network(pod, request, undo)
             await self._set_sysctls(pod, of_interfaces=True)
             # After the network: /etc/hosts has the pod's addresses.
             await asyncio.to_thread(files.write_files, pod)
             # Pushed before: some plugins may have been notified of the pod before another one refuses it.
             undo.push_async_callback(self._hooks.remove_pod, pod)
-            await self._hooks.run_pod(pod)
+            with _timed("nri"):
+                await self._hooks.run_pod(pod)
             self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.READY))
             # Not before READY: until then the end of the CT fails a step, and that undoes all.
             self._teardown.watch(pod)
@@ -258,6 +263,11 @@ class SandboxRunner:
         undo.push_async_callback(_log_failure, self._teardown.detach_network, pod)
         network = await self._network.attach(pod.id, pod.namespace("net"), request)
         self._registry.save_pod(pod, replace(pod.value, ips=network.ips))
+
+
+def _timed(step: str) -> AbstractContextManager[object]:
+    """Time the body as this step of RunPodSandbox."""
+    return metrics.POD_STEP_SECONDS.labels(step).time()
 
 
 async def _log_failure(undo: Callable[[PodEntry], Awaitable[None]], pod: PodEntry) -> None:

@@ -41,9 +41,17 @@ class Vmids:
 
     async def refresh(self, refused: Set[int] = frozenset()) -> None:
         """Read which VMIDs are in use; `refused` are those of guests that the account may not see."""
-        guests = await self._guests()
-        self._allocator.set_used(guests | refused | self._pods())
+        self.update(await self._guests() | refused)
+
+    def update(self, guests: Set[int]) -> None:
+        """Set the VMIDs of the cluster's guests, as just listed by Proxmox."""
+        self._allocator.set_used(guests | self._pods())
         self._listed = time.monotonic()
+
+    @property
+    def free(self) -> int | None:
+        """How many VMIDs of the range no known guest has; None before the first list of guests."""
+        return self._allocator.free if self._listed else None
 
     async def allocate(self, refused: Set[int]) -> Vmid:
         """A VMID that is not known to be in use; `refused` are those that Proxmox has refused for this pod.
@@ -69,7 +77,7 @@ class VmidAllocator:
     def __init__(self, limits: VmidRange, node: str = "") -> None:
         """Both ends of `limits` are included. Each `node` begins at a place of its own in the range."""
         self._limits = limits
-        self._size = limits.last - limits.first + 1
+        self._size = limits.size
         self._place = zlib.crc32(node.encode()) % self._size
         """Of the next candidate, counted from the first VMID."""
         self._used: set[int] = set()
@@ -77,6 +85,11 @@ class VmidAllocator:
     def set_used(self, used: Iterable[int]) -> None:
         """Replace the set of VMIDs in use: those of all guests of the cluster and those allocated to pods."""
         self._used = {vmid for vmid in used if self._limits.first <= vmid <= self._limits.last}
+
+    @property
+    def free(self) -> int:
+        """How many VMIDs of the range are not in use."""
+        return self._size - len(self._used)
 
     def allocate(self, refusals: int = 0) -> Vmid:
         """A VMID that is not in use; ResourceExhausted if there is none in the range.

@@ -121,7 +121,8 @@ class WarmPool:
         if pod.init is None:
             return pod
         try:
-            await self._hand_over(pod)
+            with metrics.POD_STEP_SECONDS.labels("warm_ct").time():
+                await self._hand_over(pod)
         except WarmCtLost as lost:
             log.info("pod %s gets a new CT: %s", pod.value.name, lost)
             return reserve(warm=False)
@@ -207,7 +208,7 @@ class WarmPool:
         if self.waiting(kind):
             await self._cts.prepare()
             await self._check(kind)
-        while self.waiting(kind) < self._target(kind):
+        while self.waiting(kind) < self.target(kind):
             # A pod that is created from nothing needs Proxmox more than a CT ahead.
             await self._cts.idle.wait()
             async with self._create_lock:
@@ -218,10 +219,11 @@ class WarmPool:
                 except ResourceExhausted as error:
                     log.debug("no warm CT: %s", error)
                     return
-        for entry in list(self._of_kind(kind))[self._target(kind) :]:
+        for entry in list(self._of_kind(kind))[self.target(kind) :]:
             self._discard(entry, "there are more than pods ask for")
 
-    def _target(self, kind: CtKind) -> int:
+    def target(self, kind: CtKind) -> int:
+        """How many CTs of a kind should wait now."""
         in_use = any(
             _kind(pod.value) is kind and pod.value.phase is not SandboxPhase.REMOVING
             for pod in self._registry.pods()
