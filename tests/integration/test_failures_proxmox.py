@@ -13,6 +13,7 @@ from support.leaks import VMIDS
 from support.machine_node import EmbeddedNode
 
 from pvecri.cri.proto import cri_pb2 as pb
+from pvecri.linux import cgroups
 
 
 def condition(cri: CriClient, name: str) -> pb.RuntimeCondition:
@@ -181,26 +182,47 @@ def test_a_pod_that_cannot_be_destroyed_can_be_removed_again(
     machine.assert_nothing_left()
 
 
-def test_stop_without_proxmox_can_be_retried(machine: Machine, embedded: EmbeddedNode, cri: CriClient) -> None:
+def test_pod_stops_without_proxmox(machine: Machine, embedded: EmbeddedNode, cri: CriClient) -> None:
     pod = cri.run_pod()
+    vmid = cri.vmid(pod)
     container = cri.run(pod, "sleep", "1000")
     embedded.stop()
-    with refused(grpc.StatusCode.UNAVAILABLE, r"stop CT \d+.*proxmox\.url"):
-        cri.stop_pod(pod)
-    assert cri.status(container).state == pb.CONTAINER_EXITED
-    embedded.start()
     cri.stop_pod(pod)
+    assert cri.status(container).exit_code == 137
     assert cri.pod_status(pod).state == pb.SANDBOX_NOTREADY
+    assert cgroups.detect().processes(f"/lxc/{vmid}") == []
+    embedded.start()
+    assert embedded.ct(vmid, "status/current")["status"] == "stopped"
     cri.remove_pod(pod)
     machine.assert_nothing_left()
 
 
-def test_failed_stop_task_can_be_retried(machine: Machine, embedded: EmbeddedNode, cri: CriClient) -> None:
-    pod = cri.run_pod()
+def test_stop_of_a_pod_is_no_task_of_proxmox(machine: Machine, cri: CriClient, pod: str) -> None:
+    vmid = cri.vmid(pod)
+    before = machine.node.tasks(vmid, "vzstop")  # of earlier CTs with this VMID
+    cri.stop_pod(pod)
+    eventually(
+        lambda: machine.node.ct(vmid, "status/current")["status"] == "stopped", "Proxmox shows it as stopped"
+    )
+    assert machine.node.tasks(vmid, "vzstop") == before
+
+
+def test_ct_with_a_hookscript_is_stopped_by_proxmox(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient, pod: str
+) -> None:
+    """Which runs the hookscript with `pre-stop` while the CT still runs."""
+    vmid = cri.vmid(pod)
+    before = embedded.tasks(vmid, "vzstop")
+    embedded.stop()  # it reads its configs when it starts
+    [config] = embedded.state_dir.glob(f"pve/nodes/*/lxc/{vmid}.conf")
+    config.write_text(f"{config.read_text()}hookscript: local:snippets/hook.pl\n")
+    embedded.start()
     embedded.fault(task="vzstop", text="CT is stuck")
     with refused(grpc.StatusCode.INTERNAL, r"stop CT \d+: CT is stuck"):
         cri.stop_pod(pod)
     cri.stop_pod(pod)
+    after = embedded.tasks(vmid, "vzstop")
+    assert sorted(after[upid] for upid in after.keys() - before.keys()) == ["CT is stuck", "OK"]
     cri.remove_pod(pod)
     machine.assert_nothing_left()
 

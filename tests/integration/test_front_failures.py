@@ -251,10 +251,9 @@ def test_runtime_killed_while_a_pod_is_removed(front: Front, embedded: EmbeddedN
 def test_runtime_killed_while_a_pod_with_containers_is_stopped(front: Front, embedded: EmbeddedNode) -> None:
     front.run(SANDBOX, oci_spec("sleep", "1000", annotations=containerd_annotations(SANDBOX)))
     front.run(WEB, oci_spec("sleep", "1000", annotations=containerd_annotations(SANDBOX, "web")))
-    embedded.fault(task="vzstop", hold=True)
+    embedded.fault(request="GET /nodes/[^/]+/lxc/[0-9]+/config", hold=True)
     program = subprocess.Popen(front.command("delete", "--force", SANDBOX))
-    vmid = min(embedded.cts())
-    eventually(lambda: embedded.tasks(vmid, "vzstop", "active"), "the CT is being stopped")
+    eventually(embedded.holds, "the CT is about to be stopped")
     program.kill()
     program.wait(TIMEOUT)
     embedded.clear_faults()

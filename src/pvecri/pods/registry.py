@@ -81,8 +81,10 @@ class ContainerEntry:
 
 @dataclass
 class PodEntry:
-    """A pod sandbox. `init` is the CT's first process while the CT runs.
+    """A pod sandbox.
 
+    `init` is the CT's first process while the CT runs, `monitor` LXC's process for the CT once that was killed.
+    `hidden` is set if our account did not see the CT in Proxmox while it ran: it was taken out of the pool.
     `lock` serializes run, stop, update and removal. `pids_lock` serializes what adds processes to the PID
     namespace that the pod's containers share.
     """
@@ -91,6 +93,8 @@ class PodEntry:
     directory: Path
     notified: LifecycleEvent = LifecycleEvent.NONE
     init: Process | None = None
+    monitor: Process | None = None
+    hidden: bool = False
     watcher: asyncio.Task[None] | None = None
     containers: dict[ContainerId, ContainerEntry] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)

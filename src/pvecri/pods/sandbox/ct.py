@@ -22,15 +22,15 @@ from pvecri.linux.cgroups import EVERY_DEVICE, Cgroups
 from pvecri.linux.processes import Process
 from pvecri.model import Container, IdMapping, ProxmoxInterface, Resources, SandboxId, Vmid
 from pvecri.pods.registry import PodEntry, Registry
-from pvecri.pods.sandbox import ct_notes, kubelet_cgroups
+from pvecri.pods.sandbox import ct_kill, ct_notes, kubelet_cgroups
 from pvecri.pods.sandbox.ct_ownership import CtOwnership, NotOwnCt, is_pods_init
 from pvecri.pods.sandbox.kubelet_cgroups import KubeletCgroups
 from pvecri.pods.sandbox.vmids import Vmids
 from pvecri.proxmox import ct_options, rootfs_storage
-from pvecri.proxmox.answers import Guest
+from pvecri.proxmox.answers import CtConfig, Guest
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import CtSpec, ParameterValue, assignable_parameters, fingerprint, size_parameters
-from pvecri.proxmox.errors import CtExists, CtNotFound, ProxmoxError
+from pvecri.proxmox.errors import CtExists, CtHidden, CtNotFound, ProxmoxError
 from pvecri.proxmox.sizing import MEMORY_MIN_MIB, CtSize, ct_size
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,9 @@ POLL_INIT = Backoff(first=0.002, maximum=0.1, factor=1.2)
 
 INIT_OOM_SCORE_ADJ = -998
 """As other runtimes' pause containers have: if memory runs out, a container ends and not the whole pod."""
+
+LAST_LOOK_TIMEOUT = 2.0
+"""Seconds to wait for a CT's config before its stop, which does not depend on Proxmox."""
 
 START_CHECK_DELAY = 3.0
 START_CHECK_INTERVAL = 2.0
@@ -237,17 +240,26 @@ class SandboxCts:
             return {}
 
     async def stop(self, pod: PodEntry) -> None:
-        """Stop the pod's CT. Idempotent: a CT that is stopped, destroyed or was never created is no error."""
+        """End all processes of the pod's CT. Idempotent: a CT that has ended or was never created is no error.
+
+        Kills the CT's init, as Proxmox's stop does, but without its task: LXC's monitor notices the end, cleans up
+        and runs Proxmox's hook. That takes seconds on a Proxmox node, and nothing here waits for it. Needs Proxmox
+        only for a CT whose create was cut off, and for one with a hookscript, which is run before the end
+        (`pre-stop`). DeadlineExceeded if the init does not end.
+        """
         if pod.alive:
-            await self._restore_notes(pod)
-        if pod.value.vmid:
+            config = await self._look_before_stop(pod)
+            if config is not None and "hookscript" in config.raw:
+                await self.stop_again(pod)
+            await ct_kill.kill(pod, self._cgroups)
+        elif pod.value.vmid and not pod.value.ct_made:
             try:
                 await self.stop_again(pod)
             except NotOwnCt as other:
                 log.warning("%s: it is not stopped", other)
-        if pod.init is not None:
-            pod.init.close()
-            pod.init = None
+        else:
+            # The CT with this VMID may be another's by now, or run again (ct_restarts.py).
+            ct_kill.kill_containers(pod, self._cgroups)
 
     def runs(self, pod: PodEntry) -> bool:
         """Whether a CT with the pod's VMID and the init of a pod's CT runs on this machine, whoever started it."""
@@ -286,6 +298,7 @@ class SandboxCts:
 
     async def _destroy(self, pod: PodEntry) -> None:
         vmid = pod.value.vmid
+        await ct_kill.wait_for_monitor(pod)
         # Each try is a task in Proxmox's log, and a storage may be offline for days.
         if vmid in self._undestroyed:
             with suppress(CtNotFound):
@@ -320,13 +333,21 @@ class SandboxCts:
     def _used_vmids(self) -> Set[int]:
         return {entry.value.vmid for entry in self._registry.cts()}
 
-    async def _restore_notes(self, pod: PodEntry) -> None:
-        """Record the root volume of a running CT, and write its notes again if somebody changed the owner in them.
+    async def _look_before_stop(self, pod: PodEntry) -> CtConfig | None:
+        """The config of a running CT; None if Proxmox does not answer at once.
+
+        Records the root volume, and writes the notes again if somebody changed the owner in them.
 
         While the pod's init runs, the CT is the pod's; once it is stopped, they identify it (ct_ownership.py).
         """
         try:
-            config = await self._proxmox.ct_config(pod.value.vmid)
+            async with asyncio.timeout(LAST_LOOK_TIMEOUT):
+                config = await self._proxmox.ct_config(pod.value.vmid)
+        except (PvecriError, TimeoutError) as error:
+            log.debug("reading the config of CT %d of pod %s: %s", pod.value.vmid, pod.value.name, error)
+            pod.hidden = isinstance(error, CtHidden)
+            return None
+        try:
             if pod.value.ct_volume != config.root_volume:  # moved, or created by an earlier version
                 self._registry.save_pod(pod, replace(pod.value, ct_volume=config.root_volume), ending=True)
             if ct_notes.owner(config.description).sandbox != pod.id:
@@ -334,6 +355,7 @@ class SandboxCts:
                 await self._proxmox.configure_ct(pod.value.vmid, description=self.notes(pod))
         except PvecriError as error:  # what is done with the CT next fails for the same reason, and says so
             log.debug("restoring the notes of CT %d of pod %s: %s", pod.value.vmid, pod.value.name, error)
+        return config
 
     def notes(self, pod: PodEntry) -> str:
         """The notes of the CT as they should be now."""

@@ -53,7 +53,8 @@ class CtOwnership:
         Call it right before each request that stops or destroys the CT. While a CT is being created its notes may
         be missing: waits for the end of the create, and raises CtLocked or CtHidden after proxmox.task_timeout.
         For a pod whose CT has run, only a destroy can be under way: CtLocked after `DESTROY_END_TIMEOUT`. A CT
-        that stays hidden from our account while no create of ours is running is another's.
+        that stays hidden from our account is another's, unless it was hidden while it ran, or a create of ours is
+        running: then CtHidden.
         """
         await self._confirmed(pod)
 
@@ -77,7 +78,7 @@ class CtOwnership:
         try:
             config = await self._proxmox.idle_ct_config(vmid, DESTROY_END_TIMEOUT if created else None)
         except CtHidden as hidden:
-            if not created and await self._proxmox.create_runs(vmid):
+            if pod.hidden or (not created and await self._proxmox.create_runs(vmid)):
                 raise
             raise _not_own(pod, "it is not in our pool") from hidden
         if problem := difference(pod, config):
