@@ -264,9 +264,13 @@ class MetricsConfig(Section, frozen=True):
 
 
 class LogConfig(Section, frozen=True):
-    """The daemon's own log, to standard error; `level` is one of LOG_LEVELS."""
+    """The daemon's own log, to standard error or the journal; `level` is one of LOG_LEVELS.
+
+    The format `auto` is `journal` if systemd connected standard error to it, else `text`.
+    """
 
     level: str = "info"
+    format: Literal["auto", "text", "json", "journal"] = "auto"
 
 
 class Config(Section, frozen=True):

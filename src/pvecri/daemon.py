@@ -10,16 +10,16 @@ import signal
 import sys
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pvecri
-from pvecri import metrics
+from pvecri import logs, metrics
 from pvecri.config import DEFAULT_PATH, Config, ConfigError
 from pvecri.cri.health import HealthService
 from pvecri.cri.image_service import ImageService
 from pvecri.cri.runtime_service import RuntimeService
 from pvecri.cri.server import CriServer
-from pvecri.errors import DeadlineExceeded, Unavailable, escaped, printable
+from pvecri.errors import DeadlineExceeded, Unavailable
 from pvecri.front.server import RuntimeServer
 from pvecri.images import placement
 from pvecri.images.manager import ImageManager
@@ -41,27 +41,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class LineFormatter(logging.Formatter):
-    """Formats a message as one printable line, and so each line of a traceback: others wrote parts of them."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        """The line, without the traceback."""
-        record.message = printable(record.message)
-        return super().formatMessage(record)
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's name
-        """The traceback."""
-        return "\n".join(escaped(line) for line in super().formatException(ei).split("\n"))
-
-
 def run(config: Config, path: Path) -> None:
     """Serve until SIGTERM or SIGINT; pods and containers keep running afterwards.
 
     SIGHUP reads the configuration's files again, of which `path` is the main one.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    logging.basicConfig(level=config.log.level.upper(), handlers=[handler])
+    logs.configure(config.log)
     libc.return_large_buffers()
     if sys.version_info < (3, 12):
         # The default of Python 3.12 and later; the older default starts a thread for every process.
@@ -142,8 +127,8 @@ async def _attend(signals: _Signals, manager: ServiceManager, reloader: Reloader
 def _live(images: ImageManager, streaming: StreamingServer, metrics_server: MetricsServer | None) -> list[Live]:
     """The settings that can change while the daemon runs."""
 
-    def change_level(config: Config) -> bool:
-        logging.getLogger().setLevel(config.log.level.upper())
+    def change_log(config: Config) -> bool:
+        logs.configure(config.log)
         return True
 
     def change_images(config: Config) -> bool:
@@ -151,7 +136,7 @@ def _live(images: ImageManager, streaming: StreamingServer, metrics_server: Metr
         return True
 
     return [
-        Live(("log.level",), change_level),
+        Live(("log.level", "log.format"), change_log),
         Live(("images.pinned", "images.insecure_registries", "images.auth_file"), change_images),
         Live(
             ("streaming.tls_cert", "streaming.tls_key"),

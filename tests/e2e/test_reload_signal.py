@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 from pathlib import Path
@@ -28,7 +29,8 @@ def test_reload_changes_what_it_can_and_keeps_pods(machine: Machine, cri: CriCli
     drop_ins.mkdir()
     try:
         (drop_ins / "10-pin.toml").write_text(
-            f'[images]\npinned = ["{cri.image}"]\n[runtime]\nstart_timeout = 59.0\n[log]\nlevel = "debug"\n'
+            f'[images]\npinned = ["{cri.image}"]\n[runtime]\nstart_timeout = 59.0\n'
+            '[log]\nlevel = "debug"\nformat = "json"\n'
         )
         machine.daemon.send(signal.SIGHUP)
         eventually(lambda: pinned(cri) == [True], "the image is pinned")
@@ -37,6 +39,8 @@ def test_reload_changes_what_it_can_and_keeps_pods(machine: Machine, cri: CriCli
         log = machine.daemon.log.read_text()
         assert "images.pinned" in log
         assert "the change of runtime.start_timeout needs a restart" in log
+        objects = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+        assert any("log.format" in each["message"] for each in objects)
 
         (drop_ins / "20-broken.toml").write_text("[")
         machine.daemon.send(signal.SIGHUP)

@@ -19,7 +19,18 @@ PACKAGE = Path(pvecri.__file__).parent
 EMBEDDED = Path(pvecri_embedded.__file__).parent
 GENERATED = (PACKAGE / "cri/proto", PACKAGE / "nri/proto")
 
-GROUND = {"model", "config", "errors", "concurrency", "backoff", "database", "supervision", "metrics", "tls"}
+GROUND = {
+    "model",
+    "config",
+    "errors",
+    "concurrency",
+    "backoff",
+    "database",
+    "supervision",
+    "metrics",
+    "tls",
+    "logs",
+}
 THIN = GROUND | {"linux"}
 PARTS = THIN | {"streaming", "oci", "images", "network", "proxmox"}
 
@@ -33,6 +44,7 @@ MAY_IMPORT = {
     "config": {"errors"},
     "metrics": set(),
     "tls": {"config"},
+    "logs": {"config", "errors"},
     "linux": GROUND,
     "streaming": THIN,
     "oci": THIN | {"streaming"},

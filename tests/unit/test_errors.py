@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
-import pvecri.daemon  # brings in every component, and with it the errors that they add
-from pvecri import errors
+import pvecri.daemon  # noqa: F401  # brings in every component, and with it the errors that they add
+from pvecri import errors, logs
 from pvecri.errors import CommandError, InternalError, InvalidArgument, PvecriError
 
 
@@ -93,6 +93,6 @@ def test_log_lines_have_no_control_characters(caplog: pytest.LogCaptureFixture) 
     except ValueError:
         logging.getLogger("tests").exception("odd name: %s", "a\nCRITICAL forged\x07")
     caplog.records[0].exc_text = None  # pytest's own formatter has filled it
-    text = pvecri.daemon.LineFormatter("%(levelname)s %(message)s").format(caplog.records[0])
+    text = logs.TextFormatter("%(levelname)s %(message)s").format(caplog.records[0])
     assert text.startswith("ERROR odd name: a CRITICAL forged\\x07\nTraceback (most recent call last):\n")
     assert text.endswith("ValueError: \\x1b[2J cleared")
