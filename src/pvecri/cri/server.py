@@ -2,8 +2,8 @@
 """The gRPC server: the CRI's two services, and the health checking service, on a unix socket.
 
 Handlers are generated from the descriptors of cri.proto and health.proto (decision 0005): each call is dispatched
-to the service's method of that name, or answered with UNIMPLEMENTED. A method returns the response's message, as it
-is or serialized.
+to the service's method of that name, or answered with UNIMPLEMENTED. A method returns the response's message, or
+that message serialized.
 """
 
 from __future__ import annotations

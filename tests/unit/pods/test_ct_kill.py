@@ -69,9 +69,9 @@ async def test_end_of_the_monitor_is_waited_for(pod: PodEntry, monitor: subproce
 
 
 async def test_parent_that_is_no_monitor_is_not_waited_for(tmp_path: Path, pod: PodEntry) -> None:
-    child = subprocess.Popen(["sleep", "1000"])
+    child = await asyncio.create_subprocess_exec("sleep", "1000")
     pod.init = Process(child.pid)
     killed = asyncio.create_task(ct_kill.kill(pod, NO_CGROUPS))
-    await asyncio.to_thread(child.wait)
+    await child.wait()
     await killed
     assert pod.monitor is None
