@@ -139,7 +139,11 @@ def test_monitoring_page_describes_every_metric(name: str) -> None:
 
 def test_monitoring_page_and_examples_name_no_metric_that_does_not_exist() -> None:
     known = {*names(), *(f"{name}_{part}" for name in names() for part in ("bucket", "sum", "count"))}
-    texts = [ROOT / "docs/monitoring.md", ROOT / "examples/prometheus-rules.yml"]
+    texts = [
+        ROOT / "docs/monitoring.md",
+        ROOT / "docs/operations/alerts.md",
+        ROOT / "examples/prometheus-rules.yml",
+    ]
     named = {name for path in texts for name in re.findall(r"\bpvecri_[a-z_]+", path.read_text())}
     assert named - known == set()
 
