@@ -9,6 +9,7 @@ import signal
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -23,6 +24,7 @@ from pvecri.linux import cgroups, processes
 
 ADDRESS = "127.0.0.1:9537"  # the machine has a network namespace of its own
 MIB = 1 << 20
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def scrape() -> Scrape:
@@ -233,6 +235,19 @@ def test_pull_of_a_present_image_is_counted(cri: CriClient) -> None:
     found = scrape()
     assert found.value("image_pulls_total", code="OK") == 1
     assert found.value("image_fetched_bytes_total") == 0
+
+
+@pytest.mark.parametrize("example", ["prometheus-rules.yml", "grafana-dashboard.json"])
+def test_daemon_exposes_every_metric_of_the_examples(cri: CriClient, example: str) -> None:
+    exposed = {}
+    for line in scrape().text.splitlines():
+        if line.startswith("# TYPE "):
+            name, kind = line.split()[2:]
+            exposed[name] = kind
+    histograms = {f"{name}_bucket" for name, kind in exposed.items() if kind == "histogram"}
+    named = set(re.findall(r"\b(?:pvecri|process)_[a-z_]+(?=[{\[ ])", (EXAMPLES / example).read_text()))
+    assert len(named) > 20
+    assert named - exposed.keys() - histograms == set()
 
 
 def test_the_version_and_the_process_are_shown(cri: CriClient) -> None:

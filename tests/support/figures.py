@@ -18,6 +18,12 @@ def value(name: str, **labels: str) -> float:
     return metrics.REGISTRY.get_sample_value(f"pvecri_{name}", labels) or 0.0
 
 
+def names() -> list[str]:
+    """Every metric of the daemon's own, as Prometheus knows it."""
+    families = [family for family in metrics.REGISTRY.collect() if family.name.startswith("pvecri_")]
+    return [f"{each.name}_total" if each.type == "counter" else each.name for each in families]
+
+
 class Scrape:
     """What one request to a server of metrics was answered."""
 

@@ -3,23 +3,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from support import promtool
 
 ROOT = Path(__file__).resolve().parents[3]
 RULES = ROOT / "examples/prometheus-rules.yml"
 RUNBOOK = ROOT / "docs/operations/alerts.md"
-
-PROMTOOL = shutil.which("promtool")
-needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="needs promtool, of Debian's package prometheus")
 
 
 def rules() -> dict[str, dict[str, Any]]:
@@ -316,29 +311,17 @@ CASES = [
 ]
 
 
-def promtool(directory: Path, command: str, kind: str, document: object) -> str:
-    """What `promtool` says of a document; fails the test if it finds a fault."""
-    assert PROMTOOL is not None
-    path = directory / "document.yml"
-    path.write_text(json.dumps(document))
-    ended = subprocess.run(
-        [PROMTOOL, command, kind, path], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
-
-
-@needs_promtool
-def test_prometheus_accepts_the_rules(tmp_path: Path) -> None:
-    said = promtool(tmp_path, "check", "rules", yaml.safe_load(RULES.read_text()))
+@promtool.needed
+def test_prometheus_accepts_the_rules() -> None:
+    said = promtool.run("check", "rules", RULES)
     assert f"SUCCESS: {len(rules())} rules found" in said
 
 
-@needs_promtool
+@promtool.needed
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.alert)
 def test_alert_fires_for_its_cause_alone(tmp_path: Path, case: Case) -> None:
     tests = [case.unit(case.firing, fires=True), case.unit(case.silent, fires=False)]
-    promtool(tmp_path, "test", "rules", {"rule_files": [str(RULES)], "tests": tests})
+    promtool.run_on({"rule_files": [str(RULES)], "tests": tests}, tmp_path, "test", "rules")
 
 
 def test_every_alert_has_a_case() -> None:

@@ -8,7 +8,9 @@ import re
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from support import promtool
+from support.figures import names
 
 from pvecri import metrics
 from pvecri.errors import CommandError, NotFound, ResourceExhausted
@@ -126,12 +128,6 @@ def test_counter_of_a_dropped_name_begins_at_0() -> None:
     assert bounded.registry.get_sample_value("calls_total", {"name": "one", "method": "a"}) == 1
 
 
-def names() -> list[str]:
-    """Every metric of the daemon's own, as Prometheus knows it."""
-    families = [family for family in metrics.REGISTRY.collect() if family.name.startswith("pvecri_")]
-    return [f"{each.name}_total" if each.type == "counter" else each.name for each in families]
-
-
 @pytest.mark.parametrize("name", names())
 def test_monitoring_page_describes_every_metric(name: str) -> None:
     assert f"| `{name}` |" in (ROOT / "docs/monitoring.md").read_text()
@@ -154,3 +150,8 @@ def test_no_metric_has_a_label_without_bounds() -> None:
     allowed |= {"namespace", "container", "plugin"}  # each has a `Recent`, or (CNI) is a name of the configuration
     instruments = [each for each in vars(metrics).values() if hasattr(each, "_labelnames")]
     assert {label for each in instruments for label in each._labelnames} == allowed
+
+
+@promtool.needed
+def test_names_and_help_follow_the_conventions_of_prometheus() -> None:
+    assert promtool.run("check", "metrics", text=generate_latest(metrics.REGISTRY).decode()) == ""
