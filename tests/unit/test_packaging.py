@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import re
 import shutil
@@ -121,6 +122,14 @@ def test_drop_in_of_crio_names_the_installed_program() -> None:
     assert handlers == {
         "pvecri": {"runtime_path": INSTALLED, "runtime_type": "oci", "runtime_root": options.DEFAULT_ROOT}
     }
+
+
+def test_drop_in_of_the_kubelet_answers_as_a_kernel_without_openat2() -> None:
+    unit = configparser.ConfigParser()
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(ROOT / "packaging/crio/50-pvecri-kubelet.conf")
+    # Any other error than ENOSYS the kubelet's cgroup library takes for one of the file.
+    assert dict(unit["Service"]) == {"SystemCallFilter": "~openat2:ENOSYS"}
 
 
 @pytest.mark.parametrize(("file", "plugin"), CONTAINERD_CRI.items())

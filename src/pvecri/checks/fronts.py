@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+from pvecri.checks import kubelet
 from pvecri.checks.finding import Finding
 from pvecri.config import Config
 
@@ -20,6 +21,11 @@ FILES = (
     "etc/crio/crio.conf.d/*",
 )
 PROGRAM = "pvecri-runtime"
+
+CGROUP_V2 = "sys/fs/cgroup/cgroup.controllers"
+"""Only there if version 2 has all controllers (cgroups(7))."""
+KUBELET = kubelet.CONFIG.relative_to("/")
+KUBELET_UNIT = "etc/systemd/system/kubelet.service.d/*.conf"
 
 
 def check(config: Config, root: Path = Path("/")) -> Iterator[Finding]:
@@ -37,6 +43,18 @@ def check(config: Config, root: Path = Path("/")) -> Iterator[Finding]:
                 yield Finding("problem", SUBJECT, message, "install it (make -C runtime install)")
         if programs and not config.oci.enabled:
             yield Finding("problem", SUBJECT, f"{file} has {PROGRAM}, and oci.enabled is false", "set it to true")
+        if programs and "crio" in file.parts and _kubelet_sees_no_usage(root):
+            message = f"{file}: the kubelet has no usage of pods with {PROGRAM}: it follows no mount in cgroup v2"
+            yield Finding(
+                "warning", SUBJECT, message, "install packaging/crio/50-pvecri-kubelet.conf (docs/crio.md)"
+            )
+
+
+def _kubelet_sees_no_usage(root: Path) -> bool:
+    """Whether cAdvisor in the node's kubelet opens cgroups of version 2 by openat2(2) (decision 0091)."""
+    if not (root / CGROUP_V2).exists() or not (root / KUBELET).exists():
+        return False
+    return not any("openat2" in each.read_text() for each in root.glob(KUBELET_UNIT))
 
 
 def _programs(value: object) -> Iterator[str]:

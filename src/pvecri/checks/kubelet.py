@@ -50,7 +50,8 @@ def check(config: Config, path: Path = CONFIG, root: Path = Path("/")) -> Iterat
             f"unless another runtime is in front, set containerRuntimeEndpoint: {ours}",
         )
     gates = settings.get("featureGates") or {}
-    if not (isinstance(gates, dict) and gates.get(GATE)) and f"{GATE}=true" not in arguments:
+    gate = bool(isinstance(gates, dict) and gates.get(GATE)) or f"{GATE}=true" in arguments
+    if not gate and endpoint in ("", ours):  # of another runtime's pods the kubelet knows the usage without
         message = (
             f"{path}: without the feature gate {GATE} the usage of pods is 0, and eviction ranks them as equal"
         )

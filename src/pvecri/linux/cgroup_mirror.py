@@ -4,6 +4,8 @@
 CRI-O and the kubelet's cAdvisor read a container's usage at the path that they chose for it. The processes are
 below the CT's cgroup, whose path Proxmox chooses; so that cgroup is mounted at the front's path, too. A mount does
 not move a process: limits and accounting are the CT's.
+
+On cgroup version 2 their library follows no mount unless openat2(2) is missing (decision 0091).
 """
 
 from __future__ import annotations

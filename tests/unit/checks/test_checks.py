@@ -226,6 +226,34 @@ def test_arguments_of_the_kubelet_count_too(tmp_path: Path) -> None:
     only(kubelet.check(other, path, root), "warning", "the kubelet uses unix:///run/pvecri/pvecri.sock")
 
 
+@pytest.mark.parametrize("endpoint", ["crio/crio", "containerd/containerd"])
+def test_gate_of_the_kubelet_is_recommended_only_for_pods_of_pvecri(tmp_path: Path, endpoint: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(KUBELET.replace("pvecri/pvecri", endpoint).replace("true", "false"))
+    only(kubelet.check(Config(), path, tmp_path), "warning", f"the kubelet uses unix:///run/{endpoint}.sock")
+
+
+def test_kubelet_that_sees_no_usage_of_crios_pods(tmp_path: Path) -> None:
+    packaging = Path(__file__).parents[3] / "packaging"
+    handlers = tmp_path / "etc/crio/crio.conf.d/50-pvecri.conf"
+    drop_in = tmp_path / "etc/systemd/system/kubelet.service.d/50-pvecri-kubelet.conf"
+    program, config = tmp_path / "usr/local/bin/pvecri-runtime", tmp_path / "var/lib/kubelet/config.yaml"
+    version_2 = tmp_path / "sys/fs/cgroup/cgroup.controllers"
+    for each in (handlers, drop_in, program, config, version_2):
+        each.parent.mkdir(parents=True)
+    handlers.write_text((packaging / "crio/50-pvecri.conf").read_text())
+    program.touch(mode=0o755)
+    config.touch()
+    assert list(fronts.check(Config(), tmp_path)) == [], "cgroup version 1"
+    version_2.touch()
+    only(fronts.check(Config(), tmp_path), "warning", "no usage of pods", "50-pvecri-kubelet.conf")
+    drop_in.write_text((packaging / "crio/50-pvecri-kubelet.conf").read_text())
+    assert list(fronts.check(Config(), tmp_path)) == []
+    drop_in.unlink()
+    config.unlink()
+    assert list(fronts.check(Config(), tmp_path)) == [], "no kubelet"
+
+
 def test_handler_of_containerd_or_crio_without_its_program(tmp_path: Path) -> None:
     packaging = Path(__file__).parents[3] / "packaging"
     for folder, name in (
