@@ -107,7 +107,8 @@ def test_links_of_a_readme_have_targets(page: str) -> None:
 
 def test_index_of_the_documentation_names_every_page() -> None:
     index = (DOCS / "README.md").read_text()
-    pages = [str(path.relative_to(DOCS)) for path in (*DOCS.glob("*.md"), *DOCS.glob("operations/*.md"))]
+    paths = (path for folder in (".", "operations", "guides") for path in (DOCS / folder).glob("*.md"))
+    pages = [str(path.relative_to(DOCS)) for path in paths]
     assert [page for page in pages if f"({page})" not in index and page != "README.md"] == []
 
 
