@@ -18,7 +18,10 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root's bootstrap
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
-    """A checkout whose PATH has no program that bootstrap looks for, and an apt-get that records its arguments."""
+    """A checkout whose PATH has no program that bootstrap looks for, and an apt-get that records its arguments.
+
+    The kernel has AppArmor.
+    """
     programs = tmp_path / "bin"
     programs.mkdir()
     for command in COMMANDS:
@@ -31,11 +34,13 @@ def bare(tmp_path: Path) -> Path:
     bootstrap = (ROOT / "script/bootstrap").read_text()
     # The real ones would be found by their paths.
     bootstrap = bootstrap.replace("PATH=$PATH:/usr/sbin:/sbin", "").replace("/usr/bin/python3", "")
+    (tmp_path / "enabled").write_text("Y\n")
+    bootstrap = bootstrap.replace("/sys/module/apparmor/parameters/enabled", f"{tmp_path}/enabled")
     (tmp_path / "script/bootstrap").write_text(bootstrap.replace("/usr/sbin/policy-rc.d", f"{tmp_path}/policy"))
     return tmp_path
 
 
-def test_each_missing_package_is_one_argument_and_python_one_of_them(bare: Path) -> None:
+def test_each_missing_package_is_one_argument(bare: Path) -> None:
     done = subprocess.run(
         ["/bin/bash", bare / "script/bootstrap", "tests"],
         env={"PATH": str(bare / "bin")},
@@ -44,6 +49,6 @@ def test_each_missing_package_is_one_argument_and_python_one_of_them(bare: Path)
         text=True,
     )
     asked = (bare / "asked").read_text().splitlines()
-    assert {"lxc", "gcc", "libc6-dev", "make", "python3-venv"} <= set(asked)
+    assert {"lxc", "apparmor", "gcc", "libc6-dev", "make", "python3-venv"} <= set(asked)
     assert [each for each in asked if " " in each] == []
     assert "Python 3.11 or newer is needed" not in done.stderr
