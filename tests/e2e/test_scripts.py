@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""script/demo and script/serve, run as a new user runs them."""
+"""script/demo, script/serve and script/damaged-node, run as a new user runs them."""
 
 from __future__ import annotations
 
@@ -67,6 +67,15 @@ def test_demo_runs_a_pod_and_leaves_nothing_behind() -> None:
     )
     assert demo.returncode == 0, demo.stdout
     assert demo.stdout.splitlines()[-1].endswith("and left nothing behind")
+
+
+def test_check_finds_every_damage(tmp_path: Path) -> None:
+    page = tmp_path / "check.md"
+    done = subprocess.run(
+        [SCRIPTS / "damaged-node", page], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "exit status 1" in page.read_text()
 
 
 def test_interrupted_demo_cleans_up() -> None:

@@ -12,7 +12,7 @@ from pvecri.errors import PvecriError
 from pvecri.images import placement
 from pvecri.linux import cgroups
 from pvecri.pods import foreign_cts
-from pvecri.pods.health import ProxmoxHealth, image_store_condition
+from pvecri.pods.health import Condition, ProxmoxHealth, image_store_condition
 from pvecri.pods.store import Recorded, recorded
 from pvecri.proxmox.api import ProxmoxApi
 
@@ -35,7 +35,7 @@ async def check(config: Config) -> AsyncIterator[Finding]:
         health = ProxmoxHealth(config.proxmox, proxmox)
         await health.poll()
         if not health.condition.met:
-            yield Finding("problem", SUBJECT, health.condition.message, "docs/proxmox-setup.md")
+            yield Finding("problem", SUBJECT, _message(health.condition), "docs/proxmox-setup.md")
             return
         try:
             store = image_store_condition(await _place_images(config, proxmox))
@@ -47,6 +47,13 @@ async def check(config: Config) -> AsyncIterator[Finding]:
             yield Finding("problem", SUBJECT, str(error))
     finally:
         await proxmox.close()
+
+
+def _message(condition: Condition) -> str:
+    """The condition's message, which a status shows beside its reason and this command alone."""
+    if condition.reason == "ProxmoxPrivilegesMissing":
+        return f"the account lacks privileges: {condition.message}"
+    return condition.message
 
 
 async def _place_images(config: Config, proxmox: ProxmoxApi) -> Config:
