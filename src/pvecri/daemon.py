@@ -30,13 +30,13 @@ from pvecri.nri.plugins import Plugins
 from pvecri.oci import features
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.manager import PodManager
-from pvecri.probes import Check
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.reload import Live, Reloader
 from pvecri.streaming.server import StreamingServer
 
 if TYPE_CHECKING:
     from pvecri.metrics_server import MetricsServer
+    from pvecri.probes import Check
 
 log = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
+from pvecri import correlation
 from pvecri.config import ConfigError, LogConfig
 from pvecri.errors import escaped, printable
 
@@ -70,7 +71,7 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
         """The line, without the traceback."""
-        record.message = printable(record.message)
+        record.message = printable(record.message) + _ids()
         return super().formatMessage(record)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's name
@@ -89,6 +90,7 @@ class JsonFormatter(TextFormatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": printable(record.getMessage()),
+            **_fields(),
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
@@ -139,12 +141,13 @@ class JournalHandler(logging.Handler):
             assert self.formatter is not None
             traceback = "\n" + self.formatter.formatException(record.exc_info)[-TRACEBACK_MAX:]
         return [
-            ("MESSAGE", printable(record.getMessage()) + traceback),
+            ("MESSAGE", printable(record.getMessage()) + _ids() + traceback),
             ("PRIORITY", str(priority(record.levelno))),
             ("LOGGER", record.name),
             ("CODE_FILE", record.pathname),
             ("CODE_LINE", str(record.lineno)),
             ("CODE_FUNC", record.funcName or ""),
+            *((name.upper(), value) for name, value in _fields().items()),
         ]
 
     def _send(self, fields: Iterable[tuple[str, str]]) -> None:
@@ -157,6 +160,18 @@ class JournalHandler(logging.Handler):
         except ConnectionError:  # it was started again, with a new socket
             self._socket.connect(str(self._path))
             self._socket.send(datagram)
+
+
+def _fields() -> dict[str, str]:
+    """The fields of the operation that logs."""
+    operation = correlation.current()
+    return operation.log_fields if operation else {}
+
+
+def _ids() -> str:
+    """The IDs of the operation that logs, as the end of its line."""
+    found = _fields()
+    return "".join(f" {name}={found[name]}" for name in ("request_id", "caused_by") if name in found)
 
 
 def priority(level: int) -> int:

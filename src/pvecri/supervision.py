@@ -6,6 +6,8 @@ other exception is a fault, of the machine or of this program. An answer takes o
 is a warning only the first time that it comes: Proxmox may be away for hours. A fault is logged with its
 traceback. Neither ends background work: it is started again after a growing pause.
 
+Each run of a step is an operation of its own, with an ID (correlation.py).
+
 A task that its creator awaits, or that an `asyncio.TaskGroup` does, needs no supervisor: its exception reaches a
 caller.
 """
@@ -17,10 +19,11 @@ import logging
 import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final
 
-from pvecri import metrics
+from pvecri import correlation, metrics
 from pvecri.backoff import Backoff
 from pvecri.errors import InternalError, PvecriError
 
@@ -144,12 +147,13 @@ class Supervisor:
 
     async def _until_done(self, step: Step, record: _Record) -> None:
         while True:
-            try:
-                await step()
-            except Exception as error:  # also a fault: work that ends here would never be done again
-                await self._pause_after(error, record)
-            else:
-                break
+            with _operation(record.work, record.subject):
+                try:
+                    await step()
+                except Exception as error:  # also a fault: work that ends here would never be done again
+                    await self._pause_after(error, record)
+                else:
+                    break
         _answers.pop(_name(record.work, record.subject), None)
         if record.failures:
             log.info("%s succeeded after %d failures", _name(record.work, record.subject), record.failures)
@@ -164,7 +168,13 @@ class Supervisor:
         await self._sleep(delay)
 
     async def _once(self, step: Step, work: str, subject: str) -> None:
-        await attempt(step, work, _name(work, subject))
+        with _operation(work, subject):
+            await attempt(step, work, _name(work, subject))
+
+
+def _operation(work: str, subject: str) -> AbstractContextManager[correlation.Operation]:
+    """A run of background work, caused by the operation that the task was made in."""
+    return correlation.operation(_name(work, subject), caused_by=correlation.cause())
 
 
 def _name(work: str, subject: str) -> str:

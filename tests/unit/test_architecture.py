@@ -30,6 +30,7 @@ GROUND = {
     "metrics",
     "tls",
     "logs",
+    "correlation",
 }
 THIN = GROUND | {"linux"}
 PARTS = THIN | {"streaming", "oci", "images", "network", "proxmox"}
@@ -39,12 +40,13 @@ MAY_IMPORT = {
     "concurrency": set(),
     "backoff": set(),
     "database": {"errors"},
-    "supervision": {"backoff", "errors", "metrics"},
+    "supervision": {"backoff", "correlation", "errors", "metrics"},
     "model": set(),
     "config": {"errors"},
     "metrics": set(),
     "tls": {"config"},
-    "logs": {"config", "errors"},
+    "logs": {"config", "correlation", "errors"},
+    "correlation": set(),
     "linux": GROUND,
     "streaming": THIN,
     "oci": THIN | {"streaming"},

@@ -15,9 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from pvecri import logs
+from pvecri import correlation, logs
 from pvecri.config import ConfigError, LogConfig
 from pvecri.logs import JournalHandler, JsonFormatter
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
 
 log = logging.getLogger("pvecri.tests")
 
@@ -168,6 +171,35 @@ def test_lost_messages_are_counted(journal: tuple[Journald, Path], monkeypatch: 
 
     emitted(handler, write)
     assert [journald.read()["MESSAGE"] for _ in range(2)] == ["3 messages were lost", "again"]
+
+
+def in_operation() -> None:
+    with correlation.operation(
+        "StopContainer", traceparent=TRACEPARENT, caused_by="other", fields={"vmid": "900000"}
+    ):
+        log.info("stopped")
+    log.info("between")
+
+
+def test_lines_of_an_operation_have_its_id(
+    journal: tuple[Journald, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = f"request_id={TRACE} caused_by=other"
+    with root_logger():
+        logs.configure(LogConfig(format="text"))
+        in_operation()
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith(f"pvecri.tests: stopped {ids}")
+    assert second.endswith("pvecri.tests: between")
+
+    fields = {"request_id": TRACE, "caused_by": "other", "operation": "StopContainer", "vmid": "900000"}
+    first_object, second_object = json_lines(in_operation, capsys)
+    assert first_object.items() >= {"message": "stopped", **fields}.items()
+    assert not second_object.keys() & fields.keys()
+
+    emitted(JournalHandler(journal[1]), in_operation)
+    entry = {key.lower(): value for key, value in journal[0].read().items()}
+    assert entry.items() >= {"message": f"stopped {ids}", **fields}.items()
 
 
 @pytest.mark.parametrize(("redirected", "expected"), [(False, JournalHandler), (True, logging.StreamHandler)])

@@ -11,17 +11,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from pvecri import metrics
+from pvecri import correlation, metrics
 from pvecri.concurrency import serving
 from pvecri.config import ConfigError
 from pvecri.cri.proto import cri_pb2, health_pb2
@@ -39,6 +40,15 @@ _OPTIONS = (
     ("grpc.max_send_message_length", MESSAGE_MAX),
     ("grpc.max_receive_message_length", MESSAGE_MAX),
 )
+
+CHANGES: Final = frozenset(
+    """RunPodSandbox StopPodSandbox RemovePodSandbox UpdatePodSandboxResources CreateContainer StartContainer
+    StopContainer RemoveContainer UpdateContainerResources CheckpointContainer PullImage RemoveImage""".split()
+)
+"""Calls that change something: each is logged with its outcome. Kubelets make others every second."""
+
+REQUEST_ID: Final = "x-request-id"
+"""The trailing metadata of an error: the ID of the call in the log."""
 
 Call = Callable[[Any], Awaitable[Message | bytes]]
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -135,32 +145,51 @@ def snake_case(name: str) -> str:
 def _unary(name: str, call: Call | None) -> Callable[[Message, Context], Awaitable[Message | bytes]]:
     async def behaviour(request: Message, context: Context) -> Message | bytes:
         serving(lambda callback: context.add_done_callback(lambda _: callback()))  # type: ignore[arg-type]
-        try:
-            with _measured(name):
-                return await _known(name, call)(request)
-        except BaseException as error:
-            # Raises, except for a cancellation.
-            await _abort(name, error, context)
-            raise
+        with _operation(name, request, context):
+            begin = time.perf_counter()
+            try:
+                with _measured(name):
+                    answer = await _known(name, call)(request)
+            except BaseException as error:
+                # Raises, except for a cancellation.
+                await _abort(name, error, context)
+                raise
+            level = logging.INFO if name in CHANGES else logging.DEBUG
+            log.log(level, "%s: OK in %.3f s", name, time.perf_counter() - begin)
+            return answer
 
     return behaviour
 
 
 def _streaming(name: str, call: Any) -> Callable[[Message, Context], AsyncIterator[Message]]:
     async def behaviour(request: Message, context: Context) -> AsyncIterator[Message]:
-        try:
-            with _measured(name):
-                # A subscription ends with its call, not when the generator is collected.
-                async with aclosing(_known(name, call)(request)) as messages:
-                    # Without it a client of GetContainerEvents cannot know when its subscription has begun.
-                    await context.send_initial_metadata(())
-                    async for message in messages:
-                        yield message
-        except BaseException as error:
-            await _abort(name, error, context)
-            raise
+        with _operation(name, request, context):
+            try:
+                with _measured(name):
+                    # A subscription ends with its call, not when the generator is collected.
+                    async with aclosing(_known(name, call)(request)) as messages:
+                        # Without it a client of GetContainerEvents cannot know when its subscription has begun.
+                        await context.send_initial_metadata(())
+                        async for message in messages:
+                            yield message
+            except BaseException as error:
+                await _abort(name, error, context)
+                raise
 
     return behaviour
+
+
+@contextmanager
+def _operation(name: str, request: Message, context: Context) -> Iterator[None]:
+    """The call as an operation, with the IDs that it names."""
+    sent = dict(context.invocation_metadata() or ())
+    named = {
+        "pod_id": getattr(request, "pod_sandbox_id", ""),
+        "container_id": getattr(request, "container_id", ""),
+    }
+    fields = {key: value for key, value in named.items() if value}
+    with correlation.operation(name, traceparent=str(sent.get("traceparent", "")), fields=fields):
+        yield
 
 
 @contextmanager
@@ -181,13 +210,18 @@ def _known(name: str, call: Callable[[Any], T] | None) -> Callable[[Any], T]:
 
 
 async def _abort(name: str, error: BaseException, context: Context) -> None:
-    """End the call with the status of an answer, and INTERNAL for a fault, which is logged with its traceback."""
+    """End the call with the status of an answer, and INTERNAL for a fault, which is logged with its traceback.
+
+    The client gets the call's ID, too, as trailing metadata.
+    """
+    trailer = ((REQUEST_ID, correlation.current_id()),)
     if isinstance(error, PvecriError):
         log.info("%s: %s: %s", name, error.status, error)
-        await context.abort(grpc.StatusCode[error.status], str(error))
+        await context.abort(grpc.StatusCode[error.status], str(error), trailer)
     # The client or the daemon has ended the call: nobody gets a status.
     if isinstance(error, asyncio.CancelledError | grpc.aio.AbortError | GeneratorExit):
         return
     metrics.CRI_FAULTS.labels(name).inc()
     log.error("%s failed", name, exc_info=error)
-    await context.abort(grpc.StatusCode.INTERNAL, printable(f"{name}: {type(error).__name__}: {error}"))
+    problem = printable(f"{name}: {type(error).__name__}: {error}")
+    await context.abort(grpc.StatusCode.INTERNAL, problem, trailer)

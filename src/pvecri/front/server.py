@@ -11,7 +11,7 @@ import struct
 from functools import partial
 from pathlib import Path
 
-from pvecri import metrics
+from pvecri import correlation, metrics
 from pvecri.concurrency import beside
 from pvecri.config import ConfigError
 from pvecri.errors import PermissionDenied, PvecriError, printable
@@ -98,6 +98,8 @@ class RuntimeServer:
                 raise PermissionDenied("only root may use pvecri-runtime")
             line = options.parse(call.arguments)
             name = line.command
+            correlation.rename(f"pvecri-runtime {name}")
+            correlation.annotate(container_id=line.arguments[0] if line.arguments else "")
             with metrics.measured(metrics.FRONT_CALLS, metrics.FRONT_SECONDS, name):
                 # A front that gives up kills its client: what the call has begun is undone then.
                 async with (

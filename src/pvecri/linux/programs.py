@@ -74,6 +74,7 @@ async def run(
         stdout.started()
         stderr.started()
         process = processes.Process(child.pid)
+        begin = time.monotonic()
         try:
             async with asyncio.timeout(timeout):
                 await all_of(
@@ -90,7 +91,10 @@ async def run(
             raise
         finally:
             process.close()
-        return Ended(name, child.wait(), bytes(output), errors.decode(errors="replace"))
+        ended = Ended(name, child.wait(), bytes(output), errors.decode(errors="replace"))
+        seconds = time.monotonic() - begin
+        log.debug("%s: process %d ended with status %d after %.3f s", name, child.pid, ended.returncode, seconds)
+        return ended
 
 
 def _start(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable
@@ -31,6 +32,8 @@ from pvecri.oci.spool import Spool
 
 LARGE_RESULTS = 4
 """How many large outputs of ExecSync are in memory at once."""
+log = logging.getLogger(__name__)
+
 NO_LOG = f"--log={os.devnull}"
 """With a log, the OCI runtimes' stderr has the error alone, without warnings, times and quotes."""
 COMMAND_TIMEOUT = 60.0
@@ -158,12 +161,12 @@ class OciRuntime:
                 *_enter_cgroups(cgroups.directories(monitors)),
                 *self._conmon(container, bundle, stdio),
             ]
-            with bundle.conmon_log.open("ab") as log:
+            with bundle.conmon_log.open("ab") as stderr:
                 process = await keyrings.start(
                     *arguments,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
-                    stderr=log,
+                    stderr=stderr,
                     cwd=bundle.directory,  # conmon creates `oom` in its cwd as well as in --persist-dir
                     pass_fds=(writer,),
                     env={**os.environ, "_OCI_SYNCPIPE": str(writer)},  # conmon answers there: see _check_sync
@@ -182,6 +185,7 @@ class OciRuntime:
             os.close(reader)
             if writer >= 0:
                 os.close(writer)
+        log.debug("conmon of container %s was started: process %d", container, process.pid)
         _check_sync(answer, bundle, self._features.oci_runtime.kind)
 
     async def run_detached(self, pod: PodNamespaces, container: ContainerId, bundle: Bundle) -> None:
@@ -195,13 +199,13 @@ class OciRuntime:
         options = ["--detach", "--bundle", str(bundle.directory), "--pid-file", str(bundle.pid_file)]
         options += ["--no-new-keyring"] * keyrings.SUPPORTED
         # To a file: the container's process inherits it, so that a pipe would not reach EOF before that exits.
-        with bundle.conmon_log.open("w+b") as log:
+        with bundle.conmon_log.open("w+b") as stderr:
             process = await keyrings.start(
                 *_enter_namespaces(pod),
                 *self._oci("run", *options, container),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
-                stderr=log,
+                stderr=stderr,
             )
             try:
                 async with asyncio.timeout(self._create_timeout):
@@ -210,8 +214,8 @@ class OciRuntime:
                 processes.kill_tree(process.pid)
                 raise self._not_created(container) from None
             if status:
-                log.seek(0)
-                errors = log.read(1 << 16).decode(errors="replace")
+                stderr.seek(0)
+                errors = stderr.read(1 << 16).decode(errors="replace")
                 name = f"{self._features.oci_runtime.kind} run {container}"
                 raise CommandError(name, status, messages.last_error(errors))
 
@@ -338,10 +342,12 @@ class OciRuntime:
         starting = asyncio.ensure_future(keyrings.start(*arguments, stdin=stdin, stdout=stdout, stderr=stderr))
         try:
             # Shielded: a cancelled create_subprocess_exec kills nsenter alone, and its child lives on.
-            return await asyncio.shield(starting)
+            process = await asyncio.shield(starting)
         except asyncio.CancelledError:
             await self.kill_exec(pod, container, await starting)
             raise
+        log.debug("exec in container %s: process %d", container, process.pid)
+        return process
 
     async def kill_exec(
         self, pod: PodNamespaces, container: ContainerId, process: asyncio.subprocess.Process
@@ -401,7 +407,7 @@ class OciRuntime:
         return [f"--root={self._root}", NO_LOG]
 
     def _conmon(self, container: ContainerId, bundle: Bundle, stdio: Stdio) -> list[str]:
-        log = f"k8s-file:{stdio.log}" if stdio.log else "none"
+        output = f"k8s-file:{stdio.log}" if stdio.log else "none"
         # Version 1 has the key `data` on the sync pipe for a PID and for an error (`pid` in version 0).
         arguments = [self._features.conmon, "--api-version", "1"]
         arguments += ["-c", container, "-u", container, "-n", container]
@@ -413,7 +419,15 @@ class OciRuntime:
         arguments += ["-p", str(bundle.pid_file), "-P", str(bundle.conmon_pid_file)]
         arguments += ["--exit-dir", str(self._exit_dir), "--persist-dir", str(bundle.directory)]
         # Without --full-attach the attach socket is below --socket-dir-path, by a truncated path.
-        arguments += ["-l", log, "--log-size-max", str(stdio.log_size_max), "--log-level", "info", "--full-attach"]
+        arguments += [
+            "-l",
+            output,
+            "--log-size-max",
+            str(stdio.log_size_max),
+            "--log-level",
+            "info",
+            "--full-attach",
+        ]
         arguments += ["--no-new-keyring"] * keyrings.SUPPORTED  # see linux/keyrings.py
         arguments += ["-t"] * stdio.tty + ["-i"] * stdio.stdin
         # By default conmon closes the container's stdin when an attached client goes: that is stdin_once.

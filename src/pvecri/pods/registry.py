@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
+from pvecri import correlation
 from pvecri.errors import AlreadyExists, FailedPrecondition, NotFound
 from pvecri.linux.processes import Process
 from pvecri.model import (
@@ -208,6 +209,7 @@ class Registry:
         if sandbox.front is not None:
             pod.notified = LifecycleEvent.REMOVED
         self._enter(pod)
+        _annotate(pod)
         return pod
 
     def _enter(self, pod: PodEntry) -> None:
@@ -293,9 +295,11 @@ class Registry:
 
     def pod(self, sandbox_id: str) -> PodEntry:
         """The sandbox with an id or a unique prefix of one, unless it is being created; NotFound."""
-        return _lookup(
+        pod = _lookup(
             self._pods, sandbox_id, "pod sandbox", lambda pod: pod.value.phase is not SandboxPhase.CREATING
         )
+        _annotate(pod)
+        return pod
 
     def ready_pod(self, sandbox_id: str) -> PodEntry:
         """As `pod`; FailedPrecondition unless the sandbox is READY."""
@@ -348,7 +352,9 @@ class Registry:
                     f"{container.config.metadata.attempt}) exists already in the pod, its id is {other.id}"
                 )
         self.unsaved.save(container.id, partial(self._store.save_container, container))
-        return self._attach(container)
+        entry = self._attach(container)
+        _annotate(self.pod_of(entry), entry)
+        return entry
 
     def save_container(self, container: ContainerEntry, value: Container, *, ending: bool = False) -> None:
         """Store a new value of a container and publish its event; `ending` as in `save_pod`.
@@ -383,7 +389,9 @@ class Registry:
 
     def container(self, container_id: str) -> ContainerEntry:
         """The container with an id or a unique prefix of one, unless it is being created; NotFound."""
-        return _lookup(self._containers, container_id, "container", lambda container: container.created)
+        container = _lookup(self._containers, container_id, "container", lambda container: container.created)
+        _annotate(self.pod_of(container), container)
+        return container
 
     def running_container(self, container_id: str) -> ContainerEntry:
         """As `container`; FailedPrecondition unless the container is RUNNING."""
@@ -417,6 +425,12 @@ def refuse_front(front: FrontSandbox | None, what: str) -> None:
 
 K = TypeVar("K", bound=str)
 V = TypeVar("V")
+
+
+def _annotate(pod: PodEntry, container: ContainerEntry | None = None) -> None:
+    """Add a pod and a container to the operation's fields, unless it has others, which it is about."""
+    vmid = str(pod.value.vmid) if pod.value.vmid else ""
+    correlation.annotate_missing(pod_id=pod.id, vmid=vmid, container_id=container.id if container else "")
 
 
 def _lookup(table: Mapping[K, V], wanted: str, kind: str, visible: Callable[[V], bool]) -> V:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 
 from pvecri import metrics
@@ -14,6 +15,8 @@ from pvecri.proxmox.answers import LogLine, TaskEntry, TaskState, TaskStatus
 from pvecri.proxmox.ctspec import ParameterValue
 from pvecri.proxmox.transport import Call, Transport
 from pvecri.proxmox.upid import Upid
+
+log = logging.getLogger(__name__)
 
 POLL = Backoff(first=0.005, maximum=1.0, factor=1.5)
 """Seconds. The shortest tasks take some milliseconds on the embedded node, and a second or so on Proxmox."""
@@ -36,6 +39,7 @@ class Tasks:
         proxmox.task_timeout, while the task continues. An API that is unavailable for a moment (pveproxy is
         reloaded) does not end the wait.
         """
+        log.info("Proxmox: %s: task %s", action, task)
         with (
             metrics.TASKS_RUNNING.labels(task.kind).track_inprogress(),
             metrics.measured(metrics.TASKS, metrics.TASK_SECONDS, task.kind),

@@ -14,7 +14,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection
 from wsproto.utilities import RemoteProtocolError
 
-from pvecri import metrics, tls
+from pvecri import correlation, metrics, tls
 from pvecri.config import ConfigError, StreamingConfig
 from pvecri.streaming import exec_attach, portforward
 from pvecri.streaming.http import PROTOCOL_HEADER, HttpError, HttpExchange, HttpRequest, receive_within
@@ -42,7 +42,7 @@ class StreamingServer:
 
     def __init__(self, config: StreamingConfig) -> None:
         self._config = config
-        self._tokens: Tokens[Request] = Tokens(config.url_lifetime)
+        self._tokens: Tokens[tuple[Request, str]] = Tokens(config.url_lifetime)  # with the ID of the CRI call
         self._connections: set[asyncio.Task[None]] = set()
         self._sessions: set[asyncio.Task[None]] = set()
         self._unauthenticated: dict[asyncio.Task[None], TcpTransport] = {}  # the oldest first
@@ -79,7 +79,7 @@ class StreamingServer:
 
     def url(self, request: Request) -> str:
         """Issue a one-time URL for `request`; ResourceExhausted if too many are unused."""
-        return f"{self._base}/{request.kind.value}/{self._tokens.issue(request)}"
+        return f"{self._base}/{request.kind.value}/{self._tokens.issue((request, correlation.current_id()))}"
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -91,7 +91,8 @@ class StreamingServer:
             # oldest leaves the list at once: in a burst more connect before its task has run again.
             self._unauthenticated.pop(next(iter(self._unauthenticated))).abort()
         try:
-            await self._serve(transport)
+            with correlation.operation("streaming connection"):
+                await self._serve(transport)
         except asyncio.CancelledError:
             pass  # by `close`; asyncio's server would log it as an error
         except Exception as error:
@@ -131,9 +132,10 @@ class StreamingServer:
             raise HttpError(503, f"streaming.max_sessions ({self._config.max_sessions}) is reached")
         kind, _, token = http.path.partition("?")[0].removeprefix("/").partition("/")
         # From here on the URL is used, even if the upgrade is refused; above the client may try again.
-        request = self._tokens.consume(token)
+        request, caller = self._tokens.consume(token) or (None, "")
         if request is None or request.kind.value != kind:
             raise HttpError(404, "unknown, used or expired; ask for a new URL (streaming.url_lifetime)")
+        correlation.rename(f"streaming of {kind}", caused_by=caller)
         task = asyncio.current_task()
         assert task is not None
         self._unauthenticated.pop(task, None)

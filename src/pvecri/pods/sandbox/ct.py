@@ -14,6 +14,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from pvecri import correlation
 from pvecri.backoff import Backoff
 from pvecri.config import Config, VmidRange
 from pvecri.errors import DeadlineExceeded, InternalError, PvecriError, ResourceExhausted
@@ -145,6 +146,7 @@ class SandboxCts:
             # Stored first: after a crash during the create, recovery.py finds the CT by this number.
             self._registry.save_pod(pod, replace(pod.value, vmid=vmid))
             await self._registry.sync()
+            correlation.annotate(vmid=str(vmid))
             spec = self._spec(pod, interface)
             try:
                 upid = await self._proxmox.create_ct(spec)

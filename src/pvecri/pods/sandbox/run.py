@@ -15,7 +15,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from pvecri import metrics
+from pvecri import correlation, metrics
 from pvecri.concurrency import in_own_thread
 from pvecri.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from pvecri.linux import programs
@@ -179,6 +179,7 @@ class SandboxRunner:
         )
         claimed = self._warm.claim(sandbox, interface) if warm else None
         pod = claimed or self._registry.add_pod(sandbox)
+        correlation.annotate(pod_id=pod.id, vmid=str(pod.value.vmid or ""))
         log.info(
             "pod %s: user namespace %s (%s): %s",
             sandbox.name,
