@@ -15,7 +15,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from functools import cache
+from typing import Final, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -27,6 +28,8 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+
+M = TypeVar("M", Counter, Gauge, Histogram)
 
 OK: Final = "OK"
 
@@ -207,13 +210,17 @@ def measured(ended: Counter, seconds: Histogram, *labels: str) -> Iterator[Measu
             measure.code = code_of(error)
         raise
     finally:
-        _child(seconds, labels).observe(time.perf_counter() - begin)
-        ended.labels(*labels, measure.code).inc()
+        child(seconds, *labels).observe(time.perf_counter() - begin)
+        child(ended, *labels, measure.code).inc()
 
 
-def _child(histogram: Histogram, labels: tuple[str, ...]) -> Histogram:
-    # prometheus_client refuses labels() of a metric without labels.
-    return histogram.labels(*labels) if labels else histogram
+@cache
+def child(metric: M, *labels: str) -> M:
+    """A metric with its labels; without labels the metric, whose labels() prometheus_client refuses.
+
+    Cached, which labels() is not: each CRI call asks for three. Not for metrics that are cleared.
+    """
+    return metric.labels(*labels) if labels else metric
 
 
 def code_of(error: BaseException) -> str:

@@ -8,6 +8,7 @@ network's name add plugins to a list, unless `loadOnlyInlinedPlugins` is set.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -116,15 +117,24 @@ class ConfigDirectory:
         return self._network
 
     def _fingerprint(self) -> tuple[tuple[str, int, int, int], ...]:
-        """Changes with every edited, added or removed file; costs one stat a file."""
+        """Changes with every edited, added or removed file; costs one stat a file.
+
+        In the order of names; those of subdirectories have a `/` and come last. Not with pathlib: every Status
+        asks for it.
+        """
+        found = []
         try:
-            paths = sorted(path for path in self._path.iterdir() if path.suffix in SUFFIXES)
-            folded = sorted(self._path.glob("*/*.conf"))
-            stats = [(str(path.relative_to(self._path)), path.stat()) for path in (*paths, *folded)]
+            for name, entry in _entries(self._path):
+                if name.endswith(SUFFIXES):
+                    found.append((name, entry.stat()))
+                if entry.is_dir():
+                    parts = (part for part in _entries(entry.path) if part[0].endswith(".conf"))
+                    found += [(f"{name}/{part}", inner.stat()) for part, inner in parts]
         # The directory need not exist yet: many CNI plugins come with a DaemonSet.
         except OSError:
             return ()
-        return tuple((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats)
+        found.sort(key=lambda each: ("/" in each[0], each[0]))
+        return tuple((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in found)
 
     def _read(self, names: list[str]) -> None:
         problems = []
@@ -139,6 +149,11 @@ class ConfigDirectory:
         self._network = None
         found = "; ".join(problems) or "no .conflist, .conf or .json file"
         self._problem = f"no CNI network in {self._path} (network.conf_dir): {found}"
+
+
+def _entries(directory: str | Path) -> list[tuple[str, os.DirEntry[str]]]:
+    with os.scandir(directory) as entries:
+        return [(entry.name, entry) for entry in entries]
 
 
 def _plugin_options(file: _File, text: bytes, folder: Path | None) -> list[PluginOptions]:

@@ -54,7 +54,7 @@ class Condition:
 def image_store_condition(config: Config) -> Condition:
     """Whether images can be fetched and stored."""
     name = "ImageStoreReady"
-    if shutil.which(config.images.skopeo) is None:
+    if not _is_installed(config.images.skopeo):
         message = f"the program {config.images.skopeo!r} is not installed (images.skopeo)"
         return Condition(name, False, "ImageFetcherMissing", message)
     # For root, access(2) fails on a read-only filesystem (EROFS) and not for a file's mode.
@@ -62,6 +62,19 @@ def image_store_condition(config: Config) -> Condition:
         message = f"{config.images_root} is not writable (images.root)"
         return Condition(name, False, "ImageStoreNotWritable", message)
     return Condition(name, True)
+
+
+_programs: dict[str, str] = {}
+"""Where programs were found last: every Status asks, and a search looks at each directory of PATH."""
+
+
+def _is_installed(program: str) -> bool:
+    if (known := _programs.get(program)) and os.access(known, os.X_OK):
+        return True
+    found = shutil.which(program)
+    if found is not None:
+        _programs[program] = found
+    return found is not None
 
 
 def background_condition(failing: Sequence[Failing]) -> Condition:

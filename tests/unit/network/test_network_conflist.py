@@ -93,6 +93,18 @@ def test_directory_is_read_again_after_a_change(tmp_path: Path) -> None:
         directory.network()
 
 
+def test_directory_is_read_again_after_a_change_in_a_folder_of_plugins(tmp_path: Path) -> None:
+    (tmp_path / "10-pods.conflist").write_text(listed("pods"))
+    folder = tmp_path / "pods"
+    folder.mkdir()
+    directory = ConfigDirectory(tmp_path)
+    before = [plugin.type for plugin in directory.network().plugins]
+    (folder / "90-tuning.conf").write_text('{"type": "tuning"}')
+    assert [plugin.type for plugin in directory.network().plugins] == [*before, "tuning"]
+    (folder / "90-tuning.conf").write_text('{"type": "firewall"}')
+    assert [plugin.type for plugin in directory.network().plugins] == [*before, "firewall"]
+
+
 def test_error_for_an_invalid_file_names_it(tmp_path: Path) -> None:
     (tmp_path / "10-pods.conflist").write_text("{")
 
