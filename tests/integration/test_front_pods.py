@@ -26,6 +26,7 @@ from support.pod_cgroups import below, kubepods
 
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.linux import cgroups, processes
+from pvecri.pods.sandbox.ct import INIT_NAMES
 
 SANDBOX, WEB, DB = ("5a" * 32, "c0" * 32, "c1" * 32)
 MIB = 1 << 20
@@ -94,7 +95,7 @@ def test_processes_are_in_the_cts_pid_namespace(front: Front, annotate: Annotati
             pid for pid in trees.processes(group) if processes.command_line(pid)[-len(command) :] == [*command]
         ]
 
-    (init,) = running("/sbin/catatonit", "-P")
+    (init,) = (pid for pid in trees.processes(group) if processes.command_name(pid) in INIT_NAMES)
     # `start` is over before the container's process has executed its command.
     (inside,) = eventually(lambda: running("sleep", "4711"), "the command runs")
     assert len(pids(init)) == len(pids(web)) == 2  # on the node and in the CT

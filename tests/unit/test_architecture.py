@@ -100,6 +100,7 @@ MAKES_TASKS = {
     "oci.kill": "the kill awaits it",
     "oci.runtime": "the start of an exec awaits it",
     "oci.sessions": "the session awaits it",
+    "pods.sandbox.shutdown": "a task group awaits it",
     "streaming.portforward": "a task group or the copy awaits it",
     "streaming.session": "the session awaits it and reports its error",
     "streaming.streams": "the wait awaits it",

@@ -67,8 +67,8 @@ def create_parameters(spec: CtSpec) -> dict[str, ParameterValue]:
         "arch": spec.arch,
         "console": False,  # each console and tty would cost a pty
         "tty": 0,
-        # At the node's shutdown pve-guests kills a CT after 180 seconds by default, a few CTs at a time, and a
-        # pod's init has nothing to end.
+        # At the node's shutdown pve-guests would give a CT 180 seconds, a few CTs at a time. pvecri, which ends a
+        # pod in order, may have ended before.
         "startup": "down=1",
         **assignable_parameters(spec),
         "start": spec.start,

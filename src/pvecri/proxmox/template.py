@@ -2,7 +2,7 @@
 """The sandbox template: the root filesystem of every pod's CT, as a Proxmox CT template (decision 0022).
 
 It contains an init that reaps orphaned processes, and a shell for `pct enter`; containers have root filesystems of
-their own. Both are static programs of the node's Debian, so that it needs no libraries.
+their own. Both are the static busybox of the node's Debian, so that it needs no libraries.
 
 The archive is reproducible and its name contains a hash of the content: a storage that has a file of that name has
 this template, and a new version never replaces one that is in use.
@@ -23,11 +23,29 @@ import msgspec
 
 from pvecri.errors import FailedPrecondition
 
-CATATONIT_PACKAGE = "catatonit"
 BUSYBOX_PACKAGE = "busybox-static"
 
-INIT = b"#!/bin/sh\nexec /sbin/catatonit -P\n"
-"""`-P` is catatonit's pause mode: it only reaps. /proc/1/comm becomes `catatonit` (pods/sandbox/ct.py)."""
+INIT = b"#!/bin/sh\nexec /sbin/linuxrc\n"
+"""busybox's init by its second name, so that /proc/1/comm differs from that of other CTs (pods/sandbox/ct.py)."""
+
+SHUTDOWN_PIPE = "run/shutdown"
+"""A FIFO below the CT's root, by which the CT asks the daemon to end the pod (pods/sandbox/shutdown.py)."""
+
+INITTAB = b"""\
+# LXC asks for a shutdown by SIGPWR and for a reboot by SIGINT. The pod ends in the same way.
+::ctrlaltdel:/bin/kill -PWR 1
+::shutdown:/sbin/shutdown
+"""
+
+SHUTDOWN = b"""#!/bin/sh
+# The daemon ends the containers, each by its stop signal and its grace period, and then this CT.
+# It has the FIFO open for reading; while nobody has, opening it for writing blocks.
+PATH=/bin:/sbin
+while timeout 10 sh -c 'echo >/run/shutdown'; do sleep 1; done
+# There is no daemon. After SIGTERM init itself would wait for one second only.
+kill -TERM -1
+while set -- /proc/[0-9]*; [ $# -gt 2 ]; do sleep 1; done
+"""
 
 APPLETS = (
     *("ash", "cat", "chmod", "chown", "cp", "cut", "date", "df", "dmesg", "du", "echo", "env", "find", "free"),
@@ -52,6 +70,7 @@ DIRECTORIES = {
 }
 
 FILES = {
+    "etc/inittab": INITTAB,
     "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n",
     "etc/group": b"root:x:0:\nnogroup:x:65534:\n",
     "etc/os-release": b'ID=pvecri-sandbox\nNAME="pvecri sandbox"\nPRETTY_NAME="pvecri pod sandbox"\n',
@@ -79,12 +98,12 @@ class SandboxTemplate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def sandbox_template() -> SandboxTemplate:
-    """Build the template from this node's programs.
+    """Build the template from this node's busybox.
 
-    Reads some 2 MB: call it in a thread. FailedPrecondition names the Debian package if a program is not installed
-    or not static.
+    Reads some 2 MB: call it in a thread. FailedPrecondition names the Debian package if it is not installed or not
+    static.
     """
-    return build(find_static("catatonit", CATATONIT_PACKAGE), find_static("busybox", BUSYBOX_PACKAGE))
+    return build(find_static("busybox", BUSYBOX_PACKAGE))
 
 
 def find_static(program: str, package: str) -> bytes:
@@ -100,11 +119,11 @@ def find_static(program: str, package: str) -> bytes:
     return content
 
 
-def build(catatonit: bytes, busybox: bytes) -> SandboxTemplate:
-    """The template of these two programs. Reproducible and pure."""
+def build(busybox: bytes) -> SandboxTemplate:
+    """The template of a static busybox. Reproducible and pure."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for entry, content in sorted(_entries(catatonit, busybox), key=_name):  # a fixed order, directories first
+        for entry, content in sorted(_entries(busybox), key=_name):  # a fixed order, directories first
             tar.addfile(entry, io.BytesIO(content))
     return SandboxTemplate(arch=elf_architecture(busybox), tar=buffer.getvalue())
 
@@ -137,15 +156,17 @@ def _segment_types(program: bytes) -> Iterator[int]:
         yield struct.unpack_from("<I", program, offset + index * size)[0]
 
 
-def _entries(catatonit: bytes, busybox: bytes) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+def _entries(busybox: bytes) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
     for name, mode in DIRECTORIES.items():
         yield _entry(name, tarfile.DIRTYPE, mode), b""
     for name, content in FILES.items():
         yield _entry(name, tarfile.REGTYPE, 0o644, len(content)), content
-    for name, content in (("bin/busybox", busybox), ("sbin/catatonit", catatonit), ("sbin/init", INIT)):
+    for name, content in (("bin/busybox", busybox), ("sbin/init", INIT), ("sbin/shutdown", SHUTDOWN)):
         yield _entry(name, tarfile.REGTYPE, 0o755, len(content)), content
     for applet in APPLETS:
         yield _entry(f"bin/{applet}", tarfile.SYMTYPE, 0o777, target="busybox"), b""
+    yield _entry("sbin/linuxrc", tarfile.SYMTYPE, 0o777, target="/bin/busybox"), b""
+    yield _entry(SHUTDOWN_PIPE, tarfile.FIFOTYPE, 0o600), b""
 
 
 def _entry(name: str, kind: bytes, mode: int, size: int = 0, target: str = "") -> tarfile.TarInfo:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tarfile
 from pathlib import Path
 
@@ -60,8 +61,13 @@ def test_symlink_itself_may_point_anywhere(root: Path) -> None:
 def test_devices_and_what_lies_below_dev_are_left_out(root: Path) -> None:
     write_entry(entry("dev", tarfile.DIRTYPE, mode=0o755), None, root, 0)
     write_entry(entry("dev/null", tarfile.CHRTYPE), None, root, 0)
-    write_entry(entry("pipe", tarfile.FIFOTYPE), None, root, 0)
     assert [path.name for path in root.rglob("*")] == ["dev"]
+
+
+def test_pipe_is_made_with_owner_and_mode(root: Path) -> None:
+    write_entry(entry("pipe", tarfile.FIFOTYPE, mode=0o600), None, root, 1000)
+    made = (root / "pipe").stat()
+    assert (stat.S_ISFIFO(made.st_mode), made.st_mode & 0o777, made.st_uid) == (True, 0o600, 1000)
 
 
 def test_path_in_the_root_is_found_through_its_symlinks(root: Path) -> None:

@@ -27,34 +27,36 @@ def elf(machine: int = 62, segments: tuple[int, ...] = (1,), content: bytes = b"
 
 @pytest.fixture
 def archive() -> tarfile.TarFile:
-    built = template.build(elf(content=b"catatonit"), elf(content=b"busybox"))
+    built = template.build(elf(content=b"busybox"))
     return tarfile.open(fileobj=BytesIO(built.archive()))
 
 
 def test_archive_is_reproducible() -> None:
-    first = template.build(elf(), elf())
-    second = template.build(elf(), elf())
+    first = template.build(elf())
+    second = template.build(elf())
 
     assert first.archive() == second.archive()
     assert first.name == second.name
 
 
 def test_the_name_carries_a_hash_of_the_content() -> None:
-    built = template.build(elf(), elf())
-    other = template.build(elf(content=b"new"), elf())
+    built = template.build(elf())
+    other = template.build(elf(content=b"new"))
 
     digest = hashlib.sha256(gzip.decompress(built.archive())).hexdigest()
     assert built.name == f"pvecri-sandbox_{digest[:12]}_amd64.tar.gz"
     assert other.name != built.name
 
 
-def test_init_ends_as_catatonit_in_pause_mode(archive: tarfile.TarFile) -> None:
+def test_init_is_busyboxs_and_runs_a_script_at_a_shutdown(archive: tarfile.TarFile) -> None:
     init = archive.extractfile("./sbin/init")
 
     assert init is not None
-    assert init.read() == b"#!/bin/sh\nexec /sbin/catatonit -P\n"
-    assert archive.getmember("./sbin/init").mode == 0o755
+    assert init.read() == b"#!/bin/sh\nexec /sbin/linuxrc\n"
+    assert archive.getmember("./sbin/init").mode == archive.getmember("./sbin/shutdown").mode == 0o755
     assert archive.getmember("./bin/sh").linkname == "busybox"
+    assert archive.getmember("./sbin/linuxrc").linkname == "/bin/busybox"
+    assert archive.getmember("./run/shutdown").isfifo()
 
 
 def test_there_are_mountpoints_and_a_root_user(archive: tarfile.TarFile) -> None:
@@ -97,7 +99,7 @@ def test_a_dynamic_program_is_refused() -> None:
 
 @pytest.mark.parametrize(("machine", "arch"), [(62, "amd64"), (183, "arm64"), (3, "i386")])
 def test_the_architecture_is_the_programs(machine: int, arch: str) -> None:
-    assert template.build(elf(machine), elf(machine)).arch == arch
+    assert template.build(elf(machine)).arch == arch
 
 
 def test_an_unknown_architecture_is_refused() -> None:

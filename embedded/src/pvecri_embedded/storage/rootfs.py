@@ -43,8 +43,10 @@ def write_entry(member: tarfile.TarInfo, data: bytes | IO[bytes] | None, root: P
     elif member.islnk():
         target.hardlink_to(inside(root, member.linkname))
         return 0
+    elif member.isfifo():
+        os.mkfifo(target)
     else:
-        return 0  # devices and pipes: an unprivileged CT could not have made them either
+        return 0  # devices: an unprivileged CT could not have made them either
     # The owner first: chown(2) clears set-user-ID bits.
     os.lchown(target, member.uid + id_shift, member.gid + id_shift)
     if not member.issym():

@@ -36,8 +36,8 @@ from pvecri.proxmox.sizing import MEMORY_MIN_MIB, CtSize, ct_size
 
 log = logging.getLogger(__name__)
 
-INIT_NAME = "catatonit"
-"""/proc/PID/comm of the CT's init after /sbin/init has exec'ed catatonit."""
+INIT_NAMES = ("linuxrc", "catatonit")
+"""/proc/PID/comm of the CT's init after /sbin/init has exec'ed it; catatonit in CTs of earlier versions."""
 
 POLL_INIT = Backoff(first=0.002, maximum=0.1, factor=1.2)
 """Seconds between polls for a CT's init."""
@@ -316,7 +316,7 @@ class SandboxCts:
     def _init_pid(self, pod: PodEntry) -> int | None:
         for pid in self._cgroups.processes(pod.cgroups.init):
             # lxc-start's child is PID 1 of the CT before it executes the init: hence the name.
-            if processes.command_name(pid) == INIT_NAME and processes.innermost_pid(pid) == 1:
+            if processes.command_name(pid) in INIT_NAMES and processes.innermost_pid(pid) == 1:
                 return pid
         return None
 

@@ -20,6 +20,7 @@ from pvecri.pods.container.stop import ContainerStopper
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox.ct import SandboxCts
+from pvecri.pods.sandbox.shutdown import Shutdowns
 from pvecri.supervision import Supervisor, all_to_end, attempt
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class SandboxTeardown:
         self._pauses = pauses
         self._hooks = hooks
         self._supervisor = supervisor
+        self.shutdowns = Shutdowns(stopper, supervisor)
         self.removal_pending = asyncio.Event()
         """Set when a sandbox stays in the phase REMOVING because a part of it could not be removed."""
 
@@ -104,6 +106,7 @@ class SandboxTeardown:
     def watch(self, pod: PodEntry) -> None:
         """Stop the pod when its CT ends without us: by a crash of its init or by an action in Proxmox."""
         pod.watcher = self._supervisor.until_done("watch of CT", partial(self._watch, pod), pod.id)
+        self.shutdowns.watch(pod)
 
     async def _watch(self, pod: PodEntry) -> None:
         """Repeatable."""

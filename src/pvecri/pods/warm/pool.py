@@ -53,7 +53,7 @@ TAG = "pvecri-warm"
 HOSTNAME = "pvecri-warm"
 
 MEMORY_LIMIT = 32 << 20
-"""Bytes that a CT may use while it waits; its init needs less than one MiB."""
+"""Bytes that a CT may use while it waits; its init needs less than two MiB."""
 
 INTERVAL = 30.0
 """Seconds between two looks at the demand if no pod asks for a CT."""
@@ -313,6 +313,7 @@ class WarmPool:
         if entry.id not in self._waiting:
             self._waiting[entry.id] = entry
             entry.watcher = self._supervisor.until_done("watch of warm CT", partial(self._watch, entry), entry.id)
+            self._teardown.shutdowns.watch(entry)
 
     async def _watch(self, entry: PodEntry) -> None:
         if entry.init is not None:
