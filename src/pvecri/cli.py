@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pvecri
-from pvecri import config, config_cli, config_files, daemon, image_cli, repair_cli, status_cli
+from pvecri import config, config_cli, config_files, daemon, image_cli, repair_cli, status_cli, stop_pods_cli
 from pvecri.checks import command as check
 from pvecri.errors import PvecriError
 from pvecri.setup import command as setup
@@ -45,6 +45,7 @@ _EARLY: dict[str, Callable[[argparse.Namespace], int]] = {
 _COMMANDS: dict[str, Callable[[config.Config, argparse.Namespace], int]] = {
     "repair": repair_cli.run,
     "image": image_cli.run,
+    "stop-pods": stop_pods_cli.run,
     **dict.fromkeys(status_cli.COMMANDS, status_cli.run),
 }
 
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     image_cli.add_commands(commands)
     repair_cli.add_command(commands)
     status_cli.add_commands(commands)
+    stop_pods_cli.add_command(commands)
     setup.add_command(commands)
     _accept_config_after_command(parser)
     return parser

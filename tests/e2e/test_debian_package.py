@@ -171,7 +171,9 @@ def test_example_configuration_of_the_package_is_valid(installed: Debian) -> Non
 
 def test_files_name_the_packages_programs(installed: Debian) -> None:
     examples = installed.path("/usr/share/doc/pvecri/examples")
-    files = [*examples.rglob("*"), installed.path("/usr/lib/systemd/system/pvecri.service")]
+    units = [*installed.path("/usr/lib/systemd/system").glob("pvecri*.service")]
+    assert len(units) == 2
+    files = [*examples.rglob("*"), *units]
     text = "".join(path.read_text() for path in files if path.is_file())
     assert "/usr/bin/pvecri-runtime" in text
     assert "/usr/local" not in text

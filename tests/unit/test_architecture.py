@@ -66,10 +66,21 @@ MAY_IMPORT = {
     "image_cli": GROUND | {"daemon", "cri", "images"},
     "status_cli": THIN | {"cri", "pods"},
     "repair_cli": THIN | {"proxmox", "pods"},
+    "stop_pods_cli": THIN | {"cri", "pods"},
     "checks": THIN | {"config_files", "images", "network", "oci", "pods", "proxmox"},
     "setup": THIN | {"proxmox", "pods", "config_files"},
     "cli": GROUND
-    | {"checks", "config_cli", "config_files", "daemon", "image_cli", "repair_cli", "setup", "status_cli"},
+    | {
+        "checks",
+        "config_cli",
+        "config_files",
+        "daemon",
+        "image_cli",
+        "repair_cli",
+        "setup",
+        "status_cli",
+        "stop_pods_cli",
+    },
     "__main__": {"cli"},
     "__init__": set(),
     # A distribution of its own, under another licence: it shares no line with pvecri.

@@ -170,6 +170,17 @@ def test_systemd_unit_starts_before_all_programs_that_need_it() -> None:
     assert "Type=notify" in unit  # else they are started as soon as its program is executed
 
 
+def test_pods_end_before_proxmox_ends_its_guests_and_while_the_daemon_runs() -> None:
+    """At a shutdown systemd stops units in the reverse of their start order."""
+    unit = (ROOT / "packaging/pvecri-shutdown.service").read_text()
+    assert "After=pvecri.service pve-guests.service" in unit
+    assert "ExecStop=/opt/pvecri/bin/pvecri stop-pods --at-shutdown" in unit
+    daemon = (ROOT / "packaging/pvecri.service").read_text()
+    assert "Wants=network-online.target pvecri-shutdown.service" in daemon  # nobody has to enable it
+    # It must not be ordered after pve-guests.service, whose start takes as long as that of all other guests.
+    assert "After=network-online.target pveproxy.service" in daemon
+
+
 def test_program_connects_where_the_daemon_does_by_default() -> None:
     assert f'"{Config().oci.socket}"' in (ROOT / "runtime/pvecri-runtime.c").read_text()
 

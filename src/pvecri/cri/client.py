@@ -19,6 +19,9 @@ from pvecri.model import Image, ImageId
 TIMEOUT = 30.0
 """Seconds that the daemon has for an answer."""
 
+STOP_TIMEOUT = 60.0
+"""Seconds that it has for the end of a pod: a CNI plugin and a task of Proxmox's."""
+
 
 class ImageClient:
     """A client connected to a daemon; see `connected`. Errors are PvecriError with the daemon's message."""
@@ -120,6 +123,60 @@ def _pod(sandbox: pb.PodSandbox) -> Pod:
     state = "Ready" if sandbox.state == pb.SANDBOX_READY else "NotReady"
     metadata = sandbox.metadata
     return Pod(sandbox.id, metadata.namespace, metadata.name, state, sandbox.created_at)
+
+
+class RunningPod(msgspec.Struct, frozen=True):
+    """A pod that is ready; `containers` has the annotations of each one that has not exited, by its id."""
+
+    id: str
+    namespace: str
+    name: str
+    containers: dict[str, dict[str, str]]
+
+
+class RuntimeClient:
+    """A client connected to a daemon; see `runtime_client`. Errors are PvecriError with the daemon's message."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = cri_pb2_grpc.RuntimeServiceStub(channel)  # type: ignore[no-untyped-call]
+
+    async def running_pods(self) -> list[RunningPod]:
+        """The pods that are ready."""
+        with _errors():
+            pods = await self._stub.ListPodSandbox(pb.ListPodSandboxRequest(), timeout=TIMEOUT)
+            containers = await self._stub.ListContainers(pb.ListContainersRequest(), timeout=TIMEOUT)
+        return [
+            RunningPod(
+                id=pod.id,
+                namespace=pod.metadata.namespace,
+                name=pod.metadata.name,
+                containers={
+                    each.id: dict(each.annotations)
+                    for each in containers.containers
+                    if each.pod_sandbox_id == pod.id and each.state != pb.CONTAINER_EXITED
+                },
+            )
+            for pod in pods.items
+            if pod.state == pb.SANDBOX_READY
+        ]
+
+    async def stop_container(self, container: str, grace: float) -> None:
+        """Send a container its stop signal, and SIGKILL after `grace` seconds; waits for its end. Idempotent."""
+        request = pb.StopContainerRequest(container_id=container, timeout=int(grace))
+        with _errors():
+            await self._stub.StopContainer(request, timeout=grace + TIMEOUT)
+
+    async def stop_pod(self, pod: str) -> None:
+        """Stop a pod; kills its containers. Idempotent."""
+        with _errors():
+            await self._stub.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=pod), timeout=STOP_TIMEOUT)
+
+
+@asynccontextmanager
+async def runtime_client(path: Path) -> AsyncIterator[RuntimeClient]:
+    """A client of the daemon that serves on the unix socket `path`."""
+    async with grpc.aio.insecure_channel(f"unix://{path}") as channel:
+        yield RuntimeClient(channel)
 
 
 @asynccontextmanager

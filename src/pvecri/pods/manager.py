@@ -120,6 +120,7 @@ class PodManager:
         if self._claim is None:  # each would take the other's pods for its own
             directory = self._config.runtime.state_dir
             raise ConfigError(f"runtime.state_dir: {directory} is a copy of that of another pvecri, which runs")
+        self.registry.node_shutdown.forget()
         # Before the CRI is served: no client may see states of the last daemon process as current.
         await self._recovery.adopt()
         repeat = self._supervisor.repeat

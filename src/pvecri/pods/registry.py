@@ -31,6 +31,7 @@ from pvecri.model import (
 from pvecri.oci.pod_cgroups import PodCgroups
 from pvecri.oci.runtime import Bundle, PodNamespaces
 from pvecri.pods.events import OF_CONTAINER, OF_SANDBOX, Event, EventKind, Events
+from pvecri.pods.node_shutdown import NodeShutdown
 from pvecri.pods.store import Store, StoreUnavailable
 from pvecri.pods.unsaved import Unsaved
 
@@ -164,6 +165,8 @@ class Registry:
         self.generation = 0
         """Counts the changes of what clients can list: every method that changes an entry increases it."""
         self.unsaved = Unsaved()
+        self.node_shutdown = NodeShutdown(directory)
+        """Checked by what begins something."""
         self.events = Events()
         """Published to by every method that stores a change, so that no change goes without its event."""
 
@@ -202,7 +205,8 @@ class Registry:
     # -- sandboxes --------------------------------------------------------------------------------------------
 
     def add_pod(self, sandbox: Sandbox) -> PodEntry:
-        """Store a new sandbox; AlreadyExists if another one has its name."""
+        """Store a new sandbox; AlreadyExists if another has its name, Unavailable while the node shuts down."""
+        self.node_shutdown.check()
         self._check_name(sandbox)
         self.unsaved.save(sandbox.id, partial(self._store.save_sandbox, sandbox))
         pod = PodEntry(sandbox, self.directory / "pods" / sandbox.id)
@@ -315,7 +319,8 @@ class Registry:
         return list(self._warm.values())
 
     def add_warm(self, sandbox: Sandbox) -> PodEntry:
-        """Store a new warm CT."""
+        """Store a new warm CT; Unavailable while the node shuts down."""
+        self.node_shutdown.check()
         self.unsaved.save(sandbox.id, partial(self._store.save_sandbox, sandbox))
         self._warm[sandbox.id] = entry = self._warm_entry(sandbox)
         return entry
@@ -326,8 +331,10 @@ class Registry:
     def claim_warm(self, entry: PodEntry, sandbox: Sandbox) -> None:
         """Make a warm CT the sandbox of a pod, in one write; `sandbox` has the CT's id and VMID.
 
-        AlreadyExists if another sandbox has its name; nothing is changed then.
+        AlreadyExists if another sandbox has its name, Unavailable while the node shuts down; then nothing is
+        changed.
         """
+        self.node_shutdown.check()
         self._check_name(sandbox)
         self.unsaved.save(sandbox.id, partial(self._store.save_sandbox, sandbox))
         del self._warm[entry.id]
@@ -344,7 +351,11 @@ class Registry:
     # -- containers -------------------------------------------------------------------------------------------
 
     def add_container(self, container: Container) -> ContainerEntry:
-        """Store a new container; AlreadyExists if its sandbox has one of that name and attempt."""
+        """Store a new container; AlreadyExists if its sandbox has one of that name and attempt.
+
+        Unavailable while the node shuts down.
+        """
+        self.node_shutdown.check()
         for other in self._pods[container.sandbox_id].containers.values():
             if other.value.name == container.name:
                 raise AlreadyExists(

@@ -53,9 +53,10 @@ class ContainerStarter:
     async def start(self, container_id: str) -> None:
         """Start a created container (CRI StartContainer).
 
-        FailedPrecondition unless the container is CREATED and its sandbox READY. A container that cannot be
-        started becomes EXITED with the reason StartError.
+        FailedPrecondition unless the container is CREATED and its sandbox READY, Unavailable while the node shuts
+        down. A container that cannot be started becomes EXITED with the reason StartError.
         """
+        self._registry.node_shutdown.check()
         container = self._registry.container(container_id)
         async with container.lock:
             pod = self._registry.pod_of(container)

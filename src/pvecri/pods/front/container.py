@@ -109,7 +109,11 @@ class FrontContainers:
         return self._registry.pod_of(container).cgroups.container(container.id)
 
     async def start(self, container: ContainerEntry, log_options: Sequence[str], client: Client) -> None:
-        """Start the container's command; FailedPrecondition unless it is created, LaunchFailed if that fails."""
+        """Start the container's command.
+
+        FailedPrecondition unless it is created, LaunchFailed if that fails, Unavailable while the node shuts down.
+        """
+        self._registry.node_shutdown.check()
         async with container.lock:
             status = self._status(container)
             if status != "created":

@@ -12,13 +12,14 @@ import logging
 import os
 import signal
 import stat
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from pvecri.linux.fds import AsyncFd
 from pvecri.linux.openat2 import open_in_root
 from pvecri.linux.processes import Process
-from pvecri.model import Container, SandboxId
+from pvecri.model import SandboxId
 from pvecri.pods.container.stop import ContainerStopper
 from pvecri.pods.registry import PodEntry
 from pvecri.proxmox.template import SHUTDOWN_PIPE
@@ -65,7 +66,7 @@ class Shutdowns:
         log.warning("CT %d of pod %s is shut down: its containers are stopped", pod.value.vmid, pod.value.name)
         stops = (
             attempt(
-                partial(self._stopper.stop, container.id, grace(container.value)),
+                partial(self._stopper.stop, container.id, grace_period(container.value.config.annotations)),
                 "shutdown of pod",
                 f"stopping container {container.id}",
             )
@@ -78,9 +79,9 @@ class Shutdowns:
             pod.init.send(signal.SIGKILL)
 
 
-def grace(container: Container) -> float:
-    """Seconds between a container's stop signal and SIGKILL, as its pod has it."""
-    text = container.config.annotations.get(GRACE_ANNOTATION, "")
+def grace_period(annotations: Mapping[str, str]) -> float:
+    """Seconds between a container's stop signal and SIGKILL, as its pod has it, by the container's annotations."""
+    text = annotations.get(GRACE_ANNOTATION, "")
     return float(text) if text.isascii() and text.isdecimal() and len(text) < 8 else DEFAULT_GRACE
 
 

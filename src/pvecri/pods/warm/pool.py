@@ -205,6 +205,8 @@ class WarmPool:
         Raises the error of a create; the caller waits before it tries again.
         """
         self._wanted[kind].clear()
+        if self._registry.node_shutdown.under_way:
+            return
         if self.waiting(kind):
             await self._cts.prepare()
             await self._check(kind)
