@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from pvecri import config_files
-from pvecri.checks import cni, executables, files, fronts, kernel, kubelet, limits, node, ports, space
+from pvecri.checks import cni, executables, files, fronts, kernel, kubelet, limits, node, ports, space, units
 from pvecri.checks.finding import Finding
 from pvecri.config import Config, ConfigError, require_account
 
@@ -67,6 +67,7 @@ async def _find(config: Config, options: argparse.Namespace) -> AsyncIterator[Fi
         *space.check(config),
         *kubelet.check(config, kubelets),
         *fronts.check(config),
+        *units.check(),
     ):
         yield each
     async for each in node.check(config):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pvecri import config
-from pvecri.checks import cni, executables, files, fronts, kernel, kubelet, limits, ports, space
+from pvecri.checks import cni, executables, files, fronts, kernel, kubelet, limits, ports, space, units
 from pvecri.checks.finding import Finding
 from pvecri.config import Config
 
@@ -252,6 +253,19 @@ def test_kubelet_that_sees_no_usage_of_crios_pods(tmp_path: Path) -> None:
     drop_in.unlink()
     config.unlink()
     assert list(fronts.check(Config(), tmp_path)) == [], "no kubelet"
+
+
+def test_units_without_the_one_for_a_shutdown(tmp_path: Path) -> None:
+    packaging = Path(__file__).parents[3] / "packaging"
+    assert list(units.check(tmp_path)) == []  # not run by systemd
+    folder = tmp_path / "etc/systemd/system"
+    folder.mkdir(parents=True)
+    (folder / "pvecri.service").write_text("[Service]\n")
+    only(units.check(tmp_path), "warning", "there is no pvecri-shutdown.service")
+    shutil.copy(packaging / "pvecri-shutdown.service", folder)
+    only(units.check(tmp_path), "warning", "does not start pvecri-shutdown.service")
+    shutil.copy(packaging / "pvecri.service", folder)
+    assert list(units.check(tmp_path)) == []
 
 
 def test_handler_of_containerd_or_crio_without_its_program(tmp_path: Path) -> None:
