@@ -15,6 +15,8 @@ from pvecri import config, config_files
 from pvecri.config import Config
 
 VMIDS_OF_A_RUN = 20
+START_TIMEOUT = 600.0
+"""Seconds for a CT's start, unless the file says otherwise: a node under emulation and load needs minutes."""
 
 _PROXMOX = (
     *("url", "node", "token_id", "token_secret_file", "fingerprint", "ca_file", "pool"),
@@ -43,8 +45,8 @@ class Existing:
         return {**self._taken("proxmox", _PROXMOX), **storages}
 
     def runtime(self) -> dict[str, object]:
-        """Of the section [runtime]: the programs."""
-        return self._taken("runtime", _RUNTIME)
+        """Of the section [runtime]: the programs, and the time for a CT's start."""
+        return {"start_timeout": START_TIMEOUT, **self._taken("runtime", _RUNTIME)}
 
     def _taken(self, section: str, keys: tuple[str, ...]) -> dict[str, object]:
         return {key: value for key, value in self._tables.get(section, {}).items() if key in keys}
