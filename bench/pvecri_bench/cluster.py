@@ -19,8 +19,8 @@ from pathlib import Path
 
 import msgspec
 
-from pvecri import metrics
 from pvecri.config import ProxmoxConfig, VmidRange
+from pvecri.metrics_registry import REGISTRY
 from pvecri.pods.sandbox.vmids import Vmids
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import CtSpec
@@ -134,7 +134,7 @@ async def start_pods(
 def _requests() -> float:
     return sum(
         sample.value
-        for metric in metrics.REGISTRY.collect()
+        for metric in REGISTRY.collect()
         for sample in metric.samples
         if sample.name == "pvecri_proxmox_requests_total"
     )

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pvecri
-from pvecri import config, config_cli, config_files, daemon, image_cli, repair_cli, status_cli, stop_pods_cli
-from pvecri.checks import command as check
+from pvecri import config, config_files
 from pvecri.errors import PvecriError
-from pvecri.setup import command as setup
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Exit status: 0, 1 after a reported error, 2 for wrong usage."""
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    # The daemon keeps what is imported: the other commands' modules are not.
+    options = _only_serve(given) or _parser().parse_args(given)
     try:
         return _run(options)
     except PvecriError as error:
@@ -25,37 +25,41 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
+def _only_serve(arguments: list[str]) -> argparse.Namespace | None:
+    """The options of `serve`; None for any other command line."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    _add_config(parser)
+    try:
+        options, others = parser.parse_known_args(arguments)
+    except argparse.ArgumentError:  # which the whole parser reports
+        return None
+    return argparse.Namespace(command="serve", config=options.config) if others == ["serve"] else None
+
+
 def _run(options: argparse.Namespace) -> int:
+    if options.command == "serve":
+        from pvecri import daemon
+
+        daemon.run(config_files.load(options.config).config, options.config)
+        return 0
+    run: Callable[..., int] = options.run
     # These do without a valid configuration, or report an invalid one themselves.
-    if early := _EARLY.get(options.command):
-        return early(options)
-    settings = config_files.load(options.config).config
-    if command := _COMMANDS.get(options.command):
-        return command(settings, options)
-    daemon.run(settings, options.config)
-    return 0
+    if options.command in _WITHOUT_CONFIGURATION:
+        return run(options)
+    return run(config_files.load(options.config).config, options)
 
 
-_EARLY: dict[str, Callable[[argparse.Namespace], int]] = {
-    "config": config_cli.run,
-    "setup": setup.run,
-    "check": check.run,
-    "check-config": check.run,
-}
-_COMMANDS: dict[str, Callable[[config.Config, argparse.Namespace], int]] = {
-    "repair": repair_cli.run,
-    "image": image_cli.run,
-    "stop-pods": stop_pods_cli.run,
-    **dict.fromkeys(status_cli.COMMANDS, status_cli.run),
-}
+_WITHOUT_CONFIGURATION = frozenset({"config", "setup", "check", "check-config"})
 
 
 def _parser() -> argparse.ArgumentParser:
+    from pvecri import config_cli, image_cli, repair_cli, status_cli, stop_pods_cli
+    from pvecri.checks import command as check
+    from pvecri.setup import command as setup
+
     parser = argparse.ArgumentParser(prog="pvecri", description=pvecri.__doc__)
     parser.add_argument("--version", action="version", version=f"pvecri {pvecri.__version__}")
-    parser.add_argument(
-        "--config", type=Path, default=config.DEFAULT_PATH, help="configuration file (default: %(default)s)"
-    )
+    _add_config(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="run the daemon: serve the CRI until SIGTERM")
     check.add_commands(commands)
@@ -66,7 +70,25 @@ def _parser() -> argparse.ArgumentParser:
     stop_pods_cli.add_command(commands)
     setup.add_command(commands)
     _accept_config_after_command(parser)
+    runs: dict[str, Callable[..., int]] = {
+        "config": config_cli.run,
+        "setup": setup.run,
+        "check": check.run,
+        "check-config": check.run,
+        "repair": repair_cli.run,
+        "image": image_cli.run,
+        "stop-pods": stop_pods_cli.run,
+        **dict.fromkeys(status_cli.COMMANDS, status_cli.run),
+    }
+    for name, run in runs.items():
+        commands.choices[name].set_defaults(run=run)
     return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=Path, default=config.DEFAULT_PATH, help="configuration file (default: %(default)s)"
+    )
 
 
 def _accept_config_after_command(parser: argparse.ArgumentParser) -> None:

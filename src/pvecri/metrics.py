@@ -4,7 +4,7 @@
 All are defined here, for consistent names, labels and units, and updated by the components. Labels have few
 values: no ids, VMIDs or images; of names that others choose, the last few used (`Recent`). `code` is how an
 operation ended: the name of a gRPC status, or an HTTP status.
-metrics_server.py serves them; docs/monitoring.md describes them.
+metrics_server.py serves them (metrics_registry.py); docs/monitoring.md describes them.
 """
 
 from __future__ import annotations
@@ -15,21 +15,11 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Final, TypeVar
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    GCCollector,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-    disable_created_metrics,
-)
+from pvecri.instruments import Counter, Gauge, Histogram, Instrument
 
-M = TypeVar("M", Counter, Gauge, Histogram)
+Kind = TypeVar("Kind", bound=Instrument)
 
 OK: Final = "OK"
 
@@ -40,29 +30,29 @@ SECONDS_OF_STEPS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 SECONDS_OF_PLUGINS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 2, 5)
 BYTES_OF_LAYERS: Final = (1e3, 1e5, 1e6, 1e7, 5e7, 1e8, 2e8, 5e8, 1e9, 1e10)
 
-REGISTRY: Final = CollectorRegistry()
-
-# Otherwise each counter has a second series `_created`.
-disable_created_metrics()  # type: ignore[no-untyped-call]
-ProcessCollector(registry=REGISTRY)
-PlatformCollector(registry=REGISTRY)
-GCCollector(registry=REGISTRY)
+INSTRUMENTS: Final[list[Instrument]] = []
+"""All of them, in the order of their definition."""
 
 
 def _counter(name: str, text: str, *labels: str) -> Counter:
-    return Counter(name, text, labels, namespace="pvecri", registry=REGISTRY)
+    return _added(Counter(name, text, labels))
 
 
 def _gauge(name: str, text: str, *labels: str) -> Gauge:
-    return Gauge(name, text, labels, namespace="pvecri", registry=REGISTRY)
+    return _added(Gauge(name, text, labels))
 
 
-def _histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-    return Histogram(name, text, labels, namespace="pvecri", registry=REGISTRY, buckets=buckets)
+def _histogram(name: str, text: str, bounds: tuple[float, ...], *labels: str) -> Histogram:
+    return _added(Histogram(name, text, labels, bounds=bounds))
 
 
-def _seconds(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-    return _histogram(f"{name}_seconds", text, buckets, *labels)
+def _seconds(name: str, text: str, bounds: tuple[float, ...], *labels: str) -> Histogram:
+    return _histogram(f"{name}_seconds", text, bounds, *labels)
+
+
+def _added(instrument: Kind) -> Kind:
+    INSTRUMENTS.append(instrument)
+    return instrument
 
 
 class Recent:
@@ -85,7 +75,7 @@ class Recent:
         if len(self._used) > self._maximum:
             dropped = self._used.popitem(last=False)[0]
             for instrument in self._instruments:
-                instrument.remove_by_labels(dict(zip(self._labels, dropped, strict=True)))
+                instrument.remove(dict(zip(self._labels, dropped, strict=True)))
 
 
 BUILD_INFO = _gauge("build_info", "Constant 1, labelled with the running version.", "version")
@@ -210,17 +200,8 @@ def measured(ended: Counter, seconds: Histogram, *labels: str) -> Iterator[Measu
             measure.code = code_of(error)
         raise
     finally:
-        child(seconds, *labels).observe(time.perf_counter() - begin)
-        child(ended, *labels, measure.code).inc()
-
-
-@cache
-def child(metric: M, *labels: str) -> M:
-    """A metric with its labels; without labels the metric, whose labels() prometheus_client refuses.
-
-    Cached, which labels() is not: each CRI call asks for three. Not for metrics that are cleared.
-    """
-    return metric.labels(*labels) if labels else metric
+        seconds.labels(*labels).observe(time.perf_counter() - begin)
+        ended.labels(*labels, measure.code).inc()
 
 
 def code_of(error: BaseException) -> str:

@@ -15,8 +15,9 @@ from functools import partial
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
-from pvecri import metrics, probes, tls
+from pvecri import probes, tls
 from pvecri.config import ConfigError, MetricsConfig
+from pvecri.metrics_registry import REGISTRY
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class MetricsServer:
         await self._observe()
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         # About 5 ms (decision 0062): too long for the event loop.
-        body = await asyncio.to_thread(encode, metrics.REGISTRY)
+        body = await asyncio.to_thread(encode, REGISTRY)
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _probe(self, endpoint: str, checks: Checks, request: web.Request) -> web.Response:

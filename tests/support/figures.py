@@ -8,19 +8,19 @@ import urllib.request
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from pvecri import metrics
+from pvecri.metrics_registry import REGISTRY
 
 Series = tuple[str, tuple[tuple[str, str], ...]]
 
 
 def value(name: str, **labels: str) -> float:
     """A series' value in this process; 0 before anything was counted. Tests look at the difference."""
-    return metrics.REGISTRY.get_sample_value(f"pvecri_{name}", labels) or 0.0
+    return REGISTRY.get_sample_value(f"pvecri_{name}", labels) or 0.0
 
 
 def names() -> list[str]:
     """Every metric of the daemon's own, as Prometheus knows it."""
-    families = [family for family in metrics.REGISTRY.collect() if family.name.startswith("pvecri_")]
+    families = [family for family in REGISTRY.collect() if family.name.startswith("pvecri_")]
     return [f"{each.name}_total" if each.type == "counter" else each.name for each in families]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pvecri import cli
+from pvecri.config import DEFAULT_PATH
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,35 @@ def test_config_stands_before_and_after_the_command(arguments: list[str], tmp_pa
     path = tmp_path / "config.toml"
     path.write_text('[proxmox]\ntoken_id = "a@pve!t"\ntoken_secret_file = "/t"\n')
     assert cli.main([each.replace("FILE", str(path)) for each in arguments]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        (["serve"], str(DEFAULT_PATH)),
+        (["--config", "/a", "serve"], "/a"),
+        (["--config=/a", "serve"], "/a"),
+        (["serve", "--config", "/a"], "/a"),
+    ],
+)
+def test_the_daemon_is_started_without_the_other_commands(arguments: list[str], path: str) -> None:
+    options = cli._only_serve(arguments)
+    assert options == cli._parser().parse_args(arguments)
+    assert str(options.config) == path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["serve", "--help"],
+        ["serve", "more"],
+        ["image", "remove", "serve"],
+        ["--config", "/a", "image", "remove", "serve"],
+        ["--config", "serve"],
+        ["serve", "--config"],
+        ["--conf", "/a", "serve"],
+    ],
+)
+def test_other_command_lines_are_not_the_daemons(arguments: list[str]) -> None:
+    assert cli._only_serve(arguments) is None

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from pvecri import metrics
 from pvecri.backoff import Backoff
 from pvecri.errors import Unavailable
+from pvecri.metrics_registry import REGISTRY
 from pvecri.supervision import Incomplete, Supervisor, all_to_end, attempt, attempt_each
 
 RESTART = Backoff(first=1, maximum=4)
@@ -61,7 +61,7 @@ async def nothing() -> None:
 
 
 def failures(work: str) -> float:
-    return metrics.REGISTRY.get_sample_value("pvecri_background_failures_total", {"work": work}) or 0.0
+    return REGISTRY.get_sample_value("pvecri_background_failures_total", {"work": work}) or 0.0
 
 
 async def test_work_is_retried_until_it_succeeds(supervisor: Supervisor, pauses: Pauses) -> None:

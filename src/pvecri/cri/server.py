@@ -194,7 +194,7 @@ def _operation(name: str, request: Message, context: Context) -> Iterator[None]:
 
 @contextmanager
 def _measured(name: str) -> Iterator[None]:
-    running = metrics.child(metrics.CRI_RUNNING, name)
+    running = metrics.CRI_RUNNING.labels(name)
     running.inc()
     try:
         with metrics.measured(metrics.CRI_CALLS, metrics.CRI_SECONDS, name):

@@ -9,12 +9,12 @@ import re
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+import pvecri
 from pvecri import metrics
 from pvecri.config import NriConfig
 from pvecri.errors import DeadlineExceeded
@@ -143,7 +143,7 @@ class Plugin:
         request = pb.ConfigureRequest(
             config=self._configuration,
             runtime_name="pvecri",
-            runtime_version=version("pvecri"),
+            runtime_version=pvecri.__version__,
             # Milliseconds in the protocol.
             registration_timeout=int(self._config.registration_timeout * 1000),
             request_timeout=int(self._config.request_timeout * 1000),

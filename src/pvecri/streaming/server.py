@@ -6,23 +6,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from ipaddress import ip_address
-
-from wsproto import ConnectionType, WSConnection
-from wsproto.events import AcceptConnection
-from wsproto.utilities import RemoteProtocolError
 
 from pvecri import correlation, metrics, tls
 from pvecri.config import ConfigError, StreamingConfig
-from pvecri.streaming import exec_attach, portforward
-from pvecri.streaming.http import PROTOCOL_HEADER, HttpError, HttpExchange, HttpRequest, receive_within
-from pvecri.streaming.remotecommand import SPDY_VERSIONS, WEBSOCKET_VERSIONS, Version, negotiate
-from pvecri.streaming.requests import CommandRequest, ForwardRequest, Request
+from pvecri.streaming.http import HttpError, HttpExchange, HttpRequest, receive_within
+from pvecri.streaming.requests import Request
 from pvecri.streaming.tokens import Tokens
 from pvecri.streaming.transport import READ_SIZE, TcpTransport
-from pvecri.streaming.websocket import WebSocket, WebSocketTransport
 from pvecri.supervision import report
 
 log = logging.getLogger(__name__)
@@ -32,9 +25,6 @@ REQUEST_TIMEOUT = 30.0
 
 MAX_UNAUTHENTICATED = 64
 """Connections without a valid URL yet. Real clients send theirs at once, so of more the oldest is closed."""
-
-SPDY = "spdy/3.1"
-WEBSOCKET = "websocket"
 
 
 class StreamingServer:
@@ -112,12 +102,9 @@ class StreamingServer:
                     return
                 request = self._claim(http)
                 with metrics.STREAMING_RUNNING.labels(request.kind.value).track_inprogress():
-                    if http.upgrade == WEBSOCKET:
-                        await self._serve_websocket(request, http, transport)
-                    elif http.upgrade == SPDY:
-                        await self._serve_spdy(request, http, exchange, transport)
-                    else:
-                        raise HttpError(400, "an upgrade to SPDY/3.1 or WebSocket is required")
+                    # Two megabytes of code that a node without clients never needs; a thread, as it takes a while.
+                    upgrade = await asyncio.to_thread(import_module, "pvecri.streaming.upgrade")
+                    await upgrade.serve(request, http, exchange, transport, self._config.idle_timeout)
             except HttpError as error:
                 metrics.STREAMING_REFUSALS.labels(str(error.status)).inc()
                 log.info("streaming request refused: %d %s", error.status, error)
@@ -141,92 +128,6 @@ class StreamingServer:
         self._unauthenticated.pop(task, None)
         self._sessions.add(task)
         return request
-
-    # -- SPDY -------------------------------------------------------------------------------------------------
-
-    async def _serve_spdy(
-        self, request: Request, http: HttpRequest, exchange: HttpExchange, transport: TcpTransport
-    ) -> None:
-        offered = http.values(PROTOCOL_HEADER)
-        if not offered:
-            raise HttpError(400, f"the header {PROTOCOL_HEADER} is required")
-        idle = self._config.idle_timeout
-        if isinstance(request, ForwardRequest):
-            if portforward.SPDY_PROTOCOL not in offered:
-                raise _no_common_protocol(offered, [portforward.SPDY_PROTOCOL])
-            await exchange.switch(_spdy_headers(portforward.SPDY_PROTOCOL))
-            _count(request, "spdy")
-            await portforward.serve_over_spdy(request, transport, idle)
-            return
-        version = _negotiate(offered, SPDY_VERSIONS)
-        await exchange.switch(_spdy_headers(version.name))
-        _count(request, "spdy")
-        await exec_attach.serve_over_spdy(request, version, transport, idle)
-
-    # -- WebSocket --------------------------------------------------------------------------------------------
-
-    async def _serve_websocket(self, request: Request, http: HttpRequest, transport: TcpTransport) -> None:
-        offered = http.values("sec-websocket-protocol") or [""]
-        idle = self._config.idle_timeout
-        if isinstance(request, CommandRequest):
-            version = _negotiate(offered, WEBSOCKET_VERSIONS)
-            websocket = await _accept(http, transport, version.name)
-            _count(request, "websocket")
-            await exec_attach.serve_over_websocket(request, version, websocket, idle)
-            return
-        known = (portforward.TUNNEL_PROTOCOL, *portforward.CHANNEL_PROTOCOLS)
-        protocol = next((name for name in offered if name in known), None)
-        if protocol is None:
-            raise _no_common_protocol(offered, known)
-        websocket = await _accept(http, transport, protocol)
-        _count(request, "websocket")
-        if protocol == portforward.TUNNEL_PROTOCOL:
-            await portforward.serve_over_spdy(request, WebSocketTransport(websocket), idle)
-        else:
-            framing = portforward.CHANNEL_PROTOCOLS[protocol]
-            await portforward.serve_over_channels(request, framing, websocket, idle)
-
-
-async def _accept(http: HttpRequest, transport: TcpTransport, protocol: str) -> WebSocket:
-    """The server's half of the WebSocket handshake."""
-    # RFC 6455, section 4.1; wsproto does not see the method.
-    if http.method != "GET":
-        raise HttpError(405, "a WebSocket handshake must be a GET", [("allow", "GET")])
-    connection = WSConnection(ConnectionType.SERVER)
-    try:
-        connection.initiate_upgrade_connection(
-            [(name.encode("latin-1"), value.encode("latin-1")) for name, value in http.headers], http.path
-        )
-    except RemoteProtocolError as error:
-        raise HttpError(400, str(error)) from None
-    list(connection.events())  # wsproto's Request event, which must be consumed
-    await transport.write(connection.send(AcceptConnection(subprotocol=protocol or None)))
-    return WebSocket(transport, connection)
-
-
-def _count(request: Request, protocol: str) -> None:
-    metrics.STREAMING_SESSIONS.labels(request.kind.value, protocol).inc()
-
-
-def _spdy_headers(protocol: str) -> list[tuple[str, str]]:
-    return [("connection", "Upgrade"), ("upgrade", "SPDY/3.1"), (PROTOCOL_HEADER, protocol)]
-
-
-def _negotiate(offered: Sequence[str], versions: Sequence[Version]) -> Version:
-    version = negotiate(offered, versions)
-    if version is None:
-        raise _no_common_protocol(offered, [version.name for version in versions if version.name])
-    return version
-
-
-def _no_common_protocol(offered: Sequence[str], known: Sequence[str]) -> HttpError:
-    names = [name for name in known if name]
-    # Status and header as from Kubernetes' package httpstream, whose clients look for them.
-    return HttpError(
-        403,
-        f"no common protocol: the client offers {', '.join(offered)}; the server supports {', '.join(names)}",
-        [("x-accepted-stream-protocol-versions", name) for name in names],
-    )
 
 
 def _reachable(host: str) -> str:

@@ -8,12 +8,14 @@ import re
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import generate_latest
 from support import promtool
 from support.figures import names
 
 from pvecri import metrics
 from pvecri.errors import CommandError, NotFound, ResourceExhausted
+from pvecri.instruments import Counter, Histogram
+from pvecri.metrics_registry import REGISTRY, registry
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -22,16 +24,16 @@ class Instruments:
     """A counter and a histogram by themselves."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self.ended = Counter("ended", "", ("what", "code"), registry=self._registry)
-        self.seconds = Histogram("seconds", "", ("what",), registry=self._registry)
+        self.ended = Counter("ended", "", ("what", "code"))
+        self.seconds = Histogram("seconds", "", ("what",), bounds=(1,))
+        self._registry = registry((self.ended, self.seconds))
 
     def count(self, code: str) -> float | None:
-        return self._registry.get_sample_value("ended_total", {"what": "work", "code": code})
+        return self._registry.get_sample_value("pvecri_ended_total", {"what": "work", "code": code})
 
     @property
     def timed(self) -> float | None:
-        return self._registry.get_sample_value("seconds_count", {"what": "work"})
+        return self._registry.get_sample_value("pvecri_seconds_count", {"what": "work"})
 
 
 def test_success_has_code_ok() -> None:
@@ -70,11 +72,12 @@ def test_an_error_is_counted_by_its_status_timed_and_passed_on() -> None:
 
 
 def test_a_histogram_without_labels_can_be_used() -> None:
-    registry = CollectorRegistry()
-    ended, seconds = Counter("a", "", ("code",), registry=registry), Histogram("b", "", registry=registry)
+    ended, seconds = Counter("a", "", ("code",)), Histogram("b", "", bounds=(1,))
     with metrics.measured(ended, seconds):
         pass
-    assert registry.get_sample_value("a_total", {"code": "OK"}) == registry.get_sample_value("b_count") == 1
+    shown = registry((ended, seconds))
+    assert shown.get_sample_value("pvecri_a_total", {"code": "OK"}) == 1
+    assert shown.get_sample_value("pvecri_b_count") == 1
 
 
 @pytest.mark.parametrize(
@@ -96,9 +99,9 @@ class Bounded:
     """A counter and a histogram with a bounded label `name` and a free one."""
 
     def __init__(self, maximum: int) -> None:
-        self.registry = CollectorRegistry()
-        self.calls = Counter("calls", "", ("name", "method"), registry=self.registry)
-        self.seconds = Histogram("seconds", "", ("name", "method"), registry=self.registry)
+        self.calls = Counter("calls", "", ("name", "method"))
+        self.seconds = Histogram("seconds", "", ("name", "method"), bounds=(1,))
+        self.registry = registry((self.calls, self.seconds))
         self._recent = metrics.Recent(maximum, ("name",), self.calls, self.seconds)
 
     def call(self, name: str, method: str = "a") -> None:
@@ -118,14 +121,14 @@ def test_series_of_the_name_used_longest_ago_are_removed() -> None:
     bounded.call("one")
     bounded.call("three")
     assert bounded.names() == {"one", "three"}
-    assert bounded.registry.get_sample_value("calls_total", {"name": "one", "method": "a"}) == 2
+    assert bounded.registry.get_sample_value("pvecri_calls_total", {"name": "one", "method": "a"}) == 2
 
 
 def test_counter_of_a_dropped_name_begins_at_0() -> None:
     bounded = Bounded(1)
     for name in ("one", "one", "two", "one"):
         bounded.call(name)
-    assert bounded.registry.get_sample_value("calls_total", {"name": "one", "method": "a"}) == 1
+    assert bounded.registry.get_sample_value("pvecri_calls_total", {"name": "one", "method": "a"}) == 1
 
 
 @pytest.mark.parametrize("name", names())
@@ -148,10 +151,9 @@ def test_no_metric_has_a_label_without_bounds() -> None:
     allowed = {"method", "code", "phase", "state", "type", "path", "command", "source", "version"}
     allowed |= {"kind", "outcome", "reason", "work", "protocol", "step"}
     allowed |= {"namespace", "container", "plugin"}  # each has a `Recent`, or (CNI) is a name of the configuration
-    instruments = [each for each in vars(metrics).values() if hasattr(each, "_labelnames")]
-    assert {label for each in instruments for label in each._labelnames} == allowed
+    assert {label for each in metrics.INSTRUMENTS for label in each.label_names} == allowed
 
 
 @promtool.needed
 def test_names_and_help_follow_the_conventions_of_prometheus() -> None:
-    assert promtool.run("check", "metrics", text=generate_latest(metrics.REGISTRY).decode()) == ""
+    assert promtool.run("check", "metrics", text=generate_latest(REGISTRY).decode()) == ""

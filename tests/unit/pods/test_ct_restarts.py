@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 from msgspec.structs import replace
 
-from pvecri import metrics
+from pvecri.metrics_registry import REGISTRY
 from pvecri.model import Sandbox, SandboxConfig, SandboxId, SandboxMetadata, SandboxPhase, Vmid
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox.ct import SandboxCts
@@ -55,7 +55,7 @@ def node(tmp_path: Path) -> Node:
 
 
 def counted() -> float:
-    return metrics.REGISTRY.get_sample_value("pvecri_ct_changes_total", {"kind": "started"}) or 0.0
+    return REGISTRY.get_sample_value("pvecri_ct_changes_total", {"kind": "started"}) or 0.0
 
 
 async def test_only_cts_of_ended_pods_are_stopped(node: Node) -> None:
