@@ -16,7 +16,7 @@ SECTIONS = ("reads", "life", "quota", "images", "lists", "bursts", "proxmox")
 class Options:
     """What to measure, and beside whom. `containers` and `pods` are numbers of running ones.
 
-    `bursts` says how often each burst is repeated.
+    `bursts` says how often each burst is repeated; `registry_port` 0 is a free one.
     """
 
     rounds: int = 20
@@ -29,6 +29,7 @@ class Options:
     peer: bool = True
     endpoints: tuple[str, ...] = ()
     front: bool = False
+    registry_port: int = 0
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
@@ -50,6 +51,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         peer=given.peer == "containerd",
         endpoints=tuple(given.endpoint),
         front=given.front,
+        registry_port=given.registry_port,
     )
 
 
@@ -92,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
         "--endpoint", action="append", default=[], metavar="unix://…",
         help="a runtime that runs already, as one more column (repeatable); it must pull from a registry on "
         "127.0.0.1 without TLS",
+    )  # fmt: skip
+    parser.add_argument(
+        "--registry-port", type=_positive, default=defaults.registry_port, metavar="PORT",
+        help="of the registry on 127.0.0.1, for an --endpoint that must be configured to pull from it without TLS "
+        "(default: a free one)",
     )  # fmt: skip
     parser.add_argument(
         "--front", action="store_true",

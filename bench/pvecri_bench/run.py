@@ -79,7 +79,7 @@ def _run(chosen: Options, outcome: Outcome) -> None:
     try:
         with ExitStack() as stack:
             stack.enter_context(removal.shared_directories_as_found())
-            registry = stack.enter_context(running_registry(home / "registry"))
+            registry = stack.enter_context(running_registry(home / "registry", chosen.registry_port))
             say("making images")
             images = publish(registry, home / "images")
             plan = _planned(plans, home / "pvecri", registry)

@@ -91,7 +91,7 @@ class Session:
         """A pod of nothing special: its own network, no limits."""
         logs = self.directory / "logs" / name
         logs.mkdir(parents=True, exist_ok=True)
-        security = pb.LinuxSandboxSecurityContext(namespace_options=pb.NamespaceOption(pid=pb.CONTAINER))
+        security = pb.LinuxSandboxSecurityContext(namespace_options=own_pids())
         return pb.PodSandboxConfig(
             metadata=pb.PodSandboxMetadata(name=name, namespace="bench", uid=str(uuid.uuid4())),
             hostname=name,
@@ -102,10 +102,11 @@ class Session:
 
     def container_config(self, name: str, image: str) -> pb.ContainerConfig:
         """A container that sleeps; `image` is an id."""
-        security = pb.LinuxContainerSecurityContext(namespace_options=pb.NamespaceOption(pid=pb.CONTAINER))
+        security = pb.LinuxContainerSecurityContext(namespace_options=own_pids())
         return pb.ContainerConfig(
             metadata=pb.ContainerMetadata(name=name),
-            image=pb.ImageSpec(image=image),
+            # CRI-O refuses a container without the name that the user gave.
+            image=pb.ImageSpec(image=image, user_specified_image=self.images.base),
             command=WORKLOAD,
             log_path=f"{name}.log",
             labels=self.labels,
@@ -120,6 +121,11 @@ class Session:
             spec = self.container_config(f"c{number}", image)
             column.client.start(column.client.create(pod.id, spec, config).value)
         return pod
+
+
+def own_pids() -> pb.NamespaceOption:
+    """A PID namespace for each container, as a kubelet asks for it unless shareProcessNamespace is set."""
+    return pb.NamespaceOption(pid=pb.CONTAINER)
 
 
 def labels(label: str) -> dict[str, str]:

@@ -17,21 +17,21 @@ _LISTENING = re.compile(r"listening on (127\.0\.0\.1:\d+)")
 
 
 @contextmanager
-def running_registry(directory: Path) -> Iterator[str]:
-    """Debian's docker-registry on a free port; gives its address. It speaks plain HTTP.
+def running_registry(directory: Path, port: int = 0) -> Iterator[str]:
+    """Debian's docker-registry on `port`, or a free one for 0; gives its address. It speaks plain HTTP.
 
     Raises StartError when it does not come up.
     """
     directory.mkdir(parents=True)
-    with serving(directory, {"storage": {"filesystem": {"rootdirectory": str(directory / "storage")}}}) as (
-        _,
-        address,
-    ):
+    storage = {"filesystem": {"rootdirectory": str(directory / "storage")}}
+    with serving(directory, {"storage": storage}, port) as (_, address):
         yield address
 
 
 @contextmanager
-def serving(directory: Path, config: Mapping[str, object]) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def serving(
+    directory: Path, config: Mapping[str, object], port: int = 0
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """As `running_registry`, with the sections of `config` besides; the process, too.
 
     Its log goes to a file: a registry whose log nobody reads stands still once a pipe is full.
@@ -39,7 +39,7 @@ def serving(directory: Path, config: Mapping[str, object]) -> Iterator[tuple[sub
     usual = {
         "version": "0.1",
         "log": {"accesslog": {"disabled": True}},
-        "http": {"addr": "127.0.0.1:0", "secret": "not a secret"},
+        "http": {"addr": f"127.0.0.1:{port}", "secret": "not a secret"},
     }
     (directory / "registry.yml").write_text(json.dumps({**usual, **config}))  # every JSON text is YAML
     log = directory / "registry.log"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pvecri_bench.client import Client, Timed
 from pvecri_bench.images import Images
 from pvecri_bench.session import Column, Session
 from trial.image import write_layout
+from trial.registry import running_registry
 
 
 def session(directory: Path) -> Session:
@@ -51,3 +53,17 @@ def test_the_same_layers_make_the_same_image(tmp_path: Path) -> None:
         write_layout(tmp_path / name, [b"lower", b"upper"], ["sh"])
         manifests.append(json.loads((tmp_path / name / "index.json").read_text())["manifests"][0]["digest"])
     assert manifests[0] == manifests[1]
+
+
+def test_a_runtime_of_an_endpoint_can_know_the_registrys_port_beforehand(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    chosen = options.parse(["--registry-port", str(port), "--endpoint", "unix:///run/crio/crio.sock"])
+    with running_registry(tmp_path / "registry", chosen.registry_port) as address:
+        assert address == f"127.0.0.1:{port}"
+
+
+def test_a_container_has_the_image_that_the_user_specified(tmp_path: Path) -> None:
+    image = session(tmp_path).container_config("c", "sha256:0").image
+    assert (image.image, image.user_specified_image) == ("sha256:0", "base")
