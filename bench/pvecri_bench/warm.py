@@ -110,13 +110,13 @@ def running_side(home: Path, warm: int, task_seconds: float) -> Iterator[Side]:
     plan = make_plan(home)
     options = ["--task-times", f"{task_seconds:.3f}"] if task_seconds else []
     with ExitStack() as stack:
-        stack.callback(_remove, plan)
+        stack.callback(remove, plan)
         settings = f"\n[proxmox.warm_pods]\nunprivileged = {warm}\n"
         stack.enter_context(ours.running_pvecri(plan, options, settings))
         yield Side(plan, stack.enter_context(Client(f"unix://{plan.socket}")), secrets.token_hex(3))
 
 
-def _remove(plan: Plan) -> None:
+def remove(plan: Plan) -> None:
     """All that is left: the CTs that wait as well. RuntimeError if something stays."""
     removal.remove_installation(plan, f"/{plan.network}-bench", ours.helpers(plan))
     trees = cgroups.detect()
