@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pvecri.linux.cgroups import Cgroups
@@ -154,14 +154,20 @@ class Accounting:
             throttled=stat.get("throttled_time"),  # nanoseconds already, unlike version 2
         )
 
-    def memory(self, group: str) -> Memory | None:
-        """Memory and swap usage and limits."""
+    def memory(self, group: str, *, details: bool = False) -> Memory | None:
+        """Memory and swap usage and limits.
+
+        Only with `details` also `max_usage`, `kernel`, `limit_hits` and `oom_kills`: each is a file to read.
+        """
         directory = self._directory(group, "memory")
         stat = _table(f"{directory}/memory.stat")
         usage = _number(f"{directory}/{'memory.current' if self._v2 else 'memory.usage_in_bytes'}")
         if not stat or usage is None:
             return None
-        return _memory_v2(directory, stat, usage) if self._v2 else _memory_v1(directory, stat, usage)
+        memory = _memory_v2(directory, stat, usage) if self._v2 else _memory_v1(directory, stat, usage)
+        if not details:
+            return memory
+        return _with_details_v2(memory, directory, stat) if self._v2 else _with_details_v1(memory, directory)
 
     def pressure(self, group: str, resource: str) -> Pressure | None:
         """PSI of a `resource`: cpu, memory or io. A hybrid host has it in its version 2 tree."""
@@ -202,7 +208,6 @@ class Accounting:
 
 
 def _memory_v2(directory: str, stat: Mapping[str, int], usage: int) -> Memory:
-    events = _table(f"{directory}/memory.events")
     faults, major_faults = stat.get("pgfault", 0), stat.get("pgmajfault", 0)
     return Memory(
         usage=usage,
@@ -217,10 +222,17 @@ def _memory_v2(directory: str, stat: Mapping[str, int], usage: int) -> Memory:
         major_page_faults=major_faults,
         own_page_faults=faults,  # version 2 has only counters that include the groups below
         own_major_page_faults=major_faults,
-        max_usage=_number(f"{directory}/memory.peak"),  # Linux 5.19
-        kernel=stat.get("kernel"),  # Linux 5.18
         swap=_number(f"{directory}/memory.swap.current"),
         swap_limit=_limit(f"{directory}/memory.swap.max"),
+    )
+
+
+def _with_details_v2(memory: Memory, directory: str, stat: Mapping[str, int]) -> Memory:
+    events = _table(f"{directory}/memory.events")
+    return replace(
+        memory,
+        max_usage=_number(f"{directory}/memory.peak"),  # Linux 5.19
+        kernel=stat.get("kernel"),  # Linux 5.18
         limit_hits=events.get("max"),
         oom_kills=events.get("oom_kill"),
     )
@@ -240,10 +252,16 @@ def _memory_v1(directory: str, stat: Mapping[str, int], usage: int) -> Memory:
         major_page_faults=stat.get("total_pgmajfault", 0),
         own_page_faults=stat.get("pgfault", 0),
         own_major_page_faults=stat.get("pgmajfault", 0),
-        max_usage=_number(f"{directory}/memory.max_usage_in_bytes"),
-        kernel=_number(f"{directory}/memory.kmem.usage_in_bytes"),
         swap=stat.get("total_swap"),
         swap_limit=None if both is None else max(0, both - (limit or 0)),
+    )
+
+
+def _with_details_v1(memory: Memory, directory: str) -> Memory:
+    return replace(
+        memory,
+        max_usage=_number(f"{directory}/memory.max_usage_in_bytes"),
+        kernel=_number(f"{directory}/memory.kmem.usage_in_bytes"),
         limit_hits=_number(f"{directory}/memory.failcnt"),
         oom_kills=_table(f"{directory}/memory.oom_control").get("oom_kill"),
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pvecri.linux import namespaces
+from pvecri.linux.processes import Process
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,21 @@ class Interface:
     name: str
     received: Traffic
     sent: Traffic
+
+
+def of_process(process: Process) -> tuple[Interface, ...] | None:
+    """The interfaces of a process's network namespace, without `lo`; None if it has ended.
+
+    Without setns(2), for which the kernel waits up to a millisecond for each namespace.
+    """
+    try:
+        fd = os.open(f"/proc/{process.pid}/net/dev", os.O_RDONLY | os.O_CLOEXEC)
+        with os.fdopen(fd) as file:
+            found = parse(file.read())
+        alive = process.alive  # after the read: until now the PID was not another process's
+    except OSError:  # EBADF: another thread has closed it
+        return None
+    return found if alive else None
 
 
 def read(network_namespaces: Sequence[Path]) -> list[tuple[Interface, ...] | None]:

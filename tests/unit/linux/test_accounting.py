@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,13 +85,25 @@ def test_cpu_usage_is_in_nanoseconds(accounting: Accounting) -> None:
 
 
 def test_memory_limit_is_none_if_unlimited(accounting: Accounting) -> None:
-    memory = accounting.memory(GROUP)
+    memory = accounting.memory(GROUP, details=True)
     assert memory is not None
     assert (memory.usage, memory.limit, memory.working_set, memory.rss) == (200, 1000, 170, 100)
     assert (memory.cache, memory.mapped_file, memory.kernel, memory.max_usage) == (80, 20, 7, 400)
     assert (memory.swap, memory.swap_limit) == (5, None)
     assert (memory.page_faults, memory.major_page_faults) == (11, 1)
     assert (memory.limit_hits, memory.oom_kills) == (3, 1)
+
+
+def test_memory_without_details_needs_no_file_of_them(accounting: Accounting, tmp_path: Path) -> None:
+    whole = accounting.memory(GROUP, details=True)
+    assert whole is not None
+    needed = {"memory.stat", "memory.current", "memory.max", "memory.swap.current", "memory.swap.max"}
+    needed |= {"memory.usage_in_bytes", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"}
+    for path in tmp_path.rglob("memory.*"):
+        if path.name not in needed:
+            path.unlink()
+    without = replace(whole, max_usage=None, kernel=None, limit_hits=None, oom_kills=None)
+    assert accounting.memory(GROUP) == without
 
 
 def test_unlimited_pids_are_zero(accounting: Accounting) -> None:

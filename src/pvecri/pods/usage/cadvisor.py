@@ -112,7 +112,7 @@ class Metrics:
 
     def _of_group(self, group: str) -> Iterator[Sample]:
         """What the kernel accounts for in a cgroup."""
-        cpu, memory = self._accounting.cpu(group), self._accounting.memory(group)
+        cpu, memory = self._accounting.cpu(group), self._accounting.memory(group, details=True)
         yield Sample(names.LAST_SEEN, int(time.time()))
         if cpu is not None:
             yield from cpu_samples(cpu)

@@ -26,6 +26,7 @@ from pvecri.model import (
     Sandbox,
     SandboxId,
     SandboxPhase,
+    UserNamespaceKind,
 )
 from pvecri.network.attachment import INTERFACE
 from pvecri.pods.registry import ContainerEntry, PodEntry, Registry
@@ -249,11 +250,23 @@ def read_networks(pods: Sequence[PodEntry]) -> dict[SandboxId, Network]:
     # A front's pods have its network namespace, not one that is pinned here.
     pods = [pod for pod in pods if pod.value.front is None]
     own = [pod for pod in pods if pod.value.config.security.namespaces.network is not NamespaceMode.NODE]
-    if not own:
-        return {}
-    found = interfaces.read([pod.namespace("net") for pod in own])
     now = time.time_ns()
-    return {pod.id: network(now, each) for pod, each in zip(own, found, strict=True) if each}
+    found = _interfaces(own)
+    return {pod: network(now, each) for pod, each in found.items() if each}
+
+
+def _interfaces(pods: Sequence[PodEntry]) -> dict[SandboxId, tuple[Interface, ...] | None]:
+    found, pinned = {}, []
+    for pod in pods:
+        # The CT's init is in the pod's network namespace, unless the pod has namespaces of its pause container.
+        if pod.init is None or pod.value.user_namespace.kind is UserNamespaceKind.POD:
+            pinned.append(pod)
+        else:
+            found[pod.id] = interfaces.of_process(pod.init)
+    if pinned:
+        of_pinned = interfaces.read([pod.namespace("net") for pod in pinned])
+        found.update(zip((pod.id for pod in pinned), of_pinned, strict=True))
+    return found
 
 
 def network(when: int, found: Sequence[Interface]) -> Network:
