@@ -57,6 +57,33 @@ async def prepare(manager: ImageManager, image: Image, userns: Path | None = Non
     return await manager.prepare_rootfs(CONTAINER, image.id, userns=userns, root_uid=owner, root_gid=owner)
 
 
+async def test_many_removals_are_tidied_up_together(
+    manager: ImageManager, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = manager._driver
+    trash = driver.root / "trash"
+    collected: list[int] = []
+    collect = driver.collect_garbage
+
+    def counted() -> None:
+        collected.append(len(list(trash.iterdir())))
+        collect()
+
+    monkeypatch.setattr(driver, "collect_garbage", counted)
+    containers = [f"{number:064x}" for number in range(8)]
+    for container in containers:
+        await manager.prepare_rootfs(container, image.id, userns=None, root_uid=0, root_gid=0)
+    async with asyncio.timeout(60):  # that of the pull
+        while manager._tidy_due:
+            await asyncio.sleep(0.01)
+    collected.clear()
+    await asyncio.gather(*map(manager.remove_rootfs, containers))
+    async with asyncio.timeout(60):
+        while sum(collected) < len(containers) or any(trash.iterdir()):
+            await asyncio.sleep(0.01)
+    assert len(collected) < len(containers)
+
+
 def files(root: Path) -> list[str]:
     """Everything but empty directories and the database."""
     return [str(path) for path in root.rglob("*") if path.is_file() and not path.name.startswith("images.db")]

@@ -55,6 +55,10 @@ STORAGE_FAILS: Final = (errno.EIO, errno.EROFS, errno.EUCLEAN)
 """Errors after which nothing can be removed from a filesystem, and the kernel makes most of them read-only."""
 
 
+TIDY_DELAY = 0.2
+"""Seconds, so that the end of a pod or of many is tidied up once, and after the call that it would slow down."""
+
+
 class ImageManager:
     """Images and root filesystems below `config.images_root`. One object for each root, in one event loop."""
 
@@ -70,6 +74,7 @@ class ImageManager:
         self._slots = asyncio.Semaphore(PARALLEL_PULLS)
         self._supervisor = Supervisor()
         self._tidying = asyncio.Lock()
+        self._tidy_due = False
         self._library: Library
         self._puller: Puller
 
@@ -345,7 +350,9 @@ class ImageManager:
 
     async def _tidy(self) -> None:
         """The background work after images or root filesystems were added or removed; one at a time."""
+        await asyncio.sleep(TIDY_DELAY)
         async with self._tidying:
+            self._tidy_due = False  # what is removed from now on may be missed by this one
             await self._library.sweep()
             await self._library.sync()
             await asyncio.to_thread(self._driver.collect_garbage)
@@ -353,6 +360,10 @@ class ImageManager:
                 await self._puller.templates.sweep()
 
     def _tidy_soon(self) -> None:
+        """Tidy after TIDY_DELAY, once for all that ask until it begins."""
+        if self._tidy_due:
+            return
+        self._tidy_due = True
         # Once: the next pull or removal tidies again, and so does the next start.
         self._supervisor.once("image store", self._tidy)
 
