@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from pvecri.errors import InternalError
@@ -18,9 +19,7 @@ def connect(path: Path, schema: str, version: int) -> sqlite3.Connection:
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         path.chmod(0o600)  # containers' environments may contain secrets
-        found = database.execute("PRAGMA user_version").fetchone()[0]
-        if found > version:
-            raise InternalError(f"{path}: written by a newer pvecri (schema {found}, this one has {version})")
+        found = _version(database, path, version)
         # A commit costs no fsync: a crash of the node may lose the last ones, but never leaves half of one.
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = NORMAL")
@@ -35,3 +34,25 @@ def connect(path: Path, schema: str, version: int) -> sqlite3.Connection:
             raise InternalError(f"{path}: {error}") from error
         raise
     return database
+
+
+def verify(path: Path, version: int) -> None:
+    """InternalError if `connect` would refuse the database, which a daemon may have open; changes nothing.
+
+    A database that does not exist is none to refuse.
+    """
+    if not path.exists():
+        return
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            _version(database, path, version)
+    except sqlite3.DatabaseError as error:
+        raise InternalError(f"{path}: {error}") from error
+
+
+def _version(database: sqlite3.Connection, path: Path, version: int) -> int:
+    """The schema's version in the file, at most `version`; else InternalError."""
+    found: int = database.execute("PRAGMA user_version").fetchone()[0]
+    if found > version:
+        raise InternalError(f"{path}: written by a newer pvecri (schema {found}, this one has {version})")
+    return found

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -140,6 +141,15 @@ def _kubelet(site: Site) -> Iterator[None]:
 
 
 @contextmanager
+def _newer_database(site: Site) -> Iterator[None]:
+    with closing(sqlite3.connect(site.plan.state / "pvecri/pods.db", isolation_level=None)) as database:
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        database.execute(f"PRAGMA user_version = {version + 1}")
+        yield
+        database.execute(f"PRAGMA user_version = {version}")
+
+
+@contextmanager
 def _destroyed(site: Site) -> Iterator[None]:
     site.task("POST", f"/lxc/{site.vmid}/status/stop")
     site.task("DELETE", f"/lxc/{site.vmid}")
@@ -233,6 +243,13 @@ DAMAGES = (
         "podPidsLimit",
         _kubelet,
         options=("--kubelet-config", "kubelet.yaml"),
+    ),
+    Damage(
+        "The database is a newer version's",
+        "After a downgrade",
+        "databases",
+        "newer",
+        _newer_database,
     ),
     Damage(
         "A pod's CT was destroyed",

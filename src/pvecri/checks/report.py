@@ -12,7 +12,20 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from pvecri import config_files
-from pvecri.checks import cni, executables, files, fronts, kernel, kubelet, limits, node, ports, space, units
+from pvecri.checks import (
+    cni,
+    databases,
+    executables,
+    files,
+    fronts,
+    kernel,
+    kubelet,
+    limits,
+    node,
+    ports,
+    space,
+    units,
+)
 from pvecri.checks.finding import Finding
 from pvecri.config import Config, ConfigError, require_account
 
@@ -49,7 +62,7 @@ async def find(config: Config, options: argparse.Namespace) -> list[Finding]:
 
 
 async def _find(config: Config, options: argparse.Namespace) -> AsyncIterator[Finding]:
-    for each in (*kernel.required(config), *files.required(config)):
+    for each in (*kernel.required(config), *files.required(config), *databases.required(config)):
         yield each
     async for each in executables.required(config):
         yield each

@@ -6,15 +6,18 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import sqlite3
 from collections.abc import AsyncIterator, Iterable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from pvecri import config
-from pvecri.checks import cni, executables, files, fronts, kernel, kubelet, limits, ports, space, units
+from pvecri.checks import cni, databases, executables, files, fronts, kernel, kubelet, limits, ports, space, units
 from pvecri.checks.finding import Finding
 from pvecri.config import Config
+from pvecri.pods.store import SCHEMA_VERSION, Store
 
 
 def parsed(text: str) -> Config:
@@ -76,6 +79,25 @@ def test_seccomp_profile_that_is_none(tmp_path: Path) -> None:
     profile.write_text("[]")
     settings = parsed(f'[runtime]\nseccomp_profile = "{profile}"')
     only(files.used_later(settings), "problem", "runtime.seccomp_profile", str(profile))
+
+
+# -- databases --------------------------------------------------------------------------------------------------
+
+
+def test_database_of_a_newer_version_or_none_at_all(tmp_path: Path) -> None:
+    settings = parsed(f'[runtime]\nstate_dir = "{tmp_path}"')
+    assert list(databases.required(settings)) == []
+    assert list(tmp_path.iterdir()) == []
+    path = tmp_path / "pods.db"
+    Store(path).close()
+    assert list(databases.required(settings)) == []
+    with closing(sqlite3.connect(path)) as newer:
+        newer.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    only(databases.required(settings), "problem", f"{path}: written by a newer pvecri", "upgrade.md")
+    with closing(sqlite3.connect(path)) as newer:
+        assert newer.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION + 1
+    path.write_text("no database, and longer than the header of one " * 20)
+    only(databases.required(settings), "problem", f"{path}: file is not a database")
 
 
 # -- programs ---------------------------------------------------------------------------------------------------
