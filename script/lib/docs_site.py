@@ -25,11 +25,8 @@ ITEM = re.compile(r"(\d+\. +|[-*] +)\S")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Headings get the anchors of code hosts; each decision has a place in the navigation."""
+    """Headings get the anchors of code hosts."""
     config.mdx_configs["toc"] = {"slugify": anchor, "toc_depth": 3}
-    pages = sorted(path.name for path in (ROOT / "docs/decisions").glob("0*.md"))
-    assert config.nav is not None
-    config.nav.append({"Decisions": [DECISIONS, *(f"decisions/{name}" for name in pages)]})
     return config
 
 
