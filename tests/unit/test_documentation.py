@@ -112,6 +112,11 @@ def test_index_of_the_documentation_names_every_page() -> None:
     assert [page for page in pages if f"({page})" not in index and page != "README.md"] == []
 
 
+@pytest.mark.parametrize("guide", sorted((DOCS / "guides").glob("*.md")), ids=lambda path: path.stem)
+def test_guide_begins_with_what_of_it_was_run(guide: Path) -> None:
+    assert re.search(r"^\*(Run|Not run)\b", guide.read_text().partition("\n## ")[0], re.MULTILINE)
+
+
 def test_example_kubelet_configuration_matches_the_defaults() -> None:
     sample = yaml.safe_load((ROOT / "examples/kubelet.yaml").read_text())
     vmids = Config().proxmox.vmid_range
