@@ -97,6 +97,22 @@ def test_daemon_that_is_killed_meanwhile_goes_on_when_it_is_back(
     cri.remove_pod(pod)
 
 
+def test_backup_in_stop_mode_ends_the_pod_and_the_empty_ct_that_it_starts(
+    machine: Machine, cri: CriClient, pod: str
+) -> None:
+    container, vmid = started(cri, pod, "web", *ANSWERS), cri.vmid(pod)
+    machine.node.task("POST", "/vzdump", vmid=vmid, storage="local", mode="stop", compress="0")
+    ended(cri, pod)
+    assert cri.status(container).exit_code == 7
+    eventually(lambda: machine.node.ct(vmid, "status/current")["status"] == "stopped", "the empty CT is stopped")
+    cri.remove_pod(pod)
+    listed = machine.node.request("GET", f"/nodes/{machine.node.name}/storage/local/content?content=backup")
+    assert isinstance(listed, list)
+    [backup] = listed
+    machine.node.task("DELETE", f"/storage/local/content/{backup['volid']}")
+    machine.assert_nothing_left()
+
+
 def test_pod_without_containers_is_shut_down(machine: Machine, cri: CriClient, pod: str) -> None:
     shut_down(machine, cri.vmid(pod), timeout=30)
     ended(cri, pod)

@@ -29,6 +29,7 @@ from pvecri_embedded.usercfg import ROOT
 T = TypeVar("T")
 
 _FAILURES = (BackupError, VolumeError, TemplateError, TaskError, PveError, OSError)
+_STOPWAIT = 10  # minutes
 _NOT_BACKED_UP = frozenset({"lock", "parent", "digest"})
 _NOT_RESTORED = re.compile(r"digest|rootfs|snapshots|unprivileged|parent|template|mp\d+|unused\d+")
 
@@ -77,17 +78,23 @@ class BackupApi(PowerApi):
             ending = backup.ENDINGS.get(str(v.get("compress", "0")))
             if ending is None:
                 raise TaskError("the embedded node compresses with gzip only")
-            if ct.status == "running" and v.get("mode") == "stop":
-                raise TaskError("the embedded node has no backups in stop mode of CTs that run")
             tasks.log(f"INFO: status = {ct.status}")
             self._task_lock(ct)
             ct.lock = "backup"
             self.save(ct)
+            stopped = False
             try:
+                if ct.status == "running" and v.get("mode") == "stop":
+                    tasks.log("INFO: stopping virtual guest")
+                    await self._ct_powerdown(ct, int(v.get("stopwait", _STOPWAIT)) * 60, force=False)
+                    stopped = True
                 await self._write_backup(ct, storage, ending)
             finally:
                 ct.lock = None
                 self.save(ct)
+                if stopped:
+                    tasks.log("INFO: restarting vm")
+                    await self._start_steps(ct, ROOT)
         except _FAILURES as error:
             tasks.log(f"ERROR: Backup of VM {vmid} failed - {message_of(error)}")
             return False
