@@ -21,6 +21,9 @@ from packaging.requirements import Requirement
 PYTHONS = ("3.11", "3.13")
 """Those of Debian 12 and 13."""
 
+EXTRAS = ("tracing",)
+"""Those of pvecri that the package has, so that a setting is all that its options need."""
+
 GLIBC = range(36, 16, -1)
 """The minor versions of manylinux wheels that run with the glibc 2.36 of Debian 12."""
 
@@ -32,7 +35,7 @@ def main(processor: str, target: Path) -> None:
     """Make the folder `target`; it must not exist."""
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        (work / "locked.txt").write_text(locked(closure("pvecri")))
+        (work / "locked.txt").write_text(locked(closure("pvecri", EXTRAS)))
         pip("wheel", "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", str(work), ".")
         (wheel,) = work.glob("*.whl")
         for python in PYTHONS:
@@ -43,21 +46,22 @@ def main(processor: str, target: Path) -> None:
             merge(work / python, target)
 
 
-def closure(name: str, found: frozenset[str] = frozenset()) -> frozenset[str]:
-    """The normalised names of all distributions that an installed one requires, itself excluded."""
+def closure(name: str, extras: tuple[str, ...] = (), found: frozenset[str] = frozenset()) -> frozenset[str]:
+    """The normalised names of all distributions that an installed one with `extras` requires, itself excluded."""
     for requirement in map(Requirement, requires(name) or []):
         required = re.sub(r"[-_.]+", "-", requirement.name).lower()
-        if required not in found and is_needed(requirement):
-            found = closure(required, found | {required})
+        if required not in found and is_needed(requirement, extras):
+            found = closure(required, tuple(requirement.extras), found | {required})
     return found
 
 
-def is_needed(requirement: Requirement) -> bool:
-    """Whether the requirement is for any of PYTHONS, without extras."""
+def is_needed(requirement: Requirement, extras: tuple[str, ...]) -> bool:
+    """Whether the requirement is for any of PYTHONS, with or without one of `extras`."""
     marker = requirement.marker
     return marker is None or any(
-        marker.evaluate({"python_version": python, "python_full_version": f"{python}.0", "extra": ""})
+        marker.evaluate({"python_version": python, "python_full_version": f"{python}.0", "extra": extra})
         for python in PYTHONS
+        for extra in ("", *extras)
     )
 
 

@@ -263,6 +263,17 @@ class MetricsConfig(Section, frozen=True):
         return str(ipaddress.ip_address(host)), int(port)
 
 
+class TracingConfig(Section, frozen=True):
+    """OpenTelemetry traces, by OTLP over gRPC to `endpoint`: HOST:PORT, or with TLS https://HOST:PORT.
+
+    As in a KubeletConfiguration, a call is recorded if its caller's span is, and one without a span of a caller's
+    `sampling_rate_per_million` times in a million.
+    """
+
+    endpoint: str = ""
+    sampling_rate_per_million: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+
+
 class LogConfig(Section, frozen=True):
     """The daemon's own log, to standard error or the journal; `level` is one of LOG_LEVELS.
 
@@ -285,6 +296,7 @@ class Config(Section, frozen=True):
     nri: NriConfig = NriConfig()
     streaming: StreamingConfig = StreamingConfig()
     metrics: MetricsConfig = MetricsConfig()
+    tracing: TracingConfig = TracingConfig()
     log: LogConfig = LogConfig()
 
     @property
@@ -392,6 +404,7 @@ def _check(config: Config) -> None:
             raise ConfigError(f"runtime.{name}: must be an absolute path")
     if not config.oci.socket.is_absolute():
         raise ConfigError("oci.socket: must be an absolute path")
+    _check_tracing(config.tracing)
     if config.log.level.lower() not in LOG_LEVELS:
         raise ConfigError(f"log.level: {config.log.level!r} is none of {', '.join(LOG_LEVELS)}")
 
@@ -433,3 +446,14 @@ def _check_metrics(metrics: MetricsConfig) -> None:
         _ = metrics.address if metrics.listen else None
     except ValueError as error:
         raise ConfigError(f"metrics.listen: {error}") from None
+
+
+def _check_tracing(tracing: TracingConfig) -> None:
+    endpoint = tracing.endpoint.removeprefix("https://")
+    try:
+        parts = urlsplit(f"//{endpoint}")
+        valid = bool(parts.hostname and parts.port) and parts.netloc == endpoint and "@" not in endpoint
+    except ValueError:  # a port or an IPv6 address that is none
+        valid = False
+    if tracing.endpoint and not valid:
+        raise ConfigError(f"tracing.endpoint: {tracing.endpoint!r} is not HOST:PORT or https://HOST:PORT")

@@ -4,17 +4,20 @@
 An operation is a CRI call, a command of pvecri-runtime, a streaming session, or one run of background work. Its ID
 is a W3C trace ID (32 hex digits): the caller's if it sends a `traceparent`, else a new one. It is inherited by the
 tasks and threads that the operation starts; background work has IDs of its own, and the ID of what caused it.
+
+The parts of an operation are spans, which are recorded if tracing is configured (tracing.py).
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Final
+from types import MappingProxyType
+from typing import Final, Protocol
 
 # Trace Context: version, trace ID, parent ID, flags; versions after 00 may append fields.
 _TRACEPARENT: Final = re.compile(
@@ -42,6 +45,34 @@ class Operation:
         return {**found, "caused_by": self.caused_by} if self.caused_by else found
 
 
+Attributes = Mapping[str, str | int]
+
+
+class Recorder(Protocol):
+    """Records spans."""
+
+    def operation(self, name: str, traceparent: str, attributes: Attributes) -> AbstractContextManager[str]:
+        """Record the body as a span below the caller's, if `traceparent` is valid; gives the trace ID.
+
+        `attributes` are read at its end.
+        """
+
+    def no_operation(self) -> AbstractContextManager[None]:
+        """The body is no part of any span."""
+
+    def span(self, name: str, attributes: Attributes, *, remote: bool, leaf: bool) -> AbstractContextManager[None]:
+        """See `span`."""
+
+
+_recorder: Recorder | None = None
+
+
+def record(recorder: Recorder | None) -> None:
+    """Have spans recorded from now on, or no more."""
+    global _recorder  # noqa: PLW0603  # there is one in a process, as there is one log
+    _recorder = recorder
+
+
 _current: Final[ContextVar[Operation | None]] = ContextVar("operation", default=None)
 
 
@@ -64,20 +95,56 @@ def cause() -> str:
 
 @contextmanager
 def operation(
-    name: str, *, traceparent: str = "", caused_by: str = "", fields: dict[str, str] | None = None
+    name: str,
+    *,
+    traceparent: str = "",
+    caused_by: str = "",
+    fields: dict[str, str] | None = None,
+    span_name: str = "",
 ) -> Iterator[Operation]:
     """The body is an operation, and part of no other.
 
-    `traceparent` is the caller's, which may be invalid; `caused_by` is the ID of another operation.
+    `traceparent` is the caller's, which may be invalid; `caused_by` is the ID of another operation. Only one with
+    a `span_name` is recorded as a span.
     """
     before = _current.get()
-    made = Operation(trace_id(traceparent) or secrets.token_hex(16), name, caused_by, fields or {})
-    _current.set(made)
-    try:
-        yield made
-    finally:
-        # Not reset(): an asynchronous generator may be closed in another context.
-        _current.set(before)
+    made = Operation(trace_id(traceparent), name, caused_by, fields or {})
+    with _recorded(made, traceparent, span_name):
+        made.id = made.id or secrets.token_hex(16)
+        _current.set(made)
+        try:
+            yield made
+        finally:
+            # Not reset(): an asynchronous generator may be closed in another context.
+            _current.set(before)
+
+
+@contextmanager
+def _recorded(operation: Operation, traceparent: str, span_name: str) -> Iterator[None]:
+    if _recorder is None:
+        yield
+    elif not span_name:
+        with _recorder.no_operation():
+            yield
+    else:
+        with _recorder.operation(span_name, traceparent, operation.fields) as found:
+            operation.id = found
+            yield
+
+
+@contextmanager
+def span(
+    name: str, attributes: Attributes = MappingProxyType({}), *, remote: bool = False, leaf: bool = False
+) -> Iterator[None]:
+    """The body is a part of the current operation, named by what it does; an exception is its outcome.
+
+    `remote` is a request to another process; in a `leaf` nothing else is recorded.
+    """
+    if _recorder is None:
+        yield
+    else:
+        with _recorder.span(name, attributes, remote=remote, leaf=leaf):
+            yield
 
 
 def rename(name: str, caused_by: str = "") -> None:

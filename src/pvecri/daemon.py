@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pvecri
-from pvecri import logs, metrics
+from pvecri import correlation, logs, metrics
 from pvecri.config import DEFAULT_PATH, Config, ConfigError
 from pvecri.cri.health import HealthService
 from pvecri.cri.image_service import ImageService
@@ -60,6 +60,7 @@ async def serve(config: Config, ready: asyncio.Event | None = None, path: Path =
     manager = ServiceManager()
     as_read = config
     async with AsyncExitStack() as stack:
+        await _start_tracing(config, stack)
         # Before anything is read: a second daemon would recover, and remove, the pods of the first.
         await lock(config, stack)
         found = await features.discover(config)
@@ -147,6 +148,22 @@ def _live(images: ImageManager, streaming: StreamingServer, metrics_server: Metr
             lambda config: metrics_server is not None and metrics_server.renew_certificate(config.metrics),
         ),
     ]
+
+
+async def _start_tracing(config: Config, stack: AsyncExitStack) -> None:
+    """Record traces until `stack` closes, if tracing.endpoint is set. ConfigError without the library."""
+    if not config.tracing.endpoint:
+        return
+    try:
+        from pvecri.tracing import Tracing
+    except ModuleNotFoundError as error:
+        problem = f"the Python package of {error.name} is not installed (pip install '.[tracing]')"
+        raise ConfigError(f"tracing.endpoint: {problem}") from error
+    tracing = Tracing(config.tracing)
+    stack.push_async_callback(tracing.close)
+    correlation.record(tracing)
+    stack.callback(correlation.record, None)
+    log.info("sending traces to %s", config.tracing.endpoint)
 
 
 async def _serve_metrics(

@@ -194,6 +194,7 @@ class Machine:
                 "plugin_config_dir": str(self.directory / "nri-conf"),
             },
             "metrics": {},
+            "tracing": {},
             "log": {"level": "debug"},
         }
         (self.directory / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')

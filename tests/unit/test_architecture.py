@@ -61,10 +61,11 @@ MAY_IMPORT = {
     "metrics_server": GROUND | {"metrics_registry", "probes"},
     "metrics_registry": {"instruments", "metrics"},
     "probes": set(),
+    "tracing": GROUND,
     "config_files": {"config"},
     "config_cli": {"config_files"},
     "reload": {"config", "config_files"},
-    "daemon": PARTS | {"pods", "nri", "cri", "front", "metrics_server", "probes", "reload"},
+    "daemon": PARTS | {"pods", "nri", "cri", "front", "metrics_server", "probes", "reload", "tracing"},
     "image_cli": GROUND | {"daemon", "cri", "images"},
     "status_cli": THIN | {"cri", "pods"},
     "repair_cli": THIN | {"proxmox", "pods"},
@@ -97,6 +98,7 @@ THIRD_PARTY = {
     "google": {"cri", "nri"},
     "grpc": {"cri"},
     "h11": {"proxmox", "streaming"},
+    "opentelemetry": {"tracing"},
     "prometheus_client": {"metrics_registry", "metrics_server"},
     "wsproto": {"streaming"},
     "yaml": {"checks", "oci"},
@@ -246,7 +248,8 @@ def test_an_idle_daemon_has_no_library_that_only_commands_and_options_need() -> 
     code = "import sys; from pvecri import cli, daemon; cli._only_serve(['serve']); print(*sys.modules)"
     command = [sys.executable, "-c", code]
     loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    others = {"aiohttp", "email", "http", "importlib.metadata", "prometheus_client", "urllib.request", "wsproto"}
+    others = {"aiohttp", "email", "http", "importlib.metadata", "opentelemetry", "prometheus_client"}
+    others |= {"urllib.request", "wsproto"}
     ours = {"pvecri.checks", "pvecri.cri.proto.cri_pb2_grpc", "pvecri.image_cli", "pvecri.setup"}
     assert not (others | ours) & set(loaded)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import AsyncIterator, Iterator
+from importlib.util import find_spec
 
 from pvecri.checks.finding import Finding
 from pvecri.config import Config, ConfigError
@@ -26,6 +27,9 @@ async def required(config: Config) -> AsyncIterator[Finding]:
         if not runtime.recursive_readonly:
             version = ".".join(map(str, runtime.version))
             yield Finding("warning", SUBJECT, f"{runtime.path} {version} {RECURSIVE_READONLY}")
+    if config.tracing.endpoint and find_spec("opentelemetry") is None:
+        missing = "tracing.endpoint: the Python packages for traces are not installed"
+        yield Finding("problem", SUBJECT, missing, "pip install '.[tracing]'")
     if shutil.which(config.runtime.conmon) is None:
         missing = f"runtime.conmon: the program {config.runtime.conmon!r} is not installed"
         yield Finding("problem", SUBJECT, missing, "install conmon")

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from pvecri import tls
+from pvecri import logs, tls
 from pvecri.checks.finding import Finding
 from pvecri.config import Config, ConfigError, read_secret
 from pvecri.errors import InvalidArgument
@@ -28,6 +28,9 @@ def required(config: Config) -> Iterator[Finding]:
             tls.server_context(settings.tls_cert, settings.tls_key, section)
         except ConfigError as error:
             yield Finding("problem", SUBJECT, str(error), "give a PEM certificate and its key")
+    if config.log.format == "journal" and not logs.JOURNAL.is_socket():
+        problem = f"log.format: the journal cannot be reached: {logs.JOURNAL} is not a socket"
+        yield Finding("problem", SUBJECT, problem, "set it to auto, text or json")
     ca_file = config.proxmox.ca_file
     try:
         if ca_file is not None and not config.proxmox.fingerprint:

@@ -121,10 +121,10 @@ def _handler(method: MethodDescriptor, implementation: object) -> grpc.RpcMethod
     name = snake_case(method.name)
     call = getattr(implementation, name, None)
     if method.server_streaming:
-        behaviour: Any = _streaming(method.name, call)
+        behaviour: Any = _streaming(method, call)
         make = grpc.unary_stream_rpc_method_handler
     else:
-        behaviour = _unary(method.name, call)
+        behaviour = _unary(method, call)
         make = grpc.unary_unary_rpc_method_handler
     return make(
         behaviour,
@@ -142,10 +142,14 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-def _unary(name: str, call: Call | None) -> Callable[[Message, Context], Awaitable[Message | bytes]]:
+def _unary(
+    method: MethodDescriptor, call: Call | None
+) -> Callable[[Message, Context], Awaitable[Message | bytes]]:
+    name = method.name
+
     async def behaviour(request: Message, context: Context) -> Message | bytes:
         serving(lambda callback: context.add_done_callback(lambda _: callback()))  # type: ignore[arg-type]
-        with _operation(name, request, context):
+        with _operation(method, request, context):
             begin = time.perf_counter()
             try:
                 with _measured(name):
@@ -161,9 +165,11 @@ def _unary(name: str, call: Call | None) -> Callable[[Message, Context], Awaitab
     return behaviour
 
 
-def _streaming(name: str, call: Any) -> Callable[[Message, Context], AsyncIterator[Message]]:
+def _streaming(method: MethodDescriptor, call: Any) -> Callable[[Message, Context], AsyncIterator[Message]]:
+    name = method.name
+
     async def behaviour(request: Message, context: Context) -> AsyncIterator[Message]:
-        with _operation(name, request, context):
+        with _operation(method, request, context):
             try:
                 with _measured(name):
                     # A subscription ends with its call, not when the generator is collected.
@@ -180,7 +186,7 @@ def _streaming(name: str, call: Any) -> Callable[[Message, Context], AsyncIterat
 
 
 @contextmanager
-def _operation(name: str, request: Message, context: Context) -> Iterator[None]:
+def _operation(method: MethodDescriptor, request: Message, context: Context) -> Iterator[None]:
     """The call as an operation, with the IDs that it names."""
     sent = dict(context.invocation_metadata() or ())
     named = {
@@ -188,7 +194,9 @@ def _operation(name: str, request: Message, context: Context) -> Iterator[None]:
         "container_id": getattr(request, "container_id", ""),
     }
     fields = {key: value for key, value in named.items() if value}
-    with correlation.operation(name, traceparent=str(sent.get("traceparent", "")), fields=fields):
+    rpc = f"{method.containing_service.full_name}/{method.name}"
+    traceparent = str(sent.get("traceparent", ""))
+    with correlation.operation(method.name, traceparent=traceparent, fields=fields, span_name=rpc):
         yield
 
 

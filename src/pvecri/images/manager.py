@@ -19,7 +19,7 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-from pvecri import metrics
+from pvecri import correlation, metrics
 from pvecri.concurrency import SharedTasks, finish
 from pvecri.config import Config, ConfigError, ImagesConfig
 from pvecri.errors import AlreadyExists, InvalidArgument, NotFound
@@ -315,6 +315,7 @@ class ImageManager:
                 stall = StallTimeout(self._config.pull_progress_timeout)
                 begin = time.monotonic()
                 with (
+                    correlation.span("pull of image", {"pvecri.image": str(reference)}),
                     metrics.PULLS_RUNNING.track_inprogress(),
                     metrics.measured(metrics.PULLS, metrics.PULL_SECONDS),
                     self._transferring(Transfer(stall.reset, stall.suspended)) as transfer,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from pvecri import metrics
+from pvecri import correlation, metrics
 from pvecri.config import NetworkConfig
 from pvecri.errors import CommandError, DeadlineExceeded
 from pvecri.linux import programs
@@ -153,7 +153,10 @@ class PluginRunner:
         path = ":".join(map(str, self._bin_dirs))
         environment = {"PATH": DEFAULT_PATH, **os.environ, "CNI_COMMAND": command, "CNI_PATH": path, **variables}
         try:
-            with metrics.measured(metrics.CNI_CALLS, metrics.CNI_SECONDS, plugin.type, command):
+            with (
+                correlation.span(f"CNI {command} {plugin.type}", {"pvecri.network": network.name}),
+                metrics.measured(metrics.CNI_CALLS, metrics.CNI_SECONDS, plugin.type, command),
+            ):
                 ended = await programs.run(
                     [program],
                     timeout=self._timeout,

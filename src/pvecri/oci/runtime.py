@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from pvecri import correlation
 from pvecri.concurrency import finish, when_answered
 from pvecri.errors import CommandError, DeadlineExceeded, FailedPrecondition, InternalError, InvalidArgument
 from pvecri.linux import keyrings, processes, programs
@@ -149,7 +150,8 @@ class OciRuntime:
         with the runtime's message otherwise; conmon has exited then, or was killed. A cancelled call is finished
         first: `delete` the container.
         """
-        await finish(self._create(pod, container, bundle, stdio))
+        with correlation.span("OCI runtime create"):
+            await finish(self._create(pod, container, bundle, stdio))
 
     async def _create(self, pod: PodNamespaces, container: ContainerId, bundle: Bundle, stdio: Stdio) -> None:
         cgroups, monitors = self._features.cgroups, pod.cgroups.monitors
@@ -193,7 +195,8 @@ class OciRuntime:
 
         CommandError if the runtime fails, DeadlineExceeded after the create timeout.
         """
-        await finish(self._run_detached(pod, container, bundle))
+        with correlation.span("OCI runtime run"):
+            await finish(self._run_detached(pod, container, bundle))
 
     async def _run_detached(self, pod: PodNamespaces, container: ContainerId, bundle: Bundle) -> None:
         options = ["--detach", "--bundle", str(bundle.directory), "--pid-file", str(bundle.pid_file)]
@@ -384,7 +387,8 @@ class OciRuntime:
     ) -> None:
         command = [*(_enter_namespaces(pod) if pod else ()), *self._oci(*arguments)]
         name = f"{self._features.oci_runtime.kind} {' '.join(arguments)}"
-        ended = await finish(programs.run(command, timeout=timeout, name=name, stdin=stdin))
+        with correlation.span(f"OCI runtime {arguments[0]}"):
+            ended = await finish(programs.run(command, timeout=timeout, name=name, stdin=stdin))
         if ended.returncode:
             raise CommandError(name, ended.returncode, messages.last_error(ended.stderr))
 

@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from pvecri import metrics
+from pvecri import correlation, metrics
 from pvecri.backoff import Backoff
 from pvecri.errors import DeadlineExceeded, Unavailable
 from pvecri.proxmox import errors, upid
@@ -41,6 +41,8 @@ class Tasks:
         """
         log.info("Proxmox: %s: task %s", action, task)
         with (
+            # A leaf: the status is polled.
+            correlation.span(f"Proxmox task {task.kind}", {"pvecri.upid": str(task)}, remote=True, leaf=True),
             metrics.TASKS_RUNNING.labels(task.kind).track_inprogress(),
             metrics.measured(metrics.TASKS, metrics.TASK_SECONDS, task.kind),
         ):

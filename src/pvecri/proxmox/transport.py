@@ -16,7 +16,7 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from pvecri import metrics
+from pvecri import correlation, metrics
 from pvecri.config import ProxmoxConfig
 from pvecri.errors import PvecriError, Unavailable
 from pvecri.proxmox import errors
@@ -140,10 +140,11 @@ class Transport:
         if self._client is None or self._trust is None:
             raise Unavailable(f"Proxmox: {call.action}: the connection is closed: the daemon is ending")
         target, body, content = self._encode(call)
-        measured = metrics.measured(
-            metrics.PROXMOX_REQUESTS, metrics.PROXMOX_SECONDS, call.method, path_template(call.path)
-        )
-        with measured as measure, self._connection_errors(call, self._trust):
+        template = path_template(call.path)
+        measured = metrics.measured(metrics.PROXMOX_REQUESTS, metrics.PROXMOX_SECONDS, call.method, template)
+        attributes = {"http.request.method": call.method, "url.path": self._root + call.path}
+        span = correlation.span(f"Proxmox {call.method} {template}", attributes, remote=True)
+        with span, measured as measure, self._connection_errors(call, self._trust):
             async with asyncio.timeout(self._config.request_timeout):
                 response = await self._client.request(call.method, target, HEADERS | headers | content, body)
             measure.code = str(response.status)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pvecri import config
+from pvecri import config, logs
 from pvecri.checks import cni, databases, executables, files, fronts, kernel, kubelet, limits, ports, space, units
 from pvecri.checks.finding import Finding
 from pvecri.config import Config
@@ -53,6 +53,12 @@ def test_secret_that_is_missing_empty_or_open_to_others(tmp_path: Path) -> None:
     assert list(files.required(settings)) == []
     secret.chmod(0o644)
     only(files.required(settings), "warning", f"chmod 600 {secret}")
+
+
+def test_journal_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "JOURNAL", tmp_path / "socket")
+    only(files.required(parsed('log.format = "journal"')), "problem", "log.format", str(tmp_path / "socket"))
+    assert list(files.required(parsed('log.format = "auto"'))) == []
 
 
 def test_certificates_that_cannot_be_read(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from pvecri import correlation
 from pvecri.concurrency import in_own_thread
 from pvecri.errors import DeadlineExceeded, InvalidArgument
 from pvecri.oci.runtime import ExecResult, OciRuntime
@@ -34,7 +35,8 @@ class ContainerExec:
         validation.check_arguments("cmd", command)
         pod = self._registry.pod_of(container)
         limit = timeout if timeout > 0 else None
-        return await self._runtime.exec(pod.namespaces, container.id, container.bundle, command, limit)
+        with correlation.span("OCI runtime exec"):
+            return await self._runtime.exec(pod.namespaces, container.id, container.bundle, command, limit)
 
     async def reopen_log(self, container_id: str) -> None:
         """Have conmon reopen the log path, and return once the file exists (CRI ReopenContainerLog)."""
