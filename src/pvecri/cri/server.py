@@ -13,7 +13,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -25,6 +25,7 @@ from google.protobuf.message_factory import GetMessageClass
 from pvecri import correlation, metrics
 from pvecri.concurrency import serving
 from pvecri.config import ConfigError
+from pvecri.correlation import Operation
 from pvecri.cri.proto import cri_pb2, health_pb2
 from pvecri.errors import PvecriError, Unimplemented, printable
 from pvecri.linux import single_instance
@@ -46,6 +47,9 @@ CHANGES: Final = frozenset(
     StopContainer RemoveContainer UpdateContainerResources CheckpointContainer PullImage RemoveImage""".split()
 )
 """Calls that change something: each is logged with its outcome. Kubelets make others every second."""
+
+IDS: Final = (("pod_sandbox_id", "pod_id"), ("container_id", "container_id"))
+"""Fields of requests, and of operations, with the same content."""
 
 REQUEST_ID: Final = "x-request-id"
 """The trailing metadata of an error: the ID of the call in the log."""
@@ -145,11 +149,11 @@ def snake_case(name: str) -> str:
 def _unary(
     method: MethodDescriptor, call: Call | None
 ) -> Callable[[Message, Context], Awaitable[Message | bytes]]:
-    name = method.name
+    name, operation = method.name, _operations(method)
 
     async def behaviour(request: Message, context: Context) -> Message | bytes:
         serving(lambda callback: context.add_done_callback(lambda _: callback()))  # type: ignore[arg-type]
-        with _operation(method, request, context):
+        with operation(request, context):
             begin = time.perf_counter()
             try:
                 with _measured(name):
@@ -166,10 +170,10 @@ def _unary(
 
 
 def _streaming(method: MethodDescriptor, call: Any) -> Callable[[Message, Context], AsyncIterator[Message]]:
-    name = method.name
+    name, operation = method.name, _operations(method)
 
     async def behaviour(request: Message, context: Context) -> AsyncIterator[Message]:
-        with _operation(method, request, context):
+        with operation(request, context):
             try:
                 with _measured(name):
                     # A subscription ends with its call, not when the generator is collected.
@@ -185,19 +189,19 @@ def _streaming(method: MethodDescriptor, call: Any) -> Callable[[Message, Contex
     return behaviour
 
 
-@contextmanager
-def _operation(method: MethodDescriptor, request: Message, context: Context) -> Iterator[None]:
-    """The call as an operation, with the IDs that it names."""
-    sent = dict(context.invocation_metadata() or ())
-    named = {
-        "pod_id": getattr(request, "pod_sandbox_id", ""),
-        "container_id": getattr(request, "container_id", ""),
-    }
-    fields = {key: value for key, value in named.items() if value}
-    rpc = f"{method.containing_service.full_name}/{method.name}"
-    traceparent = str(sent.get("traceparent", ""))
-    with correlation.operation(method.name, traceparent=traceparent, fields=fields, span_name=rpc):
-        yield
+def _operations(method: MethodDescriptor) -> Callable[[Message, Context], AbstractContextManager[Operation]]:
+    """Makes each call of a method an operation, with the IDs that its request names."""
+    name, rpc = method.name, f"{method.containing_service.full_name}/{method.name}"
+    known = method.input_type.fields_by_name
+    ids = [(field, key) for field, key in IDS if field in known]
+
+    def operation(request: Message, context: Context) -> AbstractContextManager[Operation]:
+        sent = context.invocation_metadata() or ()
+        traceparent = next((str(value) for key, value in sent if key == "traceparent"), "")
+        fields = {key: value for field, key in ids if (value := getattr(request, field))}
+        return correlation.operation(name, traceparent=traceparent, fields=fields, span_name=rpc)
+
+    return operation
 
 
 @contextmanager
