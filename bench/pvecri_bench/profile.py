@@ -38,6 +38,9 @@ from pvecri_bench.warm import remove, wait_until
 OWN = "own code, waiting included"
 GRPC = "gRPC and client"
 
+LEAST_MS = 0.05
+"""What took less is not shown."""
+
 Span = tuple[str, int, int]
 """Kind, begin and end."""
 
@@ -88,7 +91,8 @@ def _table(name: str, rounds: Sequence[Mapping[str, int]]) -> str:
     means = {kind: statistics.mean(each.get(kind, 0) for each in rounds) / 1e6 for kind in kinds}
     total = sum(means.values())
     lines = [f"| {name}, {total:.0f} ms | ms | share |", "|---|--:|--:|"]
-    for kind, mean in sorted(means.items(), key=lambda each: -each[1]):
+    shown = {kind: mean for kind, mean in means.items() if mean >= LEAST_MS}
+    for kind, mean in sorted(shown.items(), key=lambda each: -each[1]):
         lines.append(f"| {kind} | {mean:.1f} | {100 * mean / total:.0f} % |")
     return "\n".join(lines)
 

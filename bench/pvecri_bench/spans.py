@@ -127,7 +127,7 @@ def record(recorder: Recorder) -> None:
     from pvecri.proxmox.tasks import Tasks
 
     record_programs(recorder)
-    recorder.wrap_all(ProxmoxApi, lambda name: f"Proxmox: {name}", lambda name: name.endswith("_ct"))
+    recorder.wrap_all(ProxmoxApi, lambda name: f"Proxmox: {name}", lambda name: not name.startswith("_"))
     for owner in (store.Store, images_store.Store):
         recorder.wrap_all(owner, lambda _: SQLITE, lambda name: name.startswith(("save", "delete", "put")))
     recorder.wrap(Tasks, "wait", "Proxmox: task")
