@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import grpc
@@ -91,10 +91,9 @@ class Node:
         """Of the CRI."""
         return f"unix://{self.plan.socket}"
 
-    def start_pod(self) -> Start:
-        """One more pod with a container."""
+    def _pod_config(self) -> pb.PodSandboxConfig:
         name = f"pod-{len(self.pods)}"
-        config = pb.PodSandboxConfig(
+        return pb.PodSandboxConfig(
             metadata=pb.PodSandboxMetadata(name=name, namespace="bench", uid=secrets.token_hex(8)),
             hostname=name,
             log_directory=str(self.plan.state),
@@ -103,6 +102,14 @@ class Node:
                 security_context=pb.LinuxSandboxSecurityContext(namespace_options=own_pids())
             ),
         )
+
+    def run_pod(self) -> None:
+        """One more pod, without a container."""
+        self.pods.append(self.client.run_pod(self._pod_config()).value)
+
+    def start_pod(self) -> Start:
+        """One more pod with a container."""
+        config = self._pod_config()
         pid = self.client.daemon_pid()
         own, programs = cpu.own_ms(pid), cpu.children_ms(pid)
         run = self.client.run_pod(config)
@@ -221,13 +228,15 @@ def measure_containers(node: Node, options: argparse.Namespace) -> list[Size]:
     """At each number of containers in one pod."""
     if not options.containers:
         return []
-    sizes, starts = [], [node.start_pod()]
+    node.run_pod()
+    sizes: list[Size] = []
+    starts: list[Start] = []
     for number in options.containers:
         starts += [node.start_container() for _ in range(number - len(node.containers))]
         say(f"{number} containers in a pod")
         costs = node.costs(node.plan.state / f"answers-containers-{number}", options.rounds)
-        start = replace(mean(starts[-LAST:]), run=0.0)
-        sizes.append(Size(number=number, reads=costs, start=start, rss=resident_mib(node.client.daemon_pid())))
+        used = resident_mib(node.client.daemon_pid())
+        sizes.append(Size(number=number, reads=costs, start=mean(starts[-LAST:]), rss=used))
     node.remove_pods()
     return sizes
 
