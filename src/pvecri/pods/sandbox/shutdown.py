@@ -74,7 +74,7 @@ class Shutdowns:
         )
         await asyncio.gather(*stops)
         # Neither by Proxmox nor with the pod's lock: Proxmox's task for the shutdown has the CT locked and waits
-        # for this, and a StopPodSandbox that has the pod's lock waits for Proxmox.
+        # for this, and a StopPodSandbox that has the pod's lock may wait for Proxmox.
         if pod.init is not None:
             pod.init.send(signal.SIGKILL)
 
