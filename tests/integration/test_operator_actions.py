@@ -54,7 +54,7 @@ def test_ct_of_an_ended_pod_that_is_started_by_hand_is_stopped_again(
         cri = machine.client
     eventually(lambda: ct_status(machine, vmid) == "stopped", "the CT is stopped again")
     assert cri.pod_status(pod).state == pb.SANDBOX_NOTREADY
-    line = rf"WARNING .*CT {vmid} .*was started"
+    line = rf"WARNING .*CT {vmid} of pod {cri.pod_status(pod).metadata.name}_.* was started"
     found = eventually(lambda: re.findall(line, machine.daemon.log.read_text()), "it is logged")
     assert len(found) == 1
     cri.remove_pod(pod)
