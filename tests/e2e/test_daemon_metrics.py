@@ -111,6 +111,19 @@ def test_steps_of_a_pods_setup_are_timed(cri: CriClient) -> None:
     assert steps == {"ct": 1, "namespaces": 1, "network": 1, "nri": 1, "warm_ct": 0}
 
 
+def test_claimed_warm_ct_is_counted_and_its_step_timed(machine: Machine, cri: CriClient) -> None:
+    def warm(name: str) -> float:
+        return scrape().value(name, kind="unprivileged")
+
+    machine.restart(metrics=f'listen = "{ADDRESS}"', proxmox="warm_pods = {unprivileged = 1}")
+    machine.client.run_pod()  # the first one is the demand
+    eventually(lambda: warm("warm_cts") == warm("warm_cts_target") == 1, "a CT waits for a pod")
+    machine.client.run_pod()
+    found = scrape()
+    assert found.value("warm_claims_total", kind="unprivileged", outcome="claimed") == 1
+    assert found.value("pod_setup_step_duration_seconds_count", step="warm_ct") == 1
+
+
 def test_calls_to_nri_plugins_are_counted(machine: Machine, cri: CriClient) -> None:
     def refuse(_: object) -> None:
         raise Refused("not this one", 99)
