@@ -16,6 +16,7 @@ from support.front import Front
 from support.processes import need
 from support.tools import tools_layer
 
+from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.linux import mounts
 
 # Limits that fewer privileges allow than podman's own, which are the node's highest.
@@ -168,6 +169,25 @@ def test_stopped_container_starts_again_in_another_ct(podman: Podman) -> None:
     eventually(lambda: podman("logs", "web") == "again\nagain\n", "it has logged twice")
     podman("rm", "--force", "--time", "0", "web")
     podman.front.assert_nothing_left()
+
+
+def test_checkpoint_runs_on_in_another_ct(podman: Podman, cri: CriClient) -> None:
+    need("criu", "criu")
+    podman.start("sh", "-c", "n=0; while true; do n=$((n+1)); echo $n; usleep 100000; done")
+    eventually(lambda: podman("logs", "web"), "it counts")
+    run = podman.call("container", "checkpoint", "web")
+    if run.returncode and "riu" in run.stderr:
+        pytest.skip(f"the OCI runtime cannot use criu here: {run.stderr}")
+    assert run.returncode == 0, run
+    assert podman.state()[0] == "exited"
+    assert cri.pods() == []
+    before = podman("logs", "web")
+    podman("container", "restore", "web")
+    assert podman.state()[0] == "running"
+    (container,) = cri.containers()
+    assert container.state == pb.CONTAINER_RUNNING
+    number = int(before.split()[-1])
+    eventually(lambda: f"\n{number + 1}\n" in podman("logs", "web"), "it counts on")
 
 
 def test_daemons_restart_is_not_seen(podman: Podman) -> None:

@@ -22,7 +22,7 @@ from pvecri.errors import AlreadyExists
 from pvecri.linux import cgroup_mirror, processes
 from pvecri.linux.cgroups import Cgroups
 from pvecri.linux.processes import Process
-from pvecri.model import Container, FrontContainer, ImageId
+from pvecri.model import Container, ContainerState, FrontContainer, ImageId
 from pvecri.oci import runtime_state
 from pvecri.oci.runtime import NO_LOG, OciRuntime, PodNamespaces
 from pvecri.pods import files
@@ -140,6 +140,8 @@ class FrontCreator:
         self._exits.open_processes(pod, container)
         assert container.value.front is not None
         created = replace(container.value, front=replace(container.value.front, created=True))
+        if command == "restore":  # its processes run on: no `start` follows
+            created = replace(created, state=ContainerState.RUNNING, started_at=time.time_ns())
         self._registry.save_container(container, created)
         self._exits.watch(pod, container)
         return monitor
