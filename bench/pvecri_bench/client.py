@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import time
@@ -73,6 +74,15 @@ class Client:
     def status(self) -> Timed[pb.StatusResponse]:
         """Status."""
         return _timed(self._runtime.Status, pb.StatusRequest())
+
+    def wait_for_removals(self) -> None:
+        """Until pvecri has destroyed the CTs of removed pods; other runtimes have none. TimeoutError."""
+        deadline = time.monotonic() + TIMEOUT
+        request = pb.StatusRequest(verbose=True)
+        while json.loads(self._runtime.Status(request, timeout=TIMEOUT).info.get("removals", "[]")):
+            if time.monotonic() > deadline:
+                raise TimeoutError("CTs of removed pods are left")
+            time.sleep(0.01)
 
     # -- pods -------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ DAEMON = "pvecri"
 
 HEALTH = "GET /version"
 """What the daemon asks every some seconds, whether there are pods or not."""
+
+REMOVAL_TIMEOUT = 60.0
 
 READING = frozenset({"GET", "HEAD"})
 
@@ -70,6 +73,14 @@ class Ledger:
         requests = Counter(filter(None, map(read_line, self._lines()[entry.lines :])))
         del requests[HEALTH]
         return Account(requests, Counter(tasks.values()))
+
+    def wait_for_removals(self) -> None:
+        """Until the node has no CT: those of removed pods are destroyed in the background. TimeoutError."""
+        deadline = time.monotonic() + REMOVAL_TIMEOUT
+        while self._view.get(f"/nodes/{self._node}/lxc"):
+            if time.monotonic() > deadline:
+                raise TimeoutError("CTs of removed pods are left")
+            time.sleep(0.05)
 
     def _lines(self) -> list[str]:
         return self._access_log.read_text().splitlines()

@@ -104,6 +104,7 @@ FOREIGN_CTS = _gauge(
 CT_CHANGES = _counter(
     "ct_changes", "Changes of pods' CTs in Proxmox by others that were undone, by kind of change.", "kind"
 )
+CT_REMOVALS = _gauge("ct_removals_pending", "CTs of removed pods that Proxmox has not destroyed yet.")
 WARM_CTS = _gauge("warm_cts", "Running CTs that wait for a pod, by kind.", "kind")
 WARM_CLAIMS = _counter(
     "warm_claims", "Pods created while warm CTs of their kind were enabled, by outcome.", "kind", "outcome"

@@ -58,8 +58,9 @@ async def find(config: Config) -> list[ForeignCt]:
 async def destroy(config: Config, vmid: Vmid) -> None:
     """Print what the CT is and destroy it.
 
-    CtNotFound; FailedPrecondition for a pod's CT, one whose notes name no pod, and one of another installation
-    whose daemon runs on this node. ProxmoxError if it runs, is locked or protected.
+    CtNotFound; FailedPrecondition for a pod's CT, also if the pod is removed, for one whose notes name no pod, and
+    for one of another installation whose daemon runs on this node. ProxmoxError if it runs, is locked or
+    protected.
     """
     async with _opened(config) as proxmox:
         seen = await proxmox.ct_config(vmid)
@@ -78,6 +79,11 @@ async def destroy(config: Config, vmid: Vmid) -> None:
 
 async def _checked(config: Config, proxmox: ProxmoxApi, vmid: Vmid) -> ForeignCt:
     store = _recorded(config)
+    if vmid in store.removed:
+        raise FailedPrecondition(
+            f"CT {vmid} is that of the removed pod {store.pods[vmid]}: the daemon destroys it, and "
+            "`pvecri status` has the reason why it has not yet"
+        )
     if pod := store.pods.get(vmid):
         raise FailedPrecondition(
             f"CT {vmid} is that of pod {pod} in {config.runtime.state_dir}: remove the pod instead (crictl rmp)"

@@ -84,6 +84,9 @@ def lines(config: Config, found: RuntimeStatus) -> list[str]:
         explained = ": ".join(part for part in (each.reason, each.message) if part)
         shown.append(f"{each.type:<22} {'yes' if each.met else 'no':<3} {explained}".rstrip())
     shown += [f"failing     {Failing(**work)}" for work in found.info["failing"]]
+    for removal in found.info["removals"]:
+        state = removal["error"] or "Proxmox has not destroyed it yet"
+        shown.append(f"removed     CT {removal['vmid']} (pod {removal['pod']}): {state}")
     shown += [f"foreign CT  {ct['vmid']} ({ct['reason']}): {ct['detail']}" for ct in found.info["foreignCts"]]
     return shown
 

@@ -6,9 +6,11 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sqlite3
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -71,9 +73,10 @@ def test_pods_are_counted_by_user_namespace_and_reason(cri: CriClient) -> None:
     assert counts == {("ct", "default"): 2, ("node", "privileged"): 1}
 
 
-def test_calls_tasks_and_plugins_of_a_pod_are_counted(cri: CriClient) -> None:
+def test_calls_tasks_and_plugins_of_a_pod_are_counted(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod()
     cri.remove_pod(pod)
+    machine.wait_for_removals()
     found = scrape()
     for method in ("RunPodSandbox", "RemovePodSandbox"):
         assert found.value("cri_calls_total", method=method, code="OK") == 1
@@ -217,20 +220,40 @@ def test_health_endpoints_follow_the_conditions(machine: Machine, cri: CriClient
         assert check(b"") == b"\x08\x01"
 
 
-def test_failed_cleanup_is_pending_until_it_succeeds(embedded: EmbeddedNode, cri: CriClient) -> None:
+def test_removed_pods_ct_is_pending_until_it_is_destroyed(embedded: EmbeddedNode, cri: CriClient) -> None:
     pod = cri.run_pod()
     embedded.fault(task="vzdestroy", text="dataset is busy", times=None)
-    with refused(grpc.StatusCode.INTERNAL, "dataset is busy"):
+    cri.remove_pod(pod)
+    eventually(lambda: scrape().value("background_failures_total", work="removal") >= 2, "two tries have failed")
+    found = scrape()
+    assert found.value("ct_removals_pending") == 1
+    assert set(phases(found).values()) == {0}
+    embedded.clear_faults()
+    eventually(lambda: scrape().value("ct_removals_pending") == 0, "it is destroyed")
+    assert scrape().value("proxmox_tasks_total", type="vzdestroy", code="INTERNAL") >= 2
+
+
+def test_failed_cleanup_is_pending_until_it_succeeds(machine: Machine, cri: CriClient) -> None:
+    go_on = machine.directory / "del-works"
+    machine.write_network(
+        machine.write_plugin("failing", f"case $CNI_COMMAND in ADD) cat ;; DEL) [ -e {go_on} ] ;; esac")
+    )
+    pod = cri.run_pod()
+    with refused(grpc.StatusCode.INTERNAL, "failing"):
         cri.remove_pod(pod)
+    machine.kill()
+    with closing(sqlite3.connect(machine.state_dir / "pods.db")) as database, database:
+        changed = "CAST(json_set(CAST(value AS TEXT), '$.phase', 'removing') AS BLOB)"
+        database.execute(f"UPDATE sandboxes SET value = {changed}")
+    machine.start(metrics=f'listen = "{ADDRESS}"')
     eventually(lambda: scrape().value("cleanup_pending") == 1, "a try to clean up has failed")
     assert phases(scrape())["removing"] == 1
     eventually(lambda: scrape().value("background_failing", work="recovery") == 1, "three tries have failed")
-    embedded.clear_faults()
+    go_on.touch()
     eventually(lambda: scrape().value("cleanup_pending") == 0, "it is cleaned up")
     found = scrape()
     assert found.labels("background_failing") == []
     assert found.value("cleanup_failures_total") >= 1
-    assert found.value("proxmox_tasks_total", type="vzdestroy", code="INTERNAL") >= 2
 
 
 def test_oom_killed_container_is_counted(cri: CriClient) -> None:

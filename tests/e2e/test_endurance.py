@@ -48,6 +48,7 @@ def test_file_descriptors_and_memory_do_not_grow(machine: Machine, cri: CriClien
     pid = machine.daemon.pid
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda _: cycle(cri), range(8)))
+        machine.wait_for_removals()
         before = eventually(lambda: at_rest(pid), "the daemon has come to rest")
         list(threads.map(lambda _: cycle(cri), range(16)))
     eventually(lambda: at_rest(pid) == before, "all are closed again")

@@ -167,6 +167,7 @@ def test_serve_with_a_configuration_runs_the_daemon_alone(node: EmbeddedNode, tm
             assert len(list(node.state_dir.glob("pve/nodes/*/lxc/*.conf"))) == 2
             client.stop_pod(pod)
             client.remove_pod(pod)
+            client.wait_for_removals(60)
     finally:
         serve.send_signal(signal.SIGINT)
         serve.communicate()

@@ -41,13 +41,13 @@ def test_pods_run_on_and_end_and_go_once_there_is_a_quorum(
     lose_quorum(embedded)
 
     assert cri.output(container, "echo", "on") == "on\n"
-    cri.stop_pod(pod)
-    with refused(grpc.StatusCode.UNAVAILABLE, r"no quorum: `pvecm status`"):
-        cri.remove_pod(pod)
-    assert [each.id for each in cri.pods()] == [pod]
+    vmid = cri.vmid(pod)
+    cri.remove_pod(pod)
+    assert cri.pods() == []
+    error = eventually(lambda: cri.removals()[vmid], "Status says why the CT is still there")
+    assert "no quorum: `pvecm status`" in error
 
     embedded.clear_faults()
-    eventually(lambda: not cri.pods(), "the pod is removed without another call")
     machine.assert_nothing_left()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from support.cri_client import CriClient, refused
+from support.cri_client import CriClient, eventually, refused
 from support.daemon import Machine
 from support.filesystems import FailingFilesystem, failing_filesystem
 
@@ -63,13 +63,15 @@ def test_pods_can_be_ended_if_the_state_directory_fails(
         cri.stop_pod(goes)
         cri.remove_pod(goes)
         assert [each.id for each in cri.pods()] == [stays]
-        assert not machine.node.cts() - {cri.vmid(stays)}
+        stays_ct = cri.vmid(stays)
+        eventually(lambda: not machine.node.cts() - {stays_ct}, "the CT of the removed pod is destroyed")
 
         machine.stop()
         failing.repair()
         machine.start(**state)
         for pod in machine.client.pods():
             machine.client.remove_pod(pod.id)
+        machine.wait_for_removals()
     finally:
         machine.stop()
         failing.repair()  # nothing of a pod is mounted there
@@ -100,6 +102,7 @@ def test_daemon_that_crashed_starts_on_a_full_disk_and_ends_pods(
         machine.start(**state)
         for each in machine.client.pods():
             machine.client.remove_pod(each.id)
+        machine.wait_for_removals()
         machine.restart()
     machine.assert_nothing_left()
 
@@ -127,6 +130,7 @@ def test_what_begins_is_refused_and_exits_are_stored_later(machine: Machine, fai
         machine.start(**state)
         assert machine.client.status(ends).exit_code == 5
         machine.client.remove_pod(pod)
+        machine.wait_for_removals()
     finally:
         machine.stop()
         failing.repair()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import grpc
@@ -118,6 +119,7 @@ def test_exhausted_vmid_range_is_resource_exhausted(machine: Machine, two_vmids:
 
 def test_vmid_taken_by_another_guest_is_skipped(machine: Machine, two_vmids: CriClient) -> None:
     two_vmids.remove_pod(two_vmids.run_pod())
+    machine.wait_for_removals()
     machine.node.make_ct(VMIDS[1])
     before = machine.node.ct(VMIDS[1], "config")
     pod = two_vmids.run_pod()
@@ -127,27 +129,29 @@ def test_vmid_taken_by_another_guest_is_skipped(machine: Machine, two_vmids: Cri
     assert machine.node.ct(VMIDS[1], "config") == before
 
 
-def test_pod_stays_until_its_ct_can_be_destroyed(machine: Machine, embedded: EmbeddedNode, cri: CriClient) -> None:
-    pod = cri.run_pod()
-    embedded.fault(task="vzdestroy", text="dataset is busy", times=None)
-    with refused(grpc.StatusCode.INTERNAL, r"destroy CT \d+: dataset is busy"):
-        cri.remove_pod(pod)
-    assert [(each.id, each.state) for each in cri.pods()] == [(pod, pb.SANDBOX_NOTREADY)]
-    embedded.clear_faults()
-    eventually(lambda: not cri.pods(), "the pod is removed by itself")
-    machine.assert_nothing_left()
-
-
-def test_storage_lock_fails_a_removal_at_once_and_the_pod_is_removed_later(
-    machine: Machine, embedded: EmbeddedNode, cri: CriClient
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("dataset is busy", "dataset is busy"),
+        # After ten seconds on Proxmox.
+        ("can't lock file '/var/lock/pve-manager/pve-storage-local' - got timeout", "`lslocks`"),
+    ],
+)
+def test_ct_that_cannot_be_destroyed_is_reported_and_tried_again(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient, text: str, remedy: str
 ) -> None:
     pod = cri.run_pod()
-    # After ten seconds on Proxmox.
-    text = "can't lock file '/var/lock/pve-manager/pve-storage-local' - got timeout"
-    embedded.fault(task="vzdestroy", text=text)
-    with refused(grpc.StatusCode.INTERNAL, r"destroy CT \d+: can't lock file .*`lslocks`"):
-        cri.remove_pod(pod)
-    eventually(lambda: not cri.pods(), "the pod is removed by itself")
+    vmid = cri.vmid(pod)
+    embedded.fault(task="vzdestroy", text=text, times=None)
+    cri.remove_pod(pod)
+    cri.remove_pod(pod)
+    assert cri.pods() == []
+    error = eventually(lambda: cri.removals()[vmid], "Status says why the CT is still there")
+    assert re.search(rf"destroy CT {vmid}: {re.escape(text)}", error)
+    assert remedy in error
+    eventually(lambda: not condition(cri, "BackgroundWorkHealthy").status, "the condition says so")
+    assert f"removal of CT {vmid} (pod " in condition(cri, "RuntimeReady").message
+    embedded.clear_faults()
     machine.assert_nothing_left()
 
 
@@ -158,27 +162,14 @@ def test_inactive_storage_costs_one_failed_destroy_until_it_is_active_again(
     vmid = cri.vmid(pod)
     embedded.request("PUT", "/storage/local", disable=1)
     try:
-        with refused(grpc.StatusCode.INTERNAL, r"destroy CT \d+: storage 'local' is disabled \(task "):
-            cri.remove_pod(pod)
-        for _ in range(2):
-            with refused(grpc.StatusCode.UNAVAILABLE, r"destroy CT \d+: .*storage local is disabled"):
-                cri.remove_pod(pod)
+        cri.remove_pod(pod)
+        refusal = rf"destroy CT {vmid}: .*storage local is disabled"
+        eventually(lambda: re.search(refusal, cri.removals()[vmid]), "the second try asks for the storage first")
+        eventually(lambda: not condition(cri, "BackgroundWorkHealthy").status, "a third was made")
         failed = [status for status in embedded.tasks(vmid, "vzdestroy").values() if status != "OK"]
         assert failed == ["storage 'local' is disabled"]
     finally:
         embedded.request("PUT", "/storage/local", delete="disable")
-    eventually(lambda: not cri.pods(), "the pod is removed by itself")
-    machine.assert_nothing_left()
-
-
-def test_a_pod_that_cannot_be_destroyed_can_be_removed_again(
-    machine: Machine, embedded: EmbeddedNode, cri: CriClient
-) -> None:
-    pod = cri.run_pod()
-    embedded.fault(task="vzdestroy", text="dataset is busy")
-    with refused(grpc.StatusCode.INTERNAL, "dataset is busy"):
-        cri.remove_pod(pod)
-    cri.remove_pod(pod)
     machine.assert_nothing_left()
 
 

@@ -207,15 +207,26 @@ def has_sent(pid: int) -> bool:
 def test_daemon_killed_while_a_pod_is_removed(front: Front, embedded: EmbeddedNode) -> None:
     called = front.run("web", oci_spec("sleep", "1000"))
     embedded.fault(task="vzdestroy", hold=True)
-    program = subprocess.Popen(front.command("delete", "--force", "web"), stderr=subprocess.PIPE)
     vmid = min(embedded.cts())
+    front.succeed("delete", "--force", "web")
     eventually(lambda: embedded.tasks(vmid, "vzdestroy", "active"), "the CT is being destroyed")
     front.machine.kill()
-    program.communicate()
-    assert program.returncode == 1
     assert called.wait() == -signal.SIGKILL
     embedded.clear_faults()
     front.machine.start()
+    front.delete("web")
+    front.wait_until_nothing_left()
+
+
+def test_container_with_the_id_of_a_removed_one_waits_for_its_ct(front: Front, embedded: EmbeddedNode) -> None:
+    """As podman starts a container again."""
+    front.run("web", oci_spec("sleep", "1000"))
+    embedded.fault(task="vzdestroy", hold=True)
+    front.succeed("delete", "--force", "web")
+    eventually(embedded.holds, "the CT is being destroyed")
+    again = front.begin_create("web", oci_spec("true"))
+    embedded.clear_faults()
+    assert again.status == 0
     front.delete("web")
     front.wait_until_nothing_left()
 
@@ -238,10 +249,9 @@ def test_runtime_killed_while_the_ct_is_created(front: Front, embedded: Embedded
 def test_runtime_killed_while_a_pod_is_removed(front: Front, embedded: EmbeddedNode) -> None:
     # As containerd's shim does to a `delete` of more than 10 seconds. It does not delete again.
     front.run("web", oci_spec("sleep", "1000"))
-    embedded.fault(task="vzdestroy", hold=True)
+    embedded.fault(request="GET /nodes/[^/]+/lxc/[0-9]+/config", hold=True)
     program = subprocess.Popen(front.command("delete", "--force", "web"))
-    vmid = min(embedded.cts())
-    eventually(lambda: embedded.tasks(vmid, "vzdestroy", "active"), "the CT is being destroyed")
+    eventually(embedded.holds, "the CT is about to be stopped")
     program.kill()
     program.wait(TIMEOUT)
     embedded.clear_faults()
@@ -395,9 +405,8 @@ def test_running_container_needs_no_proxmox(front: Front, embedded: EmbeddedNode
     front.succeed("kill", "web", "15")
     assert called.wait() == 7
     front.wait_until_stopped("web")
-    assert front.call("delete", "--force", "web").returncode == 1  # the CT is still there
+    front.succeed("delete", "--force", "web")
     embedded.start()
-    front.delete("web")
     front.wait_until_nothing_left()
 
 

@@ -9,9 +9,8 @@ import re
 import signal
 import subprocess
 
-import grpc
 import pytest
-from support.cri_client import CriClient, eventually, refused
+from support.cri_client import CriClient, eventually
 from support.daemon import Machine
 from support.machine_node import SECOND_STORAGE, EmbeddedNode
 
@@ -175,14 +174,13 @@ def test_volume_that_was_added_to_a_pods_ct_is_not_destroyed_with_it(
     vmid = cri.vmid(pod)
     configure(machine, vmid, mp0="local:1,mp=/data")
     volume = str(machine.node.ct(vmid, "config")["mp0"]).partition(",")[0]
-    cri.stop_pod(pod)
-    with refused(grpc.StatusCode.FAILED_PRECONDITION, rf"CT {vmid} .* volumes that were added .*mp0 {volume}"):
-        cri.remove_pod(pod)
+    cri.remove_pod(pod)
+    error = eventually(lambda: cri.removals()[vmid], "Status says why the CT is still there")
+    assert re.search(rf"CT {vmid} .* volumes that were added .*mp0 {volume}", error)
+    eventually(lambda: volume in failing(machine), "it is work that keeps failing")
     assert volume in volumes(machine)
-    eventually(lambda: volume in failing(machine), "Status says why the pod is not removed")
     configure(machine, vmid, delete="mp0")
     configure(machine, vmid, delete="unused0")
-    eventually(lambda: not cri.pods(), "the pod is removed")
     machine.assert_nothing_left()
 
 
@@ -332,6 +330,7 @@ def test_firewall_that_was_enabled_goes_with_the_pod(
     machine.node.request("POST", f"{path}/rules", type="in", action="DROP", enable=1)
     runs_on(cri, pod, container)
     cri.remove_pod(pod)
+    machine.wait_for_removals()
     machine.node.make_ct(vmid)
     assert machine.node.request("GET", f"{path}/rules") == []
     machine.node.remove_ct(vmid)
@@ -352,18 +351,21 @@ def test_what_was_started_in_a_ct_by_hand_ends_with_the_pod(
     machine.assert_nothing_left()
 
 
-# -- what the pod's removal waits for --------------------------------------------------------------------------
+# -- what the destroy of a removed pod's CT waits for ---------------------------------------------------------
 
 
-def test_protected_ct_is_stopped_with_its_pod_and_removed_once_protection_is_off(
+def test_protected_ct_is_stopped_with_its_pod_and_destroyed_once_protection_is_off(
     machine: Machine, cri: CriClient, pod: str
 ) -> None:
     vmid = cri.vmid(pod)
     configure(machine, vmid, protection=1)
     cri.stop_pod(pod)
-    assert ct_status(machine, vmid) == "stopped"
-    with refused(grpc.StatusCode.INTERNAL, r"protection mode enabled: `pct set VMID --protection 0`"):
-        cri.remove_pod(pod)
+    eventually(lambda: ct_status(machine, vmid) == "stopped", "Proxmox shows its end")
+    before = machine.node.tasks(vmid, "vzdestroy")  # of earlier CTs with this VMID
+    cri.remove_pod(pod)
+    assert cri.pods() == []
+    error = eventually(lambda: cri.removals()[vmid], "Status says why the CT is still there")
+    assert "protection mode enabled: `pct set VMID --protection 0`" in error
+    assert machine.node.tasks(vmid, "vzdestroy") == before
     configure(machine, vmid, protection=0)
-    eventually(lambda: not cri.pods(), "the pod is removed")
     machine.assert_nothing_left()

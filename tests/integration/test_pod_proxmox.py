@@ -89,9 +89,9 @@ def test_ct_runs_while_the_pod_is_ready_and_is_destroyed_with_it(machine: Machin
     vmid = cri.vmid(pod)
     assert machine.node.ct(vmid, "status/current")["status"] == "running"
     cri.stop_pod(pod)
-    assert machine.node.ct(vmid, "status/current")["status"] == "stopped"
+    eventually(lambda: machine.node.ct(vmid, "status/current")["status"] == "stopped", "Proxmox shows its end")
     cri.remove_pod(pod)
-    assert vmid not in machine.node.cts()
+    eventually(lambda: vmid not in machine.node.cts(), "the CT is destroyed")
 
 
 def test_the_ct_is_sized_by_the_pods_resources(machine: Machine, cri: CriClient) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def test_reused_vmid_is_not_touched(machine: Machine, cri: CriClient, pod: str) 
     wait_until_not_ready(cri, pod)
     machine.node.make_ct(vmid)
     cri.remove_pod(pod)
+    machine.wait_for_removals()
     assert vmid in machine.node.cts()
     machine.node.remove_ct(vmid)
 
@@ -96,15 +98,18 @@ def test_ct_whose_notes_were_changed_by_hand_goes_with_its_pod(
     machine.assert_nothing_left()
 
 
-def test_locked_ct_is_stopped_with_its_pod(
+def test_locked_ct_is_stopped_with_its_pod_and_destroyed_once_it_is_unlocked(
     machine: Machine, embedded: EmbeddedNode, cri: CriClient, pod: str
 ) -> None:
     vmid = cri.vmid(pod)
+    before = machine.node.tasks(vmid)
     configure_by_hand(machine, vmid, lock="backup")
-    cri.stop_pod(pod)
-    assert machine.node.ct(vmid, "config")["lock"] == "backup"
-    unlock_by_hand(embedded, vmid)
     cri.remove_pod(pod)
+    assert cri.pods() == []
+    error = eventually(lambda: cri.removals()[vmid], "Status says why the CT is still there")
+    assert re.search(rf"destroy CT {vmid}: CT is locked \(backup\): .*pct unlock", error)
+    assert machine.node.tasks(vmid) == before, "no try was a task"
+    unlock_by_hand(embedded, vmid)
     machine.assert_nothing_left()
 
 

@@ -202,7 +202,7 @@ def test_used_ct_is_destroyed_with_its_pod(machine: Machine, warmed: CriClient) 
     vmid = first_waiting(machine)
     pod = warmed.run_pod()
     warmed.remove_pod(pod)
-    assert vmid not in machine.node.cts()
+    eventually(lambda: vmid not in machine.node.cts(), "the CT is destroyed")
 
 
 # -- after a restart ----------------------------------------------------------------------------------------------

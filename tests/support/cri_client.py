@@ -140,6 +140,11 @@ class CriClient:
         """The number of the pod's CT."""
         return int(json.loads(self.pod_info(pod).info["info"])["vmid"])
 
+    def removals(self) -> dict[int, str]:
+        """Status, verbose: the CTs of removed pods that are not destroyed yet, with the error of the last try."""
+        info = self.runtime.Status(pb.StatusRequest(verbose=True), timeout=CALL_TIMEOUT).info["removals"]
+        return {each["vmid"]: each["error"] for each in json.loads(info)}
+
     def pods(self, **wanted: Any) -> list[pb.PodSandbox]:
         """ListPodSandbox with a filter."""
         request = pb.ListPodSandboxRequest(filter=pb.PodSandboxFilter(**wanted))

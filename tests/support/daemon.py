@@ -106,6 +106,7 @@ class Machine:
             yield self.client
             for pod in self.client.pods():
                 self.client.remove_pod(pod.id)
+            self.wait_for_removals()
         finally:
             self.restart()
 
@@ -229,6 +230,7 @@ class Machine:
         eventually(self._has_undone_cancelled_pods, "pods whose RunPodSandbox was cancelled are gone")
         for pod in self.client.pods():
             self.client.remove_pod(pod.id)
+        self.wait_for_removals()
         for vmid in self.node.cts() & set(VMIDS):
             self.node.remove_ct(vmid)
 
@@ -236,8 +238,17 @@ class Machine:
         """All that should not be there when there is no pod."""
         return leaks.of_machine(self.directory, self.run_dir, self.state_dir, self.lxc_path, self.leases, VMIDS)
 
+    def wait_for_removals(self) -> None:
+        """Wait until the CTs of removed pods are destroyed, which the daemon does in the background."""
+        if self.daemon.running:
+            eventually(lambda: not self.client.removals(), "the CTs of removed pods are destroyed")
+
     def assert_nothing_left(self) -> None:
-        """No pod has left anything: CT, process, cgroup, mount, namespace, address, link, row or file."""
+        """No pod has left anything: CT, process, cgroup, mount, namespace, address, link, row or file.
+
+        Waits for what the daemon does in the background.
+        """
+        self.wait_for_removals()
         assert not (left := set(self.leftovers()) - self.usual), sorted(left)
         assert not (cts := self.node.cts() & set(VMIDS)), cts
 

@@ -45,6 +45,7 @@ def _measure_burst(session: Session, column: Column, image: str, pods: int, para
     _measure_memory(session, column, pods)
     seconds, _ = _at_once(parallel, lambda pod: end_pod(column, pod), started)
     session.figures.add(f"end of {name}", "pods/s", column.name, pods / seconds)
+    column.client.wait_for_removals()
 
 
 def _measure_memory(session: Session, column: Column, pods: int) -> None:

@@ -38,6 +38,7 @@ def measure(session: Session, column: Column, ledger: Ledger, image: str) -> Cos
     before = ledger.now()
     for number in range(LIVES):
         end_pod(column, session.start_pod(column, f"cost-{number}", 1, image).id)
+    ledger.wait_for_removals()
     pods = ledger.since(before)
     pod = session.start_pod(column, "cost", 1, image)
     before = ledger.now()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +53,18 @@ class CriClient:
         )
         return response.status.conditions
 
+    def wait_for_removals(self, timeout: float) -> None:
+        """Until Proxmox has destroyed the CTs of all removed pods; TimeoutError with what they wait for."""
+        deadline = time.monotonic() + timeout
+        while left := json.loads(self._verbose_status().info["removals"]):
+            if time.monotonic() > deadline:
+                raise TimeoutError("; ".join(f"CT {each['vmid']}: {each['error'] or 'no error'}" for each in left))
+            time.sleep(0.05)
+
+    def _verbose_status(self) -> pb.StatusResponse:
+        response: pb.StatusResponse = self._runtime.Status(pb.StatusRequest(verbose=True), timeout=TIMEOUT)
+        return response
+
     def pull(self, image: str) -> str:
         """PullImage; returns the image's id."""
         request = pb.PullImageRequest(image=pb.ImageSpec(image=image))
@@ -92,7 +105,7 @@ class CriClient:
         self._runtime.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=sandbox), timeout=TIMEOUT)
 
     def remove_pod(self, sandbox: str) -> None:
-        """RemovePodSandbox."""
+        """RemovePodSandbox. The CT is destroyed afterwards: `wait_for_removals`."""
         self._runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=sandbox), timeout=TIMEOUT)
 
     def run_container(self, sandbox: str, config: pb.ContainerConfig, pod: pb.PodSandboxConfig) -> str:

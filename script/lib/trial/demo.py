@@ -138,7 +138,7 @@ def _start_daemon(narrator: Narrator, plan: Plan, stack: ExitStack) -> CriClient
 
 
 def _remove_pods_after_failure(client: CriClient) -> None:
-    with suppress(grpc.RpcError):
+    with suppress(grpc.RpcError, TimeoutError):
         remove_pods(client)
 
 

@@ -116,10 +116,11 @@ def _wait_until_answering(process: subprocess.Popen[bytes], client: CriClient, l
 
 
 def remove_pods(client: CriClient) -> None:
-    """Stop and remove every pod, by the CRI."""
+    """Stop and remove every pod, by the CRI, and wait for the end of their CTs. TimeoutError."""
     for sandbox in client.pods():
         client.stop_pod(sandbox)
         client.remove_pod(sandbox)
+    client.wait_for_removals(START_TIMEOUT)
 
 
 def remove_everything(plan: Plan) -> None:

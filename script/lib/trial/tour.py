@@ -28,6 +28,9 @@ MIB = 1 << 20
 FIRST_WORK_TIMEOUT = 15.0
 """Seconds in which a container that has started must have done something."""
 
+REMOVAL_TIMEOUT = 60.0
+"""Seconds in which Proxmox must have destroyed the CT of the removed pod."""
+
 WEB = ("httpd", "-f", "-v", "-p", "80", "-h", "/www")
 READER = ("sh", "-c", "while true; do wget -q -O - http://127.0.0.1/; sleep 1; done")
 
@@ -150,12 +153,13 @@ class Tour:
 
     def remove(self) -> None:
         """StopPodSandbox, RemovePodSandbox, RemoveImage."""
-        with self._narrator.step("The pod is stopped and removed: Proxmox stops and destroys the CT."):
+        with self._narrator.step("The pod is stopped and removed; Proxmox destroys the CT in the background."):
             self._narrator.call("StopPodSandbox, RemovePodSandbox")
             self._client.stop_pod(self._sandbox)
             self._client.remove_pod(self._sandbox)
             self._narrator.call(f"RemoveImage {self._image}")
             self._client.remove_image(self._image)
+            self._client.wait_for_removals(REMOVAL_TIMEOUT)
             self._narrator.call("GET /nodes/pve/lxc")
             left = self._proxmox.get("/nodes/pve/lxc")
             self._narrator.show(json.dumps(left))

@@ -65,16 +65,21 @@ async def _place_images(config: Config, proxmox: ProxmoxApi) -> Config:
 
 
 async def _compare(config: Config, proxmox: ProxmoxApi) -> AsyncIterator[Finding]:
-    """What is lost (a pod without a CT), leaked (a CT's processes without a CT) or foreign."""
+    """What is lost (a pod without a CT), leaked (processes without a CT), left of a removed pod, or foreign."""
     lost, leaked = await _differences(config, proxmox)
-    if lost or leaked:
+    left = _recorded(config).removed
+    if lost or leaked or left:
         await asyncio.sleep(SETTLED)
         lost_still, leaked_still = await _differences(config, proxmox)
         lost = {vmid: pod for vmid, pod in lost.items() if vmid in lost_still}
         leaked &= leaked_still
+        left &= _recorded(config).removed
     for vmid, pod in sorted(lost.items()):
         message = f"pod {pod} has no CT {vmid} in Proxmox any more"
         yield Finding("warning", STORE, message, "a kubelet replaces the pod; else crictl rmp")
+    for vmid in sorted(left):
+        message = f"CT {vmid} of a removed pod is not destroyed yet"
+        yield Finding("warning", STORE, message, "pvecri status has the reason")
     for vmid in sorted(leaked):
         message = f"processes run in the cgroup lxc/{vmid}, and Proxmox has no such CT"
         yield Finding("warning", STORE, message, f"see systemd-cgls /lxc/{vmid}")
@@ -89,7 +94,8 @@ async def _compare(config: Config, proxmox: ProxmoxApi) -> AsyncIterator[Finding
 
 async def _differences(config: Config, proxmox: ProxmoxApi) -> tuple[dict[int, str], set[int]]:
     """The store's pods without a CT, by VMID, and VMIDs of pods with processes and without a CT."""
-    known = _recorded(config).pods
+    store = _recorded(config)
+    known = store.pods
     # All of the cluster: a VMID of another node is no leak here.
     guests = {guest.vmid for guest in await proxmox.guests()} | {ct.vmid for ct in await proxmox.cts()}
     trees, span = cgroups.detect(), config.proxmox.vmid_range
@@ -99,7 +105,8 @@ async def _differences(config: Config, proxmox: ProxmoxApi) -> tuple[dict[int, s
         for vmid in groups - guests - known.keys()
         if span.first <= vmid <= span.last and trees.processes(f"lxc/{vmid}")
     }
-    return {vmid: pod for vmid, pod in known.items() if vmid not in guests}, leaked
+    lost = known.keys() - guests - store.removed
+    return {vmid: known[vmid] for vmid in lost}, leaked
 
 
 def _recorded(config: Config) -> Recorded:

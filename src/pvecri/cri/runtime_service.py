@@ -92,6 +92,7 @@ class RuntimeService(ListCalls, MonitoringCalls, StreamingCalls):
         response.info["config"] = json.dumps(self._described())
         response.info["failing"] = json.dumps([asdict(each) for each in self._pods.failing])
         foreign = [{**asdict(each), "reason": each.reason.value} for each in self._pods.foreign_cts.found]
+        response.info["removals"] = json.dumps([asdict(each) for each in self._pods.removals.pending()])
         response.info["pulls"] = json.dumps({"running": self._images.pulls_running})
         response.info["foreignCts"] = json.dumps(foreign)
         return response

@@ -117,7 +117,7 @@ class SandboxState(Enum):
 
 
 class SandboxPhase(Enum):
-    """The lifecycle phase of a sandbox. Clients do not see one that is CREATING.
+    """The lifecycle phase of a sandbox. Clients do not see one that is CREATING, nor one that is `removed`.
 
     After a restart of the daemon, sandboxes in CREATING and REMOVING are removed.
     """
@@ -148,7 +148,8 @@ class Sandbox(Value, frozen=True):
     `ct_notes` identifies the notes that were written last (pods/sandbox/ct_notes.py).
     `mappings` are those of the pod's user namespace, empty for the node's. `missing_ids` are IDs that a container
     needed and the user namespace lacks: that of the pod's next sandbox has them. `front` is set for the pod of a
-    front. `warm` is set until a pod claims the CT; `config` is then a placeholder.
+    front. `warm` is set until a pod claims the CT; `config` is then a placeholder. `removed` is set once the
+    sandbox is removed for its client and its CT is all that is left; the phase is REMOVING then.
     """
 
     id: SandboxId
@@ -170,6 +171,7 @@ class Sandbox(Value, frozen=True):
     tagged: bool = False
     front: FrontSandbox | None = None
     warm: WarmCt | None = None
+    removed: bool = False
 
     @property
     def name(self) -> str:

@@ -37,6 +37,7 @@ from pvecri.pods.node_downtime import NodeDowntime
 from pvecri.pods.recovery import Recovery
 from pvecri.pods.registry import Registry
 from pvecri.pods.sandbox.ct import SandboxCts
+from pvecri.pods.sandbox.ct_removals import CtRemovals
 from pvecri.pods.sandbox.ct_upkeep import CtUpkeep
 from pvecri.pods.sandbox.run import SandboxRunner
 from pvecri.pods.sandbox.stop import SandboxTeardown
@@ -93,7 +94,8 @@ class PodManager:
         self.container_updater = ContainerUpdater(features, registry, oci_runtime, hooks)
         self.container_exec = ContainerExec(registry, oci_runtime)
         self.checkpoints = Checkpoints(registry, oci_runtime, images, cgroups)
-        teardown = SandboxTeardown(registry, cts, network, stopper, remover, pauses, hooks, supervisor)
+        self.removals = removals = CtRemovals(registry, cts, supervisor)
+        teardown = SandboxTeardown(registry, cts, removals, network, stopper, remover, pauses, hooks, supervisor)
         self.sandbox_teardown = teardown
         self._warm = warm = WarmPool(config.proxmox, registry, cts, proxmox, teardown, supervisor)
         policy = Policy(config.user_namespaces, config.proxmox.unprivileged)
@@ -106,7 +108,9 @@ class PodManager:
         self._layers = WritableLayers(images.rootfs_usage, supervisor)
         self.statistics = Statistics(registry, cgroups, self._layers)
         self.metrics = Metrics(registry, cgroups, self._layers)
-        self._front_sandboxes = fronts = FrontSandboxes(registry, cts, upkeep.tags, teardown, warm, cgroups)
+        self._front_sandboxes = fronts = FrontSandboxes(
+            registry, cts, removals, upkeep.tags, teardown, warm, cgroups
+        )
         self.front_containers = FrontContainers(registry, fronts, oci_runtime, exits, stopper, cgroups)
         adopt_of_front = self.front_containers.adopt
         self._recovery = Recovery(registry, teardown, exits, cts, network, images, adopt_of_front, warm.adopt)
@@ -123,6 +127,7 @@ class PodManager:
         self.registry.node_shutdown.forget()
         # Before the CRI is served: no client may see states of the last daemon process as current.
         await self._recovery.adopt()
+        self.removals.start()
         repeat = self._supervisor.repeat
         repeat("Proxmox health", self.health.poll, self.health.pause)
         repeat("pod store", self.registry.write_unsaved, self.registry.unsaved.wait)
@@ -164,6 +169,7 @@ class PodManager:
         phases = Counter(pod.value.phase for pod in self.registry.pods())
         for phase in SandboxPhase:
             metrics.PODS.labels(phase.value).set(phases[phase])
+        metrics.CT_REMOVALS.set(len(self.removals.pending()))
         for ct_kind in CtKind:
             metrics.WARM_CTS.labels(ct_kind.value).set(self._warm.waiting(ct_kind))
             metrics.WARM_TARGET.labels(ct_kind.value).set(self._warm.target(ct_kind))

@@ -156,7 +156,7 @@ class Recovery:
         self._teardown.removal_pending.clear()
         removals: list[tuple[str, Step]] = [
             (f"removing pod {pod.value.name} ({pod.id})", partial(self._teardown.finish_removal, pod))
-            for pod in self._registry.cts()
+            for pod in [*self._registry.pods(), *self._registry.warm()]
             if pod.value.phase is SandboxPhase.REMOVING
         ]
         steps: list[tuple[str, Step]] = [

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
+from msgspec.structs import replace
+
 from pvecri import correlation
 from pvecri.errors import AlreadyExists, FailedPrecondition, NotFound
 from pvecri.linux.processes import Process
@@ -157,6 +159,7 @@ class Registry:
         self._store = store
         self._pods: dict[SandboxId, PodEntry] = {}
         self._warm: dict[SandboxId, PodEntry] = {}
+        self._removed: dict[SandboxId, PodEntry] = {}
         self._containers: dict[ContainerId, ContainerEntry] = {}
         self._attempts: dict[str, dict[SandboxId, PodEntry]] = {}
         """The sandboxes of each pod, by `SandboxMetadata.pod_name`."""
@@ -181,7 +184,10 @@ class Registry:
         """Read the store; no process is opened yet."""
         for sandbox in self._store.sandboxes():
             if sandbox.warm is not None:
-                self._warm[sandbox.id] = self._warm_entry(sandbox)
+                self._warm[sandbox.id] = self._hidden_entry(sandbox)
+                continue
+            if sandbox.removed:
+                self._removed[sandbox.id] = self._hidden_entry(sandbox)
                 continue
             pod = PodEntry(sandbox, self.directory / "pods" / sandbox.id, notified=_notified(sandbox))
             self._enter(pod)
@@ -241,7 +247,7 @@ class Registry:
         StoreUnavailable, and nothing is changed, if the store cannot be written. A change that is `ending`
         something takes effect all the same and is written later. A sandbox that was dropped is not stored again.
         """
-        if pod.id in self._pods or pod.id in self._warm:
+        if pod.id in self._pods or pod.id in self._warm or pod.id in self._removed:
             save = self.unsaved.save_when_possible if ending else self.unsaved.save
             save(pod.id, partial(self._store.save_sandbox, value))
         kinds = OF_SANDBOX.get((pod.value.phase, value.phase), ())
@@ -257,10 +263,29 @@ class Registry:
         self.unsaved.save_when_possible(pod.id, partial(self._store.delete_sandbox, pod.id))
         known = self._leave(pod)
         self._warm.pop(pod.id, None)
+        self._removed.pop(pod.id, None)
         for container in pod.containers:
             self._containers.pop(container, None)
         if known is not None and pod.value.phase is not SandboxPhase.CREATING:
             self._publish(pod, pod.id, EventKind.DELETED)
+
+    def retire_pod(self, pod: PodEntry) -> None:
+        """Make a sandbox without containers, of which only the CT is left, `removed`: its name and id are free.
+
+        Idempotent; `drop_pod` follows once the CT is destroyed.
+        """
+        if self._leave(pod) is None:
+            return
+        visible = pod.value.phase is not SandboxPhase.CREATING
+        self._removed[pod.id] = pod
+        pod.notified = LifecycleEvent.REMOVED
+        self.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING, removed=True), ending=True)
+        if visible:
+            self._publish(pod, pod.id, EventKind.DELETED)
+
+    def removed(self) -> list[PodEntry]:
+        """The sandboxes that are removed for their clients, and whose CTs are not destroyed yet."""
+        return list(self._removed.values())
 
     def _check_name(self, sandbox: Sandbox) -> None:
         taken = next(
@@ -272,7 +297,7 @@ class Registry:
             )
 
     def pods(self) -> list[PodEntry]:
-        """Every sandbox, in whatever phase, without the warm CTs."""
+        """Every sandbox, in whatever phase, without the warm CTs and those of removed pods."""
         return list(self._pods.values())
 
     @property
@@ -294,8 +319,8 @@ class Registry:
         return list(self._with_host_ports.values())
 
     def cts(self) -> list[PodEntry]:
-        """Everything that has or may have a CT: `pods` and `warm`."""
-        return [*self._pods.values(), *self._warm.values()]
+        """Everything that has or may have a CT: `pods`, `warm` and `removed`."""
+        return [*self._pods.values(), *self._warm.values(), *self._removed.values()]
 
     def pod(self, sandbox_id: str) -> PodEntry:
         """The sandbox with an id or a unique prefix of one, unless it is being created; NotFound."""
@@ -322,10 +347,10 @@ class Registry:
         """Store a new warm CT; Unavailable while the node shuts down."""
         self.node_shutdown.check()
         self.unsaved.save(sandbox.id, partial(self._store.save_sandbox, sandbox))
-        self._warm[sandbox.id] = entry = self._warm_entry(sandbox)
+        self._warm[sandbox.id] = entry = self._hidden_entry(sandbox)
         return entry
 
-    def _warm_entry(self, sandbox: Sandbox) -> PodEntry:
+    def _hidden_entry(self, sandbox: Sandbox) -> PodEntry:
         return PodEntry(sandbox, self.directory / "pods" / sandbox.id, notified=LifecycleEvent.REMOVED)
 
     def claim_warm(self, entry: PodEntry, sandbox: Sandbox) -> None:

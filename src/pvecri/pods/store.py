@@ -51,10 +51,14 @@ class StoreUnavailable(Unavailable):
 
 @dataclass(frozen=True)
 class Recorded:
-    """The id of an installation, empty if there is none, and the names of its pods by VMID."""
+    """The id of an installation, empty if there is none, and the names of its pods by VMID.
+
+    `removed` are the VMIDs of those that are removed, except for their CTs.
+    """
 
     installation: str
     pods: dict[int, str]
+    removed: frozenset[int] = frozenset()
 
 
 def recorded(path: Path) -> Recorded:
@@ -64,7 +68,10 @@ def recorded(path: Path) -> Recorded:
     with _opened_to_read(path) as db:
         row = db.execute("SELECT id FROM installation").fetchone()
         pods = db.execute("SELECT vmid, name FROM sandboxes WHERE vmid IS NOT NULL").fetchall()
-    return Recorded(str(row[0]) if row else "", dict(pods))
+        # The JSON is a BLOB, which json_extract() takes for SQLite's own format.
+        of_removed = "WHERE vmid IS NOT NULL AND json_extract(CAST(value AS TEXT), '$.removed')"
+        removed = db.execute(f"SELECT vmid FROM sandboxes {of_removed}").fetchall()
+    return Recorded(str(row[0]) if row else "", dict(pods), frozenset(vmid for (vmid,) in removed))
 
 
 def recorded_vmids(path: Path) -> dict[str, int]:
@@ -91,7 +98,7 @@ def claim_name(installation: str) -> str:
 
 
 class Store:
-    """One open database. The names of sandboxes are unique, and so are their VMIDs."""
+    """One open database. VMIDs are unique, and so are the names of sandboxes that are not `removed`."""
 
     def __init__(self, path: Path) -> None:
         """Open or create the database; InternalError if a newer pvecri wrote it or it is no database."""
@@ -117,7 +124,8 @@ class Store:
     def save_sandbox(self, sandbox: Sandbox) -> None:
         """Insert or replace; AlreadyExists if another sandbox has the name or the VMID."""
         # NULL, not 0: UNIQUE allows any number of NULLs.
-        row = (sandbox.id, sandbox.name, sandbox.vmid or None, msgspec.json.encode(sandbox))
+        name = f"{sandbox.name} {sandbox.id}" if sandbox.removed else sandbox.name
+        row = (sandbox.id, name, sandbox.vmid or None, msgspec.json.encode(sandbox))
         try:
             # Not REPLACE: it deletes the old row, and by ON DELETE CASCADE the containers of the pod with it.
             self._write(

@@ -36,7 +36,7 @@ MAIN = ContainerId("cd1" + "0" * 61)
 def sandbox(sandbox_id: SandboxId = WEB, name: str = "web", phase: SandboxPhase = SandboxPhase.READY) -> Sandbox:
     value = filled(Sandbox)
     config = replace(value.config, metadata=SandboxMetadata(name=name, namespace="shop", uid="1"))
-    return replace(value, id=sandbox_id, config=config, phase=phase, vmid=Vmid(0), warm=None)
+    return replace(value, id=sandbox_id, config=config, phase=phase, vmid=Vmid(0), warm=None, removed=False)
 
 
 def container(container_id: ContainerId = MAIN, name: str = "main", attempt: int = 0) -> Container:

@@ -24,7 +24,7 @@ DB = SandboxId("b" * 64)
 
 def sandbox(sandbox_id: SandboxId = WEB, name: str = "web", **said: Any) -> Sandbox:
     config = replace(FILLED.config, metadata=replace(FILLED.config.metadata, name=name))
-    return replace(FILLED, id=sandbox_id, config=config, **said)
+    return replace(FILLED, id=sandbox_id, config=config, **{"removed": False, **said})
 
 
 def container(container_id: str = "c1", name: str = "main", pod: SandboxId = WEB, attempt: int = 0) -> Container:
@@ -175,6 +175,18 @@ def test_database_is_readable_by_root_only(store: Store, path: Path) -> None:
     store.save_container(container())
     for file in path.parent.glob("pods.db*"):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+
+
+def test_removed_pod_keeps_its_vmid_and_not_its_name(store: Store, path: Path) -> None:
+    store.save_sandbox(sandbox(WEB, vmid=Vmid(900_001)))
+    store.save_sandbox(sandbox(WEB, vmid=Vmid(900_001), removed=True))
+    with pytest.raises(AlreadyExists, match="900001"):
+        store.save_sandbox(sandbox(DB, vmid=Vmid(900_001)))
+    store.save_sandbox(sandbox(DB, vmid=Vmid(900_002)))
+    found = recorded(path)
+    assert set(found.pods) == {900_001, 900_002}
+    assert found.removed == {900_001}
+    assert found.pods[900_002] == sandbox(DB).name
 
 
 def test_another_process_reads_what_a_daemon_records(store: Store, path: Path) -> None:

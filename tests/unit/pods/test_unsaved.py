@@ -44,7 +44,7 @@ def locked(path: Path) -> Iterator[sqlite3.Connection]:
 
 @pytest.fixture
 def pod(pods: Registry) -> PodEntry:
-    return pods.add_pod(replace(filled(Sandbox), phase=SandboxPhase.READY, warm=None))
+    return pods.add_pod(replace(filled(Sandbox), phase=SandboxPhase.READY, warm=None, removed=False))
 
 
 def made(sandbox: SandboxId) -> Container:

@@ -34,6 +34,7 @@ from pvecri.pods import files
 from pvecri.pods.front.wanted import WantedSandbox, with_free_attempt
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox.ct import SandboxCts
+from pvecri.pods.sandbox.ct_removals import CtRemovals
 from pvecri.pods.sandbox.ct_tags import CtTags
 from pvecri.pods.sandbox.kubelet_cgroups import pod_cgroup
 from pvecri.pods.sandbox.stop import SandboxTeardown, remove_files
@@ -45,6 +46,9 @@ log = logging.getLogger(__name__)
 SWEEP_INTERVAL = 10.0
 """Seconds between two looks for pods that their fronts have ended without a call."""
 
+EARLIER_CT_TIMEOUT = 60.0
+"""Seconds to wait for the destroy of the CT of a removed pod with the same id."""
+
 _CPU_PERIOD = 100_000
 
 
@@ -55,6 +59,7 @@ class FrontSandboxes:
         self,
         registry: Registry,
         cts: SandboxCts,
+        removals: CtRemovals,
         tags: CtTags,
         teardown: SandboxTeardown,
         warm: WarmPool,
@@ -62,6 +67,7 @@ class FrontSandboxes:
     ) -> None:
         self._registry = registry
         self._cts = cts
+        self._removals = removals
         self._tags = tags
         self._teardown = teardown
         self._warm = warm
@@ -100,6 +106,8 @@ class FrontSandboxes:
         )
 
     async def _make(self, wanted: WantedSandbox) -> PodEntry:
+        # podman starts a container again by a delete and a create with the same id.
+        await self._removals.wait(wanted.id, EARLIER_CT_TIMEOUT)
         config = self._with_limits(wanted.config)
         pod = await self._warm.obtain(partial(self._reserve, wanted, config))
         async with pod.lock, AsyncExitStack() as undo:

@@ -83,6 +83,8 @@ class SandboxCts:
         self.idle.set()
         self.make_room: Callable[[], Awaitable[bool]] = _no_room
         """Called if a pod finds no free VMID; returns whether one was released."""
+        self.removal_ended: Callable[[], Awaitable[bool]] = _no_room
+        """Called next; waits for the CT of a removed pod and returns whether it is worth to look again."""
 
     async def prepare(self) -> None:
         """Read the VMIDs in use and the node's memory, and upload the sandbox template. Idempotent."""
@@ -326,7 +328,7 @@ class SandboxCts:
             try:
                 return await self._vmids.allocate(refused)
             except ResourceExhausted:
-                if pod.value.warm is not None or not await self.make_room():
+                if pod.value.warm is not None or not (await self.make_room() or await self.removal_ended()):
                     raise
 
     async def _guests(self) -> Set[int]:

@@ -24,7 +24,7 @@ from pvecri.pods.registry import PodEntry
 from pvecri.pods.sandbox import ct_notes
 from pvecri.proxmox.answers import CtConfig
 from pvecri.proxmox.api import ProxmoxApi
-from pvecri.proxmox.errors import CtHidden
+from pvecri.proxmox.errors import CtHidden, CtLocked, CtProtected
 
 DESTROY_END_TIMEOUT = 5.0
 """Seconds from a CT's leaving its pool to the end of its destroy: Proxmox removes firewall, jobs and config."""
@@ -59,10 +59,20 @@ class CtOwnership:
         await self._confirmed(pod)
 
     async def confirm_destroy(self, pod: PodEntry) -> None:
-        """As `confirm`; and AddedVolumes while the CT has volumes that somebody has added to it."""
+        """As `confirm`; and raise while Proxmox would refuse the destroy or it would destroy too much.
+
+        CtLocked, CtProtected, and AddedVolumes if the CT has volumes that somebody has added to it. Without a
+        task of Proxmox: a backup may have the lock for hours.
+        """
         config = await self._confirmed(pod)
-        if added := added_volumes(pod.value.vmid, config) if config is not None else {}:
-            vmid, name = pod.value.vmid, pod.value.name
+        if config is None:
+            return
+        vmid, name = pod.value.vmid, pod.value.name
+        if config.lock:
+            raise CtLocked(f"destroy CT {vmid}", f"CT is locked ({config.lock})")
+        if config.raw.get("protection") == "1":
+            raise CtProtected(f"destroy CT {vmid}", "protection mode enabled")
+        if added := added_volumes(vmid, config):
             shown = ", ".join(f"{option} {volume}" for option, volume in added.items())
             raise AddedVolumes(
                 f"CT {vmid} of pod {name} is not destroyed: it has volumes that were added to it ({shown}), which "

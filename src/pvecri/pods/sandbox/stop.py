@@ -20,6 +20,7 @@ from pvecri.pods.container.stop import ContainerStopper
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox.ct import SandboxCts
+from pvecri.pods.sandbox.ct_removals import CtRemovals
 from pvecri.pods.sandbox.shutdown import Shutdowns
 from pvecri.supervision import Supervisor, all_to_end, attempt
 
@@ -33,6 +34,7 @@ class SandboxTeardown:
         self,
         registry: Registry,
         cts: SandboxCts,
+        removals: CtRemovals,
         network: NetworkManager,
         stopper: ContainerStopper,
         remover: ContainerRemover,
@@ -42,6 +44,7 @@ class SandboxTeardown:
     ) -> None:
         self._registry = registry
         self._cts = cts
+        self._removals = removals
         self._network = network
         self._stopper = stopper
         self._remover = remover
@@ -69,8 +72,8 @@ class SandboxTeardown:
     async def remove(self, sandbox_id: str) -> None:
         """Remove a sandbox and its containers (CRI RemovePodSandbox), stopping it first if it runs.
 
-        Idempotent; an unknown sandbox is no error. If a part cannot be removed, the sandbox stays and the error is
-        raised; the client or recovery.py tries again.
+        Proxmox destroys the CT afterwards (ct_removals.py). Idempotent; an unknown sandbox is no error. If another
+        part cannot be removed, the sandbox stays and the error is raised; the client or recovery.py tries again.
         """
         try:
             pod = self._registry.pod(sandbox_id)
@@ -83,14 +86,20 @@ class SandboxTeardown:
             raise
 
     async def finish_removal(self, pod: PodEntry) -> None:
-        """As `remove`, for a sandbox whose creation or removal the previous daemon process did not finish."""
+        """As `remove`, for a sandbox whose creation or removal the previous daemon process did not finish.
+
+        A warm CT is destroyed when this returns.
+        """
         async with pod.lock:
+            if pod.value.removed:  # another call was faster
+                return
             await self._stop(pod)
             self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING), ending=True)
             for container in list(pod.containers.values()):
                 await self._remover.remove_entry(container)
-            parts = (self._cts.destroy, remove_files)
-            await all_to_end("removal of pod", *(partial(part, pod) for part in parts))
+            await remove_files(pod)
+            if pod.value.warm is not None:
+                await self._cts.destroy(pod)
             await self._hooks.remove_pod(pod)
             self.drop(pod)
 
@@ -147,14 +156,20 @@ class SandboxTeardown:
         self._registry.save_pod(pod, replace(pod.value, networked=False), ending=True)
 
     def drop(self, pod: PodEntry) -> None:
-        """Delete the sandbox from the registry; while its CT, network or files are left, keep it as REMOVING."""
+        """Delete the sandbox from the registry; while its network or files are left, keep it as REMOVING.
+
+        A CT that is left is destroyed in the background.
+        """
         if pod.watcher is not None:
             pod.watcher.cancel()
-        if pod.value.vmid or pod.value.networked or pod.directory.exists():
+        left = pod.value.networked or pod.directory.exists() or pod.alive
+        if pod.value.vmid and pod.value.warm is None and not left:
+            self._removals.add(pod)
+        elif pod.value.vmid or left:
             self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING), ending=True)
             self.removal_pending.set()
-            return
-        self._registry.drop_pod(pod)
+        else:
+            self._registry.drop_pod(pod)
 
 
 async def remove_files(pod: PodEntry) -> None:
