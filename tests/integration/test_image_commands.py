@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.image_builder import LayerBuilder, build_artifact, build_image, digest_of
+from support.image_commands import Node, run
 from support.images import image_root
 from support.registry import Registry
 
@@ -29,33 +30,10 @@ BASE = LayerBuilder().directory("bin").file("bin/sh", "shell", mode=0o4755, uid=
 TOP = LayerBuilder().file("etc/motd", "hello").file("bin/.wh.ash")
 
 
-class Node:
-    """A node's directories without a daemon."""
-
-    def __init__(self, root: Path, registry: Registry) -> None:
-        self.root = root
-        self.config = root / "config.toml"
-        self.config.write_text(
-            f'[runtime]\nstate_dir = "{root}/state"\nsocket = "{root}/pvecri.sock"\n'
-            f'[images]\ninsecure_registries = ["{registry.address}"]\n'
-        )
-
-    def image(self, *words: str, status: int = 0) -> str:
-        """Run `pvecri image`; what it says."""
-        return run(self.config, *words, status=status)
-
-
 @pytest.fixture
 def node(registry: Registry) -> Iterator[Node]:
     with image_root() as root:
         yield Node(root, registry)
-
-
-def run(config: Path, *words: str, status: int = 0) -> str:
-    command = [sys.executable, "-m", "pvecri", "--config", str(config), "image", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == status, (done.returncode, done.stdout, done.stderr)
-    return done.stdout + done.stderr
 
 
 def on_terminal(config: Path, *words: str) -> str:

@@ -66,7 +66,10 @@ MAY_IMPORT = {
     "config_cli": {"config_files"},
     "reload": {"config", "config_files"},
     "daemon": PARTS | {"pods", "nri", "cri", "front", "metrics_server", "probes", "reload", "tracing"},
-    "image_cli": GROUND | {"daemon", "cri", "images"},
+    "image_access": GROUND | {"daemon", "cri", "images"},
+    "image_progress": {"images"},
+    "image_cli": GROUND | {"image_access", "image_progress", "image_tree_cli", "images"},
+    "image_tree_cli": GROUND | {"image_access", "image_progress", "images"},
     "status_cli": THIN | {"cri", "pods"},
     "repair_cli": THIN | {"proxmox", "pods"},
     "stop_pods_cli": THIN | {"cri", "pods"},
@@ -120,7 +123,7 @@ MAKES_TASKS = {
     "streaming.session": "the session awaits it and reports its error",
     "streaming.streams": "the wait awaits it",
     "streaming.transport": "the wait awaits it, and what outlasts the wait raises nothing",
-    "image_cli": "the command awaits it",
+    "image_progress": "the command awaits it",
 }
 """Modules that make tasks without a supervisor, and who gets to see such a task's exception (decision 0068)."""
 

@@ -33,22 +33,16 @@ class ImageClient:
         """All images, with the fields that the CRI has."""
         with _errors():
             response = await self._stub.ListImages(pb.ListImagesRequest())
-        return tuple(
-            Image(
-                id=ImageId(image.id),
-                tags=tuple(image.repo_tags),
-                digests=tuple(image.repo_digests),
-                size=image.size,
-                pinned=image.pinned,
-            )
-            for image in response.images
-        )
+        return tuple(_image(image) for image in response.images)
 
-    async def exists(self, reference: str) -> bool:
-        """Whether there is an image of this name, ID or prefix of an ID."""
+    async def inspect(self, reference: str) -> tuple[Image, dict[str, Any]] | None:
+        """The image of this name, ID or prefix of an ID, with its verbose info, decoded; None if there is none."""
+        request = pb.ImageStatusRequest(image=pb.ImageSpec(image=reference), verbose=True)
         with _errors():
-            response = await self._stub.ImageStatus(pb.ImageStatusRequest(image=pb.ImageSpec(image=reference)))
-        return bool(response.image.id)
+            response = await self._stub.ImageStatus(request)
+        if not response.image.id:
+            return None
+        return _image(response.image), msgspec.json.decode(response.info["info"])
 
     async def pull(self, reference: str) -> ImageId:
         """Pull an image; returns its id."""
@@ -116,6 +110,16 @@ async def runtime_status(path: Path) -> RuntimeStatus:
         },
         images=len(images),
         image_bytes=sum(image.size for image in images),
+    )
+
+
+def _image(image: pb.Image) -> Image:
+    return Image(
+        id=ImageId(image.id),
+        tags=tuple(image.repo_tags),
+        digests=tuple(image.repo_digests),
+        size=image.size,
+        pinned=image.pinned,
     )
 
 

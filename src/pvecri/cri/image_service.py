@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 
@@ -14,7 +13,6 @@ from pvecri.cri.filters import given
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.cri.translated import Translated
 from pvecri.images.manager import ImageManager
-from pvecri.images.manifest import chain_id
 from pvecri.model import Image
 
 
@@ -50,8 +48,8 @@ class ImageService:
     async def image_status(self, request: pb.ImageStatusRequest) -> pb.ImageStatusResponse | bytes:
         """ImageStatus; for an image that is not in the store the response is empty, as the CRI requires.
 
-        Verbose info has `chainID` and `imageSpec`, the image's config, as containerd's, and `labels` as CRI-O's;
-        for an artifact `artifactType` and `manifest`.
+        Verbose info is images/inspection.py's: `chainID` and `imageSpec`, the image's config, as containerd's,
+        and `labels` as CRI-O's, for an artifact `artifactType` and `manifest`; layers, and who uses the image.
         """
         image = self._images.find(_reference(request.image))
         if image is None:
@@ -59,8 +57,7 @@ class ImageService:
         if not request.verbose:
             return self._statuses.message(image, alive=self._images.count)
         response = pb.ImageStatusResponse(image=responses.image(image))
-        document = json.loads(await asyncio.to_thread(self._images.raw_config, image.id))
-        response.info["info"] = json.dumps(_verbose(image, document))
+        response.info["info"] = json.dumps(await self._images.inspect(image.id))
         return response
 
     async def pull_image(self, request: pb.PullImageRequest) -> pb.PullImageResponse:
@@ -90,17 +87,6 @@ def _list_of(image: Image) -> bytes:
 
 def _status(image: Image) -> bytes:
     return pb.ImageStatusResponse(image=responses.image(image)).SerializeToString()
-
-
-def _verbose(image: Image, document: object) -> dict[str, object]:
-    if image.artifact_type:
-        return {"artifactType": image.artifact_type, "manifest": document}
-    return {
-        "chainID": chain_id(image.diff_ids),
-        "diffIDs": image.diff_ids,
-        "labels": image.config.labels,
-        "imageSpec": document,
-    }
 
 
 def _reference(spec: pb.ImageSpec) -> str:

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
+from pvecri.errors import FailedPrecondition
 from pvecri.images.drivers.base import LayerKey
 from pvecri.images.library import Library
 from pvecri.images.manifest import BadImage
 from pvecri.model import ContainerId, ImageId, Value
+
+log = logging.getLogger(__name__)
 
 
 class Finding(Value, frozen=True):
@@ -44,10 +48,15 @@ def findings(library: Library) -> Iterator[Finding]:
 async def repair(library: Library, found: Finding) -> bool:
     """Remove the images, so that they are pulled again, and the layer with them.
 
-    False if containers use the layer: then it stays, and a pull that needs it would not fetch it again.
+    False if containers use the layer: then it stays, and a pull that needs it would not fetch it again. False also
+    if one of the images is mounted.
     """
-    for image in found.images:
-        await library.remove(image)
+    try:
+        for image in found.images:
+            await library.remove(image)
+    except FailedPrecondition as error:
+        log.warning("%s", error)
+        return False
     if found.containers:
         return False
     await library.sweep()

@@ -18,9 +18,11 @@ from typing import Final
 from msgspec.structs import replace
 
 from pvecri.concurrency import finish
+from pvecri.errors import FailedPrecondition
 from pvecri.images.catalog import Catalog
 from pvecri.images.configs import Configs
 from pvecri.images.drivers.base import LayerKey, RootfsDriver
+from pvecri.images.image_mounts import ImageMounts
 from pvecri.images.manifest import Layer
 from pvecri.images.store import ImageRecord, LayerRecord, RootfsRecord, Store, StoreUnavailable
 from pvecri.model import ContainerId, ImageId
@@ -31,11 +33,14 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Library:
-    """The library of a `store`, a `driver` and `configs`. For one event loop."""
+    """The library of a `store`, a `driver`, `configs` and `mounts`. For one event loop."""
 
-    def __init__(self, store: Store, driver: RootfsDriver, configs: Configs, pinned: Iterable[str]) -> None:
+    def __init__(
+        self, store: Store, driver: RootfsDriver, configs: Configs, mounts: ImageMounts, pinned: Iterable[str]
+    ) -> None:
         self.driver = driver
         self.configs = configs
+        self.mounts = mounts
         self.boot = _BOOT_ID.read_text().strip()
         self.layers: dict[LayerKey, LayerRecord] = {}
         self.rootfs: dict[ContainerId, RootfsRecord] = {}
@@ -81,7 +86,8 @@ class Library:
         records = {each.container: each for each in self.store.rootfs()}
         self.rootfs = {key: each for key, each in records.items() if key in on_storage}
         self.store.delete_rootfs(records.keys() - on_storage)
-        for container in on_storage - records.keys():
+        mounted = {each.rootfs for each in self.mounts.all()}
+        for container in on_storage - records.keys() - mounted:
             self.driver.remove_rootfs(container)
 
     # -- images ------------------------------------------------------------------------------------------------
@@ -111,7 +117,14 @@ class Library:
             self.catalog.put(record)
 
     async def remove(self, image: ImageId) -> None:
-        """Remove the image. Its layers are removed by the next sweep."""
+        """Remove the image. Its layers are removed by the next sweep. FailedPrecondition while it is mounted."""
+        where = ", ".join(each.target for each in await asyncio.to_thread(self.mounts.of, image) if each.target)
+        # Again, without a file of each: no other process may mount the image before the catalog lacks it.
+        if self.mounts.has(image):
+            place = (
+                f"is mounted at {where}; unmount it by `pvecri image umount`" if where else "is being converted"
+            )
+            raise FailedPrecondition(f"image {image} {place}")
         self.catalog.drop(image)  # first, so that no container starts from it
         await finish(asyncio.to_thread(self.store.delete_images, (image,)))
 

@@ -3,6 +3,7 @@
 
 <images.root>/images.db      the store
               blobs/         configs
+              mounts/        records of images that are mounted for people
               tmp/           temporary files of pulls
               <driver>/      the rootfs driver's layers and root filesystems
 """
@@ -29,6 +30,8 @@ from pvecri.images.check import repair as repaired
 from pvecri.images.configs import Configs
 from pvecri.images.drivers import make_driver
 from pvecri.images.drivers.base import Owner
+from pvecri.images.image_mounts import ImageMounts
+from pvecri.images.inspection import inspection
 from pvecri.images.library import Library
 from pvecri.images.pull.progress import Progress, StallTimeout, Transfer, time_limits
 from pvecri.images.pull.puller import Puller
@@ -188,10 +191,18 @@ class ImageManager:
         """The image's config, byte by byte, or an artifact's manifest; NotFound without the image."""
         return self._library.configs.read(self.get(image).id)
 
+    async def inspect(self, image: ImageId) -> dict[str, object]:
+        """The image's config or manifest, its layers and users (images/inspection.py); NotFound."""
+        record = self._library.catalog.records.get(self.get(image).id)
+        assert record is not None, "get() has found it"
+        return await asyncio.to_thread(inspection, self._library, record, self._config.driver)
+
     async def remove(self, reference: str) -> None:
         """Remove an image, given as to `find`, with all its names (CRI RemoveImage). Idempotent.
 
-        Its containers keep running; a layer is removed once neither an image nor a container uses it.
+        FailedPrecondition while it is mounted by `pvecri image`. Its containers keep running; a layer is removed
+        once neither an image nor a container uses it.
+
         """
         record = self._library.catalog.find(reference)
         if record is not None:
@@ -305,7 +316,9 @@ class ImageManager:
         self._driver.setup()
         configs = Configs(self._root / "blobs")
         configs.setup()
-        library = Library(Store(self._root / "images.db"), self._driver, configs, self._config.pinned)
+        mounts = ImageMounts(self._root / "mounts", self._driver)
+        mounts.setup()
+        library = Library(Store(self._root / "images.db"), self._driver, configs, mounts, self._config.pinned)
         library.load()
         return library
 
