@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from pvecri.errors import PvecriError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Exit status: 0, 1 after a reported error, 2 for wrong usage."""
+    """Run one command. Exit status: 0, 1 after a reported error, 2 for wrong usage, 130 after Ctrl-C."""
     given = sys.argv[1:] if arguments is None else arguments
     # The daemon keeps what is imported: the other commands' modules are not.
     options = _only_serve(given) or _parser().parse_args(given)
@@ -23,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     except PvecriError as error:
         print(f"pvecri: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # Ctrl-C, after which everything is undone
+        return 128 + signal.SIGINT
 
 
 def _only_serve(arguments: list[str]) -> argparse.Namespace | None:

@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pvecri import image_tree_cli
+from pvecri import image_convert_cli, image_tree_cli
 from pvecri.config import Config
 from pvecri.errors import AlreadyExists, FailedPrecondition, InternalError, NotFound
 from pvecri.image_access import find, open_images, open_store
@@ -41,6 +41,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     remove = actions.add_parser("remove", help="remove an image with all its names")
     remove.add_argument("reference", help="a name, or the prefix of an ID")
     image_tree_cli.add_commands(actions)
+    image_convert_cli.add_commands(actions)
     load = actions.add_parser("import", help="import an image from an archive")
     load.add_argument("file", type=Path, help="an OCI archive, or one of `docker save`")
     load.add_argument("reference", help="the image's name in the store")
@@ -61,7 +62,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
     try:
         return asyncio.run(_ACTIONS[options.action](config, options))
     except OSError as error:
-        raise InternalError(str(error)) from error
+        where = f"{error.filename}: " if error.filename else ""
+        raise InternalError(f"{where}{error.strerror or error}") from error
 
 
 async def _list(config: Config, _: argparse.Namespace) -> int:
@@ -140,6 +142,7 @@ _ACTIONS: dict[str, Callable[[Config, argparse.Namespace], Coroutine[Any, Any, i
     "import": _import,
     "export": _export,
     "check": _check,
+    "convert": image_convert_cli.run,
     **image_tree_cli.ACTIONS,
 }
 

@@ -42,7 +42,7 @@ async def _inspect(config: Config, options: argparse.Namespace) -> int:
     shown |= {name: found[name] for name in sorted(known)}
     storage = {name: found["storage"][name] for name in ("driver", "root")}
     shown |= {"pinned": image.pinned, "layers": found["storage"]["layers"], "storage": storage}
-    print(json.dumps(shown | {"usedBy": found["usedBy"]}, indent=2, ensure_ascii=False))
+    print(json.dumps(shown | {"usedBy": found["usedBy"]}, indent=2))
     return 0
 
 

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, Final
 
 from pvecri.errors import CommandError
+from pvecri.images.convert import tar_command
 
 _LAYER: Final = "application/vnd.oci.image.layer.v1.tar+gzip"
 _CONFIG: Final = "application/vnd.oci.image.config.v1+json"
@@ -53,10 +54,7 @@ def write_archive(root: Path, config: bytes, name: str, target: Path) -> None:
 
 def _pack(root: Path, blobs: Path) -> tuple[str, dict[str, Any]]:
     """Pack the files into a layer; its diff ID and its descriptor."""
-    # tar(1), for tarfile writes no holes and no extended attributes.
-    options = ["--format=posix", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--sparse", "--sort=name"]
-    # Access times would make each export a different layer.
-    command = ["tar", "--create", *options, "--pax-option=delete=atime,delete=ctime", "-C", str(root), "."]
+    command = tar_command(root)
     content = hashlib.sha256()
     part = blobs / "layer.part"
     # A file for stderr: a pipe that is read after stdout would stop a tar that complains of many files.

@@ -206,6 +206,11 @@ def parse_config(data: bytes, manifest: Manifest) -> Content:
     )
 
 
+def run_config(document: object) -> ImageConfig:
+    """How an image's config says that it is run; the document was read by `parse_config` before."""
+    return _image_config(msgspec.convert(document, _ConfigFile).config or _RunConfig())
+
+
 def wrong_diff_id(layer: Layer, found: str) -> BadImage:
     """The error of a layer whose extracted content has the digest `found`."""
     if layer.file:

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pvecri image convert`: an image's root filesystem as one file, with the daemon and without."""
+
+# ruff: noqa: T201
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import shlex
+import shutil
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from pvecri.concurrency import finish
+from pvecri.config import Config
+from pvecri.errors import FailedPrecondition, InvalidArgument, escaped
+from pvecri.image_access import Images, find, image_mounts, layers, open_images, stack_of
+from pvecri.image_progress import with_progress
+from pvecri.images import convert, manifest
+from pvecri.images.pull.progress import Progress
+from pvecri.model import ContainerSecurity, ContainerUser, ImageConfig, ImageId
+from pvecri.oci import users
+
+_PACKAGES = {"mkfs.erofs": "erofs-utils", "mke2fs": "e2fsprogs", "zstd": "zstd"}
+
+
+def add_commands(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = actions.add_parser(
+        "convert", help="write an image's files to one file: a filesystem, a tar archive or a CT template"
+    )
+    parser.add_argument("reference", help="a name, or the prefix of an ID")
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=["raw", "tar", "template"],
+        help="raw: a filesystem; tar: an archive; template: an archive that Proxmox makes CTs of",
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the file to create; must not exist")
+    parser.add_argument(
+        "--filesystem",
+        choices=convert.FILESYSTEMS,
+        help="of --format raw: ext4, which is the default, or erofs, which is read-only",
+    )
+
+
+async def run(config: Config, options: argparse.Namespace) -> int:
+    """Convert an image; the file's name on stdout, and for a template how to make a CT of it."""
+    _check(options)
+    target: Path = options.output.absolute()
+    async with open_images(config) as (images, _progress), AsyncExitStack() as stack:
+        image, found = await find(images, options.reference)
+        layers(found)  # an artifact is refused before anything is made
+        draft = await stack.enter_async_context(convert.new_file(target, "-o"))
+        converting = _convert(config, images, image.id, found, options, draft)
+        user = await with_progress(converting, options.reference, Progress)
+    print(options.output)
+    if options.format == "template":
+        run = manifest.run_config(found["imageSpec"])
+        for line in instructions(f"STORAGE:vztmpl/{target.name}", image.tags, run, user):
+            print(escaped(line))  # a line break in the image's config would end the document
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """InvalidArgument or FailedPrecondition, which name the option, if they do not go together."""
+    if options.filesystem and options.format != "raw":
+        raise InvalidArgument("--filesystem", "is for --format raw")
+    if options.output is None:
+        raise InvalidArgument("-o", "names the file to create")
+    if not options.output.absolute().parent.is_dir():
+        raise InvalidArgument("-o", f"{options.output.parent} is not a directory")
+    if options.format == "template" and not options.output.name.endswith(".tar.zst"):
+        raise InvalidArgument("-o", "Proxmox expects a name that ends with .tar.zst")
+    program = {"template": "zstd", "tar": ""}.get(options.format) or (
+        {"raw": "mkfs.erofs" if options.filesystem == "erofs" else "mke2fs"}.get(options.format, "")
+    )
+    if program and shutil.which(program) is None:
+        needs = f"needs {program}: install {_PACKAGES[program]}"
+        raise FailedPrecondition(f"--format {options.format} {needs}")
+
+
+async def _convert(
+    config: Config,
+    images: Images,
+    image: ImageId,
+    found: dict[str, Any],
+    options: argparse.Namespace,
+    target: Path,
+) -> ContainerUser | None:
+    """Write the file. The user of a template's init; None if the image has no user of that name."""
+    created = convert.created(found["imageSpec"])
+    async with _mounted(config, images, image) as root:
+        await asyncio.to_thread(convert.set_top_time, root, created)
+        if options.format == "raw":
+            await convert.write_filesystem(options.filesystem or "ext4", root, target, image, created)
+        else:
+            await convert.write_tar(root, target, compressed=options.format == "template")
+        try:
+            name = (found["imageSpec"].get("config") or {}).get("User") or ""
+            return await asyncio.to_thread(users.resolve, ContainerSecurity(), name, root)
+        except InvalidArgument:
+            return None
+
+
+@asynccontextmanager
+async def _mounted(config: Config, images: Images, image: ImageId) -> AsyncIterator[Path]:
+    """A root filesystem of the image until the context ends."""
+    context = image_mounts(config).mounted(image, stack_of(images, image))
+    entered: list[Path] = []
+    try:
+        await finish(asyncio.to_thread(lambda: entered.append(context.__enter__())))
+        yield entered[0]
+    finally:
+        if entered:
+            await finish(asyncio.to_thread(context.__exit__, None, None, None))
+
+
+def instructions(volume: str, names: Sequence[str], run: ImageConfig, user: ContainerUser | None) -> Iterator[str]:
+    """How to make an ordinary CT of a template, as commands for the node's root; VMID and STORAGE are to choose.
+
+    Proxmox knows nothing of the image's config, and its own init is `/sbin/init`: all that it has is settings of
+    LXC, which only a file can have (lxc.container.conf(5)). They hold for Proxmox VE 8 and 9.
+    """
+    host = re.sub(r"[^a-z0-9-]+", "-", (names[0] if names else "").rpartition("/")[2].partition(":")[0].lower())
+    yield "# To make a CT of it, as root on a Proxmox node (choose VMID, STORAGE, size in GiB, network):"
+    yield (
+        f"pct create VMID {volume} --ostype unmanaged --unprivileged 1 --cmode console"
+        f" --hostname {host.strip('-') or 'image'} --rootfs STORAGE:8 --net0 name=eth0,bridge=vmbr0,ip=dhcp"
+    )
+    yield "cat >> /etc/pve/lxc/VMID.conf <<'END'"
+    command = (*run.entrypoint, *run.cmd)
+    yield f"lxc.init.cmd: {shlex.join(command)}" if command else "# The image has no command: set lxc.init.cmd"
+    if run.working_dir:
+        yield f"lxc.init.cwd: {run.working_dir}"
+    if user is None:
+        yield f"# The image has no user {run.user}: set lxc.init.uid and lxc.init.gid"
+    elif (user.uid, user.gid) != (0, 0):
+        yield f"lxc.init.uid: {user.uid}"
+        yield f"lxc.init.gid: {user.gid}"
+    yield f"lxc.signal.halt: {run.stop_signal or 'SIGTERM'}"
+    # A line break cannot be part of a setting.
+    yield from (f"lxc.environment: {each}" for each in run.env if "\n" not in each)
+    yield "END"
+    yield "pct start VMID"
