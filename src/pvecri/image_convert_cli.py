@@ -12,17 +12,19 @@ import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pvecri.concurrency import finish
 from pvecri.config import Config
-from pvecri.errors import FailedPrecondition, InvalidArgument, escaped
+from pvecri.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, escaped
 from pvecri.image_access import Images, find, image_mounts, layers, open_images, stack_of
 from pvecri.image_progress import with_progress
-from pvecri.images import convert, manifest
+from pvecri.images import convert, manifest, placement
 from pvecri.images.pull.progress import Progress
 from pvecri.model import ContainerSecurity, ContainerUser, ImageConfig, ImageId
 from pvecri.oci import users
+from pvecri.proxmox.api import ProxmoxApi
 
 _PACKAGES = {"mkfs.erofs": "erofs-utils", "mke2fs": "e2fsprogs", "zstd": "zstd"}
 
@@ -41,6 +43,9 @@ def add_commands(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the file to create; must not exist")
     parser.add_argument(
+        "--storage", help="of --format template: the Proxmox storage that gets it, instead of a file"
+    )
+    parser.add_argument(
         "--filesystem",
         choices=convert.FILESYSTEMS,
         help="of --format raw: ext4, which is the default, or erofs, which is read-only",
@@ -48,19 +53,29 @@ def add_commands(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 async def run(config: Config, options: argparse.Namespace) -> int:
-    """Convert an image; the file's name on stdout, and for a template how to make a CT of it."""
+    """Convert an image; its file or volume on stdout, and for a template how to make a CT of it."""
     _check(options)
-    target: Path = options.output.absolute()
-    async with open_images(config) as (images, _progress), AsyncExitStack() as stack:
+    async with AsyncExitStack() as stack:
+        api = await stack.enter_async_context(_proxmox(config, options.storage)) if options.storage else None
+        images, _progress = await stack.enter_async_context(open_images(config))
         image, found = await find(images, options.reference)
         layers(found)  # an artifact is refused before anything is made
-        draft = await stack.enter_async_context(convert.new_file(target, "-o"))
+        if api is None:
+            target = options.output.absolute()
+            draft = await stack.enter_async_context(convert.new_file(target, "-o"))
+        else:
+            scratch = placement.remembered(config).images_root / "tmp"
+            directory = stack.enter_context(TemporaryDirectory(dir=scratch, prefix="convert-"))
+            draft = target = Path(directory, convert.template_name(image.tags, image.id))
         converting = _convert(config, images, image.id, found, options, draft)
         user = await with_progress(converting, options.reference, Progress)
-    print(options.output)
+        volume = f"STORAGE:vztmpl/{target.name}"
+        if api is not None:
+            uploading = api.upload_image(draft, options.storage)
+            volume = await with_progress(uploading, f"upload to {options.storage}", Progress)
+    print(options.output or volume)
     if options.format == "template":
-        run = manifest.run_config(found["imageSpec"])
-        for line in instructions(f"STORAGE:vztmpl/{target.name}", image.tags, run, user):
+        for line in instructions(volume, image.tags, manifest.run_config(found["imageSpec"]), user):
             print(escaped(line))  # a line break in the image's config would end the document
     return 0
 
@@ -69,18 +84,38 @@ def _check(options: argparse.Namespace) -> None:
     """InvalidArgument or FailedPrecondition, which name the option, if they do not go together."""
     if options.filesystem and options.format != "raw":
         raise InvalidArgument("--filesystem", "is for --format raw")
-    if options.output is None:
-        raise InvalidArgument("-o", "names the file to create")
-    if not options.output.absolute().parent.is_dir():
+    if options.storage and options.format != "template":
+        raise InvalidArgument("--storage", "is for --format template")
+    if options.storage and options.output:
+        raise InvalidArgument("--storage", "is instead of -o")
+    if options.output is None and not options.storage:
+        or_storage = ", or --storage one in Proxmox" if options.format == "template" else ""
+        raise InvalidArgument("-o", f"names the file to create{or_storage}")
+    if options.output and not options.output.absolute().parent.is_dir():
         raise InvalidArgument("-o", f"{options.output.parent} is not a directory")
-    if options.format == "template" and not options.output.name.endswith(".tar.zst"):
+    if options.output and options.format == "template" and not options.output.name.endswith(".tar.zst"):
         raise InvalidArgument("-o", "Proxmox expects a name that ends with .tar.zst")
-    program = {"template": "zstd", "tar": ""}.get(options.format) or (
-        {"raw": "mkfs.erofs" if options.filesystem == "erofs" else "mke2fs"}.get(options.format, "")
-    )
-    if program and shutil.which(program) is None:
-        needs = f"needs {program}: install {_PACKAGES[program]}"
-        raise FailedPrecondition(f"--format {options.format} {needs}")
+    program = {"template": "zstd", "raw": "mkfs.erofs" if options.filesystem == "erofs" else "mke2fs"}
+    needed = program.get(options.format)
+    if needed and shutil.which(needed) is None:
+        raise FailedPrecondition(f"--format {options.format} needs {needed}: install {_PACKAGES[needed]}")
+
+
+@asynccontextmanager
+async def _proxmox(config: Config, storage: str) -> AsyncIterator[ProxmoxApi]:
+    """The API, if a CT template can be uploaded to the storage; InvalidArgument."""
+    api = ProxmoxApi(config.proxmox)
+    await api.start()
+    try:
+        try:
+            found = await api.storage_status(storage)
+        except (NotFound, PermissionDenied) as error:
+            raise InvalidArgument("--storage", str(error)) from error
+        if "vztmpl" not in found.contents:
+            raise InvalidArgument("--storage", f"{storage} takes no CT templates: its content lacks vztmpl")
+        yield api
+    finally:
+        await api.close()
 
 
 async def _convert(

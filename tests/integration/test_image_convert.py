@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,14 +13,18 @@ import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from support.image_builder import LayerBuilder, build_artifact, build_image
-from support.image_commands import Node
+from support.image_commands import Node, run
 from support.images import image_root
 from support.registry import Registry
 
 from pvecri.linux import loop, mounts
+
+if TYPE_CHECKING:
+    from support.daemon import Machine
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 
@@ -121,6 +126,21 @@ def test_template_comes_with_the_commands_to_make_a_ct(node: Node, image: str, t
         "lxc.signal.halt: SIGTERM",
         "lxc.environment: A=b c",
     ]
+
+
+def test_template_is_uploaded_to_a_proxmox_storage(machine: Machine) -> None:
+    config = machine.directory / "config.toml"
+    reference = machine.registry.push("ct", "1", build_image(BASE.build(), TOP.build(), config=CONFIG))
+    run(config, "pull", reference)
+    words = ("convert", reference, "--format", "template", "--storage")
+    volume, *_ = run(config, *words, "local").splitlines()
+    assert re.fullmatch(r"local:vztmpl/ct_1_[0-9a-f]{12}\.tar\.zst", volume)
+    assert f" {volume} " in run(config, *words, "local")
+    listed = machine.node.request("GET", f"/nodes/{machine.node.name}/storage/local/content?content=vztmpl")
+    assert volume in str(listed)
+    assert not any(Path(machine.directory).rglob("convert-*"))
+    # Proxmox does not tell our account whether there is a storage that it has no rights on.
+    assert "pvecri: --storage: Proxmox: get the status of storage none: " in run(config, *words, "none", status=1)
 
 
 def test_errors_name_the_option_and_leave_no_file(

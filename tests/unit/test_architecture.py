@@ -69,7 +69,7 @@ MAY_IMPORT = {
     "image_access": GROUND | {"daemon", "cri", "images"},
     "image_progress": {"images"},
     "image_cli": GROUND | {"image_access", "image_convert_cli", "image_progress", "image_tree_cli", "images"},
-    "image_convert_cli": GROUND | {"image_access", "image_progress", "images", "oci"},
+    "image_convert_cli": GROUND | {"image_access", "image_progress", "images", "oci", "proxmox"},
     "image_tree_cli": GROUND | {"image_access", "image_progress", "images"},
     "status_cli": THIN | {"cri", "pods"},
     "repair_cli": THIN | {"proxmox", "pods"},

@@ -49,7 +49,7 @@ from pvecri.proxmox.tasks import Tasks, parse_upid
 from pvecri.proxmox.template import SandboxTemplate, sandbox_template
 from pvecri.proxmox.transport import Call, ConnectionLost, Transport
 from pvecri.proxmox.upid import Upid
-from pvecri.proxmox.upload import upload_template
+from pvecri.proxmox.upload import FILE_TIMEOUT, upload_template
 
 T = TypeVar("T")
 
@@ -341,6 +341,12 @@ class ProxmoxApi:
         storage = self._config.template_storage
         await upload_template(self._transport, self._tasks, self._node, storage, name, data)
         return f"{storage}:vztmpl/{name}"
+
+    async def upload_image(self, file: Path, storage: str) -> str:
+        """Upload a CT template to a storage with content `vztmpl`; its volume ID. Replaces one of that name."""
+        tasks = Tasks(self._transport, FILE_TIMEOUT)
+        await upload_template(self._transport, tasks, self._node, storage, file.name, file)
+        return f"{storage}:vztmpl/{file.name}"
 
     def image_templates(self, timeout: float) -> ImageTemplates:
         """OCI images as templates on `image_storage`; `timeout` is for one pull, in seconds."""

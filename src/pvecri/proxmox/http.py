@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 import h11
 import msgspec
 
+from pvecri.proxmox.body import FileBody
+
 HAPPY_EYEBALLS_DELAY = 0.25
 """Seconds before a host's next address is tried beside the one before (RFC 8305, section 5)."""
 
@@ -65,7 +67,9 @@ class HttpClient:
         self._open: set[_Connection] = set()
         self._idle: dict[_Connection, asyncio.TimerHandle] = {}  # the one used last at the end
 
-    async def request(self, method: str, target: str, headers: dict[str, str], body: bytes | None) -> Response:
+    async def request(
+        self, method: str, target: str, headers: dict[str, str], body: bytes | FileBody | None
+    ) -> Response:
         """Send a request, once, and wait for its response; no redirect is followed.
 
         NotConnected if nothing was sent, NoResponse if the server ended the connection. Cancelled, it closes the
@@ -150,22 +154,40 @@ class _Connection(asyncio.Protocol):
         self._waiting: asyncio.Future[Response] | None = None
         self._head: h11.Response | None = None
         self._body = bytearray()
+        self._writable = asyncio.Event()
+        self._writable.set()
         self.usable = True
         """Whether another request can be sent."""
 
-    async def exchange(self, request: h11.Request, body: bytes) -> Response:
-        """Send a request and wait for the response; NoResponse."""
+    async def exchange(self, request: h11.Request, body: bytes | FileBody) -> Response:
+        """Send a request and wait for the response; NoResponse. OSError if the body's file cannot be read."""
         assert self._transport is not None, "it is connected"
         assert self._waiting is None, "one request at a time"
         self._waiting = asyncio.get_running_loop().create_future()
         self._head, self._body = None, bytearray()
-        parts = (request, h11.Data(data=body), h11.EndOfMessage()) if body else (request, h11.EndOfMessage())
-        # The response is awaited at once: a server may refuse a long body before it has read it.
-        self._transport.writelines(self._http.send(part) or b"" for part in parts)
         try:
+            if isinstance(body, FileBody):
+                await self._send_file(request, body)
+            else:
+                data = (h11.Data(data=body),) if body else ()
+                parts = (request, *data, h11.EndOfMessage())
+                # The response is awaited at once: a server may refuse a long body before it has read it.
+                self._transport.writelines(self._http.send(part) or b"" for part in parts)
             return await self._waiting
         finally:
             self._waiting = None
+
+    async def _send_file(self, request: h11.Request, body: FileBody) -> None:
+        """Send the request as fast as the server reads it, until it has responded, which it may do early."""
+        assert self._transport is not None, "it is connected"
+        assert self._waiting is not None, "exchange() waits"
+        self._transport.write(self._http.send(request) or b"")
+        for chunk in body.chunks():
+            await self._writable.wait()
+            if self._waiting.done():
+                return
+            self._transport.write(self._http.send(h11.Data(data=chunk)) or b"")
+        self._transport.write(self._http.send(h11.EndOfMessage()) or b"")
 
     def abort(self) -> None:
         """Close at once. Idempotent."""
@@ -179,6 +201,14 @@ class _Connection(asyncio.Protocol):
         """Connected."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+
+    def pause_writing(self) -> None:
+        """What was written is not sent yet."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """More can be written."""
+        self._writable.set()
 
     def data_received(self, data: bytes) -> None:
         """Some of the response; without a request it makes the connection useless."""
@@ -229,8 +259,10 @@ class _Connection(asyncio.Protocol):
         )
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(response)
+        self._writable.set()
 
     def _fail(self, why: str) -> None:
         self.usable = False
+        self._writable.set()
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_exception(NoResponse(why))

@@ -21,6 +21,7 @@ from pvecri.config import ProxmoxConfig
 from pvecri.errors import PvecriError, Unavailable
 from pvecri.proxmox import errors
 from pvecri.proxmox.auth import Auth, Ticket, auth_from
+from pvecri.proxmox.body import FileBody
 from pvecri.proxmox.ctspec import ParameterValue, wire
 from pvecri.proxmox.http import HttpClient, NoResponse, NotConnected, Response
 from pvecri.proxmox.tls import Trust, WrongFingerprint, untrusted
@@ -47,16 +48,18 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """One call; `action` describes it for errors (`stop CT 900001`).
 
     `parameters` go into the query of GET and DELETE (Proxmox refuses a body there), else into a form body;
-    `body` with its `content_type` replaces the form. `repeatable` marks idempotent calls.
+    `body` with its `content_type` replaces the form. `repeatable` marks idempotent calls. `timeout` in seconds
+    replaces proxmox.request_timeout if that is shorter.
     """
 
     method: str
     path: str
     action: str
     parameters: dict[str, ParameterValue] = {}
-    body: bytes = b""
+    body: bytes | FileBody = b""
     content_type: str = "application/x-www-form-urlencoded"
     repeatable: bool = False
+    timeout: float = 0.0
 
 
 class Transport:
@@ -145,7 +148,7 @@ class Transport:
         attributes = {"http.request.method": call.method, "url.path": self._root + call.path}
         span = correlation.span(f"Proxmox {call.method} {template}", attributes, remote=True)
         with span, measured as measure, self._connection_errors(call, self._trust):
-            async with asyncio.timeout(self._config.request_timeout):
+            async with asyncio.timeout(max(call.timeout, self._config.request_timeout)):
                 response = await self._client.request(call.method, target, HEADERS | headers | content, body)
             measure.code = str(response.status)
             if 300 <= response.status < 400:
@@ -168,14 +171,14 @@ class Transport:
         except TimeoutError as error:
             raise ConnectionLost(
                 f"Proxmox: {call.action}: {url} did not answer within "
-                f"{self._config.request_timeout:g} s (proxmox.request_timeout)"
+                f"{max(call.timeout, self._config.request_timeout):g} s (proxmox.request_timeout)"
             ) from error
         except NoResponse as error:
             raise ConnectionLost(
                 f"Proxmox: {call.action}: {url} (proxmox.url) ended the connection: {error}"
             ) from error
 
-    def _encode(self, call: Call) -> tuple[str, bytes | None, dict[str, str]]:
+    def _encode(self, call: Call) -> tuple[str, bytes | FileBody | None, dict[str, str]]:
         """Target, body and headers of a call; UPIDs and volume ids in its path are escaped already."""
         form = urlencode({name: wire(value) for name, value in call.parameters.items()})
         target = self._root + call.path

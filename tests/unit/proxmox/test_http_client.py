@@ -14,6 +14,7 @@ import pytest
 from fakepve.certs import make_cert
 
 from pvecri.config import ProxmoxConfig
+from pvecri.proxmox.body import FileBody
 from pvecri.proxmox.http import HttpClient, NoResponse, NotConnected
 from pvecri.proxmox.tls import Trust, WrongFingerprint
 
@@ -184,6 +185,36 @@ async def test_a_refused_upload_is_read_before_all_of_it_was_sent() -> None:
     async with client_of(serve) as client:
         response = await client.request("POST", "/upload", {}, b"x" * (64 << 20))
     assert (response.status, response.reason) == (413, "Too large")
+
+
+async def test_a_file_is_sent_as_fast_as_the_server_reads(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    content = bytes(range(256)) * (32 << 12)
+    file.write_bytes(content)
+    received = hashlib.sha256()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"Content-Length: %d\r\n" % (len(content) + 8) in head
+        await asyncio.sleep(0.1)
+        received.update(await reader.readexactly(len(content) + 8))
+        writer.write(OK)
+
+    async with client_of(serve) as client:
+        response = await client.request("POST", "/", {}, FileBody(b"head", file, len(content), b"tail"))
+
+    assert response.body == b"ok"
+    assert received.digest() == hashlib.sha256(b"head" + content + b"tail").digest()
+
+
+async def test_a_refused_file_is_not_sent_to_its_end(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    with file.open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    refusal = b"HTTP/1.1 403 no\r\nContent-Length: 0\r\n\r\n"
+    async with client_of(Server(refusal).serve) as client:
+        response = await client.request("POST", "/", {}, FileBody(b"", file, 1 << 40, b""))
+    assert response.status == 403
 
 
 async def test_an_empty_body_has_a_length_and_no_body_has_none() -> None:
