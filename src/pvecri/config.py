@@ -307,8 +307,7 @@ class Config(Section, frozen=True):
 
 def parse(text: str, origin: str = "configuration") -> Config:
     """Parse TOML text; `origin` names it in errors. ConfigError names the setting."""
-    given = _decode(text, origin)
-    convert(given, origin)
+    given = _validated(text, origin)
     try:
         return from_toml(given)
     except ConfigError as error:
@@ -316,21 +315,38 @@ def parse(text: str, origin: str = "configuration") -> Config:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The content of a TOML file; ConfigError names it."""
-    return _decode(_text(path, str(path)), str(path))
+    """The content of a TOML file, each setting of the right type and range; ConfigError names file and setting."""
+    return _validated(_text(path, str(path)), str(path))
 
 
-def convert(given: dict[str, Any], origin: str) -> Config:
-    """The settings of decoded TOML, each with its type and range, not compared with others; ConfigError."""
+def place(text: str, origin: str, setting: tuple[str | int, ...]) -> str:
+    """Where a setting is in the TOML text of `origin`: `FILE:LINE`, or without a line if it cannot be found."""
+    from pvecri import config_errors  # only here: a daemon whose configuration is valid has no use for it
+
+    line = config_errors.line_of(text, setting)
+    return f"{origin}:{line}" if line else origin
+
+
+def _validated(text: str, origin: str) -> dict[str, Any]:
+    """Decoded TOML, its settings not compared with each other; ConfigError."""
+    given = _decode(text, origin)
     try:
-        return msgspec.convert(given, Config, strict=True, dec_hook=_path)
+        _convert(given)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{origin}: {str(error).replace('`$.', '`').replace('`$`', 'the top')}") from error
+        from pvecri import config_errors
+
+        explained = config_errors.explain(error, given, Config, _convert)
+        raise ConfigError(f"{place(text, origin, explained.path)}: {explained}") from error
+    return given
+
+
+def _convert(given: dict[str, Any]) -> Config:
+    return msgspec.convert(given, Config, strict=True, dec_hook=_path)
 
 
 def from_toml(given: dict[str, Any]) -> Config:
-    """The configuration of decoded TOML that `convert` accepts; ConfigError for contradictory settings."""
-    config = convert(given, "configuration")
+    """The configuration of TOML that `read_toml` accepts; ConfigError for contradictory settings."""
+    config = _convert(given)
     _check(config)
     # Only the file tells an unset proxmox.storage from one that is set to the default.
     if config.images.storage and "storage" not in given.get("proxmox", {}):

@@ -40,9 +40,8 @@ def load(path: Path) -> Loaded:
     merged: dict[str, dict[str, Any]] = {}
     origins: dict[str, Path] = {}
     for file in [path, *sorted((path.parent / DROP_INS).glob("*.toml"))]:
+        # Each file alone is valid, for an error in it to name it. A section that is no table is refused here.
         given = config.read_toml(file)
-        # Each file alone, for an error in it to name it. A section that is no table is refused here.
-        config.convert(given, str(file))
         for section, settings in given.items():
             merged.setdefault(section, {}).update(settings)
             origins |= {f"{section}.{key}": file for key in settings}
@@ -50,9 +49,10 @@ def load(path: Path) -> Loaded:
         return Loaded(config.from_toml(merged), origins)
     except ConfigError as error:
         # They contradict each other: the last file that has one of the settings in question is the one to look at.
-        named = [origins[name] for name in map(".".join, _SETTING.findall(str(error))) if name in origins]
+        named = {origins[name]: name for name in map(".".join, _SETTING.findall(str(error))) if name in origins}
         last = max(named, key=lambda file: (file != path, file.name), default=path)
-        raise ConfigError(f"{last}: {error}") from error
+        setting = tuple(named.get(last, "").split("."))
+        raise ConfigError(f"{config.place(last.read_text(), str(last), setting)}: {error}") from error
 
 
 # -- shown as TOML --------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def test_reload_changes_what_it_can_and_keeps_pods(machine: Machine, cri: CriCli
         (drop_ins / "20-broken.toml").write_text("[")
         machine.daemon.send(signal.SIGHUP)
         eventually(
-            lambda: f"{drop_ins}/20-broken.toml: " in machine.daemon.log.read_text(), "the broken file is named"
+            lambda: f"{drop_ins}/20-broken.toml:" in machine.daemon.log.read_text(), "the broken file is named"
         )
         assert pinned(cri) == [True]
     finally:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def wrong_value(kind: inspect.Type) -> str:
     ("section", "key", "kind"), SETTINGS, ids=lambda value: value if type(value) is str else ""
 )
 def test_error_for_a_wrong_type_names_the_setting(section: str, key: str, kind: inspect.Type) -> None:
-    with pytest.raises(ConfigError, match=rf"^/etc/p\.toml: Expected .* - at `{section}\.{key}`$"):
+    with pytest.raises(ConfigError, match=rf"^/etc/p\.toml:2: {section}\.{key}: must be .*, and is "):
         config.parse(f"[{section}]\n{key} = {wrong_value(kind)}", "/etc/p.toml")
 
 
@@ -64,7 +65,10 @@ def test_error_for_a_wrong_type_names_the_setting(section: str, key: str, kind: 
     ],
 )
 def test_error_for_a_number_out_of_range_names_the_setting(setting: str, value: str) -> None:
-    with pytest.raises(ConfigError, match=rf"at `{setting}`$"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"^configuration:1: {re.escape(setting)}: must be .*, and is {re.escape(value.replace('_', ''))}$",
+    ):
         config.parse(f"{setting} = {value}")
 
 
@@ -99,10 +103,6 @@ def test_error_for_a_number_out_of_range_names_the_setting(setting: str, value: 
         ("runtime.state_dir = 'state'", "runtime.state_dir: must be an absolute path"),
         ("runtime.run_dir = ''", "runtime.run_dir: must be an absolute path"),
         ("log.level = 'loud'", "log.level: 'loud' is none of debug, info, warning, error"),
-        ("runtime.sockets = '/s'", "Object contains unknown field `sockets` - at `runtime`"),
-        ("proxmox.vmid_range.middle = 150", "Object contains unknown field `middle` - at `proxmox.vmid_range`"),
-        ("[podman]", "Object contains unknown field `podman`"),
-        ("proxmox.tags = ['a', 7]", "Expected `str`, got `int` - at `proxmox.tags[1]`"),
         ("proxmox =", "Invalid value (at end of document)"),
     ],
 )
@@ -110,6 +110,48 @@ def test_invalid_configuration_is_refused_with_message(text: str, message: str) 
     with pytest.raises(ConfigError) as caught:
         config.parse(text, "/etc/p.toml")
     assert str(caught.value).startswith(f"/etc/p.toml: {message}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("runtime.sockets = '/s'", "1: runtime.sockets: there is no such setting; is runtime.socket meant?"),
+        ("\nproxmox.vmid_range.middle = 150", "2: proxmox.vmid_range.middle: there is no such setting"),
+        ("[podman]", "1: podman: there is no such section"),
+        ("[prox-mox]", "1: prox-mox: there is no such section; is proxmox meant?"),
+        ("proxmox = 3", "1: proxmox: must be a table, and is 3"),
+        ("# x\n[proxmox]\npool = 'a'\ntags = ['a', 7]", "4: proxmox.tags[1]: must be text in quotes, and is 7"),
+        ("proxmox.tags = 'a'", '1: proxmox.tags: must be a list, and is "a"'),
+        ("images.root = 2024-01-01", "1: images.root: must be a path in quotes, and is the date 2024-01-01"),
+        ("proxmox.unprivileged = 'no'", '1: proxmox.unprivileged: must be true or false, and is "no"'),
+        ("streaming.port = 65536", "1: streaming.port: must be at most 65535, and is 65536"),
+        (
+            "user_namespaces.mode = 'x'",
+            '1: user_namespaces.mode: must be one of "cri", "per-pod", "shared", and is "x"',
+        ),
+        ("[network.classes.lan]", "1: network.classes.lan.bridge: must be set"),
+        (
+            "[network.classes.ok]\nbridge = 'a'\n[network.classes.'my lan']\nbridge = 'a'\nip = 'x'",
+            '5: network.classes."my lan".ip: must be one of "", "dhcp", and is "x"',
+        ),
+        (
+            "network.classes.lan.bridge = 'a b'",
+            '1: network.classes.lan.bridge: must match the pattern ^[A-Za-z0-9_.-]{1,15}$, and is "a b"',
+        ),
+        (
+            "[runtime.default_sysctls]\n'net.a' = 1",
+            '2: runtime.default_sysctls."net.a": must be text in quotes, and',
+        ),
+        (
+            "[proxmox]\npool = '''\nurl = 7\n'''\nurl = 8",
+            "5: proxmox.url: must be text in quotes, and is 8",
+        ),
+    ],
+)
+def test_error_names_line_setting_and_value_in_plain_words(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.parse(text, "/etc/p.toml")
+    assert str(caught.value).startswith(f"/etc/p.toml:{message}")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +209,7 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     path.write_text("log.level = 'debug'")
     assert config_files.load(path).config.log.level == "debug"
     path.write_text("log.level = 3")
-    with pytest.raises(ConfigError, match=rf"^{path}: .*log\.level"):
+    with pytest.raises(ConfigError, match=rf"^{path}:1: log\.level: must be text in quotes"):
         config_files.load(path)
 
 

@@ -41,27 +41,27 @@ def test_of_a_setting_in_several_files_the_last_one_counts_as_a_whole(main: Path
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("proxmox.pol = 'b'", "Object contains unknown field `pol` - at `proxmox`"),
-        ("proxmox = 7", "Expected `object`, got `int` - at `proxmox`"),
-        ("pool = 'b'", "Object contains unknown field `pool`"),
-        ("proxmox.pool = ", "Invalid value (at end of document)"),
-        ("proxmox.pool = 7", "Expected `str`, got `int` - at `proxmox.pool`"),
-        ("proxmox.url = 'http://pve1:8006'", "proxmox.url: 'http://pve1:8006' is not an https URL"),
+        ("proxmox.pol = 'b'", ":1: proxmox.pol: there is no such setting; is proxmox.pool meant?"),
+        ("proxmox = 7", ":1: proxmox: must be a table, and is 7"),
+        ("pool = 'b'", ":1: pool: there is no such section"),
+        ("proxmox.pool = ", ": Invalid value (at end of document)"),
+        ("\nproxmox.pool = 7", ":2: proxmox.pool: must be text in quotes, and is 7"),
+        ("proxmox.url = 'http://pve1:8006'", ":1: proxmox.url: 'http://pve1:8006' is not an https URL"),
         # Of two files, the one that is read last is where somebody has changed something.
-        ("images.root = '/i'\nimages.storage = 'tank'", "set images.root or images.storage, not both"),
+        ("images.root = '/i'\nimages.storage = 'tank'", ":2: set images.root or images.storage, not both"),
     ],
 )
 def test_error_names_the_file_of_the_setting(main: Path, text: str, problem: str) -> None:
     file = drop_in(main, "10-a.toml", text)
     with pytest.raises(ConfigError) as caught:
         config_files.load(main)
-    assert str(caught.value).startswith(f"{file}: {problem}")
+    assert str(caught.value).startswith(f"{file}{problem}")
 
 
 def test_error_of_two_files_names_the_drop_in(main: Path) -> None:
     main.write_text(main.read_text() + 'root = "/images"\n')
     file = drop_in(main, "10-a.toml", 'images.storage = "tank"')
-    with pytest.raises(ConfigError, match=f"^{file}: set images.root or images.storage, not both"):
+    with pytest.raises(ConfigError, match=f"^{file}:1: set images.root or images.storage, not both"):
         config_files.load(main)
 
 

@@ -97,7 +97,7 @@ def test_invalid_file_changes_nothing(daemon: Daemon, path: Path, caplog: pytest
     assert daemon.levels == []
     (message,) = caplog.messages
     assert message.startswith(
-        f"the configuration is not reloaded, the one before stays in effect: {path}: log.level"
+        f"the configuration is not reloaded, the one before stays in effect: {path}:1: log.level"
     )
 
 
