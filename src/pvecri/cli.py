@@ -52,7 +52,7 @@ def _run(options: argparse.Namespace) -> int:
     return run(config_files.load(options.config).config, options)
 
 
-_WITHOUT_CONFIGURATION = frozenset({"config", "setup", "check", "check-config"})
+_WITHOUT_CONFIGURATION = frozenset({"config", "setup", "check", "check-config", "completion"})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,9 +72,16 @@ def _parser() -> argparse.ArgumentParser:
     status_cli.add_commands(commands)
     stop_pods_cli.add_command(commands)
     setup.add_command(commands)
+    completion = commands.add_parser(
+        "completion",
+        help="print the completions of a shell",
+        description="Print what a shell sources.",
+    )
+    completion.add_argument("shell", choices=["bash", "zsh", "fish"])
     _accept_config_after_command(parser)
     runs: dict[str, Callable[..., int]] = {
         "config": config_cli.run,
+        "completion": _complete,
         "setup": setup.run,
         "check": check.run,
         "check-config": check.run,
@@ -86,6 +93,14 @@ def _parser() -> argparse.ArgumentParser:
     for name, run in runs.items():
         commands.choices[name].set_defaults(run=run)
     return parser
+
+
+def _complete(options: argparse.Namespace) -> int:
+    """Print the completions of a shell."""
+    import shtab
+
+    print(shtab.complete(_parser(), options.shell))
+    return 0
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

@@ -57,8 +57,12 @@ def test_images_are_pulled_listed_and_removed_without_a_daemon(node: Node, regis
     reference = registry.push("app", "1", built)
     assert node.image("pull", reference) == f"{built.id}\n"
     assert [reference, built.id[7:20]] == node.image("list").splitlines()[1].split()[:2]
+    other = registry.push("other", "2", built)
+    node.image("pull", other)
+    assert [line.split()[0] for line in node.image("list").splitlines()[1:]] == sorted([reference, other])
     node.image("remove", reference)
     assert len(node.image("list").splitlines()) == 1
+    assert f"image {reference} is not in the store" in node.image("remove", reference, status=1)
 
 
 def test_terminal_shows_progress_and_summary_of_a_pull(node: Node, registry: Registry) -> None:

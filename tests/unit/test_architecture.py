@@ -105,6 +105,7 @@ THIRD_PARTY = {
     "h11": {"proxmox", "streaming"},
     "opentelemetry": {"tracing"},
     "prometheus_client": {"metrics_registry", "metrics_server"},
+    "shtab": {"cli"},
     "wsproto": {"streaming"},
     "yaml": {"checks", "oci"},
 }

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,18 @@ def test_the_daemon_is_started_without_the_other_commands(arguments: list[str], 
 )
 def test_other_command_lines_are_not_the_daemons(arguments: list[str]) -> None:
     assert cli._only_serve(arguments) is None
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_commands_and_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("umount", "filesystem", "completion"))
+
+
+def test_bash_completes_a_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", "bash"]) == 0
+    complete = "COMP_WORDS=(pvecri image conv) COMP_CWORD=2; _shtab_pvecri; echo ${COMPREPLY[@]}"
+    script = f"{capsys.readouterr().out}\n{complete}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "convert\n"
