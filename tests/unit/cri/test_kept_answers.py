@@ -48,7 +48,7 @@ from pvecri.pods.manager import PodManager
 from pvecri.pods.registry import ContainerEntry, PodEntry, Registry
 from pvecri.pods.store import Store
 
-SANDBOX, CONTAINER = filled(Sandbox), filled(Container)
+SANDBOX, CONTAINER = replace(filled(Sandbox), removed=False), filled(Container)
 NUMBERS = st.integers(0, 3)
 PHASES, STATES = st.sampled_from(list(SandboxPhase)), st.sampled_from(list(ContainerState))
 
@@ -158,6 +158,12 @@ class Runtime(RuleBasedStateMachine):
     @rule(number=NUMBERS)
     def drop_pod(self, number: int) -> None:
         if pod := self.pod(number):
+            self.registry.drop_pod(pod)
+
+    @rule(number=NUMBERS)
+    def retire_pod(self, number: int) -> None:
+        if (pod := self.pod(number)) and not pod.containers:
+            self.registry.retire_pod(pod)
             self.registry.drop_pod(pod)
 
     @rule(number=NUMBERS)
