@@ -174,6 +174,7 @@ async def _serve_metrics(
         return None
     # aiohttp's server takes more than a megabyte of memory.
     from pvecri.metrics_server import MetricsServer
+    from pvecri.probes import Check
 
     metrics.BUILD_INFO.labels(pvecri.__version__).set(1)
 

@@ -95,7 +95,10 @@ def test_artifact_is_listed_and_shown_like_an_image(cri: CriClient, machine: Mac
     size = len(b"{}") + sum(map(len, MODEL.layers))
     assert (found.image.id, list(found.image.repo_tags), found.image.size) == (artifact, [reference], size)
     info = json.loads(found.info["info"])
+    storage, users = info.pop("storage"), info.pop("usedBy")
     assert info == {"artifactType": "application/vnd.example.model", "manifest": json.loads(MODEL.manifest)}
+    assert len(storage["layers"]) == len(MODEL.layers)
+    assert not any(users.values())
     listed = cri.images.ListImages(pb.ListImagesRequest(), timeout=CALL_TIMEOUT).images
     assert found.image in listed
     remove_image(cri, artifact)

@@ -126,7 +126,7 @@ def test_removed_pod_leaves_no_switch_port(machine: Machine, tagged: CriClient, 
 
     tagged.remove_pod(pod)
 
-    assert lan.switch.ports(BRIDGE) == ["pvttrunk"]
+    eventually(lambda: lan.switch.ports(BRIDGE) == ["pvttrunk"], "the port is gone")
 
 
 def test_ct_that_ends_without_the_api_leaves_no_switch_port(

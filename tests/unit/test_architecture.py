@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -281,3 +282,38 @@ def test_every_module_has_licence_and_docstring() -> None:
     ]
     assert unlicensed == []
     assert [str(each) for each in MODULES if not ast.get_docstring(each.tree)] == []
+
+
+def test_test_files_have_different_names() -> None:
+    """pytest collects all folders at once and imports each file by its name alone."""
+    names = Counter(path.name for path in Path(__file__).parents[1].rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_names_imported_for_types_only_are_not_used_at_run_time() -> None:
+    """With postponed annotations neither a linter nor the type checker finds that; the call fails."""
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        names = {alias.asname or alias.name for node in _for_types(tree) for alias in node.names}
+        found += [f"{path.name}:{node.lineno} {node.id}" for node in _used(tree, names)]
+    assert found == []
+
+
+def _for_types(tree: ast.Module) -> list[ast.Import | ast.ImportFrom]:
+    blocks = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    return [each for block in blocks for each in block.body if isinstance(each, ast.Import | ast.ImportFrom)]
+
+
+def _used(node: ast.AST, names: set[str]) -> Iterator[ast.Name]:
+    """The uses of names outside of annotations, and of functions that import them themselves."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        imports = [each for each in ast.walk(node) if isinstance(each, ast.Import | ast.ImportFrom)]
+        names = names - {alias.asname or alias.name for each in imports for alias in each.names}
+    if isinstance(node, ast.Name) and node.id in names:
+        yield node
+    for field, value in ast.iter_fields(node):
+        if field not in ("annotation", "returns"):
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    yield from _used(child, names)
