@@ -68,9 +68,10 @@ def recorded(path: Path) -> Recorded:
     with _opened_to_read(path) as db:
         row = db.execute("SELECT id FROM installation").fetchone()
         pods = db.execute("SELECT vmid, name FROM sandboxes WHERE vmid IS NOT NULL").fetchall()
-        # The JSON is a BLOB, which json_extract() takes for SQLite's own format.
-        of_removed = "WHERE vmid IS NOT NULL AND json_extract(CAST(value AS TEXT), '$.removed')"
-        removed = db.execute(f"SELECT vmid FROM sandboxes {of_removed}").fetchall()
+        # A damaged row is a pod's, too. The JSON is a BLOB, which SQLite would take for a format of its own.
+        text = "CAST(value AS TEXT)"
+        is_removed = f"CASE WHEN json_valid({text}) THEN json_extract({text}, '$.removed') END"
+        removed = db.execute(f"SELECT vmid FROM sandboxes WHERE vmid IS NOT NULL AND {is_removed}").fetchall()
     return Recorded(str(row[0]) if row else "", dict(pods), frozenset(vmid for (vmid,) in removed))
 
 
