@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from support.image_builder import LayerBuilder, build_artifact, build_image, digest_of
-from support.image_commands import Node, run
+from support.image_builder import build_artifact, build_image, digest_of
+from support.image_commands import BASE, TOP, Node, run
 from support.images import image_root
 from support.registry import Registry
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from support.daemon import Machine
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking needs root")
-
-BASE = LayerBuilder().directory("bin").file("bin/sh", "shell", mode=0o4755, uid=5).hardlink("bin/ash", "bin/sh")
-TOP = LayerBuilder().file("etc/motd", "hello").file("bin/.wh.ash")
 
 
 @pytest.fixture

@@ -7,7 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.image_builder import LayerBuilder
 from support.registry import Registry
+
+BASE = LayerBuilder().directory("bin").file("bin/sh", "shell", mode=0o4755, uid=5).hardlink("bin/ash", "bin/sh")
+TOP = LayerBuilder().file("etc/motd", "hello").file("bin/.wh.ash")
+"""Two layers: a file with a set-user-ID bit and two names, and one that removes a name of it."""
 
 
 class Node:
