@@ -241,7 +241,7 @@ def test_cts_of_a_lost_database_are_left_until_a_person_decides(
     assert re.search(rf"CT {vmid} .* has the notes of pod .*\n.*destroyed", done.stdout)
     # conmon may have written its exit file while the CT was killed; what has no row is removed at the next start.
     machine.restart()
-    eventually(lambda: set(machine.leftovers()) <= machine.usual, "nothing is left")
+    machine.wait_until_nothing_left()
     assert machine.processes_of(container) == []
 
 

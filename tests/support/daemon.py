@@ -17,12 +17,13 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from support import leaks
-from support.cri_client import CriClient, eventually
+from support.cri_client import TIMEOUT, CriClient, eventually
 from support.leaks import VMIDS
 from support.machine_node import OVS_DIR, Node, machine_node
 from support.netns import own_network_namespace
@@ -238,6 +239,17 @@ class Machine:
         """All that should not be there when there is no pod."""
         return leaks.of_machine(self.directory, self.run_dir, self.state_dir, self.lxc_path, self.leases, VMIDS)
 
+    def left(self) -> set[str]:
+        """What `leftovers` finds and did not find before the first pod."""
+        return set(self.leftovers()) - self.usual
+
+    def wait_until_nothing_left(self) -> None:
+        """Wait for what the daemon, or an ending process, removes without a pod that could be asked for."""
+        deadline = time.monotonic() + TIMEOUT
+        while left := self.left():
+            assert time.monotonic() < deadline, f"still left: {sorted(left)}"
+            time.sleep(0.1)
+
     def wait_for_removals(self) -> None:
         """Wait until the CTs of removed pods are destroyed, which the daemon does in the background."""
         if self.daemon.running:
@@ -249,7 +261,7 @@ class Machine:
         Waits for what the daemon does in the background.
         """
         self.wait_for_removals()
-        assert not (left := set(self.leftovers()) - self.usual), sorted(left)
+        assert not (left := self.left()), sorted(left)
         assert not (cts := self.node.cts() & set(VMIDS)), cts
 
 

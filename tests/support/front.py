@@ -338,8 +338,7 @@ class Front:
 
     def wait_until_nothing_left(self) -> None:
         """Wait until recovery has removed all pods."""
-        machine = self.machine
-        eventually(lambda: set(machine.leftovers()) <= machine.usual, "nothing is left")
+        self.machine.wait_until_nothing_left()
         self.assert_nothing_left()
 
     def assert_nothing_left(self) -> None:
