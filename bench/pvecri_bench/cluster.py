@@ -19,8 +19,8 @@ from pathlib import Path
 
 import msgspec
 
-from pvecri.config import ProxmoxConfig, VmidRange
-from pvecri.metrics_registry import REGISTRY
+from pvecri.config.settings import ProxmoxConfig, VmidRange
+from pvecri.observability.metrics_registry import REGISTRY
 from pvecri.pods.sandbox.vmids import Vmids
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import CtSpec

@@ -161,11 +161,11 @@ CALLS = frozenset(
 
 def main() -> int:
     """Become the daemon."""
-    from pvecri import cli
+    from pvecri.cli import command_line
 
     with Path(sys.argv[1]).open("a", buffering=1) as file:
         record(Recorder(file))
-        return cli.main(sys.argv[2:])
+        return command_line.main(sys.argv[2:])
 
 
 if __name__ == "__main__":

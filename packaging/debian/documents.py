@@ -17,7 +17,7 @@ from pathlib import Path
 import shtab
 
 import pvecri
-from pvecri import cli
+from pvecri.cli import command_line
 
 COMPLETIONS = {"bash": "pvecri", "zsh": "_pvecri", "fish": "pvecri.fish"}
 """The file in which each shell looks for the completions of `pvecri`."""
@@ -25,7 +25,7 @@ COMPLETIONS = {"bash": "pvecri", "zsh": "_pvecri", "fish": "pvecri.fish"}
 
 def main(folder: Path) -> None:
     """Write man/ and completions/ below `folder`."""
-    parser = cli._parser()
+    parser = command_line._parser()
     pages = folder / "man"
     pages.mkdir(parents=True, exist_ok=True)
     for source in sorted(Path("packaging/man").glob("*.md")):

@@ -2,6 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import sys
 
-from pvecri.cli import main
+from pvecri.cli.command_line import main
 
 sys.exit(main())

@@ -3,6 +3,6 @@
 
 import sys
 
-from pvecri.cli import main
+from pvecri.cli.command_line import main
 
 sys.exit(main())

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pvecri
-from pvecri import correlation, logs, metrics
-from pvecri.config import DEFAULT_PATH, Config, ConfigError
+from pvecri.config.settings import DEFAULT_PATH, Config, ConfigError
 from pvecri.cri.health import HealthService
 from pvecri.cri.image_service import ImageService
 from pvecri.cri.runtime_service import RuntimeService
@@ -27,6 +26,7 @@ from pvecri.linux import libc, single_instance
 from pvecri.linux.systemd import ServiceManager
 from pvecri.network.manager import NetworkManager
 from pvecri.nri.plugins import Plugins
+from pvecri.observability import correlation, logs, metrics
 from pvecri.oci import features
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.manager import PodManager
@@ -35,8 +35,8 @@ from pvecri.reload import Live, Reloader
 from pvecri.streaming.server import StreamingServer
 
 if TYPE_CHECKING:
-    from pvecri.metrics_server import MetricsServer
-    from pvecri.probes import Check
+    from pvecri.observability.metrics_server import MetricsServer
+    from pvecri.observability.probes import Check
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ async def _start_tracing(config: Config, stack: AsyncExitStack) -> None:
     if not config.tracing.endpoint:
         return
     try:
-        from pvecri.tracing import Tracing
+        from pvecri.observability.tracing import Tracing
     except ModuleNotFoundError as error:
         problem = f"the Python package of {error.name} is not installed (pip install '.[tracing]')"
         raise ConfigError(f"tracing.endpoint: {problem}") from error
@@ -173,8 +173,8 @@ async def _serve_metrics(
     if not config.metrics.listen:
         return None
     # aiohttp's server takes more than a megabyte of memory.
-    from pvecri.metrics_server import MetricsServer
-    from pvecri.probes import Check
+    from pvecri.observability.metrics_server import MetricsServer
+    from pvecri.observability.probes import Check
 
     metrics.BUILD_INFO.labels(pvecri.__version__).set(1)
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from pvecri import config_files
-from pvecri.config import Config, ConfigError
+from pvecri.config import files
+from pvecri.config.settings import Config, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Reloader:
     def reload(self) -> None:
         """Read the files and apply them. A file that is invalid changes nothing, and is reported in the log."""
         try:
-            wanted = config_files.load(self._path).config
+            wanted = files.load(self._path).config
         except ConfigError as error:
             log.warning("the configuration is not reloaded, the one before stays in effect: %s", error)
             return

@@ -6,7 +6,7 @@ other exception is a fault, of the machine or of this program. An answer takes o
 is a warning only the first time that it comes: Proxmox may be away for hours. A fault is logged with its
 traceback. Neither ends background work: it is started again after a growing pause.
 
-Each run of a step is an operation of its own, with an ID (correlation.py).
+Each run of a step is an operation of its own, with an ID (observability/correlation.py).
 
 A task that its creator awaits, or that an `asyncio.TaskGroup` does, needs no supervisor: its exception reaches a
 caller.
@@ -23,9 +23,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final
 
-from pvecri import correlation, metrics
 from pvecri.backoff import Backoff
 from pvecri.errors import InternalError, PvecriError
+from pvecri.observability import correlation, metrics
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
-from pvecri.config import ConfigError
+from pvecri.config.settings import ConfigError
 
 
 def server_context(certificate: Path | None, key: Path | None, section: str) -> ssl.SSLContext | None:

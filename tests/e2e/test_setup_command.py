@@ -23,7 +23,7 @@ from support import proxmox_commands
 from support.node import Descriptor, new_node
 from support.processes import SOURCES
 
-from pvecri import config_files
+from pvecri.config import files
 from pvecri.pods.store import Store
 from pvecri.proxmox.privileges import missing, needed
 
@@ -110,7 +110,7 @@ def test_setup_makes_an_account_with_all_needed_privileges(fresh: Fresh) -> None
     fresh.succeed("--yes")
     secret = fresh.root / "etc/pvecri/token"
     assert secret.stat().st_mode & 0o777 == 0o600
-    settings = config_files.load(fresh.root / "etc/pvecri/config.toml").config
+    settings = files.load(fresh.root / "etc/pvecri/config.toml").config
     assert settings.proxmox.token_id == "kube@pve!pve"
     administrator = fresh.descriptor.administrator(fresh.directory)
     account = replace(administrator, token_id="kube@pve!pve", token_secret=secret.read_text().strip())

@@ -29,7 +29,7 @@ from support.node import Descriptor, EmbeddedNode
 from support.registry import PASSWORD, USER, Registry, running_registry
 from trial.account import give_roles, make_account
 
-from pvecri.config import Config, ImagesConfig
+from pvecri.config.settings import Config, ImagesConfig
 from pvecri.errors import FailedPrecondition, Unavailable
 from pvecri.images.manager import ImageManager
 from pvecri.images.manifest import BadImage

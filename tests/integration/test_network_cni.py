@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support.netns import network_namespace, own_network_namespace
 
-from pvecri.config import NetworkConfig
+from pvecri.config.settings import NetworkConfig
 from pvecri.errors import NotFound
 from pvecri.linux import namespaces
 from pvecri.model import PortMapping, Protocol, SandboxConfig, SandboxId, SandboxMetadata

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.netns import network_namespace
 
-from pvecri.config import NetworkClass, NetworkConfig
+from pvecri.config.settings import NetworkClass, NetworkConfig
 from pvecri.errors import DeadlineExceeded
 from pvecri.model import SandboxConfig, SandboxId, SandboxMetadata
 from pvecri.network.manager import NetworkManager

@@ -15,7 +15,7 @@ import pytest
 from support import figures
 from support.netns import own_network_namespace
 
-from pvecri.config import NetworkConfig
+from pvecri.config.settings import NetworkConfig
 from pvecri.model import SandboxConfig, SandboxId, SandboxMetadata
 from pvecri.network.attachment import AttachmentStore
 from pvecri.network.errors import PluginError

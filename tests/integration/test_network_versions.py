@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.netns import own_network_namespace
 
-from pvecri.config import NetworkConfig
+from pvecri.config.settings import NetworkConfig
 from pvecri.model import SandboxConfig, SandboxId, SandboxMetadata
 from pvecri.network import manager as network_manager
 from pvecri.network import probe

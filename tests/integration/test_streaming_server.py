@@ -29,7 +29,7 @@ from support.streaming_client import (
     request,
 )
 
-from pvecri.config import ConfigError, StreamingConfig
+from pvecri.config.settings import ConfigError, StreamingConfig
 from pvecri.errors import FailedPrecondition
 from pvecri.linux import processes
 from pvecri.streaming.remotecommand import StreamType

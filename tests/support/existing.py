@@ -11,8 +11,8 @@ import os
 import tomllib
 from pathlib import Path
 
-from pvecri import config, config_files
-from pvecri.config import Config
+from pvecri.config import files
+from pvecri.config.settings import Config, ConfigError
 
 VMIDS_OF_A_RUN = 20
 START_TIMEOUT = 600.0
@@ -26,18 +26,16 @@ _RUNTIME = ("oci_runtime", "conmon", "seccomp_profile", "start_timeout")
 
 
 class Existing:
-    """What the file says. Raises config.ConfigError for one that the tests cannot use."""
+    """What the file says. Raises ConfigError for one that the tests cannot use."""
 
     def __init__(self, path: Path) -> None:
-        self.settings: Config = config_files.load(path).config
+        self.settings: Config = files.load(path).config
         self._tables = tomllib.loads(path.read_text())
         proxmox, vmids = self.settings.proxmox, self.settings.proxmox.vmid_range
         if not (proxmox.token_id and proxmox.pool):
-            raise config.ConfigError(
-                f"{path}: tests need proxmox.token_id and proxmox.pool, so as to reach no other CT"
-            )
+            raise ConfigError(f"{path}: tests need proxmox.token_id and proxmox.pool, so as to reach no other CT")
         if vmids.last - vmids.first + 1 < VMIDS_OF_A_RUN:
-            raise config.ConfigError(f"{path}: proxmox.vmid_range: tests need {VMIDS_OF_A_RUN} VMIDs")
+            raise ConfigError(f"{path}: proxmox.vmid_range: tests need {VMIDS_OF_A_RUN} VMIDs")
 
     def proxmox(self) -> dict[str, object]:
         """Of the section [proxmox]: node, account, pool and storages; not the VMIDs."""

@@ -8,7 +8,7 @@ import urllib.request
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from pvecri.metrics_registry import REGISTRY
+from pvecri.observability.metrics_registry import REGISTRY
 
 Series = tuple[str, tuple[tuple[str, str], ...]]
 

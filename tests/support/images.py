@@ -16,7 +16,7 @@ from support.leaks import PREFIX
 from support.registry import Registry
 from support.simulated_zfs import SimulatedZfs
 
-from pvecri.config import Config, ImagesConfig
+from pvecri.config.settings import Config, ImagesConfig
 from pvecri.images.manager import ImageManager
 from pvecri.linux import mounts
 from pvecri.model import Image

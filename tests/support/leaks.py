@@ -18,7 +18,7 @@ from pathlib import Path
 from support.existing import EXISTING, VMIDS_OF_A_RUN
 from support.vmids import claim
 
-from pvecri.config import VmidRange
+from pvecri.config.settings import VmidRange
 from pvecri.linux import cgroups, mounts, processes
 
 RUN_ID = os.environ["PVECRI_TEST_RUN"] = os.urandom(4).hex()

@@ -18,7 +18,7 @@ from support.processes import SOURCES
 from support.vmids import claim
 from trial.account import Account, Administrator, give_roles, make_account
 
-from pvecri.config import ProxmoxConfig, VmidRange
+from pvecri.config.settings import ProxmoxConfig, VmidRange
 
 _CLAIMED = claim(91_000, 91_999, 10)
 VMIDS = VmidRange(first=_CLAIMED[0], last=_CLAIMED[-1])

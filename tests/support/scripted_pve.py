@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
-from pvecri.config import ProxmoxConfig
+from pvecri.config.settings import ProxmoxConfig
 
 PREFIX = "/api2/json"
 Step = Callable[[web.BaseRequest], web.StreamResponse]

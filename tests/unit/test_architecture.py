@@ -28,10 +28,8 @@ GROUND = {
     "backoff",
     "database",
     "supervision",
-    "metrics",
+    "observability",
     "tls",
-    "logs",
-    "correlation",
 }
 THIN = GROUND | {"linux"}
 PARTS = THIN | {"streaming", "oci", "images", "network", "proxmox"}
@@ -40,16 +38,12 @@ MAY_IMPORT = {
     "errors": set(),
     "concurrency": set(),
     "backoff": set(),
-    "database": {"errors"},
-    "supervision": {"backoff", "correlation", "errors", "metrics"},
     "model": set(),
-    "config_errors": set(),
-    "config": {"config_errors", "errors"},
-    "instruments": set(),
-    "metrics": {"instruments"},
+    "database": {"errors"},
+    "config": {"errors"},
     "tls": {"config"},
-    "logs": {"config", "correlation", "errors"},
-    "correlation": set(),
+    "observability": {"concurrency", "config", "errors", "tls"},
+    "supervision": {"backoff", "errors", "observability"},
     "linux": GROUND,
     "streaming": THIN,
     "oci": THIN | {"streaming"},
@@ -60,36 +54,11 @@ MAY_IMPORT = {
     "nri": PARTS | {"pods"},
     "cri": PARTS | {"pods"},
     "front": PARTS | {"pods"},
-    "metrics_server": GROUND | {"metrics_registry", "probes"},
-    "metrics_registry": {"instruments", "metrics"},
-    "probes": set(),
-    "tracing": GROUND,
-    "config_files": {"config"},
-    "config_cli": {"config_files"},
-    "reload": {"config", "config_files"},
-    "daemon": PARTS | {"pods", "nri", "cri", "front", "metrics_server", "probes", "reload", "tracing"},
-    "image_access": GROUND | {"daemon", "cri", "images"},
-    "image_progress": {"images"},
-    "image_cli": GROUND | {"image_access", "image_convert_cli", "image_progress", "image_tree_cli", "images"},
-    "image_convert_cli": GROUND | {"image_access", "image_progress", "images", "oci", "proxmox"},
-    "image_tree_cli": GROUND | {"image_access", "image_progress", "images"},
-    "status_cli": THIN | {"cri", "pods"},
-    "repair_cli": THIN | {"proxmox", "pods"},
-    "stop_pods_cli": THIN | {"cri", "pods"},
-    "checks": THIN | {"config_files", "images", "network", "oci", "pods", "proxmox"},
-    "setup": THIN | {"proxmox", "pods", "config_files"},
-    "cli": GROUND
-    | {
-        "checks",
-        "config_cli",
-        "config_files",
-        "daemon",
-        "image_cli",
-        "repair_cli",
-        "setup",
-        "status_cli",
-        "stop_pods_cli",
-    },
+    "reload": {"config"},
+    "daemon": PARTS | {"pods", "nri", "cri", "front", "reload"},
+    "checks": PARTS | {"pods"},
+    "setup": PARTS | {"pods"},
+    "cli": PARTS | {"pods", "cri", "daemon", "checks", "setup"},
     "__main__": {"cli"},
     "__init__": set(),
     # A distribution of its own, under another licence: it shares no line with pvecri.
@@ -99,13 +68,13 @@ MAY_IMPORT = {
 
 THIRD_PARTY = {
     "msgspec": set(MAY_IMPORT) - {"pvecri_embedded"},
-    "aiohttp": {"pvecri_embedded", "metrics_server"},
+    "aiohttp": {"pvecri_embedded", "observability"},
     "fakepve": {"pvecri_embedded"},
     "google": {"cri", "nri"},
     "grpc": {"cri"},
     "h11": {"proxmox", "streaming"},
-    "opentelemetry": {"tracing"},
-    "prometheus_client": {"metrics_registry", "metrics_server"},
+    "opentelemetry": {"observability"},
+    "prometheus_client": {"observability"},
     "shtab": {"cli"},
     "wsproto": {"streaming"},
     "yaml": {"checks", "oci"},
@@ -127,7 +96,7 @@ MAKES_TASKS = {
     "streaming.session": "the session awaits it and reports its error",
     "streaming.streams": "the wait awaits it",
     "streaming.transport": "the wait awaits it, and what outlasts the wait raises nothing",
-    "image_progress": "the command awaits it",
+    "cli.image_progress": "the command awaits it",
 }
 """Modules that make tasks without a supervisor, and who gets to see such a task's exception (decision 0068)."""
 
@@ -252,12 +221,15 @@ def test_a_task_that_nobody_awaits_has_a_supervisor() -> None:
 
 def test_an_idle_daemon_has_no_library_that_only_commands_and_options_need() -> None:
     """Each is half a megabyte or more: most serve metrics, wsproto streams, the stubs are a client's."""
-    code = "import sys; from pvecri import cli, daemon; cli._only_serve(['serve']); print(*sys.modules)"
+    code = (
+        "import sys; from pvecri import daemon; from pvecri.cli import command_line as cli; "
+        "cli._only_serve(['serve']); print(*sys.modules)"
+    )
     command = [sys.executable, "-c", code]
     loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     others = {"aiohttp", "email", "http", "importlib.metadata", "opentelemetry", "prometheus_client"}
     others |= {"urllib.request", "wsproto"}
-    ours = {"pvecri.checks", "pvecri.cri.proto.cri_pb2_grpc", "pvecri.image_cli", "pvecri.setup"}
+    ours = {"pvecri.checks", "pvecri.cri.proto.cri_pb2_grpc", "pvecri.cli.image", "pvecri.setup"}
     assert not (others | ours) & set(loaded)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pvecri import cli
-from pvecri.config import DEFAULT_PATH
+from pvecri.cli import command_line
+from pvecri.config.settings import DEFAULT_PATH
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from pvecri.config import DEFAULT_PATH
 def test_config_stands_before_and_after_the_command(arguments: list[str], tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text('[proxmox]\ntoken_id = "a@pve!t"\ntoken_secret_file = "/t"\n')
-    assert cli.main([each.replace("FILE", str(path)) for each in arguments]) == 0
+    assert command_line.main([each.replace("FILE", str(path)) for each in arguments]) == 0
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,8 @@ def test_config_stands_before_and_after_the_command(arguments: list[str], tmp_pa
     ],
 )
 def test_the_daemon_is_started_without_the_other_commands(arguments: list[str], path: str) -> None:
-    options = cli._only_serve(arguments)
-    assert options == cli._parser().parse_args(arguments)
+    options = command_line._only_serve(arguments)
+    assert options == command_line._parser().parse_args(arguments)
     assert str(options.config) == path
 
 
@@ -58,18 +58,18 @@ def test_the_daemon_is_started_without_the_other_commands(arguments: list[str], 
     ],
 )
 def test_other_command_lines_are_not_the_daemons(arguments: list[str]) -> None:
-    assert cli._only_serve(arguments) is None
+    assert command_line._only_serve(arguments) is None
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_knows_commands_and_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["completion", shell]) == 0
+    assert command_line.main(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert all(word in script for word in ("umount", "filesystem", "completion"))
 
 
 def test_bash_completes_a_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["completion", "bash"]) == 0
+    assert command_line.main(["completion", "bash"]) == 0
     complete = "COMP_WORDS=(pvecri image conv) COMP_CWORD=2; _shtab_pvecri; echo ${COMPREPLY[@]}"
     script = f"{capsys.readouterr().out}\n{complete}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)

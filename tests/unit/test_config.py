@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from msgspec import inspect
 
-from pvecri import config, config_files
-from pvecri.config import Config, ConfigError
+from pvecri.config import files
+from pvecri.config.settings import Config, ConfigError, parse, read_secret
 
 
 def settings() -> Iterator[tuple[str, str, inspect.Type]]:
@@ -40,7 +40,7 @@ def wrong_value(kind: inspect.Type) -> str:
 )
 def test_error_for_a_wrong_type_names_the_setting(section: str, key: str, kind: inspect.Type) -> None:
     with pytest.raises(ConfigError, match=rf"^/etc/p\.toml:2: {section}\.{key}: must be .*, and is "):
-        config.parse(f"[{section}]\n{key} = {wrong_value(kind)}", "/etc/p.toml")
+        parse(f"[{section}]\n{key} = {wrong_value(kind)}", "/etc/p.toml")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_error_for_a_number_out_of_range_names_the_setting(setting: str, value: 
         ConfigError,
         match=rf"^configuration:1: {re.escape(setting)}: must be .*, and is {re.escape(value.replace('_', ''))}$",
     ):
-        config.parse(f"{setting} = {value}")
+        parse(f"{setting} = {value}")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_error_for_a_number_out_of_range_names_the_setting(setting: str, value: 
 )
 def test_invalid_configuration_is_refused_with_message(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config.parse(text, "/etc/p.toml")
+        parse(text, "/etc/p.toml")
     assert str(caught.value).startswith(f"/etc/p.toml: {message}")
 
 
@@ -150,7 +150,7 @@ def test_invalid_configuration_is_refused_with_message(text: str, message: str) 
 )
 def test_error_names_line_setting_and_value_in_plain_words(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config.parse(text, "/etc/p.toml")
+        parse(text, "/etc/p.toml")
     assert str(caught.value).startswith(f"/etc/p.toml:{message}")
 
 
@@ -174,15 +174,15 @@ def test_error_names_line_setting_and_value_in_plain_words(text: str, message: s
     ],
 )
 def test_valid_configuration_is_accepted(text: str) -> None:
-    config.parse(text)
+    parse(text)
 
 
 def test_an_empty_file_means_the_defaults() -> None:
-    assert config.parse("") == Config()
+    assert parse("") == Config()
 
 
 def test_all_settings_are_read() -> None:
-    read = config.parse("proxmox.storage = 'zfs'\n[runtime]\nconmon = '/opt/conmon'\n[images]\nroot = '/images'")
+    read = parse("proxmox.storage = 'zfs'\n[runtime]\nconmon = '/opt/conmon'\n[images]\nroot = '/images'")
     assert (read.proxmox.storage, read.runtime.conmon) == ("zfs", "/opt/conmon")
     assert read.images_root == Path("/images")
     assert (
@@ -192,13 +192,13 @@ def test_all_settings_are_read() -> None:
 
 
 def test_images_root_defaults_to_the_state_directory() -> None:
-    assert config.parse("runtime.state_dir = '/srv/pvecri'").images_root == Path("/srv/pvecri/images")
+    assert parse("runtime.state_dir = '/srv/pvecri'").images_root == Path("/srv/pvecri/images")
 
 
 def test_node_name_defaults_to_the_short_hostname(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "pve1.example.org")
-    assert config.parse("").proxmox.node_name == "pve1"
-    assert config.parse("proxmox.node = 'pve2'").proxmox.node_name == "pve2"
+    assert parse("").proxmox.node_name == "pve1"
+    assert parse("proxmox.node = 'pve2'").proxmox.node_name == "pve2"
 
 
 # -- files ---------------------------------------------------------------------------------------------------
@@ -207,30 +207,30 @@ def test_node_name_defaults_to_the_short_hostname(monkeypatch: pytest.MonkeyPatc
 def test_errors_name_the_file(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text("log.level = 'debug'")
-    assert config_files.load(path).config.log.level == "debug"
+    assert files.load(path).config.log.level == "debug"
     path.write_text("log.level = 3")
     with pytest.raises(ConfigError, match=rf"^{path}:1: log\.level: must be text in quotes"):
-        config_files.load(path)
+        files.load(path)
 
 
 def test_error_for_an_unreadable_file_has_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.toml: No such file or directory$"):
-        config_files.load(tmp_path / "nothing.toml")
+        files.load(tmp_path / "nothing.toml")
     with pytest.raises(ConfigError, match=r"Is a directory$"):
-        config_files.load(tmp_path)
+        files.load(tmp_path)
 
 
 def test_error_for_a_non_utf8_file_says_so(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_bytes(b"log.level = '\xff'")
     with pytest.raises(ConfigError, match=rf"^{path}: "):
-        config_files.load(path)
+        files.load(path)
 
 
 def test_secret_is_stripped(tmp_path: Path) -> None:
     path = tmp_path / "secret"
     path.write_text("0a1b \n")
-    assert config.read_secret(path, "proxmox.token_secret_file") == "0a1b"
+    assert read_secret(path, "proxmox.token_secret_file") == "0a1b"
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_error_for_a_missing_secret_names_the_setting(tmp_path: Path, text: byte
     if text is not None:
         path.write_bytes(text)
     with pytest.raises(ConfigError, match=rf"^proxmox\.token_secret_file: {path}.* {problem}$"):
-        config.read_secret(path, "proxmox.token_secret_file")
+        read_secret(path, "proxmox.token_secret_file")
 
 
 @pytest.mark.parametrize(
@@ -255,4 +255,4 @@ def test_error_for_a_missing_secret_names_the_setting(tmp_path: Path, text: byte
     ],
 )
 def test_proxmox_storage_defaults_to_images_storage(text: str, storage: str) -> None:
-    assert config.parse(text).proxmox.storage == storage
+    assert parse(text).proxmox.storage == storage

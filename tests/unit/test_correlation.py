@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from pvecri import correlation
-from pvecri.correlation import Operation, operation
+from pvecri.observability import correlation
+from pvecri.observability.correlation import Operation, operation
 from pvecri.supervision import Supervisor
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

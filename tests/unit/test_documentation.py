@@ -12,8 +12,8 @@ import msgspec
 import pytest
 import yaml
 
-from pvecri import config_files
-from pvecri.config import Config, Section
+from pvecri.config import files
+from pvecri.config.settings import Config, Section
 from pvecri.cri.image_service import ImageService
 from pvecri.cri.proto import cri_pb2
 from pvecri.cri.runtime_service import RuntimeService
@@ -92,7 +92,7 @@ def test_page_of_fields_has_a_row_for_every_field_and_no_other() -> None:
 
 
 def test_example_configuration_is_valid() -> None:
-    config_files.load(ROOT / "examples/config.toml")
+    files.load(ROOT / "examples/config.toml")
 
 
 @pytest.mark.parametrize("page", sorted(path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*.md")), ids=str)

@@ -10,8 +10,9 @@ import grpc
 import pytest
 
 import pvecri.daemon  # noqa: F401  # brings in every component, and with it the errors that they add
-from pvecri import errors, logs
+from pvecri import errors
 from pvecri.errors import CommandError, InternalError, InvalidArgument, PvecriError
+from pvecri.observability import logs
 
 
 def kinds(root: type[PvecriError] = PvecriError) -> Iterator[type[PvecriError]]:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from pvecri import correlation, logs
-from pvecri.config import ConfigError, LogConfig
-from pvecri.logs import JournalHandler, JsonFormatter
+from pvecri.config.settings import ConfigError, LogConfig
+from pvecri.observability import correlation, logs
+from pvecri.observability.logs import JournalHandler, JsonFormatter
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"

@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pvecri import cli
-from pvecri.config import Config
+from pvecri.cli import command_line
+from pvecri.config.settings import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,7 +69,7 @@ def test_examples_of_the_configuration_page_keep_their_lines(pages: Path) -> Non
 
 def test_page_of_the_commands_has_every_option(pages: Path) -> None:
     page = plain(pages / "pvecri.1")
-    for command, options in commands(cli._parser()):
+    for command, options in commands(command_line._parser()):
         section = page.partition(f".SH {command}\n")[2] or page.partition(f".SS {command}\n")[2]
         missing = [option for option in options if option not in {"-h", "--help"} and option not in section]
         assert missing == [], command

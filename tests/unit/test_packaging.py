@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pvecri.config import Config
+from pvecri.config.settings import Config
 from pvecri.front import options
 from pvecri.setup import files
 from pvecri.setup.choice import Choice

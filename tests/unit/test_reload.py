@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from fakepve.certs import make_cert
 
-from pvecri import config_files, tls
-from pvecri.config import Config, ConfigError
+from pvecri import tls
+from pvecri.config import files
+from pvecri.config.settings import Config, ConfigError
 from pvecri.reload import Live, Reloader
 
 
@@ -26,7 +27,7 @@ class Daemon:
             Live(("log.level",), self.level),
             Live(("streaming.tls_cert", "streaming.tls_key"), self.certificate),
         ]
-        self.reloader = Reloader(path, config_files.load(path).config, live)
+        self.reloader = Reloader(path, files.load(path).config, live)
 
     def level(self, config: Config) -> bool:
         self.levels.append(config.log.level)

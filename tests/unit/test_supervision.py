@@ -11,7 +11,7 @@ import pytest
 
 from pvecri.backoff import Backoff
 from pvecri.errors import Unavailable
-from pvecri.metrics_registry import REGISTRY
+from pvecri.observability.metrics_registry import REGISTRY
 from pvecri.supervision import Incomplete, Supervisor, all_to_end, attempt, attempt_each
 
 RESTART = Backoff(first=1, maximum=4)

@@ -11,12 +11,12 @@ from contextlib import asynccontextmanager
 import pytest
 from support.collector import Collector, running_collector
 
-from pvecri import config, correlation
-from pvecri.config import ConfigError, TracingConfig
-from pvecri.correlation import operation, span
+from pvecri.config.settings import ConfigError, TracingConfig, parse
 from pvecri.errors import NotFound
+from pvecri.observability import correlation
+from pvecri.observability.correlation import operation, span
+from pvecri.observability.tracing import REPORT_INTERVAL, Seldom, Tracing
 from pvecri.supervision import Supervisor
-from pvecri.tracing import REPORT_INTERVAL, Seldom, Tracing
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED, NOT_SAMPLED = f"00-{TRACE}-{CALLER}-01", f"00-{TRACE}-{CALLER}-00"
@@ -139,7 +139,7 @@ def test_failing_exports_are_reported_seldom() -> None:
     "endpoint", ["127.0.0.1:4317", "https://otel.example.org:4317", "[::1]:4317", "collector:1"]
 )
 def test_endpoint_is_a_host_and_a_port(endpoint: str) -> None:
-    assert config.parse(f'tracing.endpoint = "{endpoint}"').tracing.endpoint == endpoint
+    assert parse(f'tracing.endpoint = "{endpoint}"').tracing.endpoint == endpoint
 
 
 @pytest.mark.parametrize(
@@ -147,4 +147,4 @@ def test_endpoint_is_a_host_and_a_port(endpoint: str) -> None:
 )
 def test_endpoint_that_is_none_is_refused(endpoint: str) -> None:
     with pytest.raises(ConfigError, match=r"^p: tracing\.endpoint: "):
-        config.parse(f'tracing.endpoint = "{endpoint}"', "p")
+        parse(f'tracing.endpoint = "{endpoint}"', "p")

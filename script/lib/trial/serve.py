@@ -15,7 +15,7 @@ from pathlib import Path
 
 import grpc
 
-from pvecri import config_files
+from pvecri.config import files
 from pvecri.errors import PvecriError
 from trial.plan import Plan, make_plan
 from trial.programs import StartError
@@ -88,7 +88,7 @@ def _serve(plan: Plan) -> None:
 
 def _serve_real(path: Path) -> int:
     """Become the daemon."""
-    settings = config_files.load(path).config
+    settings = files.load(path).config
     print(f"Proxmox node           {settings.proxmox.url}  (node {settings.proxmox.node_name})")
     endpoint = f"unix://{settings.runtime.socket}"
     _print_clients(f"crictl --runtime-endpoint {endpoint} --image-endpoint {endpoint}", settings.runtime.socket)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pvecri.checks.finding import Finding
-from pvecri.config import Config, NetworkConfig
+from pvecri.config.settings import Config, NetworkConfig
 from pvecri.network.conflist import ConfigDirectory, Network
 from pvecri.network.errors import NetworkNotReady
 

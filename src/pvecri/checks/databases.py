@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pvecri import database
 from pvecri.checks.finding import Finding
-from pvecri.config import Config
+from pvecri.config.settings import Config
 from pvecri.errors import InternalError
 from pvecri.images import store as images
 from pvecri.pods import store as pods

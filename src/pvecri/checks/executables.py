@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from importlib.util import find_spec
 
 from pvecri.checks.finding import Finding
-from pvecri.config import Config, ConfigError
+from pvecri.config.settings import Config, ConfigError
 from pvecri.linux import cgroups
 from pvecri.oci import features
 

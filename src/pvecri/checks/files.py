@@ -9,11 +9,12 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from pvecri import logs, tls
+from pvecri import tls
 from pvecri.checks.finding import Finding
-from pvecri.config import Config, ConfigError, read_secret
+from pvecri.config.settings import Config, ConfigError, read_secret
 from pvecri.errors import InvalidArgument
 from pvecri.model import ProfileKind, SecurityProfile
+from pvecri.observability import logs
 from pvecri.oci import seccomp
 
 SUBJECT = "files"

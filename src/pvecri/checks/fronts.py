@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pvecri.checks import kubelet
 from pvecri.checks.finding import Finding
-from pvecri.config import Config
+from pvecri.config.settings import Config
 
 SUBJECT = "fronts"
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from pvecri.checks.finding import Finding
-from pvecri.config import Config
+from pvecri.config.settings import Config
 
 SUBJECT = "kubelet"
 

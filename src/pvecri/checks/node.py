@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Set
 
 from pvecri.checks.finding import Finding
-from pvecri.config import Config, ConfigError
+from pvecri.config.settings import Config, ConfigError
 from pvecri.errors import PvecriError
 from pvecri.images import placement
 from pvecri.linux import cgroups

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 
 from pvecri.checks.finding import Finding
-from pvecri.config import Config
+from pvecri.config.settings import Config
 from pvecri.linux import single_instance
 
 SUBJECT = "ports"

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from pvecri import config_files
 from pvecri.checks import (
     cni,
     databases,
@@ -27,7 +26,8 @@ from pvecri.checks import (
     units,
 )
 from pvecri.checks.finding import Finding
-from pvecri.config import Config, ConfigError, require_account
+from pvecri.config import files as config_files
+from pvecri.config.settings import Config, ConfigError, require_account
 
 
 def run(options: argparse.Namespace) -> int:

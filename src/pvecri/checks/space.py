@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pvecri.checks.finding import Finding
-from pvecri.config import Config
+from pvecri.config.settings import Config
 
 SUBJECT = "space"
 

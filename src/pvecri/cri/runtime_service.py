@@ -11,7 +11,7 @@ from dataclasses import asdict
 from msgspec.structs import replace
 
 import pvecri
-from pvecri.config import Config
+from pvecri.config.settings import Config
 from pvecri.cri import requests, responses
 from pvecri.cri.filters import given
 from pvecri.cri.list_calls import ListCalls

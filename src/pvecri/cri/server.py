@@ -22,13 +22,13 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from pvecri import correlation, metrics
 from pvecri.concurrency import serving
-from pvecri.config import ConfigError
-from pvecri.correlation import Operation
+from pvecri.config.settings import ConfigError
 from pvecri.cri.proto import cri_pb2, health_pb2
 from pvecri.errors import PvecriError, Unimplemented, printable
 from pvecri.linux import single_instance
+from pvecri.observability import correlation, metrics
+from pvecri.observability.correlation import Operation
 
 log = logging.getLogger(__name__)
 

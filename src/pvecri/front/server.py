@@ -11,15 +11,15 @@ import struct
 from functools import partial
 from pathlib import Path
 
-from pvecri import correlation, metrics
 from pvecri.concurrency import beside
-from pvecri.config import ConfigError
+from pvecri.config.settings import ConfigError
 from pvecri.errors import PermissionDenied, PvecriError, printable
 from pvecri.front import options
 from pvecri.front.commands import Commands
 from pvecri.front.protocol import Call, Connection, Disconnected
 from pvecri.linux import single_instance
 from pvecri.linux.fds import peer_gone, readable
+from pvecri.observability import correlation, metrics
 from pvecri.pods.front.container import FrontContainers
 from pvecri.pods.front.wanted import LaunchFailed
 from pvecri.supervision import Supervisor

@@ -20,9 +20,8 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-from pvecri import correlation, metrics
 from pvecri.concurrency import SharedTasks, finish
-from pvecri.config import Config, ConfigError, ImagesConfig
+from pvecri.config.settings import Config, ConfigError, ImagesConfig
 from pvecri.errors import AlreadyExists, InvalidArgument, NotFound
 from pvecri.images import reference as references
 from pvecri.images.check import Finding, findings
@@ -40,6 +39,7 @@ from pvecri.images.registry.templates import TemplateStorage
 from pvecri.images.store import RootfsRecord, Store
 from pvecri.images.usage import Usage
 from pvecri.model import ContainerId, FilesystemUsage, Image, ImageId, RegistryAuth, Value
+from pvecri.observability import correlation, metrics
 from pvecri.supervision import Supervisor
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from pvecri.config import Config, ConfigError, ImagesConfig
+from pvecri.config.settings import Config, ConfigError, ImagesConfig
 from pvecri.linux.files import write_atomically
 from pvecri.model import Value
 

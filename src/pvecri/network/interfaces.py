@@ -12,7 +12,7 @@ from typing import Annotated
 
 import msgspec
 
-from pvecri.config import ConfigError, NetworkClass, NetworkConfig
+from pvecri.config.settings import ConfigError, NetworkClass, NetworkConfig
 from pvecri.errors import InvalidArgument
 from pvecri.model import Firewall, NamespaceMode, ProxmoxInterface, SandboxConfig
 from pvecri.network import firewall

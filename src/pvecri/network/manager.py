@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from pvecri.concurrency import finish
-from pvecri.config import NetworkConfig
+from pvecri.config.settings import NetworkConfig
 from pvecri.model import NamespaceMode, ProxmoxInterface, SandboxConfig, SandboxId, SandboxMetadata
 from pvecri.network import addresses, earlier_plugins, interfaces, loopback
 from pvecri.network.attachment import Attachment, AttachmentStore

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import msgspec
 
-from pvecri import correlation, metrics
-from pvecri.config import NetworkConfig
+from pvecri.config.settings import NetworkConfig
 from pvecri.errors import CommandError, DeadlineExceeded
 from pvecri.linux import programs
 from pvecri.network.attachment import Attachment
 from pvecri.network.capabilities import runtime_config
 from pvecri.network.conflist import Network, Plugin
 from pvecri.network.errors import PluginError
+from pvecri.observability import correlation, metrics
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """For programs that plugins execute, such as iptables, if the daemon has no PATH."""

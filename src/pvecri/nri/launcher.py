@@ -16,7 +16,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvecri.config import NriConfig
+from pvecri.config.settings import NriConfig
 from pvecri.linux.processes import Process
 from pvecri.nri.errors import PluginError
 from pvecri.nri.plugin import Plugin, Update

@@ -15,13 +15,13 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 import pvecri
-from pvecri import metrics
-from pvecri.config import NriConfig
+from pvecri.config.settings import NriConfig
 from pvecri.errors import DeadlineExceeded
 from pvecri.nri.errors import CallFailed, PluginError, PluginGone, ProtocolError
 from pvecri.nri.frames import MAX_DATA, Connection
 from pvecri.nri.proto import nri_pb2 as pb
 from pvecri.nri.ttrpc import Code, TtrpcConnection
+from pvecri.observability import metrics
 from pvecri.supervision import Supervisor
 
 log = logging.getLogger(__name__)

@@ -19,8 +19,7 @@ from typing import Any
 from google.protobuf.message import Message
 from msgspec.structs import replace
 
-from pvecri import metrics
-from pvecri.config import ConfigError, NriConfig
+from pvecri.config.settings import ConfigError, NriConfig
 from pvecri.errors import PvecriError
 from pvecri.linux import single_instance
 from pvecri.model import Resources
@@ -29,6 +28,7 @@ from pvecri.nri.launcher import LaunchedPlugin
 from pvecri.nri.merge import Creation, Updates, copy_resources
 from pvecri.nri.plugin import Plugin
 from pvecri.nri.proto import nri_pb2 as pb
+from pvecri.observability import metrics
 from pvecri.oci.adjustment import Adjustment
 from pvecri.pods.hooks import Hooks
 from pvecri.pods.manager import PodManager

@@ -13,7 +13,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pvecri.config import Config, ConfigError
+from pvecri.config.settings import Config, ConfigError
 from pvecri.linux import cgroups, programs
 from pvecri.linux.cgroups import Cgroups
 from pvecri.oci import apparmor, capabilities

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import msgspec
 
-from pvecri import correlation
 from pvecri.concurrency import finish, when_answered
 from pvecri.errors import CommandError, DeadlineExceeded, FailedPrecondition, InternalError, InvalidArgument
 from pvecri.linux import keyrings, processes, programs
 from pvecri.linux.fds import Pipe, readable
 from pvecri.model import ContainerId, Resources
+from pvecri.observability import correlation
 from pvecri.oci import messages, runtime_spec, spec_linux
 from pvecri.oci.features import HostFeatures
 from pvecri.oci.kill import kill_command

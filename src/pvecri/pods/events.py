@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import Enum
 
-from pvecri import metrics
 from pvecri.errors import ResourceExhausted
 from pvecri.model import Container, ContainerState, Sandbox, SandboxPhase
+from pvecri.observability import metrics
 
 BACKLOG = 1000
 """Events that may be queued for one subscriber: more than the 110 pods of a full node cause when all start."""

@@ -2,7 +2,7 @@
 """CTs of this node that look like pods' and are none of this daemon's: found and reported, never changed.
 
 A clone or a restored backup of a pod's CT, a copied config, the CTs of another installation or of a lost database.
-Whose they are only a person can know: `pvecri repair` (repair_cli.py).
+Whose they are only a person can know: `pvecri repair` (cli/repair.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import dataclass
 from enum import Enum
 
-from pvecri import metrics
+from pvecri.observability import metrics
 from pvecri.pods.registry import Registry
 from pvecri.pods.sandbox import ct_notes
 from pvecri.proxmox.answers import CtConfig, Guest

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pvecri.config import Config, ProxmoxConfig
+from pvecri.config.settings import Config, ProxmoxConfig
 from pvecri.errors import NotFound, PvecriError
 from pvecri.network.manager import NetworkStatus
 from pvecri.proxmox.answers import StorageStatus

@@ -8,13 +8,13 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from pvecri import metrics
-from pvecri.config import Config, ConfigError, RuntimeConfig
+from pvecri.config.settings import Config, ConfigError, RuntimeConfig
 from pvecri.errors import PvecriError
 from pvecri.images.manager import ImageManager
 from pvecri.linux import mounts, single_instance
 from pvecri.model import Container, ContainerState, Sandbox, SandboxPhase
 from pvecri.network.manager import NetworkManager
+from pvecri.observability import metrics
 from pvecri.oci.features import HostFeatures
 from pvecri.oci.runtime import OciRuntime
 from pvecri.pods.container.checkpoint import Checkpoints

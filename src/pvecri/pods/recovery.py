@@ -17,11 +17,11 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from pvecri import metrics
 from pvecri.images.manager import ImageManager
 from pvecri.linux import cgroup_mirror, mounts
 from pvecri.model import ContainerState, SandboxId, SandboxPhase
 from pvecri.network.manager import NetworkManager
+from pvecri.observability import metrics
 from pvecri.pods.container.exit import ContainerExits
 from pvecri.pods.container.pause import pause_id
 from pvecri.pods.registry import ContainerEntry, PodEntry, Registry

@@ -16,7 +16,6 @@ from typing import TypeVar, cast
 
 from msgspec.structs import replace
 
-from pvecri import correlation
 from pvecri.errors import AlreadyExists, FailedPrecondition, NotFound
 from pvecri.linux.processes import Process
 from pvecri.model import (
@@ -30,6 +29,7 @@ from pvecri.model import (
     SandboxMetadata,
     SandboxPhase,
 )
+from pvecri.observability import correlation
 from pvecri.oci.pod_cgroups import PodCgroups
 from pvecri.oci.runtime import Bundle, PodNamespaces
 from pvecri.pods.events import OF_CONTAINER, OF_SANDBOX, Event, EventKind, Events

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pvecri.config import ID_RANGE, UserNamespacesConfig
+from pvecri.config.settings import ID_RANGE, UserNamespacesConfig
 from pvecri.errors import InvalidArgument, ResourceExhausted
 from pvecri.model import (
     ContainerUser,

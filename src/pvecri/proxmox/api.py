@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pvecri.backoff import Backoff
-from pvecri.config import ProxmoxConfig
+from pvecri.config.settings import ProxmoxConfig
 from pvecri.errors import NotFound
 from pvecri.model import Firewall, Vmid
 from pvecri.proxmox import privileges

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from pvecri.config import ConfigError, ProxmoxConfig, read_secret
+from pvecri.config.settings import ConfigError, ProxmoxConfig, read_secret
 from pvecri.errors import PermissionDenied
 
 TICKET_RENEWAL_AGE = 90 * 60.0

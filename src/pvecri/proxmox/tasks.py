@@ -7,9 +7,9 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from pvecri import correlation, metrics
 from pvecri.backoff import Backoff
 from pvecri.errors import DeadlineExceeded, Unavailable
+from pvecri.observability import correlation, metrics
 from pvecri.proxmox import errors, upid
 from pvecri.proxmox.answers import LogLine, TaskEntry, TaskState, TaskStatus
 from pvecri.proxmox.ctspec import ParameterValue

@@ -8,7 +8,7 @@ import logging
 import ssl
 from pathlib import Path
 
-from pvecri.config import ConfigError, ProxmoxConfig
+from pvecri.config.settings import ConfigError, ProxmoxConfig
 from pvecri.errors import Unavailable
 
 log = logging.getLogger(__name__)

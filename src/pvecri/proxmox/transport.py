@@ -16,9 +16,9 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from pvecri import correlation, metrics
-from pvecri.config import ProxmoxConfig
+from pvecri.config.settings import ProxmoxConfig
 from pvecri.errors import PvecriError, Unavailable
+from pvecri.observability import correlation, metrics
 from pvecri.proxmox import errors
 from pvecri.proxmox.auth import Auth, Ticket, auth_from
 from pvecri.proxmox.body import FileBody

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pvecri import config, config_files
+from pvecri.config import files
+from pvecri.config.settings import DEFAULT_PATH, Config, ProxmoxConfig
 from pvecri.errors import FailedPrecondition, InvalidArgument
 from pvecri.pods.store import recorded
 from pvecri.setup import choice, steps, undo
@@ -168,14 +169,14 @@ def _agreed(lines: Sequence[str], options: argparse.Namespace) -> bool:
 
 def _choice(node: Node, options: argparse.Namespace) -> Choice:
     """From the configuration if there is one, else from the options and the node's storages."""
-    path = under(options.root, config.DEFAULT_PATH)
+    path = under(options.root, DEFAULT_PATH)
     if path.exists():
-        return _configured(config_files.load(path).config, options)
+        return _configured(files.load(path).config, options)
     try:
         subnet = ipaddress.IPv4Network(options.pod_subnet)
     except ValueError as error:
         raise InvalidArgument("--pod-subnet", str(error)) from None
-    name = config.ProxmoxConfig().node_name
+    name = ProxmoxConfig().node_name
     storages = node.storages(name)
     disks = _storage(storages, "--storage", options.storage, "rootdir")
     templates = _storage(storages, "--template-storage", options.template_storage, "vztmpl")
@@ -192,13 +193,11 @@ def _choice(node: Node, options: argparse.Namespace) -> Choice:
     )
 
 
-def _configured(settings: config.Config, options: argparse.Namespace) -> Choice:
+def _configured(settings: Config, options: argparse.Namespace) -> Choice:
     proxmox = settings.proxmox
     user, _, token = proxmox.token_id.partition("!")
     if not token or not proxmox.token_secret_file:
-        raise FailedPrecondition(
-            f"{config.DEFAULT_PATH} has no proxmox.token_id: setup makes an account with a token"
-        )
+        raise FailedPrecondition(f"{DEFAULT_PATH} has no proxmox.token_id: setup makes an account with a token")
     return Choice(
         node=proxmox.node_name,
         token=token,

@@ -10,8 +10,9 @@ from contextlib import suppress
 from importlib import import_module
 from ipaddress import ip_address
 
-from pvecri import correlation, metrics, tls
-from pvecri.config import ConfigError, StreamingConfig
+from pvecri import tls
+from pvecri.config.settings import ConfigError, StreamingConfig
+from pvecri.observability import correlation, metrics
 from pvecri.streaming.http import HttpError, HttpExchange, HttpRequest, receive_within
 from pvecri.streaming.requests import Request
 from pvecri.streaming.tokens import Tokens

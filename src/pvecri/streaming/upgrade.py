@@ -12,7 +12,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection
 from wsproto.utilities import RemoteProtocolError
 
-from pvecri import metrics
+from pvecri.observability import metrics
 from pvecri.streaming import exec_attach, portforward
 from pvecri.streaming.http import PROTOCOL_HEADER, HttpError, HttpExchange, HttpRequest
 from pvecri.streaming.remotecommand import SPDY_VERSIONS, WEBSOCKET_VERSIONS, Version, negotiate

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from pvecri import config, logs
 from pvecri.checks import cni, databases, executables, files, fronts, kernel, kubelet, limits, ports, space, units
 from pvecri.checks.finding import Finding
-from pvecri.config import Config
+from pvecri.config.settings import Config, parse
+from pvecri.observability import logs
 from pvecri.pods.store import SCHEMA_VERSION, Store
 
 
 def parsed(text: str) -> Config:
-    return config.parse(text)
+    return parse(text)
 
 
 def only(findings: Iterable[Finding], level: str, *words: str) -> None:

@@ -20,7 +20,7 @@ from google.protobuf.message_factory import GetMessageClass
 from support import figures
 
 from pvecri import errors
-from pvecri.config import ConfigError
+from pvecri.config.settings import ConfigError
 from pvecri.cri.image_service import ImageService
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.cri.runtime_service import RuntimeService

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from msgspec.structs import replace
 from support.filled import filled
 
-from pvecri.config import Config
+from pvecri.config.settings import Config
 from pvecri.cri import answers
 from pvecri.cri.answers import Answers
 from pvecri.cri.image_service import ImageService

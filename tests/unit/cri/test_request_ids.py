@@ -9,11 +9,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from pvecri import correlation
-from pvecri.correlation import Operation
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri.cri.server import REQUEST_ID, CriServer
 from pvecri.errors import NotFound
+from pvecri.observability import correlation
+from pvecri.observability.correlation import Operation
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 METADATA = (("traceparent", f"00-{TRACE}-00f067aa0ba902b7-01"),)

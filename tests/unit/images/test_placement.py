@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pvecri.config import Config, ConfigError, parse
+from pvecri.config.settings import Config, ConfigError, parse
 from pvecri.images.placement import Memory, StoragePlace, placed
 
 ZFS = StoragePlace(type="zfspool", pool="rpool/data")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from support import figures
 
-from pvecri.image_progress import bar, summary
+from pvecri.cli.image_progress import bar, summary
 from pvecri.images.manifest import Layer
 from pvecri.images.pull.progress import Progress, Transfer
 

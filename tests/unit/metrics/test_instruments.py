@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from pvecri.instruments import Counter, Gauge, Histogram
-from pvecri.metrics_registry import registry
+from pvecri.observability.instruments import Counter, Gauge, Histogram
+from pvecri.observability.metrics_registry import registry
 
 BOUNDS = (0.001, 0.25, 1, 120)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=5)

@@ -12,10 +12,10 @@ from prometheus_client import generate_latest
 from support import promtool
 from support.figures import names
 
-from pvecri import metrics
 from pvecri.errors import CommandError, NotFound, ResourceExhausted
-from pvecri.instruments import Counter, Histogram
-from pvecri.metrics_registry import REGISTRY, registry
+from pvecri.observability import metrics
+from pvecri.observability.instruments import Counter, Histogram
+from pvecri.observability.metrics_registry import REGISTRY, registry
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from support.figures import Scrape
 
-from pvecri import config, metrics
-from pvecri.config import ConfigError, MetricsConfig
-from pvecri.metrics_server import MetricsServer
-from pvecri.probes import Check
+from pvecri.config.settings import ConfigError, MetricsConfig, parse
+from pvecri.observability import metrics
+from pvecri.observability.metrics_server import MetricsServer
+from pvecri.observability.probes import Check
 
 
 async def nothing_to_observe() -> None:
@@ -159,9 +159,9 @@ def test_an_address_and_a_port_are_listened_on(text: str, address: tuple[str, in
 )
 def test_error_for_an_invalid_listen_address_names_the_setting(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^p: metrics\.listen: "):
-        config.parse(f'[metrics]\nlisten = "{text}"', "p")
+        parse(f'[metrics]\nlisten = "{text}"', "p")
 
 
 def test_a_certificate_and_its_key_go_together() -> None:
     with pytest.raises(ConfigError, match=r"metrics\.tls_cert and metrics\.tls_key go together"):
-        config.parse('[metrics]\ntls_cert = "/c"', "p")
+        parse('[metrics]\ntls_cert = "/c"', "p")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from pvecri.probes import Check, answer
+from pvecri.observability.probes import Check, answer
 
 CHECKS = [Check("ping"), Check("ProxmoxReady", "ProxmoxUnavailable"), Check("Work", "Fails", required=False)]
 

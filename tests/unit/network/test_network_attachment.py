@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pvecri.config import NetworkConfig
+from pvecri.config.settings import NetworkConfig
 from pvecri.model import SandboxId
 from pvecri.network import conflist
 from pvecri.network.attachment import Attachment, AttachmentStore

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from pvecri.config import ConfigError, NetworkClass, NetworkConfig
+from pvecri.config.settings import ConfigError, NetworkClass, NetworkConfig
 from pvecri.errors import InvalidArgument
 from pvecri.model import (
     Firewall,

@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from pvecri.config import ConfigError, NriConfig
+from pvecri.config.settings import ConfigError, NriConfig
 from pvecri.nri import launcher
 from pvecri.nri.frames import MAX_DATA
 from pvecri.nri.plugin import CALLS, VALID_EVENTS, _name_of, split

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from pvecri.config import Config, ConfigError
+from pvecri.config.settings import Config, ConfigError
 from pvecri.oci import apparmor, features
 from pvecri.oci.features import HostFeatures, RuntimeBinary
 

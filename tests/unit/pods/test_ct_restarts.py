@@ -10,8 +10,8 @@ from typing import cast
 import pytest
 from msgspec.structs import replace
 
-from pvecri.metrics_registry import REGISTRY
 from pvecri.model import Sandbox, SandboxConfig, SandboxId, SandboxMetadata, SandboxPhase, Vmid
+from pvecri.observability.metrics_registry import REGISTRY
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox.ct import SandboxCts
 from pvecri.pods.sandbox.ct_ownership import NotOwnCt

@@ -15,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 from support.scripted_pve import ScriptedPve, data, refusal, scripted_pve
 
-from pvecri.config import ProxmoxConfig
+from pvecri.config.settings import ProxmoxConfig
 from pvecri.linux.processes import Process
 from pvecri.model import Sandbox, SandboxConfig, SandboxId, SandboxMetadata, SandboxPhase, Vmid
 from pvecri.pods.registry import PodEntry, Registry

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from pvecri.config import ProxmoxConfig
+from pvecri.config.settings import ProxmoxConfig
 from pvecri.model import FrontKind, FrontSandbox, Sandbox, SandboxConfig, SandboxId, SandboxMetadata, SandboxPhase
 from pvecri.pods.sandbox.ct_tags import own_tags
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pvecri.config import VmidRange
+from pvecri.config.settings import VmidRange
 from pvecri.linux.cgroups import Cgroups
 from pvecri.linux.limits import Limits
 from pvecri.model import Resources, Sandbox, SandboxConfig, SandboxId, SandboxMetadata, SandboxPhase, Vmid

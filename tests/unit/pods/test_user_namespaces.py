@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from pvecri.config import ID_RANGE, HostIds, UserNamespacesConfig
+from pvecri.config.settings import ID_RANGE, HostIds, UserNamespacesConfig
 from pvecri.errors import InvalidArgument, ResourceExhausted
 from pvecri.model import (
     ContainerUser,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from support.scripted_pve import data, refusal, scripted_pve
 
-from pvecri.config import Config
+from pvecri.config.settings import Config
 from pvecri.pods.foreign_cts import find
 from pvecri.proxmox.answers import Guest
 from pvecri.proxmox.api import ProxmoxApi

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvecri.config import VmidRange
+from pvecri.config.settings import VmidRange
 from pvecri.errors import ResourceExhausted
 from pvecri.pods.sandbox.vmids import VmidAllocator, Vmids
 

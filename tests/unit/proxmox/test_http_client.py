@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from fakepve.certs import make_cert
 
-from pvecri.config import ProxmoxConfig
+from pvecri.config.settings import ProxmoxConfig
 from pvecri.proxmox.body import FileBody
 from pvecri.proxmox.http import HttpClient, NoResponse, NotConnected
 from pvecri.proxmox.tls import Trust, WrongFingerprint

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from pvecri.config import ProxmoxConfig
+from pvecri.config.settings import ProxmoxConfig
 from pvecri.proxmox import privileges
 
 

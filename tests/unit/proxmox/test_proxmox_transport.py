@@ -14,7 +14,7 @@ from fakepve.certs import make_cert
 from support import figures
 from support.scripted_pve import ScriptedPve, data, dropped, redirect, refusal, scripted_pve, unauthorized
 
-from pvecri.config import ConfigError, ProxmoxConfig
+from pvecri.config.settings import ConfigError, ProxmoxConfig
 from pvecri.errors import PermissionDenied, Unavailable
 from pvecri.proxmox.answers import Version
 from pvecri.proxmox.errors import ProxmoxError

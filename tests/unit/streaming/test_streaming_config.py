@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from pvecri.config import ConfigError, parse
+from pvecri.config.settings import ConfigError, parse
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pvecri.config import ConfigError, ImagesConfig
+from pvecri.config.settings import ConfigError, ImagesConfig
 from pvecri.images.drivers.base import RootfsDriver
 from pvecri.images.drivers.btrfs import BtrfsDriver
 from pvecri.images.drivers.overlay import OverlayDriver

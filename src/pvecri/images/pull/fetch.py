@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pvecri.concurrency import all_of, beside, finish
-from pvecri.config import ImagesConfig
+from pvecri.config.settings import ImagesConfig
 from pvecri.errors import CommandError
 from pvecri.images.drivers.base import LayerKey, RootfsDriver
 from pvecri.images.manifest import Layer, wrong_diff_id

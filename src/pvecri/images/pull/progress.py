@@ -7,12 +7,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 
-from pvecri import metrics
-from pvecri.config import ImagesConfig
+from pvecri.config.settings import ImagesConfig
 from pvecri.errors import DeadlineExceeded
 from pvecri.images.manifest import Layer
 from pvecri.images.reference import Reference
 from pvecri.model import Value
+from pvecri.observability import metrics
 
 
 class Progress(Value, frozen=True):

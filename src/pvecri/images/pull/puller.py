@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from pvecri.concurrency import beside, finish
-from pvecri.config import ImagesConfig
+from pvecri.config.settings import ImagesConfig
 from pvecri.images import manifest as manifests
 from pvecri.images.library import Library
 from pvecri.images.pull.commit import add_name, commit_image, commit_layers

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pvecri.concurrency import finish
-from pvecri.config import ImagesConfig
+from pvecri.config.settings import ImagesConfig
 from pvecri.images.drivers.base import LayerKey
 from pvecri.images.library import Library
 from pvecri.images.pull.commit import commit_layers

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from pvecri.config import ConfigError, ImagesConfig
+from pvecri.config.settings import ConfigError, ImagesConfig
 from pvecri.errors import (
     CommandError,
     InvalidArgument,

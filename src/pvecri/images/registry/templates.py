@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
 from pvecri.concurrency import finish
-from pvecri.config import ImagesConfig
+from pvecri.config.settings import ImagesConfig
 from pvecri.errors import AlreadyExists, CommandError, Unavailable
 from pvecri.images import reference as references
 from pvecri.images.library import Library

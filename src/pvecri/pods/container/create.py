@@ -15,7 +15,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from pvecri.concurrency import finish, in_own_thread
-from pvecri.config import Config
+from pvecri.config.settings import Config
 from pvecri.errors import FailedPrecondition, InvalidArgument, NotFound
 from pvecri.images.manager import ImageManager
 from pvecri.linux import mounts

@@ -6,9 +6,9 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from pvecri import correlation
 from pvecri.concurrency import in_own_thread
 from pvecri.errors import DeadlineExceeded, InvalidArgument
+from pvecri.observability import correlation
 from pvecri.oci.runtime import ExecResult, OciRuntime
 from pvecri.pods import validation
 from pvecri.pods.registry import Registry

@@ -17,13 +17,13 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from pvecri import metrics
 from pvecri.errors import CommandError, DeadlineExceeded
 from pvecri.images.manager import ImageManager
 from pvecri.linux import cgroup_mirror
 from pvecri.linux.cgroups import Cgroups
 from pvecri.linux.processes import Process
 from pvecri.model import ContainerState, FrontContainer
+from pvecri.observability import metrics
 from pvecri.oci.runtime import OciRuntime
 from pvecri.pods.container import bundle, exposure, volumes
 from pvecri.pods.hooks import Hooks

@@ -12,7 +12,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from pvecri.concurrency import in_own_thread
-from pvecri.config import Config
+from pvecri.config.settings import Config
 from pvecri.errors import FailedPrecondition, InternalError, InvalidArgument, ResourceExhausted
 from pvecri.linux import limits
 from pvecri.linux.fds import STDIO_MODE

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from pvecri import correlation
 from pvecri.backoff import Backoff
-from pvecri.config import Config, VmidRange
+from pvecri.config.settings import Config, VmidRange
 from pvecri.errors import DeadlineExceeded, InternalError, PvecriError, ResourceExhausted
 from pvecri.linux import accounting, limits, namespaces, processes
 from pvecri.linux.cgroups import EVERY_DEVICE, Cgroups
 from pvecri.linux.processes import Process
 from pvecri.model import Container, IdMapping, ProxmoxInterface, Resources, SandboxId, Vmid
+from pvecri.observability import correlation
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox import ct_kill, ct_notes, kubelet_cgroups
 from pvecri.pods.sandbox.ct_ownership import CtOwnership, NotOwnCt, is_pods_init

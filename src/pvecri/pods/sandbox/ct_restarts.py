@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from pvecri import metrics
 from pvecri.model import SandboxId, SandboxPhase
+from pvecri.observability import metrics
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox.ct import SandboxCts
 from pvecri.pods.sandbox.ct_ownership import NotOwnCt

@@ -14,10 +14,10 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
-from pvecri import metrics
-from pvecri.config import ProxmoxConfig
+from pvecri.config.settings import ProxmoxConfig
 from pvecri.errors import FailedPrecondition
 from pvecri.model import SandboxId, SandboxPhase
+from pvecri.observability import metrics
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox import ct_notes
 from pvecri.pods.sandbox.ct import SandboxCts

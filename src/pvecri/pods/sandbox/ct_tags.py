@@ -12,7 +12,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from pvecri.config import ProxmoxConfig
+from pvecri.config.settings import ProxmoxConfig
 from pvecri.model import Sandbox, SandboxPhase
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.proxmox.api import ProxmoxApi

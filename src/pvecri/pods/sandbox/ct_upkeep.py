@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 
-from pvecri.config import Config
+from pvecri.config.settings import Config
 from pvecri.pods.registry import Registry
 from pvecri.pods.sandbox import ct_restarts, ct_settings, notes_updater
 from pvecri.pods.sandbox.ct import SandboxCts

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 
 from msgspec.structs import replace
 
-from pvecri.config import VmidRange
+from pvecri.config.settings import VmidRange
 from pvecri.linux import limits
 from pvecri.linux.cgroups import Cgroups
 from pvecri.linux.limits import Limits

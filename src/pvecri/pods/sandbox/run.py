@@ -15,7 +15,6 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from pvecri import correlation, metrics
 from pvecri.concurrency import in_own_thread
 from pvecri.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from pvecri.linux import programs
@@ -32,6 +31,7 @@ from pvecri.model import (
 )
 from pvecri.network import hostports
 from pvecri.network.manager import NetworkManager, NetworkRequest
+from pvecri.observability import correlation, metrics
 from pvecri.pods import files, user_namespaces, validation
 from pvecri.pods.container.pause import Pauses
 from pvecri.pods.container.volume_owners import VolumeProbe

@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Set
 
-from pvecri.config import VmidRange
+from pvecri.config.settings import VmidRange
 from pvecri.errors import ResourceExhausted
 from pvecri.model import Vmid
 

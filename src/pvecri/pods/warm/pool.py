@@ -20,8 +20,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from pvecri import metrics
-from pvecri.config import ProxmoxConfig
+from pvecri.config.settings import ProxmoxConfig
 from pvecri.errors import FailedPrecondition, PvecriError, ResourceExhausted
 from pvecri.linux import accounting
 from pvecri.model import (
@@ -34,6 +33,7 @@ from pvecri.model import (
     SandboxPhase,
     WarmCt,
 )
+from pvecri.observability import metrics
 from pvecri.pods import files
 from pvecri.pods.registry import PodEntry, Registry
 from pvecri.pods.sandbox.ct import SandboxCts

@@ -12,8 +12,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from pvecri import metrics
-from pvecri.instruments import Counter, Gauge, Histogram, Instrument
+from pvecri.observability import metrics
+from pvecri.observability.instruments import Counter, Gauge, Histogram, Instrument
 
 
 class Instruments(Collector):

@@ -16,8 +16,7 @@ from typing import Any
 
 import msgspec
 
-from pvecri import config
-from pvecri.config import Config, ConfigError, Section
+from pvecri.config.settings import Config, ConfigError, Section, from_toml, place, read_toml
 
 DROP_INS = "conf.d"
 
@@ -41,18 +40,18 @@ def load(path: Path) -> Loaded:
     origins: dict[str, Path] = {}
     for file in [path, *sorted((path.parent / DROP_INS).glob("*.toml"))]:
         # Each file alone is valid, for an error in it to name it. A section that is no table is refused here.
-        given = config.read_toml(file)
+        given = read_toml(file)
         for section, settings in given.items():
             merged.setdefault(section, {}).update(settings)
             origins |= {f"{section}.{key}": file for key in settings}
     try:
-        return Loaded(config.from_toml(merged), origins)
+        return Loaded(from_toml(merged), origins)
     except ConfigError as error:
         # They contradict each other: the last file that has one of the settings in question is the one to look at.
         named = {origins[name]: name for name in map(".".join, _SETTING.findall(str(error))) if name in origins}
         last = max(named, key=lambda file: (file != path, file.name), default=path)
         setting = tuple(named.get(last, "").split("."))
-        raise ConfigError(f"{config.place(last.read_text(), str(last), setting)}: {error}") from error
+        raise ConfigError(f"{place(last.read_text(), str(last), setting)}: {error}") from error
 
 
 # -- shown as TOML --------------------------------------------------------------------------------------------

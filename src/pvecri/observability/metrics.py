@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from pvecri.instruments import Counter, Gauge, Histogram, Instrument
+from pvecri.observability.instruments import Counter, Gauge, Histogram, Instrument
 
 Kind = TypeVar("Kind", bound=Instrument)
 

@@ -15,9 +15,10 @@ from functools import partial
 from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
-from pvecri import probes, tls
-from pvecri.config import ConfigError, MetricsConfig
-from pvecri.metrics_registry import REGISTRY
+from pvecri import tls
+from pvecri.config.settings import ConfigError, MetricsConfig
+from pvecri.observability import probes
+from pvecri.observability.metrics_registry import REGISTRY
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pvecri image convert`: an image's root filesystem as one file, with the daemon and without."""
 
-# ruff: noqa: T201
 from __future__ import annotations
 
 import argparse
@@ -15,11 +14,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pvecri.cli.image_access import Images, find, image_mounts, layers, open_images, stack_of
+from pvecri.cli.image_progress import with_progress
 from pvecri.concurrency import finish
-from pvecri.config import Config
+from pvecri.config.settings import Config
 from pvecri.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, escaped
-from pvecri.image_access import Images, find, image_mounts, layers, open_images, stack_of
-from pvecri.image_progress import with_progress
 from pvecri.images import convert, manifest, placement
 from pvecri.images.pull.progress import Progress
 from pvecri.model import ContainerSecurity, ContainerUser, ImageConfig, ImageId

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pvecri status`, `pods` and `version`: what the daemon that runs says of itself, by its CRI socket."""
 
-# ruff: noqa: T201
 from __future__ import annotations
 
 import argparse
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 import pvecri
-from pvecri.config import Config
+from pvecri.config.settings import Config
 from pvecri.errors import Unavailable
 from pvecri.linux import single_instance
 from pvecri.pods.store import recorded_vmids

@@ -25,10 +25,10 @@ from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode, format
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import pvecri
-from pvecri import metrics
 from pvecri.concurrency import in_own_thread
-from pvecri.config import TracingConfig
-from pvecri.correlation import Attributes
+from pvecri.config.settings import TracingConfig
+from pvecri.observability import metrics
+from pvecri.observability.correlation import Attributes
 
 EXPORT_TIMEOUT: Final = 5.0
 """Seconds for one export, repeated attempts included."""

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The progress of `pvecri image`, on a terminal."""
 
-# ruff: noqa: T201
 from __future__ import annotations
 
 import asyncio

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pvecri stop-pods`: ends all pods of the node side by side, each by its own grace period (decision 0090)."""
 
-# ruff: noqa: T201
 from __future__ import annotations
 
 import argparse
@@ -10,7 +9,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from pvecri.config import Config
+from pvecri.config.settings import Config
 from pvecri.errors import PvecriError, Unavailable
 from pvecri.linux import single_instance
 from pvecri.pods.node_shutdown import NodeShutdown

@@ -18,9 +18,9 @@ from typing import Any, Final
 
 import msgspec
 
-from pvecri import correlation
-from pvecri.config import ConfigError, LogConfig
+from pvecri.config.settings import ConfigError, LogConfig
 from pvecri.errors import escaped, printable
+from pvecri.observability import correlation
 
 JOURNAL: Final = Path("/run/systemd/journal/socket")
 """journald's socket for its native protocol (systemd.io, "Native Journal Protocol")."""

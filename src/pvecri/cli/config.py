@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from pvecri import config_files
+from pvecri.config import files
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -20,12 +20,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status. Errors are raised."""
     if options.shown == "default":
-        print(config_files.default_toml(), end="")
+        print(files.default_toml(), end="")
         return 0
-    loaded = config_files.load(options.config)
+    loaded = files.load(options.config)
     if options.shown == "dump":
-        print(config_files.dump(loaded.config), end="")
+        print(files.dump(loaded.config), end="")
     else:
-        for line in config_files.differences(loaded):
+        for line in files.differences(loaded):
             print(line)
     return 0

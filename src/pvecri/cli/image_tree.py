@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pvecri image inspect`, `mount` and `umount`: what is in an image. With the daemon and without."""
 
-# ruff: noqa: T201
 from __future__ import annotations
 
 import argparse
@@ -11,10 +10,10 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from pvecri.cli.image_access import find, image_mounts, layers, open_images, stack_of
 from pvecri.concurrency import finish
-from pvecri.config import Config
+from pvecri.config.settings import Config
 from pvecri.errors import FailedPrecondition, NotFound
-from pvecri.image_access import find, image_mounts, layers, open_images, stack_of
 
 
 def add_commands(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

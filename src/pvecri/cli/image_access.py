@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any, Protocol
 
 from pvecri import daemon
-from pvecri.config import Config, ConfigError
+from pvecri.config.settings import Config, ConfigError
 from pvecri.errors import FailedPrecondition, NotFound
 from pvecri.images import placement
 from pvecri.images.drivers import make_driver
@@ -19,6 +17,7 @@ from pvecri.images.drivers.base import LayerKey
 from pvecri.images.image_mounts import ImageMounts
 from pvecri.images.manager import ImageManager
 from pvecri.images.pull.progress import Progress
+from pvecri.linux import single_instance
 from pvecri.model import Image, ImageId
 
 
@@ -66,7 +65,7 @@ class _OpenStore:
 async def open_images(config: Config) -> AsyncIterator[tuple[Images, Callable[[], Progress]]]:
     """The daemon's images, or those of the store, and a pull's progress, which the CRI does not report."""
     async with AsyncExitStack() as stack:
-        if _listens(config.runtime.socket):
+        if single_instance.listens(config.runtime.socket):
             from pvecri.cri import client  # only here: the daemon has no use for the stubs
 
             yield await stack.enter_async_context(client.connected(config.runtime.socket)), Progress
@@ -121,8 +120,3 @@ def stack_of(images: Images, image: ImageId) -> Callable[[], list[LayerKey]]:
         return layers(found)
 
     return stack
-
-
-def _listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0

@@ -5,7 +5,6 @@
 without it. All other commands call the daemon if it runs.
 """
 
-# ruff: noqa: T201
 from __future__ import annotations
 
 import argparse
@@ -17,11 +16,11 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pvecri import image_convert_cli, image_tree_cli
-from pvecri.config import Config
+from pvecri.cli import image_convert, image_tree
+from pvecri.cli.image_access import find, open_images, open_store
+from pvecri.cli.image_progress import shown_size, with_progress
+from pvecri.config.settings import Config
 from pvecri.errors import AlreadyExists, FailedPrecondition, InternalError, NotFound
-from pvecri.image_access import find, open_images, open_store
-from pvecri.image_progress import shown_size, with_progress
 from pvecri.images.export import write_archive
 from pvecri.images.pull.progress import Progress
 
@@ -40,8 +39,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     pull.add_argument("reference", help="such as docker.io/library/busybox:1.36")
     remove = actions.add_parser("remove", help="remove an image with all its names")
     remove.add_argument("reference", help="a name, or the prefix of an ID")
-    image_tree_cli.add_commands(actions)
-    image_convert_cli.add_commands(actions)
+    image_tree.add_commands(actions)
+    image_convert.add_commands(actions)
     load = actions.add_parser("import", help="import an image from an archive")
     load.add_argument("file", type=Path, help="an OCI archive, or one of `docker save`")
     load.add_argument("reference", help="the image's name in the store")
@@ -142,8 +141,8 @@ _ACTIONS: dict[str, Callable[[Config, argparse.Namespace], Coroutine[Any, Any, i
     "import": _import,
     "export": _export,
     "check": _check,
-    "convert": image_convert_cli.run,
-    **image_tree_cli.ACTIONS,
+    "convert": image_convert.run,
+    **image_tree.ACTIONS,
 }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The daemon's configuration: TOML, each section the settings of one component. config_files.py reads the files.
+"""The daemon's configuration: TOML, each section the settings of one component. files.py reads them.
 
 docs/configuration.md describes every setting. An unknown key, a value of a wrong type or contradictory settings
 are an error with the setting's path (`proxmox.vmid_range`), before anything is started.
@@ -321,9 +321,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def place(text: str, origin: str, setting: tuple[str | int, ...]) -> str:
     """Where a setting is in the TOML text of `origin`: `FILE:LINE`, or without a line if it cannot be found."""
-    from pvecri import config_errors  # only here: a daemon whose configuration is valid has no use for it
+    from pvecri.config import errors  # only here: a daemon whose configuration is valid has no use for it
 
-    line = config_errors.line_of(text, setting)
+    line = errors.line_of(text, setting)
     return f"{origin}:{line}" if line else origin
 
 
@@ -333,9 +333,9 @@ def _validated(text: str, origin: str) -> dict[str, Any]:
     try:
         _convert(given)
     except msgspec.ValidationError as error:
-        from pvecri import config_errors
+        from pvecri.config import errors
 
-        explained = config_errors.explain(error, given, Config, _convert)
+        explained = errors.explain(error, given, Config, _convert)
         raise ConfigError(f"{place(text, origin, explained.path)}: {explained}") from error
     return given
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pvecri
-from pvecri import config, config_files
+from pvecri.config import files, settings
 from pvecri.errors import PvecriError
 
 
@@ -43,21 +43,21 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "serve":
         from pvecri import daemon
 
-        daemon.run(config_files.load(options.config).config, options.config)
+        daemon.run(files.load(options.config).config, options.config)
         return 0
     run: Callable[..., int] = options.run
     # These do without a valid configuration, or report an invalid one themselves.
     if options.command in _WITHOUT_CONFIGURATION:
         return run(options)
-    return run(config_files.load(options.config).config, options)
+    return run(files.load(options.config).config, options)
 
 
 _WITHOUT_CONFIGURATION = frozenset({"config", "setup", "check", "check-config", "completion"})
 
 
 def _parser() -> argparse.ArgumentParser:
-    from pvecri import config_cli, image_cli, repair_cli, status_cli, stop_pods_cli
     from pvecri.checks import command as check
+    from pvecri.cli import config, image, repair, status, stop_pods
     from pvecri.setup import command as setup
 
     parser = argparse.ArgumentParser(prog="pvecri", description=pvecri.__doc__)
@@ -66,11 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="run the daemon: serve the CRI until SIGTERM")
     check.add_commands(commands)
-    config_cli.add_command(commands)
-    image_cli.add_commands(commands)
-    repair_cli.add_command(commands)
-    status_cli.add_commands(commands)
-    stop_pods_cli.add_command(commands)
+    config.add_command(commands)
+    image.add_commands(commands)
+    repair.add_command(commands)
+    status.add_commands(commands)
+    stop_pods.add_command(commands)
     setup.add_command(commands)
     completion = commands.add_parser(
         "completion",
@@ -80,15 +80,15 @@ def _parser() -> argparse.ArgumentParser:
     completion.add_argument("shell", choices=["bash", "zsh", "fish"])
     _accept_config_after_command(parser)
     runs: dict[str, Callable[..., int]] = {
-        "config": config_cli.run,
+        "config": config.run,
         "completion": _complete,
         "setup": setup.run,
         "check": check.run,
         "check-config": check.run,
-        "repair": repair_cli.run,
-        "image": image_cli.run,
-        "stop-pods": stop_pods_cli.run,
-        **dict.fromkeys(status_cli.COMMANDS, status_cli.run),
+        "repair": repair.run,
+        "image": image.run,
+        "stop-pods": stop_pods.run,
+        **dict.fromkeys(status.COMMANDS, status.run),
     }
     for name, run in runs.items():
         commands.choices[name].set_defaults(run=run)
@@ -105,7 +105,7 @@ def _complete(options: argparse.Namespace) -> int:
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--config", type=Path, default=config.DEFAULT_PATH, help="configuration file (default: %(default)s)"
+        "--config", type=Path, default=settings.DEFAULT_PATH, help="configuration file (default: %(default)s)"
     )
 
 

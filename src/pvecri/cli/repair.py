@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Set
 from contextlib import asynccontextmanager
 
-from pvecri.config import Config
+from pvecri.config.settings import Config
 from pvecri.errors import FailedPrecondition
 from pvecri.linux import single_instance
 from pvecri.model import Vmid
