@@ -13,10 +13,11 @@ from contextlib import asynccontextmanager
 
 from pvecri.config.settings import Config
 from pvecri.errors import FailedPrecondition
-from pvecri.linux import single_instance
+from pvecri.linux import cgroups, single_instance
 from pvecri.model import Vmid
 from pvecri.pods import foreign_cts
 from pvecri.pods.foreign_cts import ForeignCt
+from pvecri.pods.sandbox import left_cgroups
 from pvecri.pods.store import Recorded, claim_name, recorded
 from pvecri.proxmox.api import ProxmoxApi
 
@@ -74,6 +75,7 @@ async def destroy(config: Config, vmid: Vmid) -> None:
 
         # A running one is refused by Proxmox: what runs in it may be in use.
         await proxmox.destroy_ct(vmid, confirm, force=False)
+        left_cgroups.remove(cgroups.detect(), vmid)
         print(f"CT {vmid}: destroyed")
 
 

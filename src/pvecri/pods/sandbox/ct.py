@@ -23,7 +23,7 @@ from pvecri.linux.processes import Process
 from pvecri.model import Container, IdMapping, ProxmoxInterface, Resources, SandboxId, Vmid
 from pvecri.observability import correlation
 from pvecri.pods.registry import PodEntry, Registry
-from pvecri.pods.sandbox import ct_kill, ct_notes, kubelet_cgroups
+from pvecri.pods.sandbox import ct_kill, ct_notes, kubelet_cgroups, left_cgroups
 from pvecri.pods.sandbox.ct_ownership import CtOwnership, NotOwnCt, is_pods_init
 from pvecri.pods.sandbox.kubelet_cgroups import KubeletCgroups
 from pvecri.pods.sandbox.vmids import Vmids
@@ -323,13 +323,18 @@ class SandboxCts:
         return None
 
     async def _allocate_vmid(self, pod: PodEntry, refused: Set[int]) -> Vmid:
-        """As `Vmids.allocate`; a warm CT gives way to a pod."""
+        """As `Vmids.allocate`, without those of which cgroups are left; a warm CT gives way to a pod."""
+        busy: set[int] = set()
         while True:
             try:
-                return await self._vmids.allocate(refused)
+                vmid = await self._vmids.allocate(refused | busy)
             except ResourceExhausted:
                 if pod.value.warm is not None or not (await self.make_room() or await self.removal_ended()):
                     raise
+                continue
+            if left_cgroups.remove(self._cgroups, vmid):
+                return vmid
+            busy.add(vmid)
 
     async def _guests(self) -> Set[int]:
         return {guest.vmid for guest in await self._proxmox.guests()}
