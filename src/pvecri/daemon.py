@@ -47,7 +47,7 @@ def run(config: Config, path: Path) -> None:
     SIGHUP reads the configuration's files again, of which `path` is the main one.
     """
     logs.configure(config.log)
-    libc.return_large_buffers()
+    libc.keep_little_memory()
     if sys.version_info < (3, 12):
         # The default of Python 3.12 and later; the older default starts a thread for every process.
         asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
