@@ -15,6 +15,8 @@ from pvecri.oci import features
 SUBJECT = "programs"
 
 RECURSIVE_READONLY = "is too old for recursive read-only mounts, which the kubelet then refuses"
+HAVE_FEATURES = "install runc 1.1 or crun 1.8.6, or later"
+"""The first versions with the command `features`, which shows what they support."""
 
 
 async def required(config: Config) -> AsyncIterator[Finding]:
@@ -26,7 +28,7 @@ async def required(config: Config) -> AsyncIterator[Finding]:
     else:
         if not runtime.recursive_readonly:
             version = ".".join(map(str, runtime.version))
-            yield Finding("warning", SUBJECT, f"{runtime.path} {version} {RECURSIVE_READONLY}")
+            yield Finding("warning", SUBJECT, f"{runtime.path} {version} {RECURSIVE_READONLY}", HAVE_FEATURES)
     if config.tracing.endpoint and find_spec("opentelemetry") is None:
         missing = "tracing.endpoint: the Python packages for traces are not installed"
         yield Finding("problem", SUBJECT, missing, "pip install '.[tracing]'")

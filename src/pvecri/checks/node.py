@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Set
 
+from pvecri.checks import versions
 from pvecri.checks.finding import Finding
 from pvecri.config.settings import Config, ConfigError
 from pvecri.errors import PvecriError
@@ -37,6 +38,8 @@ async def check(config: Config) -> AsyncIterator[Finding]:
         if not health.condition.met:
             yield Finding("problem", SUBJECT, _message(health.condition), "docs/proxmox-setup.md")
             return
+        for finding in versions.proxmox(config, health.version):
+            yield finding
         try:
             store = image_store_condition(await _place_images(config, proxmox))
             if not store.met:

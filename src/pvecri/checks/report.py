@@ -24,6 +24,7 @@ from pvecri.checks import (
     ports,
     space,
     units,
+    versions,
 )
 from pvecri.checks.finding import Finding
 from pvecri.config import files as config_files
@@ -82,6 +83,8 @@ async def _find(config: Config, options: argparse.Namespace) -> AsyncIterator[Fi
         *fronts.check(config),
         *units.check(),
     ):
+        yield each
+    async for each in versions.check(config):
         yield each
     async for each in node.check(config):
         yield each
