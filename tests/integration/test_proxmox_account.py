@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 import pytest
 from support.node import VMIDS, EmbeddedNode, embedded_node
 from trial.account import SETUP, documented_calls
 
+from pvecri.checks import tags
+from pvecri.config.settings import Config
 from pvecri.errors import PermissionDenied
 from pvecri.model import Vmid
 from pvecri.proxmox.api import ProxmoxApi
@@ -123,6 +126,48 @@ async def test_proxmoxs_error_for_a_missing_privilege_is_returned(
         text = rf"Permission check failed \(/vms/{spec.vmid}, {privilege.replace('.', '[.]')}"
         with pytest.raises(PermissionDenied, match=text):
             await walk_through_life(api, spec)
+    await api.destroy_ct(spec.vmid)
+
+
+@contextmanager
+def datacenter(node: EmbeddedNode, options: Mapping[str, str], file: Path) -> Iterator[None]:
+    """The datacenter with these options, and `file` with them as Proxmox writes datacenter.cfg."""
+    administrator = node.descriptor.administrator(node.state_dir)
+    administrator.ask("PUT", "/cluster/options", dict(options))
+    file.write_text("".join(f"{name}: {value}\n" for name, value in options.items()))
+    try:
+        yield
+    finally:
+        administrator.ask("PUT", "/cluster/options", {"delete": ",".join(options)})
+
+
+async def test_check_names_the_tags_that_proxmox_would_refuse(
+    api: ProxmoxApi, node: EmbeddedNode, spec: CtSpec, tmp_path: Path
+) -> None:
+    file = tmp_path / "datacenter.cfg"
+    settings = Config(proxmox=msgspec.structs.replace(node.config(), namespace_tags=True))
+
+    async def refused() -> list[str]:
+        return [each.message.split(": ")[2] async for each in tags.check(settings, api, file)]
+
+    await api.create_ct(msgspec.structs.replace(spec, start=False))
+    for options, reasons in (
+        ({"user-tag-access": "user-allow=list,user-allow-list=blue"}, ["user-allow=list"] * 2),
+        ({"user-tag-access": "user-allow=none"}, ["user-allow=none"] * 2),
+        ({"user-tag-access": "user-allow=existing"}, ["user-allow=existing"] * 2),
+        ({"registered-tags": "blue;pvecri"}, ["registered-tags"]),
+    ):
+        with withheld(node, "KubePrivileged", "Sys.Modify"), datacenter(node, options, file):
+            for found, reason in zip(await refused(), reasons, strict=True):
+                assert reason in found
+            with pytest.raises(PermissionDenied, match=r"Sys\.Modify for modifying tag 'pvecri'"):
+                await api.configure_ct(spec.vmid, tags="pvecri")
+        with datacenter(node, options, file):
+            assert await refused() == []  # with Sys.Modify
+    allowed = {"user-tag-access": "user-allow=list,user-allow-list=blue;ns-shop;pvecri"}
+    with withheld(node, "KubePrivileged", "Sys.Modify"), datacenter(node, allowed, file):
+        assert len(await refused()) == 1  # of any namespace
+        await api.configure_ct(spec.vmid, tags="ns-shop;pvecri")
     await api.destroy_ct(spec.vmid)
 
 

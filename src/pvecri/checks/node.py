@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Set
 
-from pvecri.checks import versions
+from pvecri.checks import tags, versions
 from pvecri.checks.finding import Finding
 from pvecri.config.settings import Config, ConfigError
 from pvecri.errors import PvecriError
@@ -44,6 +44,8 @@ async def check(config: Config) -> AsyncIterator[Finding]:
             store = image_store_condition(await _place_images(config, proxmox))
             if not store.met:
                 yield Finding("problem", "images", store.message)
+            async for finding in tags.check(config, proxmox):
+                yield finding
             async for finding in _compare(config, proxmox):
                 yield finding
         except PvecriError as error:

@@ -35,12 +35,11 @@ _M_ARENA_MAX = -8
 
 
 def keep_little_memory() -> None:
-    """Have malloc(3) use one heap for all threads, and give buffers of a megabyte and more back once they are freed.
+    """Have malloc(3) use one heap for all threads, and return large buffers once they are freed.
 
-    By default glibc gives each thread a heap of its own, and what one has freed serves no other; Python's own
-    objects are in neither, and its threads seldom allocate at once. And it raises the size of buffers that it gives
-    back to 32 MiB with the first such buffer: later ones come from the heap, which stays as large as it ever was.
-    Without effect in another libc.
+    By default glibc gives each thread a heap of its own, and what is free in one serves no other. And it raises
+    the size of buffers that it returns to 32 MiB with the first such buffer: later ones come from the heap, which
+    stays as large as it ever was. Without effect in another libc.
     """
     if hasattr(_libc, "mallopt"):
         _libc.mallopt(_M_MMAP_THRESHOLD, 1 << 20)

@@ -95,6 +95,28 @@ class Guest(Answer, frozen=True):
     type: str
 
 
+class TagAccess(Answer, frozen=True):
+    """The option `user-tag-access`; `allow` is `none`, `list`, `existing` or `free`."""
+
+    allow: str = msgspec.field(name="user-allow", default="free")
+
+    @property
+    def free(self) -> bool:
+        """Whether every account may set any tag that is not registered."""
+        return self.allow == "free"
+
+
+class DatacenterOptions(Answer, frozen=True):
+    """GET /cluster/options; `allowed_tags` are those that our account may set, besides any others.
+
+    The restrictions of tags are shown with Sys.Audit on `/` only.
+    """
+
+    allowed_tags: tuple[str, ...] = msgspec.field(name="allowed-tags", default=())
+    tag_access: TagAccess | None = msgspec.field(name="user-tag-access", default=None)
+    registered_tags: tuple[str, ...] = msgspec.field(name="registered-tags", default=())
+
+
 class CtEntry(Answer, frozen=True):
     """One of GET /nodes/{node}/lxc; sizes are bytes, `tags` are separated by semicolons.
 

@@ -21,6 +21,7 @@ from pvecri.proxmox import privileges
 from pvecri.proxmox.answers import (
     CtConfig,
     CtEntry,
+    DatacenterOptions,
     Guest,
     NodeStatus,
     StorageConfig,
@@ -127,19 +128,18 @@ class ProxmoxApi:
 
     async def permissions(self, path: str) -> frozenset[str]:
         """GET /access/permissions?path=…: our privileges on an ACL path, such as `/storage/local`."""
-        call = Call(
-            method="GET",
-            path="/access/permissions",
-            action=f"get the privileges on {path}",
-            parameters={"path": path},
-        )
-        return privileges.effective(path, await self._transport.call(call, dict[str, dict[str, bool]]))
+        kind, action = dict[str, dict[str, bool]], f"get the privileges on {path}"
+        return privileges.effective(path, await self._get("/access/permissions", action, kind, path=path))
 
     async def missing_privileges(self) -> list[str]:
         """The privileges of privileges.needed that our account lacks, as `path: privilege, …`."""
         wanted = privileges.needed(self._config, self._node, self._image_storage)
         granted = {path: await self.permissions(path) for path in wanted}
         return privileges.missing(wanted, granted)
+
+    async def datacenter_options(self) -> DatacenterOptions:
+        """GET /cluster/options: needs no privilege, and shows more with Sys.Audit on `/`."""
+        return await self._get("/cluster/options", "get the datacenter's options", DatacenterOptions)
 
     # -- guests ----------------------------------------------------------------------------------------------
 
@@ -368,10 +368,9 @@ class ProxmoxApi:
     def _ct(self, vmid: Vmid) -> str:
         return f"/nodes/{self._node}/lxc/{vmid}"
 
-    async def _get(self, path: str, action: str, into: type[T], **parameters: ParameterValue) -> T:
-        return await self._transport.call(
-            Call(method="GET", path=path, action=action, parameters=parameters), into
-        )
+    async def _get(self, path: str, action: str, into: type[T], /, **parameters: ParameterValue) -> T:
+        call = Call(method="GET", path=path, action=action, parameters=parameters)
+        return await self._transport.call(call, into)
 
     async def _task(
         self,

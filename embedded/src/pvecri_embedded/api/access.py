@@ -16,6 +16,7 @@ from fakepve import PveError
 from fakepve.routing import split_list
 from fakepve.server import FORMATS, USER, params
 
+from pvecri_embedded import datacenter
 from pvecri_embedded.api.base import Base
 from pvecri_embedded.layout import write_atomically
 from pvecri_embedded.usercfg import ROOT, Pools, UserConfig, normalise_path
@@ -97,6 +98,26 @@ class AccessApi(Base):
     def _any_allowed(self, user: str, path: str, names: Sequence[str]) -> bool:
         held = self.privileges(user, path)
         return any(name in held for name in names)
+
+    def datacenter(self) -> dict[str, Any]:
+        """The cluster's options."""
+        path = self.layout.datacenter
+        kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return kept
+
+    def allowed_tags(self, user: str) -> set[str]:
+        """The tags that an account may set, besides any others if none are restricted."""
+        seen = (ct for ct in self.cts if self.allowed(user, f"/vms/{ct.vmid}", "VM.Audit"))
+        visible = {tag for ct in seen for tag in datacenter.split(ct.config.get("tags", ""))}
+        administrator = self.allowed(user, "/", "Sys.Modify")
+        return datacenter.allowed_tags(self.datacenter(), administrator=administrator, visible=visible)
+
+    def check_tags(self, user: str, old: str, new: str) -> None:
+        """Raise Proxmox's 403 for a tag that the account may not add or remove."""
+        if self.allowed(user, "/", "Sys.Modify"):
+            return
+        if tag := datacenter.refused_tag(self.datacenter(), self.allowed_tags(user), old, new):
+            raise PveError(403, f"Permission check failed (/, Sys.Modify for modifying tag '{tag}')")
 
     async def answer(
         self, request: web.Request, match: Any, params: Mapping[str, Any], user: str | None, call: Any = None

@@ -86,6 +86,10 @@ class Base(FakePve):  # type: ignore[misc]
         """Take all rights on a guest back, as its destroy does before its config goes."""
         raise NotImplementedError
 
+    def check_tags(self, user: str, old: str, new: str) -> None:
+        """Raise Proxmox's 403 for a tag that the account may not add or remove."""
+        raise NotImplementedError
+
     def publish_figures(self) -> None:
         """Tell the cluster of the state of this node's guests, as pvestatd does in its rounds."""
         raise NotImplementedError

@@ -59,6 +59,7 @@ class ConfigApi(Base):
         """The rights that options need. Those on a pool count for all of them but tags."""
         if user != ROOT and "tags" in (*new, *deletes):
             self._vm_perm(user, vmid, None, "VM.Config.Options")
+            self.check_tags(user, str((old or {}).get("tags", "")), str(new.get("tags", "")))
         others = {name: value for name, value in new.items() if name != "tags"}
         kept = [name for name in deletes if name != "tags"]
         super()._check_modify_perm(user, vmid, pool, old, others, kept, unprivileged)

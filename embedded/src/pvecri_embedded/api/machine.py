@@ -14,6 +14,7 @@ from aiohttp import web
 from fakepve import shapes
 from fakepve.server import USER, params
 
+from pvecri_embedded import datacenter
 from pvecri_embedded.api.access import AccessApi
 from pvecri_embedded.layout import write_atomically
 
@@ -75,22 +76,15 @@ class MachineApi(AccessApi):
         return {f"dns{number}": server for number, server in enumerate(servers[:3], 1)}
 
     async def _cluster_options(self, v: dict[str, Any], user: str) -> dict[str, Any]:
-        options = {"allowed-tags": [], "mac_prefix": "BC:24:11", "description": ""}
-        return {**options, **self._datacenter()}
+        """GET /cluster/options: without Sys.Audit on / only what the account needs."""
+        allowed = {"allowed-tags": sorted(self.allowed_tags(user))}
+        if not self.allowed(user, "/", "Sys.Audit"):
+            return allowed
+        return {"mac_prefix": "BC:24:11", "description": "", **self.datacenter(), **allowed}
 
     async def _cluster_options_update(self, v: dict[str, Any], user: str) -> None:
-        """PUT /cluster/options. Of the options `next-id` is kept, of which nothing here depends."""
-        kept = self._datacenter()
-        for name in str(v.get("delete", "")).split(","):
-            kept.pop(name, None)
-        if bounds := v.get("next-id"):
-            kept["next-id"] = dict(part.split("=", 1) for part in bounds.split(","))
-        write_atomically(self.layout.datacenter, json.dumps(kept), 0o640)
-
-    def _datacenter(self) -> dict[str, Any]:
-        path = self.layout.datacenter
-        kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        return kept
+        """PUT /cluster/options. Of the options those of tags have an effect; `next-id` is kept."""
+        write_atomically(self.layout.datacenter, json.dumps(datacenter.changed(self.datacenter(), v)), 0o640)
 
     def _node_stats(self, online: bool) -> dict[str, Any]:
         memory, root = memory_bytes(), os.statvfs("/")
