@@ -4,38 +4,70 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from pvecri.checks.finding import Finding
 from pvecri.config.settings import Config, NetworkConfig
-from pvecri.network.conflist import ConfigDirectory, Network
-from pvecri.network.errors import NetworkNotReady
+from pvecri.network.conflist import VERSIONS, ConfigDirectory, Network, Plugin
+from pvecri.network.errors import NetworkNotReady, PluginError
+from pvecri.network.plugins import PluginRunner
 
 SUBJECT = "cni"
 
+PACKAGE = "containernetworking-plugins"
+PACKAGED = frozenset(
+    (
+        "bandwidth bridge dhcp firewall host-device host-local ipvlan loopback macvlan portmap ptp sbr static "
+        "tuning vlan vrf"
+    ).split()
+)
+"""The plugins of the CNI project, which Debian has in PACKAGE."""
 
-def check(config: Config) -> Iterator[Finding]:
-    """Whether a network is configured, and each of its plugins can be executed."""
+
+async def check(config: Config) -> AsyncIterator[Finding]:
+    """Whether a network is configured, and each of its plugins can be executed and supports its version."""
     try:
         network = ConfigDirectory(config.network.conf_dir).network()
     except NetworkNotReady as error:
-        yield Finding("problem", SUBJECT, str(error), "install the cluster's network, or write one there")
+        remedy = "install the cluster's network, or let `pvecri setup` write one for this node"
+        yield Finding("problem", SUBJECT, str(error), remedy)
         return
-    for name in _plugins(network):
-        if not any(_executable(directory / name) for directory in config.network.bin_dirs):
-            yield Finding("problem", SUBJECT, _missing(name, network, config.network), "install it")
+    runner = PluginRunner(config.network)
+    for plugin in _plugins(network):
+        if not any(_executable(directory / plugin.type) for directory in config.network.bin_dirs):
+            remedy = (
+                f"install {PACKAGE}" if plugin.type in PACKAGED else "install it, or wait for the network's agent"
+            )
+            yield Finding("problem", SUBJECT, _missing(plugin.type, network, config.network), remedy)
+            continue
+        try:
+            supported = await runner.supported_versions(plugin, network)
+        except PluginError as error:
+            yield Finding("warning", SUBJECT, str(error), "install it again")
+            continue
+        if network.version not in supported:
+            yield Finding("problem", SUBJECT, *_too_old(plugin.type, network, supported))
 
 
-def _plugins(network: Network) -> list[str]:
-    """The programs of a network, those for addresses included."""
-    names = []
+def _plugins(network: Network) -> list[Plugin]:
+    """The programs of a network, each once, those for addresses included."""
+    found: dict[str, Plugin] = {}
     for plugin in network.plugins:
-        names.append(plugin.type)
+        found.setdefault(plugin.type, plugin)
         ipam = plugin.options.get("ipam")
-        if isinstance(ipam, dict) and isinstance(ipam.get("type"), str):
-            names.append(ipam["type"])
-    return list(dict.fromkeys(names))
+        if isinstance(ipam, dict) and isinstance(name := ipam.get("type"), str) and name:
+            found.setdefault(name, Plugin(type=name, options=plugin.options))
+    return list(found.values())
+
+
+def _too_old(name: str, network: Network, supported: Sequence[str]) -> tuple[str, str]:
+    """Message and remedy."""
+    known = [version for version in supported if version in VERSIONS]
+    message = f"{network.path} has cniVersion {network.version}, and the plugin {name} supports "
+    message += f"{', '.join(supported) or 'none'}: pods get no network"
+    older = f", or set cniVersion to {max(known, key=VERSIONS.index)}" if known else ""
+    return message, f"install a newer {name}{older}"
 
 
 def _missing(name: str, network: Network, config: NetworkConfig) -> str:

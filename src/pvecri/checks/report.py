@@ -76,7 +76,6 @@ async def _find(config: Config, options: argparse.Namespace) -> AsyncIterator[Fi
         *files.used_later(config),
         *executables.used_later(config),
         *limits.check(config, pods),
-        *cni.check(config),
         *ports.check(config),
         *space.check(config),
         *kubelet.check(config, kubelets),
@@ -85,6 +84,8 @@ async def _find(config: Config, options: argparse.Namespace) -> AsyncIterator[Fi
     ):
         yield each
     async for each in versions.check(config):
+        yield each
+    async for each in cni.check(config):
         yield each
     async for each in node.check(config):
         yield each

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -104,13 +104,17 @@ class PluginRunner:
         if failure is not None:
             raise failure
 
-    async def _check_version(self, plugin: Plugin, network: Network) -> None:
+    async def supported_versions(self, plugin: Plugin, network: Network) -> Sequence[str]:
+        """The versions of the CNI specification that a plugin supports (VERSION). PluginError."""
         answer = await self._execute("VERSION", plugin, network, {}, {"cniVersion": network.version})
         try:
-            supported = msgspec.json.decode(answer, type=_VersionResult).supported_versions
+            return msgspec.json.decode(answer, type=_VersionResult).supported_versions
         except msgspec.DecodeError as error:
             problem = f"not a version result: {error}"
             raise PluginError(plugin.type, "VERSION", network.path, problem) from error
+
+    async def _check_version(self, plugin: Plugin, network: Network) -> None:
+        supported = await self.supported_versions(plugin, network)
         if network.version not in supported:
             problem = (
                 f"does not support the network's cniVersion {network.version}; it supports "

@@ -168,21 +168,52 @@ def test_limits_for_the_number_of_pods(tmp_path: Path) -> None:
 # -- the network ------------------------------------------------------------------------------------------------
 
 
-def test_network_that_is_missing_or_whose_plugins_cannot_be_executed(tmp_path: Path) -> None:
+PLUGIN = """#!/bin/sh
+[ "$CNI_COMMAND" = VERSION ] || exit 9
+echo '{"cniVersion": "1.0.0", "supportedVersions": ["0.4.0", "1.0.0"]}'
+"""
+
+
+def plugin(path: Path, mode: int = 0o755) -> None:
+    path.write_text(PLUGIN)
+    path.chmod(mode)
+
+
+def conflist(directory: Path, version: str = "1.0.0") -> None:
+    bridge = {"type": "bridge", "ipam": {"type": "host-local"}}
+    content = {"cniVersion": version, "name": "pods", "plugins": [bridge, {"type": "calico"}]}
+    (directory / "10-pods.conflist").write_text(json.dumps(content))
+
+
+async def test_network_that_is_missing_or_whose_plugins_cannot_be_executed(tmp_path: Path) -> None:
     directory, programs = tmp_path / "net.d", tmp_path / "bin"
     directory.mkdir()
     programs.mkdir()
     settings = parsed(f'[network]\nconf_dir = "{directory}"\nbin_dirs = ["{programs}"]')
-    only(cni.check(settings), "problem", "network.conf_dir", str(directory))
-    plugin = {"type": "bridge", "ipam": {"type": "host-local"}}
-    conflist = {"cniVersion": "1.0.0", "name": "pods", "plugins": [plugin]}
-    (directory / "10-pods.conflist").write_text(json.dumps(conflist))
-    (programs / "bridge").touch(mode=0o755)
-    only(cni.check(settings), "problem", "host-local", str(programs))
-    (programs / "host-local").touch(mode=0o644)
-    only(cni.check(settings), "problem", "host-local")
-    (programs / "host-local").chmod(0o755)
-    assert list(cni.check(settings)) == []
+    only(await collected(cni.check(settings)), "problem", "network.conf_dir", str(directory), "pvecri setup")
+    conflist(directory)
+    plugin(programs / "bridge")
+    plugin(programs / "host-local", 0o644)
+    found = [str(each) for each in await collected(cni.check(settings))]
+    assert ["needs the plugin host-local" in found[0], "needs the plugin calico" in found[1]] == [True] * 2
+    assert found[0].endswith("install containernetworking-plugins")
+    assert found[1].endswith("install it, or wait for the network's agent")
+    plugin(programs / "host-local")
+    plugin(programs / "calico")
+    assert await collected(cni.check(settings)) == []
+    (programs / "calico").write_text("no program")
+    only(await collected(cni.check(settings)), "warning", "calico", "Exec format error")
+
+
+async def test_plugin_that_does_not_support_the_networks_version(tmp_path: Path) -> None:
+    for name in ("bridge", "host-local", "calico"):
+        plugin(tmp_path / name)
+    settings = parsed(f'[network]\nconf_dir = "{tmp_path}"\nbin_dirs = ["{tmp_path}"]')
+    conflist(tmp_path, "1.1.0")
+    for name, found in zip(("bridge", "host-local", "calico"), await collected(cni.check(settings)), strict=True):
+        only([found], "problem", f"has cniVersion 1.1.0, and the plugin {name} supports 0.4.0, 1.0.0", "to 1.0.0")
+    conflist(tmp_path, "0.4.0")
+    assert await collected(cni.check(settings)) == []
 
 
 def test_port_that_another_program_has(tmp_path: Path) -> None:
