@@ -137,6 +137,39 @@ def test_undo_removes_all_that_setup_made(fresh: Fresh) -> None:
     assert "nothing to undo" in fresh.succeed("--undo", "--yes")
 
 
+def test_sysctls_are_written_for_the_kubelets_pods(fresh: Fresh) -> None:
+    current = fresh.root / "proc/sys/fs/inotify/max_user_instances"
+    kubelet = fresh.root / "var/lib/kubelet/config.yaml"
+    for path, text in ((current, "128\n"), (kubelet, "maxPods: 250\n")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    before = fresh.files()
+    assert "write /etc/sysctl.d/90-pvecri.conf" in fresh.succeed("--dry-run")
+    fresh.succeed("--yes")
+    written = fresh.root / "etc/sysctl.d/90-pvecri.conf"
+    settings = [line for line in written.read_text().splitlines() if not line.startswith("#")]
+    assert settings == ["fs.inotify.max_user_instances = 2000", "net.ipv4.ip_forward = 1"]
+    assert fresh.succeed("--yes").endswith("nothing to do\n")
+    kubelet.write_text("maxPods: 500\n")
+    assert "replace /etc/sysctl.d/90-pvecri.conf" in fresh.succeed("--yes").splitlines()
+    assert "fs.inotify.max_user_instances = 4000\n" in written.read_text()
+    assert written.stat().st_mode & 0o777 == 0o644
+    kubelet.write_text("maxPods: 250\n")
+    fresh.succeed("--undo", "--yes")
+    assert fresh.files() == before
+
+
+def test_sysctls_that_were_changed_by_hand_stay_and_what_they_lack_is_said(fresh: Fresh) -> None:
+    written = fresh.root / "etc/sysctl.d/90-pvecri.conf"
+    current = fresh.root / "proc/sys/fs/inotify/max_user_instances"
+    for path, text in ((current, "128\n"), (written, "fs.inotify.max_user_instances = 200\n")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    output = fresh.succeed("--yes")
+    assert "90-pvecri.conf (changed since; it needs fs.inotify.max_user_instances = 880)" in output
+    assert written.read_text() == "fs.inotify.max_user_instances = 200\n"
+
+
 def test_undo_keeps_what_was_there_before_and_what_was_changed_since(fresh: Fresh) -> None:
     administrator = fresh.descriptor.administrator(fresh.directory)
     administrator.ask("POST", "/pools", {"poolid": "kubernetes"})

@@ -57,7 +57,7 @@ MAY_IMPORT = {
     "reload": {"config"},
     "daemon": PARTS | {"pods", "nri", "cri", "front", "reload"},
     "checks": PARTS | {"pods"},
-    "setup": PARTS | {"pods"},
+    "setup": PARTS | {"pods", "checks"},
     "cli": PARTS | {"pods", "cri", "daemon", "checks", "setup"},
     "__main__": {"cli"},
     "__init__": set(),

@@ -7,26 +7,24 @@ import argparse
 import ipaddress
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from pvecri.config import files
+from pvecri.config import files as config_files
 from pvecri.config.settings import DEFAULT_PATH, Config, ProxmoxConfig
 from pvecri.errors import FailedPrecondition, InvalidArgument
 from pvecri.pods.store import recorded
-from pvecri.setup import choice, steps, undo
+from pvecri.setup import choice, files, steps, undo
 from pvecri.setup.choice import Choice
 from pvecri.setup.node import Node, Storage
 from pvecri.setup.record import Record, under
-from pvecri.setup.steps import UNIT, Step
+from pvecri.setup.steps import MODULES, SYSCTL, SYSCTLS_FILE, UNIT, Step
 
 PREFERRED = ("local-lvm", "local-zfs", "local-btrfs", "local")
 """Storages of Proxmox's installer, the one for root disks first."""
 
 PLAIN_DIRECTORIES = ("dir", "btrfs", "zfspool")
 """Types of storages whose root disks need no size."""
-
-APPLIED = {"modules": Path("/etc/modules-load.d/pvecri.conf"), "sysctls": Path("/etc/sysctl.d/90-pvecri.conf")}
-"""Steps that apply a file: they are done if the file is written."""
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -53,18 +51,21 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--front", action="store_true", help="CRI-O, containerd or podman run pods through pvecri-runtime"
     )
     setup.add_argument(
+        "--kubelet-config", type=Path, metavar="FILE", help="as of `pvecri check`: sysctls are set for its maxPods"
+    )
+    setup.add_argument(
         "--root", type=Path, default=Path("/"), help="write files below this directory, and start nothing"
     )
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status. Errors are raised."""
-    node = Node(options.root)
+    node = Node(options.root, options.kubelet_config)
     node.read()
     record = Record(options.root)
     if options.undo:
         return _undo(node, record, options)
-    plan, kept = planned(node, steps.steps(_choice(node, options)))
+    plan, kept = planned(node, record, steps.steps(_choice(node, options), node.lacking()))
     if kept:
         print(f"already there, and not changed: {', '.join(kept)}")
     if not plan:
@@ -81,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def planned(node: Node, wanted: Sequence[Step]) -> tuple[list[Step], list[str]]:
+def planned(node: Node, record: Record, wanted: Sequence[Step]) -> tuple[list[Step], list[str]]:
     """The steps that are not done yet, and the names of what exists already.
 
     FailedPrecondition if the token exists without its secret, or the file of the secret without the token.
@@ -89,14 +90,13 @@ def planned(node: Node, wanted: Sequence[Step]) -> tuple[list[Step], list[str]]:
     plan: list[Step] = []
     kept: list[str] = []
     for step in wanted:
-        if step.name in APPLIED or step.name == UNIT:
-            if not node.starts_services or node.has(step.name):
-                continue
-            if step.name == UNIT or any(each.path == APPLIED[step.name] for each in plan):
+        if step.name in (MODULES, UNIT) or step.name.startswith(SYSCTL):
+            if node.starts_services and not node.has(step.name):
                 plan.append(step)
         elif _is_there(node, step):
-            kept.append(step.name)
-            plan += _lacking(node, step)
+            more = list(_lacking(node, record, step))
+            kept += [] if any(each.replaces for each in more) else [_kept(node, step)]
+            plan += more
         else:
             plan.append(step)
     return plan, kept
@@ -123,11 +123,27 @@ def _is_there(node: Node, step: Step) -> bool:
     return node.exists(step.path)
 
 
-def _lacking(node: Node, step: Step) -> Iterator[Step]:
-    """A step for a role that exists with too few privileges."""
+def _lacking(node: Node, record: Record, step: Step) -> Iterator[Step]:
+    """A step for what exists and is too little: a role's privileges, the sysctls in a file of ours."""
     role = step.name.removeprefix("role ")
     if step.name.startswith("role ") and (lacking := steps.ROLES[role] - node.roles[role]):
         yield steps.more_privileges(role, lacking)
+    if step.path == SYSCTLS_FILE and record.unchanged(step.path) and (more := _too_low(node)):
+        content = files.sysctls_in(under(node.root, step.path).read_text())
+        yield replace(step, content=files.sysctls(content | more), replaces=True)
+
+
+def _too_low(node: Node) -> dict[str, int]:
+    """The sysctls that are too low, and not set in the existing file: by name, what is needed."""
+    content = files.sysctls_in(under(node.root, SYSCTLS_FILE).read_text())
+    return {each.name: each.needed for each in node.lacking() if content.get(each.name, 0) < each.needed}
+
+
+def _kept(node: Node, step: Step) -> str:
+    if step.path == SYSCTLS_FILE and (more := _too_low(node)):
+        settings = ", ".join(f"{name} = {value}" for name, value in more.items())
+        return f"{step.name} (changed since; it needs {settings})"
+    return step.name
 
 
 def _undo(node: Node, record: Record, options: argparse.Namespace) -> int:
@@ -171,7 +187,7 @@ def _choice(node: Node, options: argparse.Namespace) -> Choice:
     """From the configuration if there is one, else from the options and the node's storages."""
     path = under(options.root, DEFAULT_PATH)
     if path.exists():
-        return _configured(files.load(path).config, options)
+        return _configured(config_files.load(path).config, options)
     try:
         subnet = ipaddress.IPv4Network(options.pod_subnet)
     except ValueError as error:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from pvecri.setup.choice import Choice
 
@@ -28,8 +29,6 @@ Environment="KUBELET_EXTRA_ARGS=--container-runtime-endpoint=unix:///run/pvecri/
 """
 
 MODULES = "# For pvecri: the root filesystems of containers.\noverlay\n"
-
-SYSCTLS = "# For pvecri: pods reach other networks through this node.\nnet.ipv4.ip_forward = 1\n"
 
 _CONFIGURATION = """\
 # Written by `pvecri setup`. man pvecri.toml has all settings; `pvecri check` checks this file, the
@@ -68,6 +67,20 @@ def configuration(choice: Choice) -> str:
         template_storage=json.dumps(choice.template_storage),
     )
     return text + (_BESIDE_A_FRONT if choice.front else "")
+
+
+def sysctls(values: Mapping[str, int]) -> str:
+    """Settings for sysctl.d(5)."""
+    lines = "".join(f"{name} = {value}\n" for name, value in sorted(values.items()))
+    return (
+        f"# For pvecri: pods reach other networks through this node, and limits for the number of pods.\n{lines}"
+    )
+
+
+def sysctls_in(text: str) -> dict[str, int]:
+    """The settings of a file that `sysctls` made."""
+    settings = (line.partition("=")[::2] for line in text.splitlines() if line[:1] != "#" and "=" in line)
+    return {name.strip(): int(value) for name, value in settings if value.strip().isdecimal()}
 
 
 def network(subnet: str) -> str:

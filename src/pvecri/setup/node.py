@@ -11,9 +11,11 @@ from typing import TypeVar
 
 import msgspec
 
+from pvecri.checks import kubelet, limits
 from pvecri.errors import CommandError, FailedPrecondition, InternalError
+from pvecri.linux.files import write_atomically
 from pvecri.setup.record import under
-from pvecri.setup.steps import UNIT, Step, acl_name
+from pvecri.setup.steps import MODULES, SYSCTL, UNIT, Step, acl_name
 
 TIMEOUT = 900
 """Seconds for one command: the unit gives the daemon ten minutes to start."""
@@ -65,8 +67,10 @@ class _Secret(msgspec.Struct):
 class Node:
     """The node of Proxmox VE that this runs on. Below a `root` other than `/` nothing is started."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, kubelet_config: Path | None = None) -> None:
+        """`kubelet_config` is a KubeletConfiguration instead of kubeadm's below `root`."""
         self.root = root
+        self._kubelet_config = kubelet_config or under(root, kubelet.CONFIG)
         self.roles: dict[str, frozenset[str]] = {}
         self.tokens: frozenset[str] = frozenset()
         self._present: set[str] = set()
@@ -93,6 +97,8 @@ class Node:
         self._present |= {"next-id"} & _get("/cluster/options", dict[str, object]).keys()
         if self.starts_services and _succeeds("systemctl", "--quiet", "is-enabled", UNIT):
             self._present.add(UNIT)
+        if "overlay" in Path("/proc/filesystems").read_text().split():
+            self._present.add(MODULES)
 
     @property
     def starts_services(self) -> bool:
@@ -100,8 +106,21 @@ class Node:
         return self.root == Path("/") and Path("/run/systemd/system").is_dir()
 
     def has(self, name: str) -> bool:
-        """Whether an object in Proxmox or the enabled service exists, by the name of its step."""
+        """Whether what a step makes is there, by its name: an object in Proxmox, the service, a sysctl's value."""
+        if name.startswith(SYSCTL):
+            sysctl, _, value = name.removeprefix(SYSCTL).partition("=")
+            return str(limits.value(sysctl, self.proc)) == value
         return name in self._present
+
+    @property
+    def proc(self) -> Path:
+        """The filesystem of processes and sysctls; below another root it is that one's, if it is mounted."""
+        return self.root / "proc"
+
+    def lacking(self) -> list[limits.Sysctl]:
+        """The sysctls that are too low for the pods of the node's kubelet, or of one with its default."""
+        pods = kubelet.max_pods(self._kubelet_config) or limits.DEFAULT_PODS
+        return limits.lacking(pods, self.proc)
 
     def exists(self, path: Path) -> bool:
         """Whether a file exists below the root directory."""
@@ -119,6 +138,10 @@ class Node:
         if step.path:
             path = under(self.root, step.path)
             path.parent.mkdir(mode=0o700 if step.mode == 0o600 else 0o755, parents=True, exist_ok=True)
+            if step.replaces:
+                write_atomically(path, output.encode())
+                path.chmod(step.mode)
+                return
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, step.mode), "w") as file:
                 file.write(output)
 

@@ -10,7 +10,7 @@ import msgspec
 
 from pvecri.errors import InternalError
 from pvecri.linux.files import write_atomically
-from pvecri.setup.steps import Step
+from pvecri.setup.steps import SYSCTL, Step
 
 PATH = Path("/var/lib/pvecri/setup.json")
 
@@ -40,10 +40,18 @@ class Record:
             raise InternalError(f"{self._path}: {error}") from error
 
     def add(self, step: Step) -> None:
-        """Note that the step was done."""
+        """Note that the step was done. What was made again is undone to what was before the first time."""
         path = str(step.path or "")
         digest = sha256(under(self._root, step.path)) if step.path else ""
-        self._save([*self.made, Made(step.name, step.undo, step.shared, path, digest)])
+        key = _object(step.name)
+        earlier = next((each for each in self.made if _object(each.name) == key), None)
+        made = Made(step.name, earlier.undo if earlier else step.undo, step.shared, path, digest)
+        self._save([*(each for each in self.made if each is not earlier), made])
+
+    def unchanged(self, path: Path) -> bool:
+        """Whether a setup wrote the file at `path`, and it has the same content still."""
+        digest = sha256(under(self._root, path))
+        return any(each.path == str(path) and each.sha256 == digest for each in self.made)
 
     def remove(self, made: Made) -> None:
         """Note that one was undone; the last one removes the file."""
@@ -56,6 +64,11 @@ class Record:
             write_atomically(self._path, msgspec.json.format(msgspec.json.encode(made)) + b"\n")
         else:
             self._path.unlink(missing_ok=True)
+
+
+def _object(name: str) -> str:
+    """The name of a step without the value of a sysctl."""
+    return name.partition("=")[0] if name.startswith(SYSCTL) else name
 
 
 def under(root: Path, path: Path) -> Path:

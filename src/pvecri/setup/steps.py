@@ -7,15 +7,21 @@ docs/proxmox-setup.md has the same commands, and explains each privilege.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pvecri.checks.limits import FORWARDING, Sysctl
 from pvecri.proxmox.privileges import POD_PRIVILEGES
 from pvecri.setup import files
 from pvecri.setup.choice import Choice
 
 UNIT = "pvecri.service"
+MODULES = "modules"
+SYSCTL = "sysctl "
+"""The beginning of the names of steps that set one, before `NAME=VALUE`."""
+
+SYSCTLS_FILE = Path("/etc/sysctl.d/90-pvecri.conf")
 
 ROLES: Mapping[str, frozenset[str]] = {
     "KubePods": POD_PRIVILEGES,
@@ -33,7 +39,7 @@ class Step:
 
     `name` identifies it in the node's state and in the record. `undo` removes what `command` made. `shared`
     objects are used by the other nodes of a cluster, too. A step with `command` and `path` writes the secret of
-    the token that the command prints.
+    the token that the command prints. With `replaces` the file exists.
     """
 
     name: str
@@ -43,17 +49,18 @@ class Step:
     path: Path | None = None
     content: str = ""
     mode: int = 0o644
+    replaces: bool = False
 
     def __str__(self) -> str:
         if not self.command:
-            return f"write {self.path}"
+            return f"{'replace' if self.replaces else 'write'} {self.path}"
         secret = f"    # the secret is written to {self.path}, mode 0600" if self.path else ""
         return shlex.join(self.command) + secret
 
 
-def steps(choice: Choice) -> list[Step]:
-    """All steps: Proxmox first, then files, then the service, which needs both."""
-    return [*_in_proxmox(choice), *_files(choice), *_service()]
+def steps(choice: Choice, lacking: Sequence[Sysctl] = ()) -> list[Step]:
+    """All steps: Proxmox first, then files, then the service, which needs both. `lacking` are set, too."""
+    return [*_in_proxmox(choice), *_files(choice, lacking), *_service(lacking)]
 
 
 def _in_proxmox(choice: Choice) -> Iterator[Step]:
@@ -108,10 +115,11 @@ def _acl(choice: Choice, path: str, role: str, *options: str, shared: bool = Tru
     return Step(acl_name(path, choice.user, role), command, ("pveum", "acl", "delete", *entry), shared=shared)
 
 
-def _files(choice: Choice) -> Iterator[Step]:
+def _files(choice: Choice, lacking: Sequence[Sysctl]) -> Iterator[Step]:
     yield _file("/etc/pvecri/config.toml", files.configuration(choice))
     yield _file("/etc/modules-load.d/pvecri.conf", files.MODULES)
-    yield _file("/etc/sysctl.d/90-pvecri.conf", files.SYSCTLS)
+    values = {FORWARDING: 1, **{each.name: each.needed for each in lacking}}
+    yield _file(str(SYSCTLS_FILE), files.sysctls(values))
     if not choice.front:
         yield _file("/etc/cni/net.d/10-pvecri.conflist", files.network(choice.pod_subnet))
         yield _file("/etc/crictl.yaml", files.CRICTL)
@@ -122,7 +130,14 @@ def _file(path: str, content: str) -> Step:
     return Step(f"file {path}", path=Path(path), content=content)
 
 
-def _service() -> Iterator[Step]:
-    yield Step("modules", ("modprobe", "overlay"))
-    yield Step("sysctls", ("sysctl", "--quiet", "--load", "/etc/sysctl.d/90-pvecri.conf"))
+def _service(lacking: Sequence[Sysctl]) -> Iterator[Step]:
+    yield Step(MODULES, ("modprobe", "overlay"))
+    for each in lacking:
+        # Forwarding stays: whatever else on the node has come to need it is unknown.
+        undo = () if each.name == FORWARDING else _set(each.name, each.value)
+        yield Step(f"{SYSCTL}{each.name}={each.needed}", _set(each.name, each.needed), undo)
     yield Step(UNIT, ("systemctl", "enable", "--now", UNIT), ("systemctl", "disable", "--now", UNIT))
+
+
+def _set(name: str, value: int) -> tuple[str, ...]:
+    return ("sysctl", "--quiet", "--write", f"{name}={value}")
