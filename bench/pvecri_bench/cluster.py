@@ -72,6 +72,7 @@ class Node:
                 template=TEMPLATE,
                 storage=self._storage,
                 size=CtSize(memory_mib=256),
+                arch="amd64",
                 start=False,
             )
             try:

@@ -12,15 +12,6 @@ import msgspec
 from pvecri.model import ProxmoxInterface, Vmid
 from pvecri.proxmox.sizing import CtSize
 
-ARCHITECTURES = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "armv7l": "armhf",
-    "i686": "i386",
-    "riscv64": "riscv64",
-}
-"""Proxmox's names of uname(2)'s machines."""
-
 DESCRIPTION_MAX = 8192
 """Maximum characters of a description (PVE::LXC::Config)."""
 
@@ -44,7 +35,7 @@ class CtSpec(msgspec.Struct, frozen=True, kw_only=True):
     template: str
     storage: str
     size: CtSize
-    arch: str = "amd64"
+    arch: str
     rootfs_size_gib: int = 0
     unprivileged: bool = True
     description: str = ""

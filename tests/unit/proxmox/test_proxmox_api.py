@@ -29,6 +29,7 @@ SPEC = CtSpec(
     template="local:vztmpl/x.tar.gz",
     storage="local",
     size=CtSize(memory_mib=64),
+    arch="arm64",
     description="pod of uid 42",
 )
 TASK = "UPID:pve:00000D6E:00009CE0:6B044A1C:vzcreate:900001:cri@pve!t1:"

@@ -22,9 +22,10 @@ from pvecri.proxmox.sizing import CtSize
 SPEC = CtSpec(
     vmid=Vmid(900_001),
     hostname="web-0",
-    template="local:vztmpl/pvecri-sandbox_0123456789ab_amd64.tar.gz",
+    template="local:vztmpl/pvecri-sandbox_0123456789ab_arm64.tar.gz",
     storage="local-lvm",
     size=CtSize(memory_mib=96, cpulimit=0.25, cpuunits=39),
+    arch="arm64",
 )
 
 
@@ -35,12 +36,12 @@ def on_the_wire(spec: CtSpec) -> dict[str, str]:
 def test_a_pods_ct_has_no_network_no_console_and_no_managed_files() -> None:
     assert on_the_wire(SPEC) == {
         "vmid": "900001",
-        "ostemplate": "local:vztmpl/pvecri-sandbox_0123456789ab_amd64.tar.gz",
+        "ostemplate": "local:vztmpl/pvecri-sandbox_0123456789ab_arm64.tar.gz",
         "hostname": "web-0",
         "rootfs": "local-lvm:0",
         "unprivileged": "1",
         "ostype": "unmanaged",
-        "arch": "amd64",
+        "arch": "arm64",
         "console": "0",
         "tty": "0",
         "startup": "down=1",
@@ -147,7 +148,7 @@ def test_fingerprint_is_of_what_a_running_ct_keeps() -> None:
         "template": "local:vztmpl/other.tar.gz",
         "storage": "local",
         "rootfs_size_gib": 1,
-        "arch": "arm64",
+        "arch": "amd64",
         "unprivileged": False,
         "pool": "kubernetes",
     }
