@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 from support.faulty_registry import Fault, faulty_registry
-from support.image_builder import LayerBuilder, build_artifact, build_image, build_index, digest_of, gzipped
+from support.image_builder import (
+    PLATFORM,
+    LayerBuilder,
+    build_artifact,
+    build_image,
+    build_index,
+    digest_of,
+    gzipped,
+)
 from support.images import DRIVERS, image_manager, image_root, image_storage
 from support.registry import PASSWORD, USER, Registry, running_registry
 from support.userns import user_namespace
@@ -126,8 +134,7 @@ async def test_artifact_without_files_is_an_empty_directory(manager: ImageManage
 
 
 async def test_artifact_in_an_index_is_that_of_this_platform(manager: ImageManager, registry: Registry) -> None:
-    machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
-    index = build_index(("s390x", build_artifact(("a", b"other"))), (machine, build_artifact(("a", b"ours"))))
+    index = build_index(("s390x", build_artifact(("a", b"other"))), (PLATFORM, build_artifact(("a", b"ours"))))
     image = await manager.pull(registry.push("tool", "1", index))
     assert await content(manager, image) == {"a": b"ours"}
     assert image.digests == (f"{registry.address}/tool@{index.digest}",)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support import figures
-from support.image_builder import LayerBuilder, build_image, build_index, digest_of, gzipped, plain, zstd
+from support.image_builder import PLATFORM, LayerBuilder, build_image, build_index, digest_of, gzipped, plain, zstd
 from support.images import image_manager, image_root
 from support.registry import PASSWORD, USER, Registry, running_registry
 
@@ -90,10 +90,9 @@ async def test_images_of_all_manifest_and_compression_types_are_pulled(
 async def test_pull_of_an_index_selects_this_machines_platform(
     manager: ImageManager, registry: Registry, docker: bool
 ) -> None:
-    machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
     other = build_image(LayerBuilder().file("other").build(), docker=docker)
     ours = build_image(BASE, docker=docker)
-    index = build_index(("s390x", other), (machine, ours), docker=docker)
+    index = build_index(("s390x", other), ("arm/v7", other), (PLATFORM, ours), docker=docker)
     image = await manager.pull(registry.push("app", "1", index))
     assert image.id == ours.id
     assert image.digests == (f"{registry.address}/app@{index.digest}",)
@@ -231,11 +230,10 @@ async def test_moved_tag_names_the_new_image(manager: ImageManager, registry: Re
 async def test_tag_moved_to_another_index_of_the_same_image_keeps_the_image(
     manager: ImageManager, registry: Registry, docker: bool
 ) -> None:
-    machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
     ours, other = build_image(BASE, docker=docker), build_image(TOP, docker=docker)
-    before = await manager.pull(registry.push("app", "1", build_index((machine, ours), docker=docker)))
+    before = await manager.pull(registry.push("app", "1", build_index((PLATFORM, ours), docker=docker)))
     await manager.idle()
-    newer = build_index((machine, ours), ("s390x", other), docker=docker)
+    newer = build_index((PLATFORM, ours), ("s390x", other), docker=docker)
     reference = registry.push("app", "1", newer)
     registry.forget_blobs(digest_of(ours.layers[0]))
     assert await manager.pull(reference) == before

@@ -15,6 +15,7 @@ import pytest
 from msgspec.structs import replace
 from pve_replay.process import NodeProcess, new_state_dir
 from support.image_builder import (
+    PLATFORM,
     BuiltImage,
     LayerBuilder,
     build_artifact,
@@ -150,7 +151,7 @@ async def test_proxmox_pulls_this_machines_platform_of_an_index(
     manager: ImageManager, node: NodeProcess, registry: Registry
 ) -> None:
     built = app()
-    reference = registry.push("app", "1", build_index(("amd64", built)))
+    reference = registry.push("app", "1", build_index((PLATFORM, built)))
     assert (await manager.pull(reference)).id == built.id
     assert templates(node) == [name_of(built)]
 

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import platform
 import subprocess
 import tarfile
 from collections.abc import Callable, Sequence
@@ -22,6 +23,9 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+
+PLATFORM = {"x86_64": "amd64", "aarch64": "arm64/v8"}[platform.machine()]
+"""This machine's, as indexes in registries name it: ARCHITECTURE or ARCHITECTURE/VARIANT."""
 
 
 def digest_of(data: bytes) -> str:
@@ -111,10 +115,10 @@ def build_image(
     layer_type: str | None = None,
     config_type: str | None = None,
 ) -> BuiltImage:
-    """An image of these archives for amd64; `diff_ids` and the media types may be told wrong."""
+    """An image of these archives for this machine; `diff_ids` and the media types may be told wrong."""
     blobs = [compress(layer) for layer in layers]
     document = {
-        "architecture": "amd64",
+        **_architecture(PLATFORM),
         "os": "linux",
         "config": config or {},
         "rootfs": {"type": "layers", "diff_ids": list(diff_ids or map(digest_of, layers))},
@@ -168,13 +172,10 @@ def build_artifact(
 
 
 def build_index(*images: tuple[str, BuiltImage], docker: bool = False) -> BuiltImage:
-    """An index of images by architecture, as Go names it."""
+    """An index of images by platform, such as PLATFORM."""
     manifests = [
-        {
-            **_descriptor(image.manifest, image.media_type),
-            "platform": {"os": "linux", "architecture": architecture},
-        }
-        for architecture, image in images
+        {**_descriptor(image.manifest, image.media_type), "platform": {"os": "linux", **_architecture(name)}}
+        for name, image in images
     ]
     media_type = DOCKER_LIST if docker else OCI_INDEX
     index = {"schemaVersion": 2, "mediaType": media_type, "manifests": manifests}
@@ -184,6 +185,11 @@ def build_index(*images: tuple[str, BuiltImage], docker: bool = False) -> BuiltI
         blobs=tuple(blob for _, image in images for blob in image.blobs),
         children=tuple((image.media_type, image.manifest) for _, image in images),
     )
+
+
+def _architecture(name: str) -> dict[str, str]:
+    architecture, _, variant = name.partition("/")
+    return {"architecture": architecture, "variant": variant} if variant else {"architecture": architecture}
 
 
 def _descriptor(data: bytes, media_type: str) -> dict[str, Any]:
