@@ -147,6 +147,7 @@ def test_lintian_finds_nothing(package: Path) -> None:
 def test_installation_has_programs_manual_pages_and_completions(installed: Debian, package: Path) -> None:
     version = run("dpkg-deb", "--field", package, "Version").partition("~")[0].strip()
     assert installed.succeed("pvecri", "--version") == f"pvecri {version}\n"
+    assert installed.succeed("pvecri", "version") == f"pvecri {version}\n"
     assert version in installed.succeed("pvecri-runtime", "--version")
     for page in ("man1/pvecri.1", "man5/pvecri.toml.5", "man8/pvecri-runtime.8"):
         assert installed.path(f"/usr/share/man/{page}.gz").exists()

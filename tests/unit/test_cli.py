@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import pvecri
 from pvecri.cli import command_line
 from pvecri.config.settings import DEFAULT_PATH
 
@@ -74,3 +75,17 @@ def test_bash_completes_a_subcommand(capsys: pytest.CaptureFixture[str]) -> None
     script = f"{capsys.readouterr().out}\n{complete}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "convert\n"
+
+
+def test_version_needs_no_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["--config", str(tmp_path / "config.toml"), "version"]) == 0
+    assert capsys.readouterr().out == f"pvecri {pvecri.__version__}\n"
+
+
+def test_version_reports_an_invalid_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("[runtime]\nsockets = 1\n")
+    assert command_line.main(["--config", str(path), "version"]) == 1
+    output = capsys.readouterr()
+    assert output.out == f"pvecri {pvecri.__version__}\n"
+    assert "sockets" in output.err

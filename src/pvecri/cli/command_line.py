@@ -52,7 +52,7 @@ def _run(options: argparse.Namespace) -> int:
     return run(files.load(options.config).config, options)
 
 
-_WITHOUT_CONFIGURATION = frozenset({"config", "setup", "check", "check-config", "completion"})
+_WITHOUT_CONFIGURATION = frozenset({"config", "setup", "check", "check-config", "completion", "version"})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "repair": repair.run,
         "image": image.run,
         "stop-pods": stop_pods.run,
+        "version": status.version,
         **dict.fromkeys(status.COMMANDS, status.run),
     }
     for name, run in runs.items():

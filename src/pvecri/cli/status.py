@@ -7,11 +7,13 @@ import argparse
 import asyncio
 import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 import pvecri
+from pvecri.config import files
 from pvecri.config.settings import Config
 from pvecri.errors import Unavailable
 from pvecri.linux import single_instance
@@ -21,7 +23,7 @@ from pvecri.supervision import Failing
 if TYPE_CHECKING:
     from pvecri.cri.client import RuntimeStatus
 
-COMMANDS = ("status", "pods", "version")
+COMMANDS = ("status", "pods")
 
 REQUIRED = ("RuntimeReady", "NetworkReady")
 """The conditions without which a kubelet's node is NotReady."""
@@ -39,20 +41,10 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
-    """Run a command; returns the exit status. Unavailable if no daemon runs."""
-    if options.command == "version":
-        print(f"pvecri {pvecri.__version__}")
-    from pvecri.cri import client  # only here: the daemon, which is a command too, has no use for the stubs
-
-    path = config.runtime.socket
-    if not single_instance.listens(path):
-        if options.command == "version":
-            return 0
-        raise Unavailable(f"no daemon serves on {path} (runtime.socket); systemctl status pvecri")
-    found = asyncio.run(client.runtime_status(path))
-    if options.command == "version":
-        print(f"daemon {found.version}")
-        return 0
+    """Run `status` or `pods`; returns the exit status. Unavailable if no daemon runs."""
+    found = _ask_daemon(config.runtime.socket)
+    if found is None:
+        raise Unavailable(f"no daemon serves on {config.runtime.socket} (runtime.socket); systemctl status pvecri")
     if options.command == "pods":
         _print_pods(config, found, as_json=options.json)
         return 0
@@ -62,6 +54,25 @@ def run(config: Config, options: argparse.Namespace) -> int:
     else:
         print("\n".join(lines(config, found)))
     return 0 if ready else 1
+
+
+def version(options: argparse.Namespace) -> int:
+    """Print this program's version, and the daemon's if one runs; returns the exit status.
+
+    Without a configuration, as after the package's installation, it prints the former. ConfigError for an invalid
+    configuration, after the first line.
+    """
+    print(f"pvecri {pvecri.__version__}", flush=True)
+    if options.config.exists() and (found := _ask_daemon(files.load(options.config).config.runtime.socket)):
+        print(f"daemon {found.version}")
+    return 0
+
+
+def _ask_daemon(socket: Path) -> RuntimeStatus | None:
+    """What the daemon that serves on `socket` says of itself; None if there is none."""
+    from pvecri.cri import client  # only here: the daemon, which is a command too, has no use for the stubs
+
+    return asyncio.run(client.runtime_status(socket)) if single_instance.listens(socket) else None
 
 
 def lines(config: Config, found: RuntimeStatus) -> list[str]:
