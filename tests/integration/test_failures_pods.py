@@ -100,3 +100,22 @@ def test_name_of_a_failed_pod_can_be_reused(machine: Machine, embedded: Embedded
         cri.run_pod(config)
     eventually(lambda: set(machine.leftovers()) <= machine.usual, "it is gone")
     cri.run_pod(config)
+
+
+def test_failed_pod_does_not_wait_for_the_destroy_of_its_ct(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient
+) -> None:
+    config = cri.pod_config()
+    answer = '{"cniVersion": "1.0.0", "code": 11, "msg": "no addresses left"}'
+    machine.write_network(
+        machine.write_plugin("failing", f"[ $CNI_COMMAND = DEL ] || {{ echo '{answer}'; exit 1; }}")
+    )
+    embedded.fault(task="vzdestroy", hold=True)
+    with refused(grpc.StatusCode.INTERNAL, "no addresses left"):
+        cri.run_pod(config)
+    (vmid,) = cri.removals()
+    assert cri.pods() == []
+    machine.write_network()
+    assert cri.vmid(cri.run_pod(config)) != vmid
+    embedded.clear_faults()
+    eventually(lambda: vmid not in machine.node.cts(), "the CT is destroyed")

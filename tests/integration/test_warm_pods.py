@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -386,6 +387,56 @@ def test_claim_that_proxmox_refuses_costs_the_pod_nothing(
     pod = warmed.run_pod()
     assert warmed.vmid(pod) != vmid
     eventually(lambda: settled(machine), "the refused CT is replaced")
+
+
+def record_commands(machine: Machine, failing: str = "") -> Path:
+    """Add a CNI plugin to the network that writes its commands to the file that is returned; `failing` fails."""
+    commands = machine.directory / "commands"
+    commands.unlink(missing_ok=True)
+    error = '{"cniVersion": "1.0.0", "code": 11, "msg": "no addresses left"}'
+    script = f"""echo $CNI_COMMAND $CNI_CONTAINERID >> {commands}
+    [ $CNI_COMMAND != "{failing}" ] || {{ echo '{error}'; exit 1; }}
+    [ $CNI_COMMAND != ADD ] || cat"""
+    machine.write_network(machine.write_plugin("recorder", script))
+    return commands
+
+
+def test_network_is_attached_beside_the_claim_and_detached_if_the_claim_fails(
+    machine: Machine, embedded: EmbeddedNode, warmed: CriClient
+) -> None:
+    """Detached before the pod gets another CT: portmap would map the host port twice."""
+    warmed.run_pod()
+    vmid = first_waiting(machine)
+    commands = record_commands(machine)
+    embedded.fault(request=f"PUT /nodes/[^/]+/lxc/{vmid}/config", hold=True)
+    mapping = pb.PortMapping(container_port=80, host_port=18_083)
+    config = warmed.pod_config(port_mappings=[mapping])
+    call = warmed.runtime.RunPodSandbox.future(pb.RunPodSandboxRequest(config=config))
+    eventually(embedded.holds, "the PUT is held")
+    eventually(commands.exists, "CNI ADD runs")
+    embedded.clear_faults()  # the PUT gets no answer
+    pod = call.result().pod_sandbox_id
+    assert warmed.vmid(pod) != vmid
+    (add, first), (delete, same), (again, last) = (line.split() for line in commands.read_text().splitlines())
+    assert (add, delete, again) == ("ADD", "DEL", "ADD")
+    assert (first, last) == (same, pod)
+    assert first != pod
+    eventually(lambda: settled(machine), "the refused CT is replaced")
+
+
+def test_error_of_a_plugin_removes_the_claimed_ct(
+    machine: Machine, embedded: EmbeddedNode, warmed: CriClient
+) -> None:
+    warmed.run_pod()
+    vmid = first_waiting(machine)
+    record_commands(machine, failing="ADD")
+    config = warmed.pod_config()
+    with refused(grpc.StatusCode.INTERNAL, "CNI plugin recorder .*: ADD: .*no addresses left"):
+        warmed.run_pod(config)
+    eventually(lambda: vmid not in machine.node.cts(), "the claimed CT is destroyed")
+    machine.write_network()
+    warmed.run_pod(config)
+    eventually(lambda: settled(machine), "one CT waits, and none is left")
 
 
 def test_pool_waits_for_a_proxmox_that_is_down(

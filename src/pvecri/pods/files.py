@@ -51,9 +51,19 @@ def make_private_directory(directory: Path, root_gid: int) -> None:
 
 
 def make_directory(pod: PodEntry) -> None:
-    """Make the pod's directory and its subdirectory for namespaces."""
+    """Make the pod's directory, and pin the PID namespace of its CT there, which runs.
+
+    For conmon and the OCI runtime, which run in that namespace in every kind of pod (decision 0064).
+    """
+    assert pod.init is not None
     make_private_directory(pod.directory, pod.value.root_uid)
     pod.namespace("net").parent.mkdir()
+    pin_namespaces(pod, pod.init.pid, ["pid"])
+
+
+def take_directory(pod: PodEntry) -> None:
+    """As `make_directory`, for a pod with a claimed CT: the directory was made for the CT. Idempotent."""
+    os.chown(pod.directory, 0, pod.value.root_uid)
 
 
 def pin_namespaces(pod: PodEntry, pid: int, kinds: Sequence[str]) -> None:

@@ -366,13 +366,6 @@ class Registry:
         entry.value, entry.notified = sandbox, LifecycleEvent.NONE
         self._enter(entry)
 
-    def release_warm(self, entry: PodEntry, warm: Sandbox) -> None:
-        """Undo `claim_warm`; `warm` is the value before it, or one in the phase REMOVING."""
-        self._leave(entry)
-        self._warm[entry.id] = entry
-        entry.notified = LifecycleEvent.REMOVED
-        self.save_pod(entry, warm, ending=True)
-
     # -- containers -------------------------------------------------------------------------------------------
 
     def add_container(self, container: Container) -> ContainerEntry:

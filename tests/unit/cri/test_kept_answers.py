@@ -176,12 +176,6 @@ class Runtime(RuleBasedStateMachine):
             except AlreadyExists:
                 self.registry.drop_pod(entry)
 
-    @rule(number=NUMBERS)
-    def release_warm(self, number: int) -> None:
-        if (pod := self.pod(number)) and not self.registry.warm() and not pod.containers:
-            warm = WarmCt(fingerprint="f", digest="d")
-            self.registry.release_warm(pod, self.sandbox(number, SandboxPhase.READY, warm))
-
     @rule(number=NUMBERS, of_pod=NUMBERS, state=STATES)
     def add_container(self, number: int, of_pod: int, state: ContainerState) -> None:
         if self.pod(of_pod) and self.container(number) is None:

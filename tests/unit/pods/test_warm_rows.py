@@ -83,12 +83,10 @@ def test_claim_of_a_taken_name_changes_nothing(registry: Registry, store: Store,
     assert warm.value in store.sandboxes()
 
 
-def test_released_ct_is_removed_as_a_warm_one_and_the_name_is_free(
-    registry: Registry, store: Store, warm: PodEntry
-) -> None:
+def test_name_of_a_pod_that_could_not_use_its_ct_is_free(registry: Registry, store: Store, warm: PodEntry) -> None:
     registry.claim_warm(warm, sandbox("web"))
-    registry.release_warm(warm, replace(WARM, phase=SandboxPhase.REMOVING))
-    assert (registry.pods(), registry.warm()) == ([], [warm])
+    registry.retire_pod(warm)
+    assert (registry.pods(), registry.warm(), registry.removed()) == ([], [], [warm])
     registry.add_pod(sandbox("web", OTHER, vmid=0))
     registry.drop_pod(warm)
     assert [each.id for each in store.sandboxes()] == [OTHER]

@@ -109,23 +109,27 @@ class FrontSandboxes:
         # podman starts a container again by a delete and a create with the same id.
         await self._removals.wait(wanted.id, EARLIER_CT_TIMEOUT)
         config = self._with_limits(wanted.config)
-        pod = await self._warm.obtain(partial(self._reserve, wanted, config))
-        async with pod.lock, AsyncExitStack() as undo:
-            undo.callback(self._teardown.drop, pod)
-            # Pushed before the call: a create that is cancelled may have created the CT all the same.
-            for step in (self._cts.destroy, remove_files, self._cts.stop):
-                undo.push_async_callback(attempt, partial(step, pod), "undo of a front's pod", pod.value.name)
-            if pod.init is None:
-                await self._cts.create(pod)
-            assert pod.init is not None
-            await asyncio.to_thread(files.make_directory, pod)
-            await asyncio.to_thread(files.pin_namespaces, pod, pod.init.pid, ["pid"])
-            self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.READY))
-            self._teardown.watch(pod)
-            undo.pop_all()
+        pod = await self._warm.obtain(partial(self._reserve, wanted, config), self._start)
         self._tags.wanted.set()
         log.info("pod %s of %s has CT %d", pod.value.name, wanted.front.kind.value, pod.value.vmid)
         return pod
+
+    async def _start(self, pod: PodEntry) -> None:
+        """Create the CT of a pod that has claimed none, and make the pod READY."""
+        claimed = pod.init is not None
+        async with pod.lock, AsyncExitStack() as undo:
+            # Undone last: the CT is left to ct_removals.py, or all if another undo has failed.
+            undo.callback(self._teardown.drop, pod)
+            # Pushed before the call: a create that is cancelled may have created the CT all the same.
+            for step in (remove_files, self._cts.stop):
+                undo.push_async_callback(attempt, partial(step, pod), "undo of a front's pod", pod.value.name)
+            if not claimed:
+                await self._cts.create(pod)
+            async with self._warm.handing_over(pod):
+                await asyncio.to_thread(files.take_directory if claimed else files.make_directory, pod)
+            self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.READY))
+            self._teardown.watch(pod)
+            undo.pop_all()
 
     def _reserve(self, wanted: WantedSandbox, config: SandboxConfig, *, warm: bool) -> PodEntry:
         """Store the pod as CREATING, with `warm` with a CT that waits for one, if there is one. Does not await."""

@@ -183,20 +183,22 @@ class SandboxCts:
         """Identifies what a CT of this kind is created with and keeps while it runs; empty before `prepare`."""
         return fingerprint(self._base_spec(privileged=privileged)) if self.prepared else ""
 
+    async def name(self, pod: PodEntry) -> None:
+        """Set the hostname in a CT that runs already, as `create` does in a new one. OSError if it has ended."""
+        assert pod.init is not None
+        name = str(assignable_parameters(self._spec(pod, None))["hostname"])
+        uts = Path(f"/proc/{pod.init.pid}/ns/uts")
+        await asyncio.to_thread(namespaces.run_inside, [uts], partial(socket.sethostname, name))
+
     async def assign(self, pod: PodEntry, digest: str, **more: ParameterValue | None) -> None:
-        """Give a CT that runs already what `create` gives a new one for this pod: name, notes, size and limits.
+        """Give a CT that runs already the config that `create` gives a new one for this pod: name, notes, limits.
 
         One PUT …/config, which has the options of `more` too. ProxmoxError, and nothing is changed, if the config
-        has another `digest`; CtLocked at once if it is locked. OSError if the CT has ended.
+        has another `digest`; CtLocked at once if it is locked.
         """
-        spec = self._spec(pod, None)
-        options = assignable_parameters(spec)
-        await self._proxmox.configure_ct(pod.value.vmid, 0, digest=digest, **options, **more)
-        recorded = replace(pod.value, ct_options=ct_options.of_spec(spec), ct_notes=self._notes_fingerprint(pod))
-        self._registry.save_pod(pod, recorded)
-        assert pod.init is not None
-        name, uts = str(options["hostname"]), Path(f"/proc/{pod.init.pid}/ns/uts")
-        await asyncio.to_thread(namespaces.run_inside, [uts], partial(socket.sethostname, name))
+        spec, notes = self._spec(pod, None), self._notes_fingerprint(pod)
+        await self._proxmox.configure_ct(pod.value.vmid, 0, digest=digest, **assignable_parameters(spec), **more)
+        self._registry.save_pod(pod, replace(pod.value, ct_options=ct_options.of_spec(spec), ct_notes=notes))
         self._kubelet.mirror(pod)
 
     async def resize(self, pod: PodEntry, resources: Resources, overhead: Resources) -> None:

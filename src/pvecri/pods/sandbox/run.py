@@ -89,22 +89,29 @@ class SandboxRunner:
         interface = request.interface
         await self._check_network(config, interface)
         unmappable = await in_own_thread(partial(self._volumes.unmappable, config.metadata.uid))
-        pod = await self._warm.obtain(partial(self._reserve, config, runtime_handler, interface, unmappable))
+        reserve = partial(self._reserve, config, runtime_handler, interface, unmappable)
+        pod = await self._warm.obtain(reserve, partial(self._start, request))
+        self._tags.wanted.set()
+        return pod.id
+
+    async def _start(self, request: NetworkRequest, pod: PodEntry) -> None:
+        """The steps of `run` after the reservation. WarmCtLost for a pod whose CT cannot be used."""
+        claimed = pod.init is not None
         async with pod.lock, AsyncExitStack() as undo:
-            # Undone last: if another undo has failed, it keeps the sandbox as REMOVING.
+            # Undone last: the CT is left to ct_removals.py, or all if another undo has failed.
             undo.callback(self._teardown.drop, pod)
             # Pushed before the call: a create that is cancelled may have created the CT all the same.
-            undo.push_async_callback(_log_failure, self._cts.destroy, pod)
             undo.push_async_callback(_log_failure, self._cts.stop, pod)
-            if pod.init is None:
+            if not claimed:
                 with _timed("ct"):
-                    await self._cts.create(pod, interface)
-            with _timed("namespaces"):
-                await self._pin_namespaces(pod, interface, undo)
-            # Before the network: an interface copies net.*.conf.default when it is created.
-            await self._set_sysctls(pod, of_interfaces=False)
-            with _timed("network"):
-                await self._attach_network(pod, request, undo)
+                    await self._cts.create(pod, request.interface)
+            async with self._warm.handing_over(pod):
+                with _timed("namespaces"):
+                    await self._pin_namespaces(pod, request.interface, undo, claimed=claimed)
+                # Before the network: an interface copies net.*.conf.default when it is created.
+                await self._set_sysctls(pod, of_interfaces=False)
+                with _timed("network"):
+                    await self._attach_network(pod, request, undo)
             await self._set_sysctls(pod, of_interfaces=True)
             # After the network: /etc/hosts has the pod's addresses.
             await asyncio.to_thread(files.write_files, pod)
@@ -116,8 +123,6 @@ class SandboxRunner:
             # Not before READY: until then the end of the CT fails a step, and that undoes all.
             self._teardown.watch(pod)
             undo.pop_all()
-        self._tags.wanted.set()
-        return pod.id
 
     # -- before the first step --------------------------------------------------------------------------------
 
@@ -217,7 +222,7 @@ class SandboxRunner:
     # -- steps ------------------------------------------------------------------------------------------------
 
     async def _pin_namespaces(
-        self, pod: PodEntry, interface: ProxmoxInterface | None, undo: AsyncExitStack
+        self, pod: PodEntry, interface: ProxmoxInterface | None, undo: AsyncExitStack, *, claimed: bool
     ) -> None:
         """Pin the pod's namespaces: the CT's, or those that the pod's pause container creates."""
         assert pod.init is not None
@@ -227,9 +232,7 @@ class SandboxRunner:
             self._registry.save_pod(pod, replace(pod.value, mappings=decision.mappings))
         undo.push_async_callback(_log_failure, remove_files, pod)
         undo.callback(self._pauses.forget, pod)
-        await asyncio.to_thread(files.make_directory, pod)
-        # For conmon and the OCI runtime, which run in the CT's PID namespace in every kind of pod (decision 0064).
-        await asyncio.to_thread(files.pin_namespaces, pod, init, ["pid"])
+        await asyncio.to_thread(files.take_directory if claimed else files.make_directory, pod)
         if decision.kind is UserNamespaceKind.POD:
             owner = await self._pauses.start(pod)
             if interface is not None:

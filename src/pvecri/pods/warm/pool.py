@@ -15,11 +15,13 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 
 from msgspec.structs import replace
 
+from pvecri.concurrency import beside
 from pvecri.config.settings import ProxmoxConfig
 from pvecri.errors import FailedPrecondition, PvecriError, ResourceExhausted
 from pvecri.linux import accounting
@@ -58,6 +60,9 @@ MEMORY_LIMIT = 32 << 20
 INTERVAL = 30.0
 """Seconds between two looks at the demand if no pod asks for a CT."""
 
+YIELD_TIMEOUT = 5.0
+"""Seconds for which the next CT waits for the starts of pods that have claimed one."""
+
 CHECK_INTERVAL = 300.0
 """Seconds between two reads of a waiting CT's config, as foreign_cts.py reads those of others."""
 
@@ -93,7 +98,11 @@ class WarmPool:
         """The CTs that can be claimed, the oldest first."""
         self._checked: dict[SandboxId, float] = {}
         self._claimed: dict[SandboxId, Sandbox] = {}
-        """The values before the claims that `_hand_over` has not completed."""
+        """The values before the claims whose `handing_over` has not begun."""
+        self._starting: set[SandboxId] = set()
+        """The pods with a claimed CT whose start has not ended."""
+        self._none_starts = asyncio.Event()
+        self._none_starts.set()
         self._create_lock = asyncio.Lock()
         cts.make_room = self._make_room
 
@@ -111,22 +120,39 @@ class WarmPool:
 
     # -- claims -----------------------------------------------------------------------------------------------
 
-    async def obtain(self, reserve: Callable[..., PodEntry]) -> PodEntry:
-        """A pod that `reserve` has stored, with a running CT if one waits and can be used: then `init` is set.
+    async def obtain(
+        self, reserve: Callable[..., PodEntry], start: Callable[[PodEntry], Awaitable[None]]
+    ) -> PodEntry:
+        """A pod that `reserve` has stored and `start` has started, with a warm CT if one waits and can be used.
 
-        `reserve` stores the pod without an await; with `warm=True` it calls `claim`. It is called a second time,
-        with `warm=False`, if the claimed CT cannot be used.
+        `reserve` stores the pod without an await; with `warm=True` it calls `claim`, and `init` is set if it has
+        claimed a CT. `start` uses `handing_over`, and undoes what it has done if it raises. If the CT cannot be
+        used, both are called a second time, `reserve` with `warm=False`.
         """
         pod = reserve(warm=True)
         if pod.init is None:
+            await start(pod)
             return pod
         try:
-            with metrics.POD_STEP_SECONDS.labels("warm_ct").time():
-                await self._hand_over(pod)
+            with self._counted(pod):
+                await start(pod)
         except WarmCtLost as lost:
             log.info("pod %s gets a new CT: %s", pod.value.name, lost)
-            return reserve(warm=False)
+            pod = reserve(warm=False)
+            await start(pod)
         return pod
+
+    @contextmanager
+    def _counted(self, pod: PodEntry) -> Iterator[None]:
+        self._starting.add(pod.id)
+        self._none_starts.clear()
+        try:
+            yield
+        finally:
+            self._claimed.pop(pod.id, None)
+            self._starting.discard(pod.id)
+            if not self._starting:
+                self._none_starts.set()
 
     def claim(self, sandbox: Sandbox, interface: ProxmoxInterface | None) -> PodEntry | None:
         """The pod `sandbox` with a warm CT, whose id it gets; None if there is none for it.
@@ -164,27 +190,31 @@ class WarmPool:
         self._claimed[entry.id] = warm
         return entry
 
-    async def _hand_over(self, pod: PodEntry) -> None:
-        """Make the CT that `pod` has claimed the pod's in Proxmox, and remove what was pinned of it.
+    @asynccontextmanager
+    async def handing_over(self, pod: PodEntry) -> AsyncIterator[None]:
+        """Make the CT that `pod` has claimed the pod's in Proxmox, beside the body; nothing for one with a new CT.
 
-        WarmCtLost if it has ended, is locked or was changed by somebody; then, and if the call is cancelled, `pod`
-        is a warm CT again, which recovery.py removes, and its name is free.
+        In the body the CT has the pod's hostname, but maybe not yet its limits. After it, WarmCtLost if the CT has
+        ended, is locked or was changed by somebody; an error of the body comes first.
         """
-        warm = self._claimed.pop(pod.id)
+        warm = self._claimed.pop(pod.id, None)
+        if warm is None:
+            yield
+            return
+        with _lost(warm):
+            await self._cts.name(pod)
+        async with beside(self._assign(pod, warm)) as assigned:
+            yield
+            await assigned
+
+    async def _assign(self, pod: PodEntry, warm: Sandbox) -> None:
         assert warm.warm is not None
-        kind = _kind(warm)
-        try:
-            tags = {"tags": tags_parameter(own_tags(self._settings, pod.value)) or None} if warm.tagged else {}
+        tags = {"tags": tags_parameter(own_tags(self._settings, pod.value)) or None} if warm.tagged else {}
+        with metrics.POD_STEP_SECONDS.labels("warm_ct").time(), _lost(warm):
             await self._cts.assign(pod, warm.warm.digest, **tags)
-            await asyncio.to_thread(files.remove_files, pod)
-        except BaseException as error:
-            self._registry.release_warm(pod, replace(warm, phase=SandboxPhase.REMOVING))
-            self._teardown.removal_pending.set()
-            metrics.WARM_CLAIMS.labels(kind.value, "lost").inc()
-            if isinstance(error, PvecriError | OSError):
-                raise WarmCtLost(f"CT {warm.vmid}, which waited for a pod, cannot be used: {error}") from error
-            raise
-        metrics.WARM_CLAIMS.labels(kind.value, "claimed").inc()
+            if not pod.alive:
+                raise FailedPrecondition("it has ended")
+        metrics.WARM_CLAIMS.labels(_kind(warm).value, "claimed").inc()
         log.info("pod %s has claimed CT %d", pod.value.name, pod.value.vmid)
 
     async def _make_room(self) -> bool:
@@ -211,8 +241,7 @@ class WarmPool:
             await self._cts.prepare()
             await self._check(kind)
         while self.waiting(kind) < self.target(kind):
-            # A pod that is created from nothing needs Proxmox more than a CT ahead.
-            await self._cts.idle.wait()
+            await self._wait_for_pods()
             async with self._create_lock:
                 if not self._cts.idle.is_set():
                     continue
@@ -223,6 +252,16 @@ class WarmPool:
                     return
         for entry in list(self._of_kind(kind))[self.target(kind) :]:
             self._discard(entry, "there are more than pods ask for")
+
+    async def _wait_for_pods(self) -> None:
+        """Wait until no pod is being started: it needs Proxmox and the CPUs more than a CT ahead.
+
+        At most YIELD_TIMEOUT for those with a claimed CT: starts that overlap for ever must not empty the pool.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(YIELD_TIMEOUT):
+                await self._none_starts.wait()
+        await self._cts.idle.wait()
 
     def target(self, kind: CtKind) -> int:
         """How many CTs of a kind should wait now."""
@@ -274,7 +313,8 @@ class WarmPool:
         try:
             async with entry.lock:
                 await self._cts.create(entry)
-                await asyncio.to_thread(_pin, entry)
+                # By it the next daemon process recognises the CT's init (ct_ownership.py).
+                await asyncio.to_thread(files.make_directory, entry)
                 tagged = await self._tag(entry)
                 digest = (await self._proxmox.ct_config(entry.value.vmid)).raw["digest"]
                 complete = WarmCt(fingerprint=fingerprint, digest=digest)
@@ -356,11 +396,16 @@ def _placeholder(sandbox_id: SandboxId, privileged: bool, fingerprint: str) -> S
     )
 
 
-def _pin(entry: PodEntry) -> None:
-    """Pin the CT's PID namespace, by which the next daemon process recognises its init (ct_ownership.py)."""
-    files.make_directory(entry)
-    assert entry.init is not None
-    files.pin_namespaces(entry, entry.init.pid, ["pid"])
+@contextmanager
+def _lost(warm: Sandbox) -> Iterator[None]:
+    """WarmCtLost for an error in the context, which counts the claim as lost."""
+    try:
+        yield
+    except BaseException as error:
+        metrics.WARM_CLAIMS.labels(_kind(warm).value, "lost").inc()
+        if isinstance(error, PvecriError | OSError):
+            raise WarmCtLost(f"CT {warm.vmid}, which waited for a pod, cannot be used: {error}") from error
+        raise
 
 
 def _log_cold(sandbox: Sandbox, outcome: str, reason: str) -> None:
