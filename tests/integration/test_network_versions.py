@@ -94,6 +94,47 @@ async def test_plugin_status_is_cached_until_the_network_changes(
     assert calls(config) == ["VERSION", "STATUS"] * 2
 
 
+async def test_version_is_asked_once_of_each_program(
+    manager: NetworkManager, config: NetworkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "MAX_AGE", 0.0)
+
+    async def wait_for_calls(*wanted: str) -> None:
+        async with asyncio.timeout(30):
+            while (found := calls(config)[: len(wanted)]) != list(wanted):
+                assert found == list(wanted[: len(found)])
+                assert (await manager.status()).ready
+                await asyncio.sleep(0.001)
+
+    install(config)
+    await wait_for_calls("VERSION", "STATUS", "STATUS", "STATUS")
+
+    program = config.bin_dirs[0] / "agent"
+    upgraded = program.with_name("agent.new")
+    upgraded.write_text(MODERN)
+    upgraded.chmod(0o755)
+    (config.bin_dirs[0] / "log").unlink()
+    upgraded.replace(program)
+
+    async with asyncio.timeout(30):
+        while "VERSION" not in calls(config):
+            assert (await manager.status()).ready
+            await asyncio.sleep(0.001)
+
+
+async def test_program_that_is_too_old_is_asked_again(
+    manager: NetworkManager, config: NetworkConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may execute another one, which an upgrade replaces."""
+    monkeypatch.setattr(probe, "MAX_AGE", 0.0)
+    install(config, OLD)
+
+    async with asyncio.timeout(30):
+        while calls(config).count("VERSION") < 2:
+            assert not (await manager.status()).ready
+            await asyncio.sleep(0.001)
+
+
 async def test_cached_status_is_returned_during_a_refresh(
     manager: NetworkManager, config: NetworkConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,10 @@ RESULT_LIMIT = 4 << 20
 ATTACHMENTS_KEY = "cni.dev/valid-attachments"
 
 
+FileIdentity = tuple[int, ...]
+"""Device, inode, size and times of a file."""
+
+
 class _VersionResult(msgspec.Struct, rename="camel"):
     """The result of VERSION."""
 
@@ -46,6 +50,8 @@ class PluginRunner:
     def __init__(self, config: NetworkConfig) -> None:
         self._bin_dirs = config.bin_dirs
         self._timeout = config.plugin_timeout
+        self._supported: set[tuple[FileIdentity, str]] = set()
+        """The versions that a program supports by its own answer to VERSION."""
 
     async def add(self, attachment: Attachment) -> bytes:
         """ADD through the chain; returns the last plugin's result. PluginError for the first that fails."""
@@ -114,6 +120,10 @@ class PluginRunner:
             raise PluginError(plugin.type, "VERSION", network.path, problem) from error
 
     async def _check_version(self, plugin: Plugin, network: Network) -> None:
+        """VERSION, unless the program has answered before that it supports the network's version. PluginError."""
+        wanted = _identity(self._find(plugin.type)), network.version
+        if wanted in self._supported:
+            return
         supported = await self.supported_versions(plugin, network)
         if network.version not in supported:
             problem = (
@@ -121,6 +131,8 @@ class PluginRunner:
                 f"{', '.join(supported) or 'none'}"
             )
             raise PluginError(plugin.type, "VERSION", network.path, problem)
+        # A refusal is not kept: the program may execute another one, which an upgrade replaces.
+        self._supported.add(wanted)
 
     def missing(self, network: Network) -> list[str]:
         """The plugins of a network that are not installed."""
@@ -183,6 +195,17 @@ class PluginRunner:
     def _find(self, name: str) -> Path | None:
         candidates = (directory / name for directory in self._bin_dirs)
         return next((path for path in candidates if path.is_file() and os.access(path, os.X_OK)), None)
+
+
+def _identity(program: Path | None) -> FileIdentity:
+    """Changes when the file is replaced or written; empty if there is none."""
+    if program is None:
+        return ()
+    try:
+        found = program.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _base_config(plugin: Plugin, network: Network) -> dict[str, object]:
