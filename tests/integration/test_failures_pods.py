@@ -86,6 +86,38 @@ def test_pod_stays_until_its_network_can_be_detached(machine: Machine, cri: CriC
     machine.assert_nothing_left()
 
 
+def test_ct_ends_although_its_network_cannot_be_detached(machine: Machine, cri: CriClient) -> None:
+    stuck = machine.directory / "stuck"
+    script = f'[ $CNI_COMMAND = DEL ] && [ -e {stuck} ] && {{ echo \'{{"code": 99, "msg": "stuck"}}\'; exit 1; }}'
+    machine.write_network(machine.write_plugin("sticky", f"{script}\n[ $CNI_COMMAND = ADD ] && cat || true"))
+    pod = cri.run_pod()
+    stuck.touch()
+    with refused(grpc.StatusCode.INTERNAL, "CNI plugin sticky .*: DEL: .*stuck"):
+        cri.stop_pod(pod)
+    vmid = cri.vmid(pod)
+    eventually(lambda: machine.node.ct(vmid, "status/current")["status"] == "stopped", "the CT is stopped")
+    stuck.unlink()
+    cri.stop_pod(pod)
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
+def test_cancelled_stop_is_completed_by_the_next(machine: Machine, cri: CriClient) -> None:
+    slow, waits = machine.directory / "slow", machine.directory / "waits"
+    script = f"[ $CNI_COMMAND = DEL ] && {{ touch {waits}; while [ -e {slow} ]; do sleep 0.1; done; }}"
+    machine.write_network(machine.write_plugin("slow", f"{script}\n[ $CNI_COMMAND = ADD ] && cat || true"))
+    pod = cri.run_pod()
+    slow.touch()
+    call = cri.runtime.StopPodSandbox.future(pb.StopPodSandboxRequest(pod_sandbox_id=pod))
+    eventually(waits.exists, "CNI DEL runs")
+    call.cancel()
+    slow.unlink()
+    cri.stop_pod(pod)
+    assert cri.pod_status(pod).state == pb.SANDBOX_NOTREADY
+    cri.remove_pod(pod)
+    machine.assert_nothing_left()
+
+
 def test_a_host_port_that_is_mapped_twice_is_refused(machine: Machine, cri: CriClient) -> None:
     mapping = pb.PortMapping(container_port=80, host_port=18_081)
     with refused(grpc.StatusCode.INVALID_ARGUMENT, r"port_mappings\[1\].host_port: .*already"):
