@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from support import opened
 from support.image_builder import LayerBuilder, build_image, digest_of
 from support.images import image_manager, image_root
 from support.registry import Registry
@@ -251,6 +252,18 @@ async def test_root_filesystem_is_mounted_again_after_the_nodes_restart(
         assert await second.mount_rootfs(CONTAINER, userns) == path
         assert (path / "written").read_text() == "kept"
         assert (path / "bin/sh").stat().st_uid == 300_005
+
+
+async def test_root_filesystem_is_removed_without_a_look_at_the_nodes_mounts(
+    manager: ImageManager, image: Image, root: Path, userns: Path
+) -> None:
+    await prepare(manager, image, userns)
+    with opened.recorded() as paths:
+        await manager.unmount_rootfs(CONTAINER)
+        await manager.remove_rootfs(CONTAINER)
+    assert opened.MOUNT_TABLE not in paths
+    below = root / "overlay/rootfs"
+    assert not any(entry.mountpoint.is_relative_to(below) for entry in mounts.mounts())
 
 
 async def test_leftovers_of_a_crash_are_removed(root: Path, registry: Registry) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support import opened
 from support.userns import user_namespace
 
 from pvecri.linux import mounts
@@ -114,6 +115,59 @@ def test_stacked_and_nested_mounts_below_a_path_are_unmounted(area: Path) -> Non
     mounts.umount_below(top)
     left = {entry.mountpoint for entry in mounts.mounts() if entry.mountpoint.is_relative_to(area)}
     assert left == {other}
+
+
+def test_stacked_mounts_are_detached_with_what_is_mounted_below(area: Path) -> None:
+    top = directory(area / "a")
+    for _ in range(2):
+        mounts.mount("none", top, "tmpfs")
+    mounts.mount("none", directory(top / "b"), "tmpfs")
+    mounts.detach(top)
+    assert not any(entry.mountpoint.is_relative_to(area) for entry in mounts.mounts())
+    for absent in (top, area / "missing", area / "missing/below"):
+        mounts.detach(absent)
+
+
+def test_tree_is_removed_with_its_mounts_and_without_what_they_show(area: Path) -> None:
+    kept, tree = directory(area / "kept"), directory(area / "tree")
+    (kept / "file").touch()
+    mounts.bind(kept, directory(tree / "directory"))
+    (tree / "bound").touch()
+    mounts.bind(kept / "file", tree / "bound", recursive=False)
+    mounts.bind(kept, directory(directory(tree / "deep") / "er"))
+    mounts.remove_tree(tree)
+    assert not tree.exists()
+    assert (kept / "file").exists()
+    mounts.remove_tree(tree)
+
+
+def test_removing_a_tree_follows_no_symlink(area: Path) -> None:
+    shown, tree = directory(area / "shown"), directory(area / "tree")
+    mounts.mount("none", directory(shown / "mounted"), "tmpfs")
+    (tree / "link").symlink_to(shown)
+    (area / "to-tree").symlink_to(shown)
+    mounts.remove_tree(tree)
+    mounts.remove_tree(area / "to-tree")
+    assert mounts.is_mountpoint(shown / "mounted")
+
+
+def test_tree_with_a_mount_that_stays_is_not_removed(area: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = directory(area / "tree")
+    (tree / "file").touch()
+    mounts.mount("none", directory(tree / "z"), "tmpfs")
+    monkeypatch.setattr(mounts, "detach", lambda _: None)
+    with refused(errno.EBUSY):
+        mounts.remove_tree(tree)
+    assert (tree / "file").exists()
+
+
+def test_removing_a_tree_reads_no_mount_table(area: Path) -> None:
+    tree = directory(area / "tree")
+    mounts.mount("none", directory(tree / "mounted"), "tmpfs")
+    with opened.recorded() as paths:
+        mounts.remove_tree(tree)
+    assert not tree.exists()
+    assert opened.MOUNT_TABLE not in paths
 
 
 def test_mounts_below_a_shared_path_propagate_to_earlier_namespaces(area: Path) -> None:

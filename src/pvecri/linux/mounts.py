@@ -89,6 +89,21 @@ def umount(target: Path, *, detach: bool) -> None:
     libc.call("umount2", os.fsencode(target), flags, path=target)
 
 
+def detach(target: Path) -> None:
+    """Detach every mount at `target`, stacked ones too, with what is mounted below. Idempotent: none is no error.
+
+    It neither reads the mount table, which grows with the node's pods, nor asks the mounted filesystem, which
+    may hang.
+    """
+    while True:
+        try:
+            umount(target, detach=True)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
+                return
+            raise
+
+
 def bind(source: Path, target: Path, *, recursive: bool = True) -> None:
     """Bind mount `source` at `target`; `recursive` with the mounts below it."""
     mount(source, target, "", MS_BIND | (MS_REC if recursive else 0))
@@ -233,24 +248,11 @@ def restrictions(path: Path) -> tuple[str, ...]:
     return tuple(name for name, flag in known.items() if flags & flag)
 
 
-def _mountpoints_below(path: Path) -> list[Path]:
-    """The mount points at or below `path`.
-
-    Needed at every removal, of a table that grows with the node's containers: only lines that contain the path, in
-    the table's escaped form (proc_pid_mountinfo(5)), are parsed.
-    """
-    # The table has resolved paths. The last part is not resolved, for umount2 does not follow it either.
-    top = path.parent.resolve() / path.name
-    needle = os.fsencode(top)  # the backslash first: it is the escape character
-    for byte in b"\\ \t\n":
-        needle = needle.replace(bytes([byte]), b"\\%03o" % byte)
-    lines = (line for line in Path("/proc/self/mountinfo").read_bytes().splitlines() if needle in line)
-    found = (parse_mountinfo(line).mountpoint for line in lines)
-    return [mountpoint for mountpoint in found if mountpoint.is_relative_to(top)]
-
-
 def umount_below(path: Path) -> None:
-    """Detach all mounts at or below `path`, the deepest first. Idempotent."""
+    """Detach all mounts at or below `path`, wherever they are, the deepest first. Idempotent.
+
+    Reads the mount table; `detach` does not.
+    """
     for mountpoint in sorted(_mountpoints_below(path), key=lambda each: len(each.parts), reverse=True):
         # EINVAL: propagation has unmounted it together with an earlier one. EACCES: in an idmapped mount a
         # directory of IDs that it lacks is closed to root, too; what is below goes with the mount above.
@@ -259,15 +261,49 @@ def umount_below(path: Path) -> None:
             umount(mountpoint, detach=True)
 
 
-def remove_tree(directory: Path) -> None:
-    """Unmount all mounts below a directory and remove it. Idempotent.
+def _mountpoints_below(path: Path) -> list[Path]:
+    # The table has resolved paths. The last part is not resolved, for umount2 does not follow it either.
+    top = path.parent.resolve() / path.name
+    needle = os.fsencode(top)  # in the table's escaped form (proc_pid_mountinfo(5)); the backslash first
+    for byte in b"\\ \t\n":
+        needle = needle.replace(bytes([byte]), b"\\%03o" % byte)
+    lines = (line for line in Path("/proc/self/mountinfo").read_bytes().splitlines() if needle in line)
+    found = (parse_mountinfo(line).mountpoint for line in lines)
+    return [mountpoint for mountpoint in found if mountpoint.is_relative_to(top)]
 
-    OSError EBUSY, and nothing is removed, if a mount is left: its files belong to someone else.
+
+def remove_tree(directory: Path) -> None:
+    """Unmount all mounts at and below a directory and remove it. Idempotent.
+
+    OSError EBUSY, and nothing is removed, if a mount is left: its files belong to someone else. Mounts are looked
+    for at each of the directory's entries, not in the mount table, which grows with the node's containers.
     """
-    umount_below(directory)
-    if _mountpoints_below(directory):
-        raise OSError(errno.EBUSY, "a mount is left below", str(directory))
+    _detach_tree(directory)
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _detach_tree(directory: Path) -> None:
+    """Detach what is mounted at a directory, and then at all that it has; no symlink is followed."""
+    _detach_or_refuse(directory)
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):  # also of a symlink (open(2))
+        return
+    try:
+        entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in os.scandir(fd)]
+    finally:
+        os.close(fd)
+    for name, is_directory in entries:
+        if is_directory:
+            _detach_tree(directory / name)
+        else:
+            _detach_or_refuse(directory / name)
+
+
+def _detach_or_refuse(path: Path) -> None:
+    detach(path)
+    if is_mountpoint(path):
+        raise OSError(errno.EBUSY, "a mount is left", str(path))
 
 
 def ensure_shared(path: Path) -> None:

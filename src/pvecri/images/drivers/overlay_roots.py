@@ -81,7 +81,9 @@ class OverlayRoots:
 
     def unmount(self, container: ContainerId) -> None:
         """Unmount, in use or not. Idempotent."""
-        mounts.umount_below(self._area.home(container))
+        home = self._area.home(container)
+        for place in (home / "root", home / "w/stage", home / "w"):
+            mounts.detach(place)
 
     def remove(self, container: ContainerId) -> None:
         """Unmount and discard. Idempotent."""

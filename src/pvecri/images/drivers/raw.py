@@ -76,7 +76,7 @@ class RawDriver(OverlayDriver):
 
     def remove_layer(self, key: LayerKey) -> None:
         place = self._mounted / key
-        mounts.umount_below(place)
+        mounts.detach(place)
         if place.exists():
             place.rmdir()
         super().remove_layer(key)

@@ -70,7 +70,9 @@ class TreeDriver:
         return None
 
     def unmount_rootfs(self, container: ContainerId) -> None:
-        mounts.umount_below(self._area.home(container))
+        home = self._area.home(container)
+        for place in (home / "root", home / "w/tree"):
+            mounts.detach(place)
 
     def writable_layer(self, container: ContainerId) -> Path:
         raise Unimplemented(

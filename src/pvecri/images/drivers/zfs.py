@@ -46,7 +46,7 @@ class ZfsDriver(TreeDriver):
                 _zfs("create", f"{self._dataset}/{part}")
         for uncommitted in self._area.new.glob("*"):
             # A mount point cannot be renamed to the trash (EBUSY).
-            mounts.umount_below(uncommitted)
+            mounts.detach(uncommitted)
         self._area.setup()
         for name in self._children("new"):
             self._discard(f"new/{name}")
@@ -78,7 +78,7 @@ class ZfsDriver(TreeDriver):
 
     def abort_layer(self, directory: Path) -> None:
         if directory.exists():
-            mounts.umount_below(directory)
+            mounts.detach(directory)
             self._discard(f"new/{directory.name}")
             self._area.discard(directory)
 

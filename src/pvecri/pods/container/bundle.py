@@ -52,6 +52,6 @@ def remove_bundle(bundle: Bundle) -> None:
     # First: rmtree would delete the files of volumes that are still mounted below.
     volumes.unstage(bundle.directory / "volumes")
     if (bundle.directory / "ns").exists():  # of a front's container
-        mounts.umount_below(bundle.directory / "ns")
+        mounts.remove_tree(bundle.directory / "ns")
     remove_device_nodes(bundle)
     shutil.rmtree(bundle.directory, ignore_errors=True)
