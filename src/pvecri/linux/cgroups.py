@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,15 +106,19 @@ class Cgroups:
 
     def processes(self, group: str) -> list[int]:
         """The host PIDs of the processes in the group and below it, parents before children."""
+        return list(self.each_process(group))
+
+    def each_process(self, group: str) -> Iterator[int]:
+        """As `processes`, read group by group: whoever looks for one reads no further than necessary."""
         # One tree will do: runc, crun and LXC put a process into the same group of every tree.
         directory = self.v1.get("pids") or self.v1.get("memory") or self.v2
         if directory is None:
-            return []
-        found: list[int] = []
-        for path, _, _ in os.walk(directory / group.lstrip("/")):
-            with suppress(OSError):  # ENODEV: the group was removed meanwhile
-                found.extend(int(pid) for pid in (Path(path) / "cgroup.procs").read_text().split())
-        return found
+            return
+        top = directory / group.lstrip("/")
+        yield from _pids(top)
+        for path, directories, _ in os.walk(top):
+            for name in directories:
+                yield from _pids(Path(path, name))
 
     def account(self, group: str, pid: int) -> None:
         """Move a process to a group in the trees that account for it: memory, CPU, processes, I/O.
@@ -219,6 +223,12 @@ _V1_CONTROLLERS = frozenset(
     ("blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "net_cls", "net_prio")
     + ("perf_event", "pids", "rdma", "misc")
 )
+
+
+def _pids(directory: Path) -> list[int]:
+    with suppress(OSError):  # ENODEV: the group was removed meanwhile
+        return [int(pid) for pid in (directory / "cgroup.procs").read_text().split()]
+    return []
 
 
 def _inherit_cpuset(directory: Path) -> None:

@@ -159,6 +159,17 @@ def innermost_pid(pid: int) -> int:
     return int(status(pid).get("NSpid", "0").split()[-1])
 
 
+def pid_at(pid: int, depth: int) -> int:
+    """The PID of a process in a PID namespace `depth` levels below ours (NSpid); 0 if it has none there."""
+    numbers = status(pid).get("NSpid", "").split()
+    return int(numbers[depth]) if len(numbers) > depth else 0
+
+
+def parent(pid: int) -> int:
+    """The PID of a process's parent; 0 if it is gone or its parent is outside of our PID namespace."""
+    return int(status(pid).get("PPid", "0"))
+
+
 def open_files(pid: int) -> tuple[int, int]:
     """The number of a process's open descriptors, and of sockets among them; zeros if it is gone."""
     targets = list(_descriptors(pid))

@@ -376,11 +376,17 @@ class OciRuntime:
         ProcessLookupError if there is none, OSError if the file cannot be read.
         """
         wanted = pid_file.read_text().strip()
-        for pid in self._features.cgroups.processes(group):
-            numbers = processes.status(pid).get("NSpid", "").split()  # one per level, the host's first
-            if len(numbers) > pod.depth and numbers[pod.depth] == wanted:
+        for pid in self._features.cgroups.each_process(group):
+            if str(processes.pid_at(pid, pod.depth)) == wanted:
                 return pid
         raise ProcessLookupError(f"no process {wanted} in cgroup {group}")
+
+    def monitor_pid(self, pod: PodNamespaces, group: str, pid_file: Path, process: int) -> int:
+        """As `host_pid`, of the conmon of a container whose first process has the host PID `process`."""
+        # Its parent: the cgroup has the monitors of all the pod's containers.
+        parent = processes.parent(process)
+        found = str(processes.pid_at(parent, pod.depth)) == pid_file.read_text().strip()
+        return parent if found else self.host_pid(pod, group, pid_file)
 
     async def _run(
         self, pod: PodNamespaces | None, *arguments: str, stdin: bytes = b"", timeout: float = COMMAND_TIMEOUT
@@ -423,15 +429,8 @@ class OciRuntime:
         arguments += ["-p", str(bundle.pid_file), "-P", str(bundle.conmon_pid_file)]
         arguments += ["--exit-dir", str(self._exit_dir), "--persist-dir", str(bundle.directory)]
         # Without --full-attach the attach socket is below --socket-dir-path, by a truncated path.
-        arguments += [
-            "-l",
-            output,
-            "--log-size-max",
-            str(stdio.log_size_max),
-            "--log-level",
-            "info",
-            "--full-attach",
-        ]
+        arguments += ["-l", output, "--log-size-max", str(stdio.log_size_max), "--log-level", "info"]
+        arguments += ["--full-attach"]
         arguments += ["--no-new-keyring"] * keyrings.SUPPORTED  # see linux/keyrings.py
         arguments += ["-t"] * stdio.tty + ["-i"] * stdio.stdin
         # By default conmon closes the container's stdin when an attached client goes: that is stdin_once.

@@ -69,9 +69,10 @@ class ContainerExits:
         namespaces, bundle = pod.namespaces, container.bundle
         group = namespaces.cgroups.container(container.id)
         # conmon's pid files have PIDs of the CT's namespace: the cgroup has those of the node (decision 0002).
-        container.process = Process(self._runtime.host_pid(namespaces, group, bundle.pid_file))
+        process = self._runtime.host_pid(namespaces, group, bundle.pid_file)
+        container.process = Process(process)
         monitors = namespaces.cgroups.monitors if container.value.front is None else group
-        monitor = self._runtime.host_pid(namespaces, monitors, bundle.conmon_pid_file)
+        monitor = self._runtime.monitor_pid(namespaces, monitors, bundle.conmon_pid_file, process)
         container.monitor = Process(monitor)
 
     def watch(self, pod: PodEntry, container: ContainerEntry) -> None:
