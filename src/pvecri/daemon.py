@@ -100,6 +100,7 @@ async def serve(config: Config, ready: asyncio.Event | None = None, path: Path =
         stack.callback(pods.events.close)
         stack.callback(health.close)
         log.info("serving the CRI on unix://%s", config.runtime.socket)
+        pods.attend()
         if ready is not None:
             ready.set()
         live = _live(images, streaming, metrics_server)

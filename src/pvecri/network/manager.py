@@ -69,6 +69,8 @@ class NetworkManager:
         self._probe = ReadinessProbe(self._runner, self._supervisor)
         self._store = AttachmentStore(config.cache_dir)
         self._exclusion = Exclusion()
+        self._attached_earlier: frozenset[str] = frozenset()
+        """The sandboxes for which plugins of the previous daemon process may run."""
         self._earlier_plugins: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -78,9 +80,18 @@ class NetworkManager:
         """
         interfaces.check_classes(self._config)
         self._store.prepare()
-        wait = partial(earlier_plugins.wait_for_exit, set(self._store.sandboxes()), self._config.plugin_timeout)
-        # Once: a DEL waits for it, and must not wait forever.
-        self._earlier_plugins = self._supervisor.once("wait for earlier CNI plugins", wait)
+        self._attached_earlier = frozenset(self._store.sandboxes())
+
+    def await_earlier_plugins(self) -> asyncio.Task[None]:
+        """Wait in the background for plugins of the previous daemon process, as the first DEL does. Idempotent.
+
+        It reads the environment of every process of the node.
+        """
+        if self._earlier_plugins is None:
+            wait = partial(earlier_plugins.wait_for_exit, self._attached_earlier, self._config.plugin_timeout)
+            # Once: a DEL waits for it, and must not wait forever.
+            self._earlier_plugins = self._supervisor.once("wait for earlier CNI plugins", wait)
+        return self._earlier_plugins
 
     async def close(self) -> None:
         """Stop the background tasks. Idempotent."""
@@ -230,9 +241,8 @@ class NetworkManager:
             self._store.remove(sandbox_id)
 
     async def _earlier_plugins_ended(self) -> None:
-        if self._earlier_plugins is not None:
-            # Shared by all DELs: a cancelled one must not cancel it for the others.
-            await asyncio.shield(self._earlier_plugins)
+        # Shared by all DELs: a cancelled one must not cancel it for the others.
+        await asyncio.shield(self.await_earlier_plugins())
 
     async def collect_garbage(self, known: Collection[SandboxId]) -> None:
         """Free what plugins have allocated to pods other than those that are `known` or recorded. Idempotent.

@@ -116,7 +116,7 @@ class PodManager:
         self._recovery = Recovery(registry, teardown, exits, cts, network, images, adopt_of_front, warm.adopt)
 
     async def start(self) -> None:
-        """Adopt running pods and start the background tasks. Proxmox need not be reachable.
+        """Adopt running pods; `attend` follows once the CRI is served. Proxmox need not be reachable.
 
         ConfigError if another daemon with this installation's id runs on this machine.
         """
@@ -128,6 +128,11 @@ class PodManager:
         # Before the CRI is served: no client may see states of the last daemon process as current.
         await self._recovery.adopt()
         self.removals.start()
+
+    def attend(self) -> None:
+        """Start the background work. Once the CRI is served: the first answer would wait for its CPU time."""
+        self._supervisor.until_done("adoption", self._recovery.attend)
+        self._network.await_earlier_plugins()
         repeat = self._supervisor.repeat
         repeat("Proxmox health", self.health.poll, self.health.pause)
         repeat("pod store", self.registry.write_unsaved, self.registry.unsaved.wait)

@@ -35,7 +35,10 @@ WORK = "recovery"
 
 
 class Recovery:
-    """Call `adopt` once at the start; `clean_up` then runs in the background until nothing is left to remove."""
+    """Call `adopt` before the CRI is served and `attend` right after, both once.
+
+    `clean_up` then runs in the background until nothing is left to remove.
+    """
 
     def __init__(
         self,
@@ -58,13 +61,16 @@ class Recovery:
         self._adopt_warm = adopt_warm
         self._of_start: dict[str, Step] = {}
         """Steps of `adopt` that have not succeeded yet, by what they do."""
+        self._unattended: list[Callable[[], None]] = []
+        """What `adopt` leaves to `attend`."""
         self._lost_pods: set[Path] = set()
         """Directories of pods that have no row, until they are removed."""
 
     async def adopt(self) -> None:
-        """Adopt what runs according to the store. Does not need Proxmox.
+        """Find out what runs of what the store has: what clients are answered with. Does not need Proxmox.
 
-        A step that fails does not stop the others; `clean_up` retries it.
+        A step that fails does not stop the others; `clean_up` retries it. What runs costs some reads of /proc and
+        of its cgroups, no program and no thread: the first answer waits for all pods.
         """
         self._registry.load()
         self._of_start = {
@@ -78,6 +84,13 @@ class Recovery:
         self._of_start |= self._unrecorded()
         for action, step in self._steps_of_start():
             await attempt(step, WORK, action)
+
+    async def attend(self) -> None:
+        """Begin what no answer waits for: releases, watches for shutdowns, the kubelet's limits. Repeatable."""
+        while self._unattended:
+            self._unattended.pop()()
+            await asyncio.sleep(0)  # calls are answered in between
+        self._cts.bound_all()
 
     def _steps_of_start(self) -> list[tuple[str, Step]]:
         return [(action, partial(self._at_start, action)) for action in self._of_start]
@@ -107,18 +120,24 @@ class Recovery:
             # conmon was started, but StartContainer did not succeed.
             elif container.value.state is ContainerState.CREATED and container.bundle.conmon_log.exists():
                 self._exits.abort_start(pod, container)
+                self._unattended.append(partial(self._exits.release_again, pod, container))
             elif container.value.state is ContainerState.EXITED:
-                self._exits.release_again(pod, container)
+                self._unattended.append(partial(self._exits.release_again, pod, container))
         if pod.value.phase is SandboxPhase.CREATING or _ended_with_daemon(pod):
             # No client knows its id: RunPodSandbox has not returned.
             self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.REMOVING), ending=True)
         elif pod.value.phase is SandboxPhase.READY and pod.init is not None:
-            self._cts.mirror_limits(pod)  # the kubelet may have changed them meanwhile
             if pod.watcher is None:
-                self._teardown.watch(pod)
+                self._teardown.watch_end(pod)
+                self._unattended.append(partial(self._attend_pod, pod))
         elif pod.value.phase is SandboxPhase.READY:
             log.warning("CT %d of pod %s has ended", pod.value.vmid, pod.value.name)
             self._registry.save_pod(pod, replace(pod.value, phase=SandboxPhase.STOPPED), ending=True)
+
+    def _attend_pod(self, pod: PodEntry) -> None:
+        if pod.alive:  # it may have been stopped meanwhile
+            self._cts.mirror_limits(pod)  # the kubelet may have changed them
+            self._teardown.shutdowns.watch(pod)
 
     def _unrecorded(self) -> dict[str, Step]:
         """The removal of each directory and root filesystem without a row: a crash of the node can lose rows.

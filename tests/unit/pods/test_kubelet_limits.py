@@ -178,6 +178,25 @@ def test_a_ct_that_is_no_pod_lifts_the_bound(root: Path, caplog: pytest.LogCaptu
     assert "CT 105 is not a pod" in caplog.text
 
 
+def test_all_cts_together_are_bound_once_for_many_pods(root: Path) -> None:
+    searches: list[str] = []
+
+    class Counted(Cgroups):
+        def children(self, group: str) -> list[str]:
+            searches.append(group)
+            return super().children(group)
+
+    kubelet = KubeletCgroups(Counted(v2=root, v1={}), VmidRange(), enforce_node_allocatable=True)
+    pods = [pod(900_001 + number) for number in range(20)]
+    for each in pods:
+        group(root, f"lxc/{each.value.vmid}")
+        kubelet.mirror_own(each)
+    assert all_cts(root) == ["max", "0", "max", "100"]
+    kubelet.bound_all([config(""), *(each.value.config for each in pods)])
+    assert all_cts(root) == ["1073741824", "4194304", "1000", "157"]
+    assert searches == ["/lxc"]
+
+
 def test_a_limit_that_the_kernel_refuses_is_logged(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     (root / "lxc/900000/pids.max").unlink()
     mirror(root)

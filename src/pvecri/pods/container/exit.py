@@ -211,7 +211,9 @@ class ContainerExits:
         self.watch(pod, container)
 
     def release_again(self, pod: PodEntry, container: ContainerEntry) -> None:
-        """Release the resources of an exited container: the daemon may have ended before it did so."""
+        """Release the resources of an exited container: the daemon may have ended before it did so. Idempotent."""
+        if container.watcher is not None:
+            return
         release = partial(self._release_and_signal, pod, container)
         container.watcher = self._supervisor.until_done(RELEASE, release, container.id)
 
@@ -224,12 +226,14 @@ class ContainerExits:
         container.released.set()
 
     def abort_start(self, pod: PodEntry, container: ContainerEntry) -> None:
-        """Undo a start during which the previous daemon process ended: its client got no success."""
+        """Undo a start during which the previous daemon process ended: its client got no success.
+
+        `release_again` has to follow.
+        """
         self._runtime.kill_monitor(pod.namespaces, container.id)
         container.notified = LifecycleEvent.STOPPED
         message = "the daemon ended while the container was being started"
         self.record(container, START_ERROR_CODE, "StartError", message)
-        self.release_again(pod, container)
 
 
 def _needs_the_runtime(container: ContainerEntry) -> bool:

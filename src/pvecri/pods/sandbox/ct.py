@@ -224,7 +224,11 @@ class SandboxCts:
 
     def mirror_limits(self, pod: PodEntry) -> None:
         """Write the kubelet's limits that Proxmox has no option for to the running CT's cgroup. Idempotent."""
-        self._kubelet.mirror(pod)
+        self._kubelet.mirror_own(pod)
+
+    def bound_all(self) -> None:
+        """Limit all CTs together as the kubelet limits all pods, if that is configured. Idempotent."""
+        self._kubelet.bound_all([pod.value.config for pod in self._registry.pods() if pod.alive])
 
     def _size(self, pod: PodEntry, resources: Resources, overhead: Resources) -> CtSize:
         """The size for a pod that may use `resources`; at most what the kubelet allows to all pods together."""

@@ -9,6 +9,7 @@ kubelet's cgroup stays empty. docs/kubelet.md lists what is mirrored and what ca
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from msgspec.structs import replace
@@ -64,6 +65,11 @@ class KubeletCgroups:
 
         If the kernel refuses one, that is logged: a kubelet too continues if its cgroup refuses a limit.
         """
+        self.mirror_own(pod)
+        self.bound_all([pod.value.config])
+
+    def mirror_own(self, pod: PodEntry) -> None:
+        """As `mirror`, without those of all CTs together (`bound_all`): for many pods at once."""
         wanted = self.pod_limits(pod.value.config)
         if wanted is None:
             return
@@ -73,8 +79,14 @@ class KubeletCgroups:
             limits.set_hugepages(self._cgroups, pod.cgroups.ct, wanted.hugepages)
         except OSError as error:
             log.warning("pod %s: cannot set a limit of the kubelet's: %s", pod.value.name, error)
-        if self._enforce_node_allocatable:
-            self._bound_all_cts(self.node_allocatable(pod.value.config))
+
+    def bound_all(self, pods: Iterable[SandboxConfig]) -> None:
+        """Limit all CTs together as the kubelet of one of these pods limits all pods, if that is configured."""
+        if not self._enforce_node_allocatable:
+            return
+        of_kubelet = next((config for config in pods if self.pod_limits(config) is not None), None)
+        if of_kubelet is not None:
+            self._bound_all_cts(self.node_allocatable(of_kubelet))
 
     def _bound_all_cts(self, wanted: Limits) -> None:
         """Limit all CTs together, unless one of them is not a pod: the kubelet's limits are not for that one."""

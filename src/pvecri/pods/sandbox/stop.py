@@ -113,9 +113,13 @@ class SandboxTeardown:
             await self._stop(pod)
 
     def watch(self, pod: PodEntry) -> None:
+        """Stop the pod when its CT ends without us, and end it in order when its CT is shut down."""
+        self.watch_end(pod)
+        self.shutdowns.watch(pod)
+
+    def watch_end(self, pod: PodEntry) -> None:
         """Stop the pod when its CT ends without us: by a crash of its init or by an action in Proxmox."""
         pod.watcher = self._supervisor.until_done("watch of CT", partial(self._watch, pod), pod.id)
-        self.shutdowns.watch(pod)
 
     async def _watch(self, pod: PodEntry) -> None:
         """Repeatable."""
