@@ -2,17 +2,15 @@
 """`python -m pvecri_bench.growth`: what calls cost beside more and more pods, containers and images.
 
 A call may grow with what it answers with; a pod's start not at all. One daemon with an embedded node. Shown are
-CPU times beside the time that passes, which other load on the machine changes more.
+CPU times beside the time that passes, which other load on the machine changes more. 250 pods need 250 and more of
+kernel.keys.root_maxkeys, some 1,500 of kernel.pid_max, and a GiB for them and the kernel's mounts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import secrets
-import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -25,7 +23,7 @@ from pathlib import Path
 import grpc
 from trial.plan import Plan, make_plan
 from trial.registry import running_registry
-from trial.stack import end_on_signals, running_daemon
+from trial.stack import end_on_signals
 
 from pvecri.cri.proto import cri_pb2 as pb
 from pvecri_bench import cpu, images, machine, ours, reads
@@ -33,7 +31,9 @@ from pvecri_bench.client import Client
 from pvecri_bench.many_images import Publisher
 from pvecri_bench.memory import helpers, resident_mib
 from pvecri_bench.plot import write_svg
+from pvecri_bench.restart import Restart, restart
 from pvecri_bench.session import WORKLOAD, labels, own_pids, say
+from pvecri_bench.subscribers import event_cpu
 from pvecri_bench.warm import remove
 
 IDLE_SECONDS = 11.0
@@ -41,6 +41,8 @@ IDLE_SECONDS = 11.0
 
 STARTED = {"pods": "Run, Create and Start", "containers": "Create and Start", "images": "PullImage"}
 """What adds one of each."""
+
+EVENT_ROUNDS = 20
 
 LAST = 8
 """Starts, the last ones before each size is reached, whose costs are averaged."""
@@ -64,13 +66,19 @@ class Start:
 
 @dataclass(frozen=True)
 class Size:
-    """What was measured at a number of pods, containers or images. Memory in MiB, `idle_cpu` in percent."""
+    """What was measured at a number of pods, containers or images. Memory in MiB, `idle_cpu` in percent.
+
+    `event` is the CPU of one event to one client, in milliseconds; `mounts_mib` the memory for the mounts of
+    all mount namespaces.
+    """
 
     number: int
     reads: Mapping[str, reads.Cost]
     start: Start | None = None
     idle_cpu: float = 0.0
-    restart_seconds: float = 0.0
+    restart: Restart | None = None
+    event: float = 0.0
+    mounts_mib: float = 0.0
     rss: float = 0.0
     helpers_pss: float = 0.0
 
@@ -124,7 +132,12 @@ class Node:
         )
 
     def _add_container(self, pod: str, name: str, config: pb.PodSandboxConfig) -> tuple[float, float]:
-        container = pb.ContainerConfig(
+        create = self.client.create(pod, self._container(name), config)
+        self.containers.append(create.value)
+        return create.milliseconds, self.client.start(create.value).milliseconds
+
+    def _container(self, name: str) -> pb.ContainerConfig:
+        return pb.ContainerConfig(
             metadata=pb.ContainerMetadata(name=name),
             image=pb.ImageSpec(image=self._image),
             command=WORKLOAD,
@@ -133,9 +146,6 @@ class Node:
                 security_context=pb.LinuxContainerSecurityContext(namespace_options=own_pids())
             ),
         )
-        create = self.client.create(pod, container, config)
-        self.containers.append(create.value)
-        return create.milliseconds, self.client.start(create.value).milliseconds
 
     def start_container(self) -> Start:
         """One more container in the last pod."""
@@ -150,6 +160,16 @@ class Node:
         first = self.containers[0] if self.containers else ""
         wanted = reads.requests(self.pods[0] if self.pods else "", first, self._image)
         return reads.measure(self.endpoint, self.client.daemon_pid(), directory, wanted, rounds)
+
+    def event_cpu(self) -> float:
+        """What an event of the last pod costs for each client of GetContainerEvents (subscribers.py)."""
+        spec = self._container("event")
+
+        def change() -> None:
+            # Two events: CREATED and DELETED.
+            self.client.remove(self.client.create(self.pods[-1], spec, pb.PodSandboxConfig()).value)
+
+        return event_cpu(self.endpoint, self.client.daemon_pid(), change, events=2, rounds=EVENT_ROUNDS)
 
     def idle_cpu(self) -> float:
         """Percent of one CPU that the daemon uses while nobody asks it for anything."""
@@ -177,24 +197,13 @@ def mean(starts: Sequence[Start]) -> Start:
     )
 
 
-@contextmanager
-def restarted(node: Node, stack: ExitStack) -> Iterator[float]:
-    """The seconds from the start of a new daemon, after a crash, until it has listed its pods."""
-    os.kill(node.client.daemon_pid(), signal.SIGKILL)
-    while _listens(node.plan.socket):
-        time.sleep(0.01)
-    began = time.monotonic()
-    stack.enter_context(running_daemon(node.plan))
-    with Client(node.endpoint) as client:
-        found = len(client.pods({}).value)
-    if found != len(node.pods):
-        raise RuntimeError(f"{found} of {len(node.pods)} pods after the daemon's restart")
-    yield time.monotonic() - began
-
-
-def _listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
+def mounts_mib() -> float:
+    """The kernel's memory for mounts; 0 where it shares their slabs with other objects (slab_nomerge)."""
+    for line in Path("/proc/slabinfo").read_text().splitlines():
+        name, *numbers = line.split()
+        if name == "mnt_cache":
+            return int(numbers[1]) * int(numbers[2]) / (1 << 20)
+    return 0.0
 
 
 def measure_pods(node: Node, options: argparse.Namespace, stack: ExitStack) -> list[Size]:
@@ -207,18 +216,21 @@ def measure_pods(node: Node, options: argparse.Namespace, stack: ExitStack) -> l
         idle = node.idle_cpu()
         used = resident_mib(node.client.daemon_pid())
         kept = helpers(ours.helpers(node.plan))
-        with restarted(node, stack) as seconds:
-            sizes.append(
-                Size(
-                    number=number,
-                    reads=costs,
-                    start=mean(starts[-LAST:]),
-                    idle_cpu=idle,
-                    restart_seconds=seconds,
-                    rss=used,
-                    helpers_pss=kept.pss_mib / number,
-                )
+        event, mounted = node.event_cpu(), mounts_mib()
+        again = restart(node.plan, number, stack)
+        sizes.append(
+            Size(
+                number=number,
+                reads=costs,
+                start=mean(starts[-LAST:]),
+                idle_cpu=idle,
+                restart=again,
+                event=event,
+                mounts_mib=mounted,
+                rss=used,
+                helpers_pss=kept.pss_mib / number,
             )
+        )
         node.client = stack.enter_context(Client(node.endpoint))
     node.remove_pods()
     return sizes
@@ -236,7 +248,8 @@ def measure_containers(node: Node, options: argparse.Namespace) -> list[Size]:
         say(f"{number} containers in a pod")
         costs = node.costs(node.plan.state / f"answers-containers-{number}", options.rounds)
         used = resident_mib(node.client.daemon_pid())
-        sizes.append(Size(number=number, reads=costs, start=mean(starts[-LAST:]), rss=used))
+        event = node.event_cpu()
+        sizes.append(Size(number=number, reads=costs, start=mean(starts[-LAST:]), event=event, rss=used))
     node.remove_pods()
     return sizes
 
@@ -275,9 +288,13 @@ def table(sizes: Sequence[Size], unit: str, started: str) -> str:
         costs = [size.reads[call] for size in sizes if call in size.reads]
         row(f"{call}: the daemon's CPU, ms", [each.cpu for each in costs], 2, f"{costs[-1].ratio:.1f}")
     row("CPU while idle, %", [size.idle_cpu for size in sizes], 1)
-    row("start of the daemon until it lists its pods, s", [size.restart_seconds for size in sizes], 2)
+    row("event to a client: the daemon's CPU, ms", [size.event for size in sizes], 3)
+    again = [size.restart for size in sizes if size.restart]
+    row("start of the daemon until it lists its pods, s", [each.seconds for each in again], 2)
+    row("start of the daemon: its CPU until then, ms", [each.cpu for each in again], 0)
     row("daemon's RSS, MiB", [size.rss for size in sizes], 1)
     row("helpers' PSS per pod, MiB", [size.helpers_pss for size in sizes], 2)
+    row("the kernel's memory for mounts, MiB", [size.mounts_mib for size in sizes], 0)
     return "\n".join(lines)
 
 

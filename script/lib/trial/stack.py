@@ -95,9 +95,16 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _check_unused(path: Path) -> None:
+    if accepts(path):
+        raise InUse(f"another process listens on {path}; choose another one with --socket")
+
+
+def accepts(path: Path) -> bool:
+    """Whether a process listens on a unix socket: what a crashed one has left is there, and refuses."""
     with socket.socket(socket.AF_UNIX) as probe, suppress(ConnectionRefusedError, FileNotFoundError):
         probe.connect(str(path))
-        raise InUse(f"another process listens on {path}; choose another one with --socket")
+        return True
+    return False
 
 
 def _wait_until_answering(process: subprocess.Popen[bytes], client: CriClient, log: Path) -> None:
@@ -107,8 +114,8 @@ def _wait_until_answering(process: subprocess.Popen[bytes], client: CriClient, l
             raise StartError(
                 f"the daemon ended with status {process.returncode}; {log} ends with:\n{log_end(log)}"
             )
-        # A connection that is refused would be tried again only after a second.
-        if client.socket.is_socket():
+        # gRPC tries a connection that is refused again only after a second.
+        if accepts(client.socket):
             client.wait_until_ready(START_TIMEOUT)
             return
         time.sleep(0.02)
