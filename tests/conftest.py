@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from support.machine_node import EmbeddedNode
     from support.registry import Registry
 
+
+LOG_SHOWN = 10_000
+"""Characters of the daemon's log that a failure shows."""
 
 # How long a case takes is the machine's affair.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -59,6 +62,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _fixtures(item: pytest.Item) -> Sequence[str]:
     """The names of all fixtures that a test uses."""
     return item.fixturenames if isinstance(item, pytest.Function) else ()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the end of the daemon's log with a failure: what came before it is seldom seen twice."""
+    report = yield
+    machine = getattr(item, "funcargs", {}).get("machine")
+    if report.failed and machine is not None and machine.daemon.log.exists():
+        report.sections.append(("Log of the daemon", machine.daemon.log.read_text()[-LOG_SHOWN:]))
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -35,7 +35,7 @@ WORK = "recovery"
 
 
 class Recovery:
-    """Call `adopt` before the CRI is served and `attend` right after, both once.
+    """Call `adopt` once before the CRI is served, and `attend` right after.
 
     `clean_up` then runs in the background until nothing is left to remove.
     """
@@ -180,6 +180,7 @@ class Recovery:
         ]
         steps: list[tuple[str, Step]] = [
             *self._steps_of_start(),
+            ("attending to what was adopted", self.attend),
             # Ahead of the first pod, which would wait for the upload.
             ("preparing the sandbox template", self._cts.prepare),
             *removals,
