@@ -59,7 +59,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
   tolerate_missing_hugetlb_controller = true
   restrict_oom_score_adj = true
 [{cri}.cni]
-  bin_dir = "{front.machine.node.cni_dirs[0]}"
+  bin_dir = "{front.machine.node.cni_plugins}"
   conf_dir = "{front.machine.conf_dir}"
 [{cri}.registry]
   config_path = "{directory}/certs.d"

@@ -97,7 +97,7 @@ signature_policy = "{directory}/policy.json"
 signature_policy_dir = "{directory}/policies"
 [crio.network]
 network_dir = "{front.machine.conf_dir}"
-plugin_dirs = ["{front.machine.node.cni_dirs[0]}"]
+plugin_dirs = ["{front.machine.node.cni_plugins}"]
 [crio.nri]
 enable_nri = false
 """

@@ -174,6 +174,26 @@ def test_expired_deadline_leaves_nothing(machine: Machine, embedded: EmbeddedNod
     eventually(lambda: set(machine.leftovers()) <= machine.usual, "all is undone")
 
 
+@pytest.mark.parametrize("end", ["cancelled", "daemon killed"])
+def test_create_that_begins_after_its_client_has_gone_leaves_nothing(
+    machine: Machine, embedded: EmbeddedNode, cri: CriClient, end: str
+) -> None:
+    """Proxmox activates the storage first, which may take long; there is no CT meanwhile."""
+    embedded.fault(request="POST /nodes/[^/]+/lxc", delay=3.0)
+    embedded.fault(task="vzcreate", hold=True)
+    call = cri.runtime.RunPodSandbox.future(pb.RunPodSandboxRequest(config=cri.pod_config()))
+    eventually(lambda: embedded.awaited() == 1, "Proxmox has the request")
+    if end == "cancelled":
+        call.cancel()
+    else:
+        machine.kill()
+        machine.start()
+    eventually(embedded.holds, "the CT is being created")
+    embedded.clear_faults()
+    eventually(lambda: not machine.node.cts() & set(machine.vmids), "the CT is gone")
+    machine.wait_until_nothing_left()
+
+
 def test_concurrent_stop_and_remove_of_a_pod_both_succeed(machine: Machine, cri: CriClient) -> None:
     pod = cri.run_pod()
     cri.run(pod, "sleep", "1000")

@@ -59,6 +59,11 @@ class Node(ABC):
     """By this id, in their notes, the daemon knows its CTs; set once there is a daemon."""
 
     @property
+    def cni_plugins(self) -> Path:
+        """The one of `cni_dirs` that has the plugins: containerd 1 searches a single directory."""
+        return next((each for each in self.cni_dirs if (each / "bridge").exists()), self.cni_dirs[0])
+
+    @property
     @abstractmethod
     def name(self) -> str:
         """In Proxmox."""
@@ -263,6 +268,10 @@ class EmbeddedNode(Node):
     def clear_faults(self) -> None:
         """No more faults; what was held goes on."""
         self._control("DELETE", b"")
+
+    def awaited(self) -> int:
+        """How many faults are still to happen, or hold something."""
+        return len(self._control("GET", b""))
 
     def holds(self) -> bool:
         """Whether a task or request is held by a fault now."""

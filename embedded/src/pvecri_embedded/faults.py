@@ -98,6 +98,8 @@ class Faults:
         fault = self._take(lambda rule: rule.request is not None and bool(re.fullmatch(rule.request, asked)))
         if fault is None:
             return await handler(request)
+        # First: pvedaemon handles a request even if its client is gone by then.
+        await request.read()
         await asyncio.sleep(fault.delay)
         if fault.hold:
             await fault.cleared.wait()

@@ -89,6 +89,8 @@ class PodEntry:
 
     `init` is the CT's first process while the CT runs, `monitor` LXC's process for the CT once that was killed.
     `hidden` is set if our account did not see the CT in Proxmox while it ran: it was taken out of the pool.
+    `create_unanswered` is when Proxmox may last have received a create of the CT (time.monotonic()), if its
+    outcome is unknown; after a start of the daemon, when the row was read.
     `lock` serializes run, stop, update and removal. `pids_lock` serializes what adds processes to the PID
     namespace that the pod's containers share.
     """
@@ -99,6 +101,7 @@ class PodEntry:
     init: Process | None = None
     monitor: Process | None = None
     hidden: bool = False
+    create_unanswered: float | None = None
     watcher: asyncio.Task[None] | None = None
     containers: dict[ContainerId, ContainerEntry] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -189,8 +192,7 @@ class Registry:
             if sandbox.removed:
                 self._removed[sandbox.id] = self._hidden_entry(sandbox)
                 continue
-            pod = PodEntry(sandbox, self.directory / "pods" / sandbox.id, notified=_notified(sandbox))
-            self._enter(pod)
+            self._enter(self._entry(sandbox, _notified(sandbox)))
         for container in self._store.containers():
             entry = self._attach(container)
             # Also one whose creation was cut off, for its row was written first: clients see and remove it.
@@ -351,7 +353,13 @@ class Registry:
         return entry
 
     def _hidden_entry(self, sandbox: Sandbox) -> PodEntry:
-        return PodEntry(sandbox, self.directory / "pods" / sandbox.id, notified=LifecycleEvent.REMOVED)
+        return self._entry(sandbox, LifecycleEvent.REMOVED)
+
+    def _entry(self, sandbox: Sandbox, notified: LifecycleEvent) -> PodEntry:
+        """`sandbox` has a VMID only if it was read from the store."""
+        unanswered = time.monotonic() if sandbox.vmid and not sandbox.ct_made else None
+        directory = self.directory / "pods" / sandbox.id
+        return PodEntry(sandbox, directory, notified=notified, create_unanswered=unanswered)
 
     def claim_warm(self, entry: PodEntry, sandbox: Sandbox) -> None:
         """Make a warm CT the sandbox of a pod, in one write; `sandbox` has the CT's id and VMID.

@@ -32,23 +32,23 @@ from pvecri.proxmox.answers import (
     Version,
     ct_config,
 )
-from pvecri.proxmox.ctspec import CtSpec, ParameterValue, create_parameters
+from pvecri.proxmox.creation import CREATE_LOCK, Creation
+from pvecri.proxmox.ctspec import CtSpec, ParameterValue
 from pvecri.proxmox.errors import (
+    ConnectionLost,
     CtAlreadyRunning,
-    CtExists,
     CtHidden,
     CtLocked,
     CtNotFound,
     CtNotRunning,
     Forbidden,
     ParameterError,
-    ProxmoxError,
     task_failure,
 )
 from pvecri.proxmox.image_templates import ImageTemplates
 from pvecri.proxmox.tasks import Tasks, parse_upid
 from pvecri.proxmox.template import SandboxTemplate, sandbox_template
-from pvecri.proxmox.transport import Call, ConnectionLost, Transport
+from pvecri.proxmox.transport import Call, Transport
 from pvecri.proxmox.upid import Upid
 from pvecri.proxmox.upload import FILE_TIMEOUT, upload_template
 
@@ -56,9 +56,6 @@ T = TypeVar("T")
 
 Confirmation = Callable[[], Awaitable[None]]
 """Raises unless a request may still be sent."""
-
-CREATE_LOCK = "create"
-"""The lock of a CT that is being created; until the end of the create its config has nothing else."""
 
 TRANSIENT_LOCKS = frozenset((CREATE_LOCK, "destroyed"))
 """Locks of configs without a description: near the end of a destroy only `lock: destroyed` is left."""
@@ -87,6 +84,7 @@ class ProxmoxApi:
         self._node = config.node_name
         self._transport = Transport(config)
         self._tasks = Tasks(self._transport, config.task_timeout)
+        self._creation = Creation(self._transport, self._tasks, self._node, self.ct_config, self.idle_ct_config)
 
     async def start(self) -> None:
         """Open the session; nothing is sent yet. ConfigError for invalid credentials or certificates."""
@@ -194,22 +192,10 @@ class ProxmoxApi:
 
         Tags are set later (pods/sandbox/ct_tags.py). With `spec.start` Proxmox then starts the CT in a second
         task, whose UPID it does not return: wait for the CT's init, and if it is late call `failed_start` with the
-        returned UPID's `start_time`. CtExists if the VMID is in use. A failed task leaves no CT; a cancelled call
-        may leave one.
+        returned UPID's `start_time`. CtExists if the VMID is in use. A failed task leaves no CT. After
+        CreateUnanswered, and after a cancelled call, there may be one, or be one later.
         """
-        action = f"create CT {spec.vmid}"
-        call = Call(
-            method="POST",
-            path=f"/nodes/{self._node}/lxc",
-            action=action,
-            parameters=create_parameters(spec),
-        )
-        try:
-            upid = parse_upid(await self._transport.call(call, str), action)
-        except ConnectionLost:  # a create is not idempotent (decision 0021)
-            upid = await self._retry_create(call, spec)
-        await self._tasks.wait(upid, action)
-        return upid
+        return await self._creation.create(spec)
 
     async def start_ct(self, vmid: Vmid) -> None:
         """Start a CT. Idempotent. CtNotFound."""
@@ -463,33 +449,6 @@ class ProxmoxApi:
             repeated = True
             await asyncio.sleep(delay)
         raise AssertionError("delays never end")
-
-    async def _retry_create(self, call: Call, spec: CtSpec) -> Upid:
-        """After a create without a response: find its task, or send it again if there is no CT.
-
-        A CT with our VMID and our description, which is unique, is ours. CtExists if the VMID is another's.
-        """
-        try:
-            existing = await self._config_with_description(spec.vmid)
-        except CtNotFound:
-            return parse_upid(await self._transport.call(call, str), call.action)
-        # Proxmox ends the description with a line feed of its own.
-        if existing.description.strip() != spec.description.strip():
-            raise CtExists(call.action, f"the response was lost, and VMID {spec.vmid} belongs to another CT now")
-        entry = await self._tasks.last(spec.vmid, "vzcreate", self._node, since=0)
-        if entry is None:
-            raise ProxmoxError(call.action, "the response was lost, and its task cannot be found")
-        return parse_upid(entry.upid, call.action)
-
-    async def _config_with_description(self, vmid: Vmid) -> CtConfig:
-        """The CT's config once it has a description; during the create it may have none, or be hidden."""
-        try:
-            config = await self.ct_config(vmid)
-        except CtHidden:
-            return await self.idle_ct_config(vmid)
-        if config.lock == CREATE_LOCK and not config.description:
-            return await self.idle_ct_config(vmid)
-        return config
 
 
 def _lock_timeout(refused: CtLocked | CtHidden, timeout: float) -> float:

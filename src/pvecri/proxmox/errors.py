@@ -17,6 +17,8 @@
     PermissionDenied
     └── Forbidden               403: the account lacks a privilege, or does not see the CT
     Unavailable
+    ├── ConnectionLost          the request was sent and no response came: whether it was processed is unknown
+    ├── CreateUnanswered        a create got no response, and there is no CT (yet)
     └── CtHidden                the CT exists, but the account does not see it (yet)
 
 Proxmox answers most failures with status 500, so the kind is taken from the message; it is the same in a response
@@ -73,6 +75,14 @@ class Forbidden(PermissionDenied):
 
 class CtHidden(Unavailable):
     """The CT exists, but our account does not see it: a CT joins its pool at the create's end."""
+
+
+class ConnectionLost(Unavailable):
+    """The request was sent and no response came: whether Proxmox has processed it is unknown."""
+
+
+class CreateUnanswered(Unavailable):
+    """A create got no response, and could not be sent again: Proxmox may still be processing it."""
 
 
 class CtNotRunning(ProxmoxError):
@@ -200,7 +210,9 @@ def from_answer(action: str, status: int, reason: str, body: bytes, account: str
     if answer.errors:
         return ParameterError(action, answer.errors, status)
     if problem := _not_running(status, message):
-        return Unavailable(f"Proxmox: {action}: {problem}")
+        # pvedaemon continues with a request for whose response pveproxy has waited too long.
+        lost = status in GATEWAY_STATUSES and status != NOT_PASSED_ON
+        return (ConnectionLost if lost else Unavailable)(f"Proxmox: {action}: {problem}")
     return kind_of(message)(action, message, status)
 
 

@@ -23,6 +23,7 @@ from pvecri.proxmox import errors
 from pvecri.proxmox.auth import Auth, Ticket, auth_from
 from pvecri.proxmox.body import FileBody
 from pvecri.proxmox.ctspec import ParameterValue, wire
+from pvecri.proxmox.errors import ConnectionLost
 from pvecri.proxmox.http import HttpClient, NoResponse, NotConnected, Response
 from pvecri.proxmox.tls import Trust, WrongFingerprint, untrusted
 
@@ -38,10 +39,6 @@ HEADERS = {"User-Agent": "pvecri", "Accept-Encoding": "identity"}
 
 _VARIABLES = {"nodes": "{node}", "lxc": "{vmid}", "storage": "{storage}", "tasks": "{upid}", "content": "{volume}"}
 """Path components that follow a given one, as placeholders for metrics."""
-
-
-class ConnectionLost(Unavailable):
-    """The request was sent and no response came: whether Proxmox has processed it is unknown."""
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +84,7 @@ class Transport:
     async def call(self, call: Call, into: type[T]) -> T:
         """Make the call and decode the response's `data` as type `into`.
 
-        Unavailable if Proxmox cannot be reached, ConnectionLost if a call that is not repeatable got no response,
+        Unavailable if Proxmox cannot be reached, ConnectionLost if the last request got no response,
         PermissionDenied, ProxmoxError or one of its kinds if Proxmox refuses.
         """
         assert self._auth is not None, "start() comes first"

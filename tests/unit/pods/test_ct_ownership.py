@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 from support.filled import filled
 
+from pvecri.errors import Unavailable
 from pvecri.linux.processes import Process
 from pvecri.model import (
     Sandbox,
@@ -87,7 +89,7 @@ class Answers:
 
 
 async def confirm(entry: PodEntry, answers: Answers) -> None:
-    await CtOwnership(cast(ProxmoxApi, answers)).confirm(entry)
+    await CtOwnership(cast(ProxmoxApi, answers), 30.0).confirm(entry)
 
 
 async def test_ct_with_the_pods_notes_volume_and_history_is_the_pods(tmp_path: Path) -> None:
@@ -127,6 +129,18 @@ async def test_ct_whose_own_destroy_has_just_ended_is_missing(tmp_path: Path) ->
     answers = Answers(replacement=DESTROYED, after=CtNotFound("read", "does not exist"))
     with pytest.raises(CtNotFound):
         await confirm(pod(tmp_path), answers)
+
+
+async def test_ct_whose_create_is_unanswered_may_appear_until_the_request_timeout(tmp_path: Path) -> None:
+    entry = pod(tmp_path, ct_made=False)
+    missing = Answers(CtNotFound("read", "does not exist"))
+    entry.create_unanswered = time.monotonic()
+    with pytest.raises(Unavailable, match=f"CT {VMID} does not exist yet"):
+        await confirm(entry, missing)
+    await confirm(entry, Answers())
+    entry.create_unanswered = time.monotonic() - 31
+    with pytest.raises(CtNotFound):
+        await confirm(entry, missing)
 
 
 async def test_running_ct_needs_no_evidence_of_proxmox(tmp_path: Path) -> None:
@@ -246,9 +260,9 @@ def test_added_volumes(option: str, value: str, own: str) -> None:
 
 async def test_ct_with_an_added_volume_may_be_stopped_and_not_destroyed(tmp_path: Path) -> None:
     volume = "local:900001/vm-900001-disk-1.raw"
-    ownership = CtOwnership(cast(ProxmoxApi, Answers(config(raw={"mp0": f"{volume},mp=/data"}))))
+    ownership = CtOwnership(cast(ProxmoxApi, Answers(config(raw={"mp0": f"{volume},mp=/data"}))), 30.0)
     await ownership.confirm(pod(tmp_path))
     with pytest.raises(AddedVolumes, match=rf"CT {VMID} .*mp0 {volume}.*pct move-volume {VMID} mp0"):
         await ownership.confirm_destroy(pod(tmp_path))
-    ownership = CtOwnership(cast(ProxmoxApi, Answers(config(raw={"mp0": "/srv/data,mp=/data"}))))
+    ownership = CtOwnership(cast(ProxmoxApi, Answers(config(raw={"mp0": "/srv/data,mp=/data"}))), 30.0)
     await ownership.confirm_destroy(pod(tmp_path))

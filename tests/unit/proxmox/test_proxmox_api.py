@@ -17,7 +17,7 @@ from pvecri.proxmox import rootfs_storage
 from pvecri.proxmox.answers import TaskEntry
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import CtSpec
-from pvecri.proxmox.errors import CtExists, CtLocked, CtNotFound, ProxmoxError, ProxmoxTaskError
+from pvecri.proxmox.errors import CreateUnanswered, CtExists, CtLocked, CtNotFound, ProxmoxError, ProxmoxTaskError
 from pvecri.proxmox.sizing import CtSize
 from pvecri.proxmox.tasks import POLL, newest_first
 
@@ -127,6 +127,49 @@ async def test_create_with_lost_response_is_found_by_description(pve: ScriptedPv
     pve.script("GET", "/nodes/pve/tasks", LISTED)
 
     assert str(await api.create_ct(SPEC)) == TASK
+
+    assert pve.count("POST", "/nodes/pve/lxc") == 1
+
+
+async def test_create_that_was_processed_before_it_was_sent_again_is_found(
+    pve: ScriptedPve, api: ProxmoxApi
+) -> None:
+    pve.script("POST", "/nodes/pve/lxc", dropped, refusal(500, f"CT {VMID} already exists on node 'pve'"))
+    pve.script("GET", f"{CT}/config", NO_CT, data({"description": "pod of uid 42\n"}))
+    pve.script("GET", "/nodes/pve/tasks", LISTED)
+
+    assert str(await api.create_ct(SPEC)) == TASK
+
+
+@pytest.mark.parametrize(
+    ("lost", "second"),
+    [
+        (dropped, refusal(500, "unable to activate storage 'local' - directory '/x' is unreachable")),
+        (dropped, dropped),
+        # pvedaemon continues with a request for whose response pveproxy has waited 30 s.
+        (refusal(596, "Connection timed out"), refusal(596, "Connection timed out")),
+    ],
+)
+async def test_create_that_may_still_be_processed_is_told_apart(
+    pve: ScriptedPve, api: ProxmoxApi, lost: Step, second: Step
+) -> None:
+    pve.script("POST", "/nodes/pve/lxc", lost, second)
+    pve.script("GET", f"{CT}/config", NO_CT)
+
+    with pytest.raises(CreateUnanswered, match="create CT 900001"):
+        await api.create_ct(SPEC)
+
+    assert pve.count("POST", "/nodes/pve/lxc") == 2
+
+
+async def test_create_is_not_sent_again_while_nobody_knows_whether_there_is_a_ct(
+    pve: ScriptedPve, api: ProxmoxApi
+) -> None:
+    pve.script("POST", "/nodes/pve/lxc", dropped)
+    pve.script("GET", f"{CT}/config", refusal(595, "Connection refused"))
+
+    with pytest.raises(CreateUnanswered):
+        await api.create_ct(SPEC)
 
     assert pve.count("POST", "/nodes/pve/lxc") == 1
 

@@ -17,8 +17,8 @@ from support.scripted_pve import ScriptedPve, data, dropped, redirect, refusal, 
 from pvecri.config.settings import ConfigError, ProxmoxConfig
 from pvecri.errors import PermissionDenied, Unavailable
 from pvecri.proxmox.answers import Version
-from pvecri.proxmox.errors import ProxmoxError
-from pvecri.proxmox.transport import Call, ConnectionLost, Transport, path_template
+from pvecri.proxmox.errors import ConnectionLost, ProxmoxError
+from pvecri.proxmox.transport import Call, Transport, path_template
 
 READ = Call(method="GET", path="/version", action="ask for the version")
 WRITE = Call(method="POST", path="/nodes/pve/lxc", action="create CT 900001", parameters={"vmid": 900_001})
@@ -100,6 +100,16 @@ async def test_write_without_a_response_is_not_retried(pve: ScriptedPve, tmp_pat
 
     async with transport(pve.config(tmp_path)) as client:
         with pytest.raises(ConnectionLost, match=r"create CT 900001.*proxmox\.url"):
+            await client.call(WRITE, str)
+
+    assert pve.count("POST", "/nodes/pve/lxc") == 1
+
+
+async def test_write_for_which_pveproxy_got_no_response_is_not_retried(pve: ScriptedPve, tmp_path: Path) -> None:
+    pve.script("POST", "/nodes/pve/lxc", refusal(596, "Connection timed out"))
+
+    async with transport(pve.config(tmp_path)) as client:
+        with pytest.raises(ConnectionLost, match="596 Connection timed out"):
             await client.call(WRITE, str)
 
     assert pve.count("POST", "/nodes/pve/lxc") == 1

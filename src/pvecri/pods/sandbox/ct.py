@@ -31,8 +31,9 @@ from pvecri.proxmox import ct_options, rootfs_storage
 from pvecri.proxmox.answers import CtConfig, Guest
 from pvecri.proxmox.api import ProxmoxApi
 from pvecri.proxmox.ctspec import CtSpec, ParameterValue, assignable_parameters, fingerprint, size_parameters
-from pvecri.proxmox.errors import CtExists, CtHidden, CtNotFound, ProxmoxError
+from pvecri.proxmox.errors import CreateUnanswered, CtExists, CtHidden, CtNotFound, ProxmoxError
 from pvecri.proxmox.sizing import MEMORY_MIN_MIB, CtSize, ct_size
+from pvecri.proxmox.upid import Upid
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class SandboxCts:
             enforce_node_allocatable=config.runtime.enforce_node_allocatable,
         )
         self._installation = installation
-        self._ownership = CtOwnership(proxmox)
+        self._ownership = CtOwnership(proxmox, config.proxmox.request_timeout)
         self._vmids = Vmids(config.proxmox.vmid_range, config.proxmox.node_name, self._guests, self._used_vmids)
         self._template = ""
         self._arch = ""
@@ -151,7 +152,7 @@ class SandboxCts:
             correlation.annotate(vmid=str(vmid))
             spec = self._spec(pod, interface)
             try:
-                upid = await self._proxmox.create_ct(spec)
+                upid = await self._send_create(pod, spec)
                 break
             except CtExists:
                 log.info("VMID %d belongs to another guest, trying the next", pod.value.vmid)
@@ -178,6 +179,14 @@ class SandboxCts:
         if pod.value.privileged:
             # A cgroup's device filter cannot allow what its parent's denies (decision 0050).
             self._cgroups.allow_devices(pod.cgroups.ct, EVERY_DEVICE)
+
+    async def _send_create(self, pod: PodEntry, spec: CtSpec) -> Upid:
+        """As `ProxmoxApi.create_ct`; sets `pod.create_unanswered` if the outcome stays unknown."""
+        try:
+            return await self._proxmox.create_ct(spec)
+        except (CreateUnanswered, asyncio.CancelledError):
+            pod.create_unanswered = time.monotonic()
+            raise
 
     def fingerprint(self, *, privileged: bool) -> str:
         """Identifies what a CT of this kind is created with and keeps while it runs; empty before `prepare`."""
@@ -284,7 +293,8 @@ class SandboxCts:
     async def destroy(self, pod: PodEntry) -> None:
         """Destroy the pod's CT and release its VMID. Idempotent.
 
-        A CT with that VMID that is not the pod's any more is left as it is (ct_ownership.py).
+        A CT with that VMID that is not the pod's any more is left as it is; Unavailable if there is none yet,
+        because Proxmox may still be processing its create (ct_ownership.py).
         """
         vmid = pod.value.vmid
         if not vmid:

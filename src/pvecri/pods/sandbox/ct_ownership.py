@@ -16,15 +16,16 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from pathlib import Path
 
-from pvecri.errors import FailedPrecondition
+from pvecri.errors import FailedPrecondition, Unavailable
 from pvecri.model import SandboxPhase, Vmid
 from pvecri.pods.registry import PodEntry
 from pvecri.pods.sandbox import ct_notes
 from pvecri.proxmox.answers import CtConfig
 from pvecri.proxmox.api import ProxmoxApi
-from pvecri.proxmox.errors import CtHidden, CtLocked, CtProtected
+from pvecri.proxmox.errors import CtHidden, CtLocked, CtNotFound, CtProtected
 
 DESTROY_END_TIMEOUT = 5.0
 """Seconds from a CT's leaving its pool to the end of its destroy: Proxmox removes firewall, jobs and config."""
@@ -44,11 +45,16 @@ _VOLUME_OPTION = re.compile(r"(?:mp|unused)\d+")
 class CtOwnership:
     """See the module."""
 
-    def __init__(self, proxmox: ProxmoxApi) -> None:
+    def __init__(self, proxmox: ProxmoxApi, request_timeout: float) -> None:
         self._proxmox = proxmox
+        self._request_timeout = request_timeout
 
     async def confirm(self, pod: PodEntry) -> None:
         """Raise NotOwnCt unless the CT is the pod's, CtNotFound if there is none.
+
+        After a create whose outcome is unknown, Unavailable instead of CtNotFound, for proxmox.request_timeout:
+        Proxmox activates storages, which may hang, before it writes the CT's config, and it finishes a request
+        whose client has gone (decision 0021).
 
         Call it right before each request that stops or destroys the CT. While a CT is being created its notes may
         be missing: waits for the end of the create, and raises CtLocked or CtHidden after proxmox.task_timeout.
@@ -87,6 +93,13 @@ class CtOwnership:
         vmid, created = pod.value.vmid, pod.value.ct_made
         try:
             config = await self._proxmox.idle_ct_config(vmid, DESTROY_END_TIMEOUT if created else None)
+        except CtNotFound as missing:
+            sent = pod.create_unanswered
+            if sent is not None and time.monotonic() < sent + self._request_timeout:
+                raise Unavailable(
+                    f"CT {vmid} does not exist yet: Proxmox has not answered its create, and may still process it"
+                ) from missing
+            raise
         except CtHidden as hidden:
             if pod.hidden or (not created and await self._proxmox.create_runs(vmid)):
                 raise
