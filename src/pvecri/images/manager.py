@@ -156,6 +156,11 @@ class ImageManager:
             self._tidy_soon()
 
     @property
+    def mounts_root(self) -> Path:
+        """The mount point below which containers' root filesystems are mounted."""
+        return self._driver.root
+
+    @property
     def generation(self) -> int:
         """Changes with every change of what `list` and `find` return."""
         return self._library.catalog.generation

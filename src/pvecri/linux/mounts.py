@@ -119,6 +119,11 @@ def make_shared(path: Path) -> None:
     mount("", path, "", MS_SHARED)
 
 
+def make_slaves(path: Path) -> None:
+    """Propagate no mount at or below `path` to peers, and still those of the peers to here."""
+    mount("", path, "", MS_SLAVE | MS_REC)
+
+
 def open_tree(path: Path, flags: int, *, recursive: bool = False) -> int:
     """open_tree(2): a file descriptor for the mount at `path`, with OPEN_TREE_CLONE for a detached copy of it.
 
@@ -317,6 +322,21 @@ def ensure_shared(path: Path) -> None:
         bind(path, path, recursive=True)
         make_private(path)
     make_shared(path)
+
+
+def is_bound_on_itself(path: Path) -> bool:
+    """Whether a mount is attached at `path` that shows the directory below it, as `ensure_shared` makes it."""
+    try:
+        fd = open_tree(path.parent, OPEN_TREE_CLONE)  # a copy of that mount alone, without those below
+    except OSError:  # EINVAL: it is unbindable
+        return False
+    try:
+        covered = os.stat(path.name, dir_fd=fd, follow_symlinks=False)
+        return is_mountpoint(path) and os.path.samestat(covered, path.stat())
+    except FileNotFoundError:
+        return False
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager

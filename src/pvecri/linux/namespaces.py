@@ -9,9 +9,12 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from pvecri.linux import libc, mounts
+
+CLONE_FS: Final = 0x200
+CLONE_NEWNS: Final = 0x20000
 
 T = TypeVar("T")
 
@@ -67,6 +70,18 @@ def run_inside(namespaces: list[Path], function: Callable[[], T]) -> T:
     if failure:
         raise failure[0]
     return outcome[0]
+
+
+def run_in_mount_namespace(namespace: int, function: Callable[[], T]) -> T:
+    """As `run_inside`, in the mount namespace that is open as `namespace`. Its root is the function's, too."""
+
+    def enter() -> T:
+        # Only a thread that shares its root and working directory with no other may change them (setns(2)).
+        libc.call("unshare", CLONE_FS)
+        libc.call("setns", namespace, CLONE_NEWNS)
+        return function()
+
+    return run_inside([], enter)
 
 
 def open_socket(netns: Path, family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:

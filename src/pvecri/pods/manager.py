@@ -32,6 +32,7 @@ from pvecri.pods.front.container import FrontContainers
 from pvecri.pods.front.sandbox import SWEEP_INTERVAL, FrontSandboxes
 from pvecri.pods.health import Condition, ProxmoxHealth, background_condition, conditions, image_store_condition
 from pvecri.pods.hooks import Hooks
+from pvecri.pods.monitor_mounts import MonitorMounts
 from pvecri.pods.node_downtime import INTERVAL as DOWNTIME_INTERVAL
 from pvecri.pods.node_downtime import NodeDowntime
 from pvecri.pods.recovery import Recovery
@@ -88,7 +89,10 @@ class PodManager:
         pauses.prepare()
         self._downtime = downtime = NodeDowntime(runtime.state_dir / "last-run")
         exits = ContainerExits(registry, images, oci_runtime, cgroups, exit_dir, hooks, supervisor, downtime)
-        self.container_starter = ContainerStarter(config, features, registry, oci_runtime, exits, hooks)
+        monitor_mounts = MonitorMounts((*_with_mounts(runtime), images.mounts_root), supervisor)
+        cts.drop_mounts = monitor_mounts.drop
+        starter = ContainerStarter(config, features, registry, oci_runtime, exits, hooks, monitor_mounts)
+        self.container_starter = starter
         self.container_stopper = stopper = ContainerStopper(registry, cgroups)
         self.container_remover = remover = ContainerRemover(registry, images, stopper, exits, hooks)
         self.container_updater = ContainerUpdater(features, registry, oci_runtime, hooks)
@@ -232,8 +236,17 @@ def _make_directories(runtime: RuntimeConfig) -> tuple[Path, Path]:
         directory.mkdir(mode=0o711, parents=True, exist_ok=True)
         directory.chmod(0o711)  # root of a pod's user namespace passes through
     exit_dir, oci_dir = runtime.run_dir / "exits", runtime.run_dir / "oci"
-    for directory in (exit_dir, oci_dir, runtime.run_dir / "pods", runtime.run_dir / "containers"):
+    for directory in (exit_dir, oci_dir, *_with_mounts(runtime)):
         directory.mkdir(mode=0o711, exist_ok=True)
-    # Mounts made here must appear in the mount namespaces of running conmons, and unmounts too.
+    # What is unmounted here must disappear from other mount namespaces, too.
     mounts.ensure_shared(runtime.run_dir)
+    for directory in _with_mounts(runtime):
+        # Not over mounts of an earlier version's pods, which would stay below.
+        if not any(directory.iterdir()):
+            mounts.ensure_shared(directory)
     return exit_dir, oci_dir
+
+
+def _with_mounts(runtime: RuntimeConfig) -> tuple[Path, ...]:
+    """The directories of the run directory below which pods and containers have mounts (monitor_mounts.py)."""
+    return runtime.run_dir / "pods", runtime.run_dir / "containers"

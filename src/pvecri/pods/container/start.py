@@ -23,6 +23,7 @@ from pvecri.oci.runtime import OciRuntime, Stdio
 from pvecri.pods.container import bundle, exposure, volumes
 from pvecri.pods.container.exit import START_ERROR_CODE, ContainerExits
 from pvecri.pods.hooks import Hooks
+from pvecri.pods.monitor_mounts import MonitorMounts
 from pvecri.pods.registry import ContainerEntry, PodEntry, Registry, refuse_front
 
 PIDS_OF_A_START = 32
@@ -42,8 +43,10 @@ class ContainerStarter:
         runtime: OciRuntime,
         exits: ContainerExits,
         hooks: Hooks,
+        monitor_mounts: MonitorMounts,
     ) -> None:
         self._config = config
+        self._mounts = monitor_mounts
         self._features = features
         self._registry = registry
         self._runtime = runtime
@@ -84,6 +87,8 @@ class ContainerStarter:
                 await self._hooks.started_container(pod, container)
             finally:
                 self._exits.watch(pod, container)  # only now: plugins must see PostStart before Stop
+                if container.process is not None:
+                    self._mounts.drop(container.process)
 
     async def _create_and_start(self, pod: PodEntry, container: ContainerEntry) -> None:
         await in_own_thread(partial(self._prepare, pod, container))

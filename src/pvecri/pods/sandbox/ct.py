@@ -84,6 +84,8 @@ class SandboxCts:
         self.idle.set()
         self.make_room: Callable[[], Awaitable[bool]] = _no_room
         """Called if a pod finds no free VMID; returns whether one was released."""
+        self.drop_mounts: Callable[[Process], None] = lambda _: None
+        """Called with the init of each new CT (monitor_mounts.py)."""
         self.removal_ended: Callable[[], Awaitable[bool]] = _no_room
         """Called next; waits for the CT of a removed pod and returns whether it is worth to look again."""
 
@@ -174,6 +176,7 @@ class SandboxCts:
         pod.init = Process(init)
         self._registry.save_pod(pod, replace(pod.value, mappings=id_mappings(init), ct_made=True))
         processes.set_oom_score_adj(init, INIT_OOM_SCORE_ADJ)
+        self.drop_mounts(pod.init)
         # Only now: the CT's cgroup is made by its start.
         self._kubelet.mirror(pod)
         if pod.value.privileged:
