@@ -238,7 +238,7 @@ DAMAGES = (
     Damage("The filesystem of images is nearly full", "With 8 MiB at `images.root`", "space", "free", _full),
     Damage(
         "The kubelet is configured for another runtime",
-        "With containerd's `containerRuntimeEndpoint`, `podPidsLimit: 10`, and without the feature gate",
+        "With containerd's `containerRuntimeEndpoint`, and `podPidsLimit: 10`",
         "kubelet",
         "podPidsLimit",
         _kubelet,
