@@ -17,9 +17,10 @@ SUBJECT = "kubelet"
 
 CONFIG = Path("/var/lib/kubelet/config.yaml")
 """kubeadm's."""
+DEFAULTS = "etc/default/kubelet"
 ARGUMENTS = (
     "var/lib/kubelet/kubeadm-flags.env",
-    "etc/default/kubelet",
+    DEFAULTS,
     "etc/systemd/system/kubelet.service.d/*.conf",
 )
 """Files with the kubelet's arguments, below /."""
@@ -37,7 +38,7 @@ def check(config: Config, path: Path = CONFIG, root: Path = Path("/")) -> Iterat
     except (OSError, ValueError, yaml.YAMLError) as error:
         yield Finding("problem", SUBJECT, f"{path}: {error}".replace("\n", " "), "mend the file")
         return
-    arguments = "\n".join(file.read_text() for each in ARGUMENTS for file in sorted(root.glob(each)))
+    arguments = _arguments(root)
     ours = f"unix://{config.runtime.socket}"
     given = re.search(r"""--container-runtime-endpoint[= ]"?([^\s"\\]+)""", arguments)
     endpoint = given[1] if given else str(settings.get("containerRuntimeEndpoint", ""))
@@ -63,6 +64,17 @@ def check(config: Config, path: Path = CONFIG, root: Path = Path("/")) -> Iterat
     if isinstance(pids, int) and 0 < pids < MIN_PIDS:
         message = f"{path}: podPidsLimit {pids} is too little for a pod's init and monitors"
         yield Finding("warning", SUBJECT, message, f"set at least {MIN_PIDS}")
+
+
+def _arguments(root: Path) -> str:
+    """The text of the files with the kubelet's arguments, without what another of them overrides."""
+    texts = {file: file.read_text() for each in ARGUMENTS for file in sorted(root.glob(each))}
+    of_administrator = texts.get(root / DEFAULTS, "")
+    if re.search(r"^KUBELET_EXTRA_ARGS=", of_administrator, re.MULTILINE):
+        # kubeadm's unit reads it by EnvironmentFile=, which overrides each Environment= (systemd.exec(5)).
+        overridden = re.compile(r'^Environment="KUBELET_EXTRA_ARGS=[^"]*"', re.MULTILINE)
+        texts = {file: overridden.sub("", text) for file, text in texts.items()}
+    return "\n".join(texts.values())
 
 
 def max_pods(path: Path = CONFIG) -> int | None:

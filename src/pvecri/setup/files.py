@@ -17,14 +17,16 @@ timeout: 60
 
 KUBELET = """\
 # The kubelet uses pvecri: /etc/systemd/system/kubelet.service.d/20-pvecri.conf
-# KUBELET_EXTRA_ARGS is kubeadm's variable for additional arguments. Alternatively set
+# KUBELET_CONFIG_ARGS is a variable of kubeadm's unit; --config is its own value. KUBELET_EXTRA_ARGS is left to the
+# administrator: /etc/default/kubelet, which Kubernetes' package has, overrides a drop-in. Alternatively set
 # `containerRuntimeEndpoint` and `featureGates` in the kubelet's configuration file (examples/kubelet.yaml).
 [Unit]
 Wants=pvecri.service
 After=pvecri.service
 
 [Service]
-Environment="KUBELET_EXTRA_ARGS=--container-runtime-endpoint=unix:///run/pvecri/pvecri.sock \\
+Environment="KUBELET_CONFIG_ARGS=--config=/var/lib/kubelet/config.yaml \\
+    --container-runtime-endpoint=unix:///run/pvecri/pvecri.sock \\
     --feature-gates=PodAndContainerStatsFromCRI=true"
 """
 

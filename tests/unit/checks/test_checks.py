@@ -18,6 +18,7 @@ from pvecri.checks.finding import Finding
 from pvecri.config.settings import Config, parse
 from pvecri.observability import logs
 from pvecri.pods.store import SCHEMA_VERSION, Store
+from pvecri.setup import files as files_of_setup
 
 
 def parsed(text: str) -> Config:
@@ -292,6 +293,20 @@ def test_arguments_of_the_kubelet_count_too(tmp_path: Path) -> None:
     assert list(kubelet.check(Config(), path, root)) == []
     other = parsed('[runtime]\nsocket = "/run/other.sock"')
     only(kubelet.check(other, path, root), "warning", "the kubelet uses unix:///run/pvecri/pvecri.sock")
+
+
+def test_arguments_of_the_kubelet_that_its_package_overrides_do_not_count(tmp_path: Path) -> None:
+    """Kubernetes' package has /etc/default/kubelet with an empty KUBELET_EXTRA_ARGS."""
+    path, root = tmp_path / "config.yaml", tmp_path / "root"
+    path.write_text("maxPods: 42\n")
+    defaults, drop_in = root / "etc/default/kubelet", root / "etc/systemd/system/kubelet.service.d/20-pvecri.conf"
+    for each in (defaults, drop_in):
+        each.parent.mkdir(parents=True)
+    defaults.write_text("KUBELET_EXTRA_ARGS=\n")
+    drop_in.write_text(files_of_setup.KUBELET)
+    assert list(kubelet.check(Config(), path, root)) == []
+    drop_in.write_text(files_of_setup.KUBELET.replace("KUBELET_CONFIG_ARGS", "KUBELET_EXTRA_ARGS"))
+    only(kubelet.check(Config(), path, root), "warning", "without the feature gate")
 
 
 @pytest.mark.parametrize("endpoint", ["crio/crio", "containerd/containerd"])
