@@ -59,13 +59,14 @@ async def client_of(
         context.load_cert_chain(*certificate)
         der = ssl.PEM_cert_to_DER_cert(Path(certificate[0]).read_text())
         config = ProxmoxConfig(fingerprint=hashlib.sha256(der).hexdigest())
-    async with await asyncio.start_server(handler, "127.0.0.1", 0, ssl=context) as server:
-        url = f"http{'s' if context else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        client = HttpClient(url, Trust(config), connections=connections, keepalive=keepalive)
-        try:
-            yield client
-        finally:
-            client.close()
+    server = await asyncio.start_server(handler, "127.0.0.1", 0, ssl=context)
+    url = f"http{'s' if context else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    client = HttpClient(url, Trust(config), connections=connections, keepalive=keepalive)
+    try:
+        yield client
+    finally:
+        client.close()
+        server.close()  # without wait_closed: since Python 3.12 that waits for handlers, and some here never end
 
 
 async def get(client: HttpClient) -> bytes:
