@@ -329,7 +329,7 @@ class OciRuntime:
         """
         options = ["--tty"] * tty
         if self._features.oci_runtime.exec_ignores_cwd:
-            options += ["--cwd", runtime_spec.decode(bundle.spec.read_bytes()).process.cwd]
+            options += ["--cwd", runtime_spec.working_directory(bundle.spec.read_bytes())]
         return [*_enter_namespaces(pod), *self._oci("exec", *options, container, *command)]
 
     async def start_exec(

@@ -298,3 +298,16 @@ def encode(spec: Spec) -> bytes:
 def decode(document: bytes) -> Spec:
     """The spec of a config.json that `encode` wrote."""
     return msgspec.json.decode(document, type=Spec)
+
+
+class _Command(Part, frozen=True):
+    cwd: str
+
+
+class _Executable(Part, frozen=True):
+    process: _Command
+
+
+def working_directory(document: bytes) -> str:
+    """`process.cwd` of any config.json, also of one that a front has written."""
+    return msgspec.json.decode(document, type=_Executable).process.cwd

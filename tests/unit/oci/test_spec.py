@@ -13,7 +13,7 @@ from support.plans import FEATURES, V1, able, configured, plan, secured
 from pvecri.errors import InvalidArgument
 from pvecri.linux.cgroups import DeviceRule
 from pvecri.model import Capabilities, ContainerUser, ImageConfig, ProfileKind, Resources, SecurityProfile
-from pvecri.oci import spec
+from pvecri.oci import runtime_spec, spec
 
 
 def built(**changes: Any) -> dict[str, Any]:
@@ -25,6 +25,12 @@ def test_spec_has_every_section() -> None:
     document = built()
     assert set(document) == {"ociVersion", "root", "process", "mounts", "annotations", "linux"}
     assert document["root"] == {"path": "/rootfs", "readonly": False}
+
+
+def test_working_directory_of_a_spec_that_a_front_wrote() -> None:
+    """Go's encoder leaves out what is false, 0 or empty: `terminal`, `readonly` and more."""
+    document = b'{"ociVersion": "1.1.0", "root": {"path": "r"}, "process": {"user": {"uid": 0}, "cwd": "/srv"}}'
+    assert runtime_spec.working_directory(document) == "/srv"
 
 
 def test_readonly_rootfs_is_set() -> None:
