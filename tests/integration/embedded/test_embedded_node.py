@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ async def create(node: NodeProcess, **options: Any) -> None:
     await node.task("POST", "/nodes/pve/lxc", parameters)
     if parameters["start"]:
         await node.tasks_ended(f"vmid={parameters['vmid']}")
+
+
+def ticks_since_boot() -> int:
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
 
 
 async def init_pid(node: NodeProcess) -> int:
@@ -188,6 +193,18 @@ async def test_running_cts_survive_a_restart_of_the_api(node: NodeProcess) -> No
     assert any(task["type"] == "vzcreate" for task in await node.get(f"/nodes/pve/tasks?vmid={VMID}"))
     await node.task("POST", f"{CT}/status/stop")
     await node.task("POST", f"{CT}/status/start")
+
+
+async def test_start_of_a_tasks_worker_tells_its_place_among_those_of_an_earlier_api(node: NodeProcess) -> None:
+    """Not by its PID: those of later workers are smaller once kernel.pid_max is reached."""
+    begin = ticks_since_boot()
+    await create(node)
+    await node.restart()
+    await node.task("POST", f"{CT}/status/stop")
+    tasks = await node.get(f"/nodes/pve/tasks?vmid={VMID}&source=all")
+    by_start = sorted(tasks, key=lambda task: task["pstart"])
+    assert [task["type"] for task in by_start] == ["vzcreate", "vzstart", "vzstop"]
+    assert begin <= by_start[0]["pstart"] <= by_start[-1]["pstart"] <= ticks_since_boot()
 
 
 async def test_ct_that_ended_without_the_api_is_stopped_after_the_restart(node: NodeProcess) -> None:

@@ -56,6 +56,7 @@ class TaskApi(Base):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._pids = itertools.count(os.getpid())
+        self._last_start = 0
         self._running: dict[str, asyncio.Task[None]] = {}
         self._active: list[Record] = []
         """Those that are not in the archive: `tasklog` has both."""
@@ -76,7 +77,7 @@ class TaskApi(Base):
         """Start a task and return its UPID; it runs on its own. `after` follows `body` without the config lock."""
         upid, pid, start = self._upid(node, ttype, tid, user)
         record = {
-            "upid": upid, "node": node, "pid": pid, "pstart": pid * 7, "starttime": start, "type": ttype,
+            "upid": upid, "node": node, "pid": pid, "pstart": self._last_start, "starttime": start, "type": ttype,
             "id": str(tid), "user": user, "status": "running", "log": list(log),
         }  # fmt: skip
         # A worker that a worker forks has no parent who reaps it, once that one has ended.
@@ -87,9 +88,20 @@ class TaskApi(Base):
         self._write_down(record)
         self.archive_ended()
         running = asyncio.create_task(self._work(record, body, after, vm if lock else None, vm))
-        self._running[record["upid"]] = running
+        self._running[upid] = running
         running.add_done_callback(lambda _: self._reap(record, orphan=orphan))
-        return str(upid)
+        return upid
+
+    def _upid(self, node: str, ttype: str, tid: object, user: str) -> tuple[str, int, int]:
+        """A new task's UPID, PID and time; `_last_start` is when its worker started, in clock ticks since boot.
+
+        That is what tells the order of tasks (the clock may be set back), also of those of an earlier API process.
+        Each has a tick of its own: here a task may end in less than one.
+        """
+        pid, start = next(self._pids), int(time.time())
+        ticks = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+        self._last_start = max(self._last_start + 1, ticks)
+        return f"UPID:{node}:{pid:08X}:{self._last_start:08X}:{start:08X}:{ttype}:{tid}:{user}:", pid, start
 
     def _reap(self, record: Record, *, orphan: bool) -> None:
         del self._running[record["upid"]]
