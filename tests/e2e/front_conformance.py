@@ -99,6 +99,10 @@ class FrontConformance:
     def need_sandbox_container(self) -> None:
         """Skip the test if the front cannot create a container for the sandbox itself here."""
 
+    def sees_usage(self) -> bool:
+        """Whether the front can read the usage of a container here."""
+        return True
+
     @pytest.fixture
     def client(self, runtime: Runtime) -> Iterator[KubeletClient]:
         """A client of the front, whose pods are removed at the end."""
@@ -106,6 +110,8 @@ class FrontConformance:
         try:
             yield client
         finally:
+            for container in client.containers():
+                client.stop(container.id)  # CRI-O gives those of a pod all the time that the call has
             for pod in client.pods():
                 client.stop_pod(pod.id)
                 client.remove_pod(pod.id)
@@ -177,7 +183,8 @@ class FrontConformance:
             pb.UpdateContainerResourcesRequest(container_id=container, linux=resources)
         )
         request = pb.ContainerStatsRequest(container_id=container)
-        assert client.runtime.ContainerStats(request).stats.memory.working_set_bytes.value > 0
+        used = client.runtime.ContainerStats(request).stats.memory.working_set_bytes.value
+        assert (used > 0) is self.sees_usage()
         assert front.machine.client.output(container, "echo", "here") == "here\n"
 
     @pytest.mark.parametrize("who", ["pvecri", "front"])
@@ -192,6 +199,7 @@ class FrontConformance:
             runtime.start().close()
         eventually(lambda: client.status(container).state == pb.CONTAINER_RUNNING, "the container is known")
         assert client.output(container, "echo", "hello") == "hello\n"
+        client.stop(container)
         client.stop_pod(pod)
         client.remove_pod(pod)
         front.wait_until_nothing_left()
@@ -199,5 +207,5 @@ class FrontConformance:
     def test_without_pvecri_the_pod_says_what_to_do(self, client: KubeletClient, front: Front) -> None:
         front.machine.stop()
         with pytest.raises(Exception, match=r"cannot reach pvecri .*systemctl start pvecri"):
-            client.run_pod()
+            client.run(client.run_pod(), "true")  # CRI-O starts nothing for the pod alone
         front.machine.start()

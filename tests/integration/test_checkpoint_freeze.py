@@ -12,14 +12,19 @@ from pvecri.linux import cgroups
 from pvecri.oci.runtime import Bundle
 
 
+def frozen(groups: cgroups.Cgroups, group: str) -> bool:
+    """Version 1 does not freeze a process that has just forked, but for being asked again."""
+    groups.freeze(group, frozen=True)
+    return groups.is_frozen(group)
+
+
 def test_container_frozen_for_a_checkpoint_is_thawed_after_a_crash(
     machine: Machine, cri: CriClient, pod: str, container: str
 ) -> None:
     groups, group = cgroups.detect(), f"/lxc/{cri.vmid(pod)}/{container}"
     bundle = Bundle(Path(machine.directory / "run/containers" / container))
     bundle.frozen_file.touch()
-    groups.freeze(group, frozen=True)
-    eventually(lambda: groups.is_frozen(group), "it is frozen")
+    eventually(lambda: frozen(groups, group), "it is frozen")
     machine.restart()
     eventually(lambda: not groups.is_frozen(group), "it is thawed")
     assert not bundle.frozen_file.exists()
@@ -29,7 +34,6 @@ def test_container_that_somebody_else_froze_stays_frozen_over_a_restart(
     machine: Machine, cri: CriClient, pod: str, container: str
 ) -> None:
     groups, group = cgroups.detect(), f"/lxc/{cri.vmid(pod)}/{container}"
-    groups.freeze(group, frozen=True)
-    eventually(lambda: groups.is_frozen(group), "it is frozen")
+    eventually(lambda: frozen(groups, group), "it is frozen")
     machine.restart()
     assert groups.is_frozen(group)

@@ -352,13 +352,23 @@ def _close(descriptor: int) -> None:
         os.close(descriptor)
 
 
+def _removed(directory: Path) -> bool:
+    """Whether it could be removed: podman cleans up after a container when it likes, and mounts."""
+    mounts.umount_below(directory)
+    try:
+        shutil.rmtree(directory)
+    except OSError:  # EBUSY, ENOTEMPTY
+        return False
+    return True
+
+
 @contextmanager
 def front(machine: Machine, program: Path) -> Iterator[Front]:
     """A front of a machine; at the end its callers are gone, and its pods and cgroups, too."""
     with ExitStack() as undo:
         directory = machine.directory / "front"
         directory.mkdir()
-        undo.callback(shutil.rmtree, directory)
+        undo.callback(eventually, lambda: _removed(directory), "the front's directory is removed")
         undo.callback(cgroups.detect().remove, CGROUP)
         undo.callback(machine.clean)
         yield Front(machine, program, directory, undo)
