@@ -7,33 +7,27 @@ from pathlib import Path
 
 from support.cri_client import CriClient, eventually
 from support.daemon import Machine
+from support.freezer import GROUPS, freeze
 
-from pvecri.linux import cgroups
 from pvecri.oci.runtime import Bundle
-
-
-def frozen(groups: cgroups.Cgroups, group: str) -> bool:
-    """Version 1 does not freeze a process that has just forked, but for being asked again."""
-    groups.freeze(group, frozen=True)
-    return groups.is_frozen(group)
 
 
 def test_container_frozen_for_a_checkpoint_is_thawed_after_a_crash(
     machine: Machine, cri: CriClient, pod: str, container: str
 ) -> None:
-    groups, group = cgroups.detect(), f"/lxc/{cri.vmid(pod)}/{container}"
+    group = f"/lxc/{cri.vmid(pod)}/{container}"
     bundle = Bundle(Path(machine.directory / "run/containers" / container))
     bundle.frozen_file.touch()
-    eventually(lambda: frozen(groups, group), "it is frozen")
+    freeze(group)
     machine.restart()
-    eventually(lambda: not groups.is_frozen(group), "it is thawed")
+    eventually(lambda: not GROUPS.is_frozen(group), "it is thawed")
     assert not bundle.frozen_file.exists()
 
 
 def test_container_that_somebody_else_froze_stays_frozen_over_a_restart(
     machine: Machine, cri: CriClient, pod: str, container: str
 ) -> None:
-    groups, group = cgroups.detect(), f"/lxc/{cri.vmid(pod)}/{container}"
-    eventually(lambda: frozen(groups, group), "it is frozen")
+    group = f"/lxc/{cri.vmid(pod)}/{container}"
+    freeze(group)
     machine.restart()
-    assert groups.is_frozen(group)
+    assert GROUPS.is_frozen(group)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -72,12 +73,18 @@ def test_pod_needs_a_network_configuration(machine: Machine, cri: CriClient) -> 
     machine.assert_nothing_left()
 
 
-def test_pod_stays_until_its_network_can_be_detached(machine: Machine, cri: CriClient) -> None:
+def stuck_pod(machine: Machine, cri: CriClient) -> tuple[str, Path]:
+    """A pod, and the file with which its network's DEL fails as long as it exists."""
     stuck = machine.directory / "stuck"
     script = f'[ $CNI_COMMAND = DEL ] && [ -e {stuck} ] && {{ echo \'{{"code": 99, "msg": "stuck"}}\'; exit 1; }}'
     machine.write_network(machine.write_plugin("sticky", f"{script}\n[ $CNI_COMMAND = ADD ] && cat || true"))
     pod = cri.run_pod()
     stuck.touch()
+    return pod, stuck
+
+
+def test_pod_stays_until_its_network_can_be_detached(machine: Machine, cri: CriClient) -> None:
+    pod, stuck = stuck_pod(machine, cri)
     with refused(grpc.StatusCode.INTERNAL, "CNI plugin sticky .*: DEL: .*stuck"):
         cri.remove_pod(pod)
     assert [each.id for each in cri.pods()] == [pod]
@@ -87,11 +94,7 @@ def test_pod_stays_until_its_network_can_be_detached(machine: Machine, cri: CriC
 
 
 def test_ct_ends_although_its_network_cannot_be_detached(machine: Machine, cri: CriClient) -> None:
-    stuck = machine.directory / "stuck"
-    script = f'[ $CNI_COMMAND = DEL ] && [ -e {stuck} ] && {{ echo \'{{"code": 99, "msg": "stuck"}}\'; exit 1; }}'
-    machine.write_network(machine.write_plugin("sticky", f"{script}\n[ $CNI_COMMAND = ADD ] && cat || true"))
-    pod = cri.run_pod()
-    stuck.touch()
+    pod, stuck = stuck_pod(machine, cri)
     with refused(grpc.StatusCode.INTERNAL, "CNI plugin sticky .*: DEL: .*stuck"):
         cri.stop_pod(pod)
     vmid = cri.vmid(pod)
@@ -130,7 +133,7 @@ def test_name_of_a_failed_pod_can_be_reused(machine: Machine, embedded: Embedded
     embedded.fault(task="vzcreate", text="no space")
     with refused(grpc.StatusCode.INTERNAL, "no space"):
         cri.run_pod(config)
-    eventually(lambda: set(machine.leftovers()) <= machine.usual, "it is gone")
+    machine.wait_until_nothing_left()
     cri.run_pod(config)
 
 

@@ -30,7 +30,7 @@ def test_unreachable_proxmox_is_unavailable_and_names_the_setting(
     with refused(grpc.StatusCode.UNAVAILABLE, r"cannot connect to https://127.*check proxmox\.url"):
         cri.run_pod()
     embedded.start()
-    eventually(lambda: set(machine.leftovers()) <= machine.usual, "the pod that failed is gone")
+    machine.wait_until_nothing_left()
 
 
 def test_runtime_is_not_ready_without_proxmox(machine: Machine, embedded: EmbeddedNode, cri: CriClient) -> None:
@@ -95,7 +95,7 @@ def test_ct_that_does_not_start_in_time_is_destroyed(machine: Machine, embedded:
         grpc.StatusCode.DEADLINE_EXCEEDED, r"CT \d+ did not start within 0\.5 s \(runtime\.start_timeout\)"
     ):
         machine.client.run_pod()
-    eventually(lambda: set(machine.leftovers()) <= machine.usual, "the CT is gone")
+    machine.wait_until_nothing_left()
     machine.restart()
 
 

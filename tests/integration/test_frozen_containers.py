@@ -8,24 +8,11 @@ from collections.abc import Callable
 import pytest
 from support.cri_client import CriClient, eventually, security
 from support.daemon import Machine
+from support.freezer import GROUPS, freeze
 
 from pvecri.cri.proto import cri_pb2 as pb
-from pvecri.linux import cgroups
 
-GROUPS = cgroups.detect()
 COUNTS = "while true; do echo counted; usleep 1000; done"
-
-
-def freeze(group: str) -> None:
-    """Freeze a cgroup, as `runc pause` and `pct suspend` do: version 1's freezer may stay FREEZING until it is
-    written again.
-    """
-
-    def is_frozen() -> bool:
-        GROUPS.freeze(group, frozen=True)
-        return GROUPS.is_frozen(group)
-
-    eventually(is_frozen, f"{group} is frozen")
 
 
 def freeze_container(cri: CriClient, pod: str, container: str) -> None:

@@ -162,7 +162,7 @@ def test_cancelled_call_leaves_nothing(
     eventually(lambda: machine.node.cts() & set(machine.vmids), "the CT's config is there")
     call.cancel()
     embedded.clear_faults()
-    eventually(lambda: set(machine.leftovers()) <= machine.usual, "all is undone")
+    machine.wait_until_nothing_left()
     eventually(lambda: not machine.node.cts() & set(machine.vmids), "the CT is gone")
 
 
@@ -171,7 +171,7 @@ def test_expired_deadline_leaves_nothing(machine: Machine, embedded: EmbeddedNod
     with refused(grpc.StatusCode.DEADLINE_EXCEEDED, ""):
         cri.run_pod(timeout=0.5)
     embedded.clear_faults()
-    eventually(lambda: set(machine.leftovers()) <= machine.usual, "all is undone")
+    machine.wait_until_nothing_left()
 
 
 @pytest.mark.parametrize("end", ["cancelled", "daemon killed"])

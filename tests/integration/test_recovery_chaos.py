@@ -46,5 +46,5 @@ def test_daemon_killed_at_random_times_leaves_nothing(machine: Machine, cri: Cri
             machine.start()
     for pod in machine.client.pods():
         machine.client.remove_pod(pod.id)
-    eventually(lambda: set(machine.leftovers()) <= machine.usual, "all is cleaned up")
+    machine.wait_until_nothing_left()
     eventually(lambda: not machine.node.cts() & set(machine.vmids), "no CT is left")

@@ -180,7 +180,7 @@ def test_firewall_rules_of_pods_whose_rows_were_lost_are_removed(machine: Machin
     forget_pods(machine.state_dir / "pods.db")
     machine.start()
     machine.node.remove_ct(vmid)  # a CT without a record is left to a person
-    eventually(lambda: set(machine.leftovers()) <= machine.usual, "all else is removed")
+    machine.wait_until_nothing_left()
     assert rules() == []
 
 

@@ -334,7 +334,7 @@ def test_daemon_killed_at_random_times_loses_and_leaves_nothing(
         machine.client.remove_pod(pod.id)
     machine.stop()
     machine.start()
-    eventually(lambda: set(machine.leftovers()) <= machine.usual, "all is cleaned up")
+    machine.wait_until_nothing_left()
     eventually(lambda: not machine.node.cts() & set(machine.vmids), "no CT is left")
 
 

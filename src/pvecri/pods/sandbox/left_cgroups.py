@@ -10,17 +10,19 @@ from __future__ import annotations
 import logging
 
 from pvecri.linux.cgroups import Cgroups
+from pvecri.model import Vmid
+from pvecri.oci.pod_cgroups import PodCgroups
 
 log = logging.getLogger(__name__)
 
 
-def remove(cgroups: Cgroups, vmid: int) -> bool:
+def remove(cgroups: Cgroups, vmid: Vmid) -> bool:
     """Remove the empty cgroups of a CT that does not exist; whether there are none any more. Idempotent.
 
     Nothing is removed while a process is in one of them: it is that of a CT that our account may not see, or one
     that a person has to look at (`pvecri check`).
     """
-    groups = [f"/lxc/{vmid}", f"/lxc.monitor/{vmid}"]
+    groups = [PodCgroups(vmid).ct, f"/lxc.monitor/{vmid}"]
     left = [group for group in groups if cgroups.exists(group)]
     if not left:
         return True
